@@ -1,0 +1,47 @@
+"""dyn-probe: exact per-pair gradient dynamics for preference training of language models.
+
+The names below are the whole public surface. They load on first use, so that reading a trace never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "PairBatch": "dyn_probe.pairs",
+    "sequence_logps": "dyn_probe.pairs",
+    "token_logps": "dyn_probe.pairs",
+    "pair_gradients": "dyn_probe.gram",
+    "row_gram": "dyn_probe.gram",
+    "Probe": "dyn_probe.probe",
+    "load_trace": "dyn_probe.trace.reader",
+    "DynProbeError": "dyn_probe.errors",
+    "BadInput": "dyn_probe.errors",
+    "UnsupportedUse": "dyn_probe.errors",
+    "TraceError": "dyn_probe.errors",
+    "CertificationError": "dyn_probe.errors",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from dyn_probe.errors import BadInput, CertificationError, DynProbeError, TraceError, UnsupportedUse
+    from dyn_probe.gram import pair_gradients, row_gram
+    from dyn_probe.pairs import PairBatch, sequence_logps, token_logps
+    from dyn_probe.probe import Probe
+    from dyn_probe.trace.reader import load_trace
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dyn_probe' has no attribute {name!r}; it has: {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

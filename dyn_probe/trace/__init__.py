@@ -1,0 +1,1 @@
+"""The trace: what a recorder writes and a report reads. Nothing here imports torch."""
