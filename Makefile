@@ -1,0 +1,65 @@
+# The doors of the project: `make demo` shows it, `make test` tests it, `make check` adds format, lint and types.
+# Every install step leaves a stamp in the environment and runs again only when its inputs change.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+RUN ?= runs/demo
+JOBS ?= 2
+
+# Tests and docs need no network, and on a small machine two processes with one thread each beat one with two.
+QUIET_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=agg NO_MKDOCS_2_WARNING=1
+PYTEST := $(QUIET_ENV) $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow check lint docs clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.stamp-package  ## install, record a run on the built-in model and data, write its report
+	$(BIN)/dyn-probe record --out $(RUN) --force
+	$(BIN)/dyn-probe report $(RUN) --force
+	@echo
+	@echo "The report is one file, made from the run just recorded:"
+	@echo "  $(CURDIR)/$(RUN)/report/report.html"
+
+test: $(VENV)/.stamp-dev  ## all fast tests, the notebooks and the docs
+	$(PYTEST) -n $(JOBS) -m "not slow and not gpu" --nbmake tests notebooks
+
+check: lint test  ## format, lint, types, tests
+
+lint: $(VENV)/.stamp-dev  ## format, lint and types only
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+slow: $(VENV)/.stamp-dev  ## long reproductions
+	$(PYTEST) -m "slow and not gpu" tests
+
+docs: $(VENV)/.stamp-dev  ## bring the generated pages up to date and build the site
+	$(BIN)/python docs/generate.py
+	$(QUIET_ENV) $(BIN)/mkdocs build --strict --quiet
+	@echo "The docs: $(CURDIR)/site/index.html"
+
+clean:  ## remove the environment, caches and built docs (recorded runs stay)
+	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone: by its exact pin, so that resolving the rest cannot choose another build of it.
+$(VENV)/.stamp-torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "dyn-probe needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name a newer one, for example: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+$(VENV)/.stamp-package: $(VENV)/.stamp-torch pyproject.toml
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-package
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
