@@ -1,0 +1,154 @@
+"""What every tracked file must be: free of machine paths and odd hosts, short, documented where public."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST_FILE = 400
+
+HOSTS = frozenset(
+    {
+        "arxiv.org",
+        "github.com",
+        "huggingface.co",
+        "keepachangelog.com",
+        "semver.org",
+        "www.apache.org",
+        "www.w3.org",
+    }
+)
+"""Hosts that a tracked file may name: papers, code, the formats' own homes. No package registry."""
+
+MACHINE_PATH = re.compile(r"(?<![\w.:/<>\[\]-])/(?:home|root|work|opt|srv|mnt|Users|private|workspace)/\w")
+REGISTRY_OPTION = re.compile(r"--(?:(?:extra-)?index-url|find-links|trusted-host)")
+ADDRESS = re.compile(r"https?://[^\s\"'`<>)\]}\\]+")
+
+
+def tracked() -> list[Path]:
+    """Every text file that git tracks (or would, once added), except the licence."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    paths = [ROOT / name for name in sorted(set(listed)) if name != "LICENSE"]
+    return [path for path in paths if path.is_file() and path.suffix not in {".png", ".parquet", ".arrow"}]
+
+
+def foreign(text: str) -> list[str]:
+    """Machine paths, registry options and unknown hosts that ``text`` names."""
+    hosts = {urlsplit(address).hostname or "" for address in ADDRESS.findall(text)} - HOSTS
+    local = {host for host in hosts if host in {"localhost", "127.0.0.1"} or host.endswith(".example")}
+    found = [match.group() for rule in (MACHINE_PATH, REGISTRY_OPTION) for match in rule.finditer(text)]
+    return [*found, *sorted(hosts - local)]
+
+
+def undocumented(source: str) -> list[str]:
+    """Public functions, classes and methods of ``source`` that lack a docstring or an annotation."""
+    return [
+        f"line {node.lineno}: {node.name} has {complaint}"
+        for node in _public(ast.parse(source))
+        for complaint in _complaints(node)
+    ]
+
+
+def _public(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
+            yield node
+            if isinstance(node, ast.ClassDef) and not _is_autograd(node):
+                yield from (
+                    child
+                    for child in node.body
+                    if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and child.name[0] != "_"
+                )
+
+
+def _is_autograd(node: ast.ClassDef) -> bool:
+    """An autograd Function's methods are torch's interface; its class docstring says what it computes."""
+    return any(ast.unparse(base).endswith("autograd.Function") for base in node.bases)
+
+
+def _complaints(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> Iterator[str]:
+    if not ast.get_docstring(node):
+        yield "no docstring"
+    if isinstance(node, ast.ClassDef):
+        return
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    bare = [a.arg for a in arguments if a.annotation is None and a.arg not in {"self", "cls"}]
+    if bare:
+        yield f"arguments without annotation: {', '.join(bare)}"
+    if node.returns is None:
+        yield "no return annotation"
+
+
+def library_files() -> list[Path]:
+    """Every Python file of the two packages."""
+    return sorted([*(ROOT / "dyn_probe").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
+
+
+def _name(value: object) -> str:
+    return str(value.relative_to(ROOT)) if isinstance(value, Path) else ""
+
+
+@pytest.mark.parametrize("path", tracked(), ids=_name)
+def test_no_machine_paths_or_registry_hosts(path: Path) -> None:
+    assert foreign(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", [p for p in tracked() if p.suffix == ".py"], ids=_name)
+def test_files_are_short(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST_FILE, f"{lines} lines; split it by noun, {LONGEST_FILE} is the most"
+
+
+@pytest.mark.parametrize("path", library_files(), ids=_name)
+def test_public_names_are_documented_and_typed(path: Path) -> None:
+    assert undocumented(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cd /home" + "/ann/project",
+        "pip install --index" + "-url x",
+        "see https:" + "//packages.invalid/simple/torch",
+    ],
+)
+def test_a_foreign_name_is_found(text: str) -> None:
+    assert foreign(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["see https://arxiv.org/abs/2410.13828", "a/work/b", "GET https://x.example/home/me"]
+)
+def test_an_ordinary_text_passes(text: str) -> None:
+    assert foreign(text) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(x: int) -> int:\n    return x",
+        'def f(x) -> int:\n    """Doc."""',
+        'def f(x: int):\n    """Doc."""',
+        "class C:\n    x = 1",
+        'class C:\n    """Doc."""\n    def f(self) -> int:\n        return 1',
+    ],
+)
+def test_an_undocumented_name_is_found(source: str) -> None:
+    assert undocumented(source)
+
+
+def test_a_documented_name_passes() -> None:
+    assert undocumented('def f(x: int) -> int:\n    """Doc."""\n\ndef _g(x):\n    return x') == []
