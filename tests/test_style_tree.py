@@ -29,6 +29,7 @@ HOSTS = frozenset(
 
 MACHINE_PATH = re.compile(r"(?<![\w.:/<>\[\]-])/(?:home|root|work|opt|srv|mnt|Users|private|workspace)/\w")
 REGISTRY_OPTION = re.compile(r"--(?:(?:extra-)?index-url|find-links|trusted-host)")
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 ADDRESS = re.compile(r"https?://[^\s\"'`<>)\]}\\]+")
 
 
@@ -54,42 +55,29 @@ def foreign(text: str) -> list[str]:
 
 
 def undocumented(source: str) -> list[str]:
-    """Public functions, classes and methods of ``source`` that lack a docstring or an annotation."""
-    return [
-        f"line {node.lineno}: {node.name} has {complaint}"
-        for node in _public(ast.parse(source))
-        for complaint in _complaints(node)
+    """Public functions and classes without a docstring, and public functions and methods not fully annotated."""
+    tree = ast.parse(source)
+    top = list(_public(tree))
+    methods = [child for node in top if isinstance(node, ast.ClassDef) for child in _public(node)]
+    silent = [
+        f"line {node.lineno}: {node.name} has no docstring" for node in top if not ast.get_docstring(node)
+    ]
+    return silent + [
+        f"line {node.lineno}: {node.name} lacks {bare}" for node in top + methods if (bare := _bare(node))
     ]
 
 
-def _public(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
-            yield node
-            if isinstance(node, ast.ClassDef) and not _is_autograd(node):
-                yield from (
-                    child
-                    for child in node.body
-                    if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and child.name[0] != "_"
-                )
+def _public(node: ast.Module | ast.ClassDef) -> Iterator[Definition]:
+    return (child for child in node.body if isinstance(child, Definition) and child.name[0] != "_")
 
 
-def _is_autograd(node: ast.ClassDef) -> bool:
-    """An autograd Function's methods are torch's interface; its class docstring says what it computes."""
-    return any(ast.unparse(base).endswith("autograd.Function") for base in node.bases)
-
-
-def _complaints(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> Iterator[str]:
-    if not ast.get_docstring(node):
-        yield "no docstring"
+def _bare(node: Definition) -> list[str]:
+    """Arguments of a function that have no annotation, and "return" if that has none."""
     if isinstance(node, ast.ClassDef):
-        return
+        return []
     arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     bare = [a.arg for a in arguments if a.annotation is None and a.arg not in {"self", "cls"}]
-    if bare:
-        yield f"arguments without annotation: {', '.join(bare)}"
-    if node.returns is None:
-        yield "no return annotation"
+    return bare + (["return"] if node.returns is None else [])
 
 
 def library_files() -> list[Path]:
@@ -143,7 +131,7 @@ def test_an_ordinary_text_passes(text: str) -> None:
         'def f(x) -> int:\n    """Doc."""',
         'def f(x: int):\n    """Doc."""',
         "class C:\n    x = 1",
-        'class C:\n    """Doc."""\n    def f(self) -> int:\n        return 1',
+        'class C:\n    """Doc."""\n    def f(self, x) -> int:\n        return 1',
     ],
 )
 def test_an_undocumented_name_is_found(source: str) -> None:
