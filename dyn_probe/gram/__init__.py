@@ -1,0 +1,5 @@
+"""The Gram of rows: inner products of per-response gradients, one file per kind of use."""
+
+from dyn_probe.gram.api import PairGradients, pair_gradients, row_gram
+
+__all__ = ["PairGradients", "pair_gradients", "row_gram"]

@@ -1,0 +1,167 @@
+"""The tap: an identity in the graph that keeps a module's input and meets its output-gradient in the backward.
+
+What is kept goes through ``save_for_backward`` and so through autograd's own saved-tensor machinery: gradient
+checkpointing, DDP and FSDP work, and no activation is pinned beyond what autograd keeps anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dyn_probe.capture.uses import Call, Kind, Use, explain, find_uses
+from dyn_probe.errors import BadInput, UnsupportedUse
+
+Receiver = Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], None]
+
+
+class Tap(torch.autograd.Function):
+    """Identity on ``outputs``; its backward hands ``(call, saved, output gradients)`` to ``receive``.
+
+    Every tap also takes the ``anchor``, a scalar that requires a gradient: ``autograd.grad(..., [anchor])`` runs all
+    taps and computes no gradient of a parameter.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, receive: Receiver, call: Call, anchor: Tensor, count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.receive, ctx.call, ctx.kept = receive, call, len(tensors) - count
+        ctx.save_for_backward(*tensors[count:])
+        # `.data` is the same storage under a new, view-free tensor: the model may go on to change it in place.
+        return tuple(t.data for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if any(grad is not None for grad in grads):
+            ctx.receive(ctx.call, ctx.saved_tensors, grads)
+        return (None, None, None, None, *grads, *([None] * ctx.kept))
+
+
+class Capture:
+    """Hooks on every module of ``model`` with trained parameters, for one forward; they leave with the context.
+
+    Args:
+        model: the module that is called (a DDP or PEFT wrapper is fine).
+        kinds: the table of kinds of use.
+        receive: called from the backward, once per tapped call.
+        claimed: module → kind of earlier captures, so that a module is examined once.
+    """
+
+    def __init__(
+        self, model: nn.Module, kinds: Sequence[Kind], receive: Receiver, claimed: dict[nn.Module, Kind] | None = None
+    ) -> None:
+        self.model, self.kinds, self._receiver = model, kinds, receive
+        self.uses: list[Use] = find_uses(model)
+        self.claimed: dict[nn.Module, Kind] = {} if claimed is None else claimed
+        self.rows = self.length = 0
+        self.calls: dict[nn.Module, int] = {}
+        self.taken: dict[str, list[Call]] = {}
+        self.complaints: list[str] = []
+        self.anchor = torch.zeros((), requires_grad=True)
+        self._inside = self._busy = False
+        self._forwards = 0
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Capture:
+        if not self.uses:
+            raise BadInput("the model has no trained parameter (requires_grad is False everywhere)")
+        device = next(iter(self.uses[0].module.parameters(recurse=False))).device
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        try:
+            self._add(self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True))
+            for use in self.uses:
+                self._add(use.module.register_forward_hook(self._hook_of(use), with_kwargs=True))
+            self._add(self.model.register_forward_hook(self._leave_model, always_call=True))
+        except BaseException:
+            self._hooks.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+
+    def _add(self, handle: Any) -> None:
+        self._hooks.callback(handle.remove)
+
+    def _enter_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled() or self._busy:
+            return
+        shape = next((t.shape for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 1), None)
+        if shape is None:
+            raise BadInput("the recorder found no batched tensor among the model's arguments")
+        self._forwards += 1
+        if self._forwards > 1:
+            raise BadInput(
+                "the recorded step called the model twice with gradients; wanted one call over all 2B rows, "
+                "[chosen; rejected] (run other passes under torch.no_grad(), or outside probe.step)"
+            )
+        self.rows, self.length, self._inside = shape[0], shape[1], True
+
+    def _leave_model(self, *_: object) -> None:
+        if not self._busy:
+            self._inside = False
+
+    def _hook_of(self, use: Use) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if self._busy or not self._forwards:
+                return None
+            if self._inside:
+                self.calls[module] = self.calls.get(module, 0) + 1
+            if not torch.is_grad_enabled():
+                return None
+            return self._tap(use, args, kwargs, output)
+
+        return hook
+
+    def _tap(self, use: Use, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        leaves, spec = pytree.tree_flatten(output)
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not places:
+            return None
+        call = Call(use, self.rows, self.length, args, kwargs, tuple(leaves[i] for i in places))
+        call.notes["places"] = tuple(places)
+        self._busy = True
+        try:
+            with torch.no_grad():
+                self.claimed[use.module] = explain(call, self.kinds, self.claimed.get(use.module))
+        except UnsupportedUse as error:
+            self.complaints.append(str(error))
+            return None
+        finally:
+            self._busy = False
+        outputs = call.outputs
+        if call.notes.get("per_batch"):  # used once for the whole batch: give every row its own
+            outputs = tuple(t.expand(self.rows, self.length, t.shape[-1]) for t in outputs)
+        call.forget()
+        for name in use.parameters.values():
+            self.taken.setdefault(name, []).append(call)
+        saved, call.saved = [t.detach() for t in call.saved], ()
+        tapped = Tap.apply(self._receive, call, self.anchor, len(outputs), *outputs, *saved)
+        for place, tensor in zip(places, tapped, strict=True):
+            leaves[place] = tensor
+        return pytree.tree_unflatten(leaves, spec)
+
+    def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        self._busy = True
+        try:
+            self._receiver(call, saved, grads)
+        finally:
+            self._busy = False
+
+    def check(self) -> None:
+        """Raise what the forward could not explain, all of it at once.
+
+        Raises:
+            UnsupportedUse: with every use that no rule explains.
+        """
+        if self.complaints:
+            raise UnsupportedUse("cannot record this model exactly:\n  " + "\n  ".join(dict.fromkeys(self.complaints)))
+        if not self._forwards:
+            raise BadInput("the model given to the recorder was not called; give it the module that you call")

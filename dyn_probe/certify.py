@@ -1,0 +1,99 @@
+"""The recorder certifies itself: one pair again, by plain autograd, on the very graph that is being trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.capture.uses import trained_parameters
+from dyn_probe.errors import CertificationError
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""Largest error of a parameter's contribution, relative to the product of the two whole-model norms."""
+
+
+def tolerance_for(model: nn.Module, autocast: bool) -> float:
+    """The tolerance of the coarsest arithmetic among the trained parameters (and autocast)."""
+    found = {p.dtype for p in trained_parameters(model).values()}
+    return max([TOLERANCES.get(d, 5e-2) for d in found] + ([TOLERANCES[torch.bfloat16]] if autocast else []))
+
+
+def plain_products(model: nn.Module, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """``{parameter: [‖g_w‖², ‖g_l‖², ⟨g_w, g_l⟩]}`` of two log-probabilities by plain autograd; the graph is kept."""
+    named = trained_parameters(model)
+    sides = [
+        torch.autograd.grad(logp, list(named.values()), retain_graph=True, allow_unused=True)
+        for logp in (chosen, rejected)
+    ]
+    products = {}
+    for name, w, l in zip(named, *sides, strict=True):
+        if w is None or l is None:
+            one = w if w is not None else l
+            squared = torch.zeros((), dtype=torch.float64) if one is None else one.double().square().sum()
+            zero = torch.zeros_like(squared)
+            products[name] = torch.stack([zero if w is None else squared, zero if l is None else squared, zero])
+        else:
+            left, right = w.flatten(), l.flatten()
+            products[name] = torch.stack([_dot(left, left), _dot(right, right), _dot(left, right)])
+    return products
+
+
+def _dot(left: Tensor, right: Tensor, step: int = 1 << 22) -> Tensor:
+    """Inner product in float64 without a float64 copy of the whole."""
+    total = torch.zeros((), dtype=torch.float64, device=left.device)
+    for i in range(0, left.numel(), step):
+        total += left[i : i + step].double() @ right[i : i + step].double()
+    return total
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The self-check's outcome: largest relative error, and the parameters above tolerance."""
+
+    max_relative_error: float
+    tolerance: float
+    wrong: tuple[tuple[str, float], ...]
+    parameters: int
+
+    def as_manifest(self) -> dict[str, Any]:
+        """For ``run.json``."""
+        return {
+            "max_relative_error": self.max_relative_error,
+            "tolerance": self.tolerance,
+            "pairs": 1,
+            "parameters": self.parameters,
+            "method": "one pair again by plain autograd, per parameter, on the graph of the first recorded step",
+        }
+
+    def require(self) -> None:
+        """Raise with the list of parameters that disagree.
+
+        Raises:
+            CertificationError: at least one parameter is above tolerance.
+        """
+        if self.wrong:
+            listed = "\n  ".join(f"{name}: relative error {error:.2e}" for name, error in self.wrong)
+            raise CertificationError(
+                f"the recorder and plain autograd disagree by more than {self.tolerance:.0e}, so nothing is recorded. "
+                "If the loss reaches the model by another way than the log-probabilities given to probe.pairs, "
+                f"use Probe(..., separate=True). Parameters that disagree:\n  {listed}"
+            )
+
+
+def compare(recorded: dict[str, Tensor], plain: dict[str, Tensor], tolerance: float) -> Certificate:
+    """Hold ``{parameter: [3]}`` against the plain twin; errors relative to the product of the two norms."""
+    total = torch.stack([v.cpu() for v in plain.values()]).sum(0).clamp(min=1e-300)
+    scale = torch.stack([total[0], total[1], (total[0] * total[1]).sqrt()])
+    errors = {
+        name: float(((recorded[name].cpu() - value.cpu()).abs() / scale).nan_to_num(float("inf")).max())
+        for name, value in plain.items()
+    }
+    summed = torch.stack([recorded[n].cpu() - v.cpu() for n, v in plain.items()]).sum(0).abs() / scale
+    worst = max(*errors.values(), float(summed.nan_to_num(float("inf")).max()))
+    wrong = sorted(((n, e) for n, e in errors.items() if e > tolerance), key=lambda item: -item[1])
+    if not wrong and worst > tolerance:
+        wrong = [("sum over all parameters", worst)]
+    return Certificate(worst, tolerance, tuple(wrong), len(plain))

@@ -1,0 +1,98 @@
+"""The generic rule: run this one module again on one row's inputs and ask autograd for its own parameters.
+
+Exact wherever a module treats rows apart (mixture-of-experts layers too, when they see every token); a module that
+mixes rows, or that draws random numbers, gives other outputs the second time and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dyn_probe.capture.uses import Call
+from dyn_probe.errors import UnsupportedUse
+from dyn_probe.gram.factors import Factor, PerRow
+from dyn_probe.gram.twin import agree, twin
+
+
+def claims(module: nn.Module) -> bool:
+    """Any module; the check of what it computes is in ``keep``."""
+    return True
+
+
+def keep(call: Call) -> bool:
+    """Keep every tensor among the arguments, after seeing that the last row alone gives the last row's outputs."""
+    leaves, spec = pytree.tree_flatten((call.args, dict(call.kwargs)))
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    call.saved = tuple(leaves[i] for i in tensors)
+    call.notes.update(spec=spec, tensors=tensors, rest=[None if i in tensors else leaf for i, leaf in enumerate(leaves)])
+    call.notes["autocast"] = torch.is_autocast_enabled(call.outputs[0].device.type)
+    for output in call.outputs:
+        if not output.dim() or output.shape[0] not in (call.rows, call.rows * call.length):
+            raise UnsupportedUse(
+                f"{call.use.name} ({type(call.module).__name__}): wanted an output whose first dimension is the rows; "
+                f"got {list(output.shape)}"
+            )
+    again = _outputs(call, _rerun(call, call.saved, call.rows - 1, {}))
+    for one, output in zip(again, call.outputs, strict=True):
+        if not agree(row_of(output, call.rows - 1, call), one):
+            raise UnsupportedUse(
+                f"{call.use.name} ({type(call.module).__name__}): one row alone gives other outputs than in the batch "
+                "(rows are mixed, or random numbers are drawn), so its per-row gradient is not defined"
+            )
+    return True
+
+
+def row_of(tensor: Tensor, row: int, call: Call) -> Tensor:
+    """The part of a tensor that belongs to ``row``; tensors without a row dimension as they are."""
+    if tensor.dim() and tensor.shape[0] == call.rows:
+        return tensor[row : row + 1]
+    if tensor.dim() and tensor.shape[0] == call.rows * call.length:
+        return tensor[row * call.length : (row + 1) * call.length]
+    return tensor
+
+
+def _rerun(call: Call, saved: Sequence[Tensor], row: int, parameters: dict[str, Tensor]) -> Any:
+    """The module's output on one row, with ``parameters`` in the place of its own."""
+    leaves = list(call.notes["rest"])
+    for place, tensor in zip(call.notes["tensors"], saved, strict=True):
+        leaves[place] = row_of(tensor, row, call).clone()
+    args, kwargs = pytree.tree_unflatten(leaves, call.notes["spec"])
+    device = saved[0].device.type if saved else "cpu"
+    with torch.autocast(device, enabled=call.notes["autocast"]):
+        return twin(call.module, **parameters).forward(*args, **kwargs)
+
+
+def _outputs(call: Call, output: Any) -> list[Tensor]:
+    """The output's tensors that were tapped, in the order of ``call.outputs``."""
+    leaves = pytree.tree_leaves(output)
+    return [leaves[i] for i in call.notes["places"]]
+
+
+def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> dict[str, Factor]:
+    """One factor per parameter; a row's gradients are computed together, once, when first asked for."""
+    kept: dict[int, dict[str, Tensor]] = {}
+
+    def of(row: int, name: str) -> Tensor:
+        if row not in kept:
+            kept[row] = _gradients(call, saved, grads, row)
+        return kept[row][name]
+
+    return {name: PerRow(partial(of, name=name), kept) for name in sorted(call.trained)}
+
+
+def _gradients(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], row: int) -> dict[str, Tensor]:
+    """Each trained parameter's gradient of ``Σ outputs · output gradients`` on one row."""
+    with torch.enable_grad():
+        own = {n: p.detach().requires_grad_() for n, p in call.module._parameters.items() if p is not None and n in call.trained}
+        outputs = _outputs(call, _rerun(call, saved, row, own))
+        weighed = [(o, row_of(g, row, call)) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+        found = torch.autograd.grad(
+            [o for o, _ in weighed], list(own.values()), [g.to(o.dtype) for o, g in weighed], allow_unused=True
+        )
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(own.items(), found, strict=True)}
