@@ -55,7 +55,7 @@ def foreign(text: str) -> list[str]:
 
 
 def undocumented(source: str) -> list[str]:
-    """Public functions and classes without a docstring, and public functions and methods not fully annotated."""
+    """What of the public names lacks a docstring (functions, classes) or annotations (methods too)."""
     tree = ast.parse(source)
     top = list(_public(tree))
     methods = [child for node in top if isinstance(node, ast.ClassDef) for child in _public(node)]
