@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
 import torch
+import torch.nn.functional as F
 import transformers as tf
 from torch import nn
 
@@ -37,11 +41,40 @@ DROPOUT_OFF = {
 }
 
 
+@contextmanager
+def double_throughout():
+    """Let float64 models compute in float64: transformers casts norms, softmax and rotary angles to float32.
+
+    In float64 those casts limit any two computations of one gradient to 1e-8, and turn a fully masked row to NaN.
+    """
+    to, softmax = torch.Tensor.to, F.softmax
+
+    def kept(self, *args, **kwargs):
+        if self.dtype == torch.float64 and torch.float32 in (*args, kwargs.get("dtype")):
+            args = tuple(a for a in args if a is not torch.float32)
+            kwargs.pop("dtype", None)
+            return to(self, *args, **kwargs) if args or kwargs else self
+        return to(self, *args, **kwargs)
+
+    def soft(x, dim=None, dtype=None, **kwargs):
+        return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **kwargs)
+
+    single = torch.Tensor.float
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(torch.Tensor, "to", kept))
+        patches.enter_context(
+            mock.patch.object(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else single(x))
+        )
+        patches.enter_context(mock.patch.object(F, "softmax", soft))
+        patches.enter_context(mock.patch.object(nn.functional, "softmax", soft))
+        yield
+
+
 def make_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **config) -> nn.Module:
     """A random model in train mode without dropout, with every parameter moved off its initial value."""
     settings = {**DROPOUT_OFF.get(family, {}), **config}
     torch.manual_seed(seed)
-    model = tf.AutoModelForCausalLM.from_config(FAMILIES[family](**settings), attn_implementation="sdpa")
+    model = tf.AutoModelForCausalLM.from_config(FAMILIES[family](**settings), attn_implementation="eager")
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))

@@ -1,0 +1,382 @@
+"""``Probe``: records every preference pair of a training loop, from its own backward, without changing it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dyn_probe import entanglement
+from dyn_probe.capture.uses import Kind, Layer, layers_of, trained_parameters
+from dyn_probe.certify import Certificate, compare, plain_products, tolerance_for
+from dyn_probe.errors import BadInput
+from dyn_probe.gram.api import sum_layers
+from dyn_probe.pairs import PairBatch, sequence_logps
+from dyn_probe.recording import Products, Recording, pair_entries
+from dyn_probe.trace.writer import TraceWriter
+
+Row = dict[str, Any]
+
+
+class Probe:
+    """Records per-pair gradient dynamics of a training loop into a trace.
+
+    Args:
+        model: the module that the loop calls (DDP and PEFT wrappers are fine).
+        out: folder of the trace, made by the probe; or give an open ``writer``; with neither, rows are only kept in
+            ``probe.rows``.
+        optimizer: read for the learning rate.
+        every: record steps divisible by this.
+        gram_every: record the full ``[2B, 2B]`` Gram (and the batch prediction) on steps divisible by this; 0 never.
+        layers: also write the ``layers`` table.
+        certify: on the first recorded step, compute one pair again by plain autograd and stop if it disagrees.
+        tolerance: largest relative error of that check (default: by dtype, ``certify.TOLERANCES``).
+        separate: measure by a backward of its own always: for losses that reach the model by other ways too.
+        manifest: entries of ``run.json``.
+        rank: this process's number.
+        force: replace an existing trace at ``out``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        out: str | Path | None = None,
+        *,
+        writer: TraceWriter | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        every: int = 1,
+        gram_every: int = 0,
+        layers: bool = True,
+        certify: bool = True,
+        tolerance: float | None = None,
+        separate: bool = False,
+        manifest: Mapping[str, Any] | None = None,
+        rank: int = 0,
+        force: bool = False,
+    ) -> None:
+        if every < 1 or gram_every < 0:
+            raise BadInput(f"wanted every >= 1 and gram_every >= 0; got every={every}, gram_every={gram_every}")
+        if out is not None and writer is not None:
+            raise BadInput("give Probe either out or writer, not both")
+        self.model, self.optimizer, self.rank = model, optimizer, rank
+        self.every, self.gram_every, self.layers, self.separate = every, gram_every, layers, separate
+        self.tolerance = tolerance
+        self.certificate: Certificate | None = None
+        self._certify = certify
+        self._owns = writer is None and out is not None
+        self.writer = TraceWriter(out, dict(manifest or {}), rank=rank, force=force) if out is not None else writer
+        self._claimed: dict[nn.Module, Kind] = {}
+        self._layers: dict[str, Layer] = {}
+        self.rows: list[Row] = []
+        self._fresh: list[Row] = []
+        self._steps: dict[int, Row] = {}
+        self._recording: Recording | None = None
+        self._given: dict[str, Any] = {}
+
+    @property
+    def recording(self) -> bool:
+        """Whether a step is being recorded right now."""
+        return self._recording is not None
+
+    def records(self, step: int) -> bool:
+        """Whether the schedule records this step."""
+        return step % self.every == 0
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self.close("closed" if error is None else "stopped", None if error is None else f"{type(error).__name__}: {error}")
+
+    def close(self, status: str = "closed", reason: str | None = None) -> None:
+        """Write what is pending; closes the trace if the probe made it."""
+        self._flush()
+        if self.writer is not None and self._owns:
+            self.writer.close(status, reason)
+
+    @contextmanager
+    def step(
+        self, step: int, pair_ids: Sequence[str] | None = None, learning_rate: float | None = None
+    ) -> Iterator[Probe]:
+        """Around one forward and backward over ``2B`` rows; does nothing on steps that are not recorded.
+
+        Args:
+            step: optimizer step; several micro-batches may share it.
+            pair_ids: ``batch.ids``.
+            learning_rate: η of the predictions (default: the optimizer's).
+        """
+        if not self.records(step):
+            yield self
+            return
+        if self._recording is not None:
+            raise BadInput("probe.step cannot be entered twice at once")
+        if step not in self._steps:
+            self._flush()
+        full = self.gram_every > 0 and step % self.gram_every == 0
+        clean = full and all(p.grad is None for p in trained_parameters(self.model).values())
+        self._given = {}
+        started = time.perf_counter()
+        try:
+            with Recording(self.model, full, self.separate, self._claimed) as recording:
+                self._recording = recording
+                yield self
+                if self._given:
+                    products = recording.result()
+                    self._check(products)
+                    self._take(step, pair_ids, learning_rate, products, clean)
+        finally:
+            self._recording = None
+            self._given = {}
+        if step in self._steps:
+            seconds = self._steps[step].get("step_seconds") or 0.0
+            self._steps[step]["step_seconds"] = seconds + time.perf_counter() - started
+
+    def pairs(
+        self,
+        logps: Tensor,
+        reference: Tensor | None = None,
+        lengths: Tensor | None = None,
+        losses: Tensor | None = None,
+        loss_scale: float = 1.0,
+        **columns: Tensor,
+    ) -> None:
+        """Tell the probe about the batch: inside ``probe.step``, before the backward.
+
+        Args:
+            logps: ``[2B]`` sequence log-probabilities (nats), the very tensor that the loss is computed from.
+            reference: ``[2B]`` reference log-probabilities.
+            lengths: ``[2B]`` response lengths in tokens.
+            losses: ``[B]`` loss of each pair.
+            loss_scale: factor between the loss that is backpropagated and the mean over the ``B`` pairs
+                (``1 / accumulation steps``, a gradient scaler's scale).
+            columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
+        """
+        if self._recording is None:
+            return
+        self._recording.watch(logps)
+        half = logps.shape[0] // 2
+        for name, value, size in (("reference", reference, 2 * half), ("lengths", lengths, 2 * half), ("losses", losses, half)):
+            if value is not None and value.shape != (size,):
+                raise BadInput(f"probe.pairs wants {name} of shape [{size}]; got {list(value.shape)}")
+        self._given = {
+            "logps": _numbers(logps),
+            "reference": None if reference is None else _numbers(reference),
+            "lengths": None if lengths is None else _numbers(lengths),
+            "losses": None if losses is None else _numbers(losses),
+            "scale": loss_scale,
+            "columns": {name: _numbers(value) for name, value in columns.items()},
+        }
+        if self._certify and self.certificate is None:
+            self._given["plain"] = self._plain(logps)
+
+    def _plain(self, logps: Tensor) -> dict[str, Tensor] | None:
+        """The first pair by plain autograd, where the model allows it; the manifest says so where it does not."""
+        assert self._recording is not None
+        sharded = any(hasattr(p, "placements") for p in trained_parameters(self.model).values())
+        if sharded or self._recording.reentrant:
+            why = "parameters are sharded" if sharded else "reentrant gradient checkpointing refuses autograd.grad"
+            self._certify = False
+            self._manifest(certificate={"skipped": f"{why}; run a step without it to certify"})
+            return None
+        with self._recording.quiet():
+            return plain_products(self.model, logps[0], logps[logps.shape[0] // 2])
+
+    def _check(self, products: Products) -> None:
+        plain = self._given.get("plain")
+        if plain is None:
+            return
+        autocast = any(torch.is_autocast_enabled(d) for d in ("cpu", "cuda"))
+        tolerance = self.tolerance if self.tolerance is not None else tolerance_for(self.model, autocast)
+        first = {name: value[0] for name, value in products.pair_entries().items()}
+        self.certificate = compare(first, plain, tolerance)
+        self._manifest(certificate=self.certificate.as_manifest())
+        self.certificate.require()
+
+    def _manifest(self, **fields: Any) -> None:
+        if self.writer is not None and self.rank == 0:
+            self.writer.update_manifest(**fields)
+
+    def _rate(self, learning_rate: float | None) -> float | None:
+        if learning_rate is not None or self.optimizer is None:
+            return learning_rate
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _take(
+        self, step: int, pair_ids: Sequence[str] | None, learning_rate: float | None, products: Products, clean: bool
+    ) -> None:
+        given, rate = self._given, self._rate(learning_rate)
+        columns = pair_columns(given, products, rate)
+        size = len(columns["logp_chosen"])
+        ids = list(pair_ids) if pair_ids is not None else [f"{step}-{self.rank}-{i}" for i in range(size)]
+        if len(ids) != size:
+            raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
+        rows = [
+            {"step": step, "pair_id": ids[i], "rank": self.rank, **{k: _item(v[i]) for k, v in columns.items()}}
+            for i in range(size)
+        ]
+        self._fresh += rows
+        self._write_layers(step, ids, products)
+        self._add_to_step(step, rows, rate, products, clean)
+
+    def _write_layers(self, step: int, ids: Sequence[str], products: Products) -> None:
+        if not self.layers or self.writer is None:
+            return
+        entries = products.pair_entries()
+        if not self._layers and self._recording is not None:
+            self._layers = layers_of(list(entries), self._recording.capture.uses)
+        rows = []
+        for layer, values in sum_layers(entries, self._layers).items():
+            norms = values[:, :2].clamp(min=0).sqrt().tolist()
+            for i, pair in enumerate(ids):
+                rows.append(
+                    {"step": step, "pair_id": pair, "layer": layer.label, "depth": layer.depth,
+                     "grad_norm_chosen": norms[i][0], "grad_norm_rejected": norms[i][1], "grad_inner": float(values[i, 2])}
+                )
+        self.writer.add("layers", rows)
+
+    def _add_to_step(self, step: int, rows: list[Row], rate: float | None, products: Products, clean: bool) -> None:
+        before = self._steps.get(step)
+        record = before if before is not None else {"step": step, "rank": self.rank, "learning_rate": rate, "separate_rows": 0}
+        record["separate_rows"] += 2 * int(products.separate.sum())
+        gram = products.gram
+        if gram is not None and clean and before is None and not _distributed():
+            record["law1_error"] = self._law_one(gram, products.coefficients)
+        self._steps[step] = record
+
+    def _law_one(self, gram: Tensor, coefficients: Tensor) -> float:
+        """``|cᵀKc − ‖∇loss‖²| / ‖∇loss‖²`` (METHODS law 1); call it before anything touches the gradients."""
+        grads = [p.grad for p in trained_parameters(self.model).values() if p.grad is not None]
+        total = sum(float(torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))) ** 2 for g in grads)
+        predicted = float(coefficients @ gram @ coefficients)
+        return abs(predicted - total) / total if total > 0 else abs(predicted)
+
+    def log(self, step: int, **fields: Any) -> None:
+        """Add columns of the ``steps`` table to a step (loss, grad_norm, grad_norm_clipped, …), recorded or not."""
+        self._steps.setdefault(step, {"step": step, "rank": self.rank}).update(fields)
+
+    @torch.no_grad()
+    def evaluate(self, batch: PairBatch) -> Tensor:
+        """``[2B]`` log-probabilities in eval mode, without gradients; modes and random state are left as they were."""
+        modes = [(m, m.training) for m in self.model.modules()]
+        try:
+            self.model.eval()
+            with torch.random.fork_rng(enabled=False):
+                return sequence_logps(self.model, batch)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def after_update(self, batch: PairBatch, before: Tensor | None = None) -> None:
+        """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.
+
+        Args:
+            before: ``probe.evaluate(batch)`` from before the update; wanted where dropout is on, since the training
+                forward's log-probabilities are then those of another, random model.
+        """
+        wanted = {(row["pair_id"]): row for row in self._fresh}
+        if not any(i in wanted for i in batch.ids):
+            return
+        if before is None and _dropout_on(self.model):
+            raise BadInput(
+                "after_update cannot compare with log-probabilities taken under dropout; call "
+                "before = probe.evaluate(batch) before optimizer.step(), then probe.after_update(batch, before)"
+            )
+        after = _numbers(self.evaluate(batch))
+        old = None if before is None else _numbers(before)
+        for i, pair in enumerate(batch.ids):
+            if (row := wanted.get(pair)) is not None:
+                for side, j in (("chosen", i), ("rejected", i + batch.pairs)):
+                    start = row[f"logp_{side}"] if old is None else old[j]
+                    row[f"realised_delta_{side}"] = float(after[j] - start)
+
+    def _flush(self) -> None:
+        """Hand the finished step's rows to the writer."""
+        if self._fresh:
+            self.rows = self._fresh
+        for step, record in self._steps.items():
+            record.update({k: v for k, v in step_means([r for r in self._fresh if r["step"] == step]).items() if k not in record})
+        if self.writer is not None:
+            self.writer.add("pairs", self._fresh)
+            self.writer.add("steps", list(self._steps.values()))
+        self._fresh, self._steps = [], {}
+
+
+def pair_columns(given: Mapping[str, Any], products: Products, rate: float | None) -> dict[str, Any]:
+    """Columns of the ``pairs`` table, ``[B]`` each, from what the loop gave and what the recording found."""
+    logps, half = given["logps"], len(given["logps"]) // 2
+    entries = torch.stack(list(products.pair_entries().values())).sum(0).numpy()
+    norm_w, norm_l = np.sqrt(np.maximum(entries[:, 0], 0)), np.sqrt(np.maximum(entries[:, 1], 0))
+    pull = products.coefficients.numpy() * half / given["scale"]
+    d_w, d_l = -pull[:half], pull[half:]
+    up, down = entanglement.predicted_delta(d_w, d_l, norm_w, norm_l, entries[:, 2], 1.0 if rate is None else rate)
+    columns: dict[str, Any] = {
+        "logp_chosen": logps[:half],
+        "logp_rejected": logps[half:],
+        "pull_chosen": d_w,
+        "pull_rejected": d_l,
+        "grad_norm_chosen": norm_w,
+        "grad_norm_rejected": norm_l,
+        "grad_inner": entries[:, 2],
+        "grad_cosine": entanglement.cosine(norm_w, norm_l, entries[:, 2]),
+        "case": entanglement.cases(up, down),
+        "separate_backward": products.separate.numpy(),
+        **given["columns"],
+    }
+    if rate is not None:
+        columns |= {"predicted_delta_chosen": up, "predicted_delta_rejected": down}
+        if products.gram is not None:
+            sides = entanglement.batch_delta(products.gram.numpy(), d_w, d_l, rate)
+            columns |= dict(zip(("batch_delta_chosen", "batch_delta_rejected"), sides, strict=True))
+    for name, key in (("ref_logp", "reference"), ("len", "lengths")):
+        if given[key] is not None:
+            columns |= {f"{name}_chosen": given[key][:half], f"{name}_rejected": given[key][half:]}
+    if given["losses"] is not None:
+        columns["loss"] = given["losses"]
+    return columns
+
+
+def step_means(rows: Sequence[Row]) -> Row:
+    """The ``steps`` columns that are means over a step's pair rows."""
+    if not rows:
+        return {}
+    a, b = (np.array([r[f"logp_{side}"] for r in rows]) for side in ("chosen", "rejected"))
+    r_w, r_l = (np.array([r.get(f"ref_logp_{side}", 0.0) for r in rows]) for side in ("chosen", "rejected"))
+    margin = (a - r_w) - (b - r_l)
+    losses = [r["loss"] for r in rows if r.get("loss") is not None]
+    return {
+        "pairs": len(rows),
+        "logp_chosen": float(a.mean()),
+        "logp_rejected": float(b.mean()),
+        "margin": float(margin.mean()),
+        "accuracy": float((margin > 0).mean()),
+        **({"loss": float(np.mean(losses))} if losses else {}),
+    }
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    return values.detach().double().cpu().numpy()
+
+
+def _item(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _dropout_on(model: nn.Module) -> bool:
+    """Whether a forward in the present mode draws random numbers for dropout."""
+    config = getattr(model, "config", None)
+    attention = any(bool(getattr(config, name, 0.0)) for name in ("attention_dropout", "attn_pdrop"))
+    modules = any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in model.modules())
+    return model.training and (modules or attention)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
+__all__ = ["Probe", "pair_entries"]
