@@ -1,0 +1,199 @@
+"""Rows of plain Python values → Arrow batches, checked against the schema; every misfit is named at once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+
+from dyn_probe.errors import TraceError
+from dyn_probe.trace.schema import TABLES, Column, Table
+
+_SCALARS: dict[str, pa.DataType] = {
+    "int64": pa.int64(),
+    "int32": pa.int32(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "bool": pa.bool_(),
+}
+
+
+def find_table(name: str) -> Table:
+    """The table of that name; an unknown name is an error that lists the known ones."""
+    if name not in TABLES:
+        raise TraceError(f"a trace has no table {name!r}; write one of: {', '.join(TABLES)}")
+    return TABLES[name]
+
+
+def arrow_type(name: str) -> pa.DataType:
+    """``"float64"`` or ``"list<float64>"`` → the Arrow type."""
+    if name.startswith("list<"):
+        return pa.list_(arrow_type(name.removeprefix("list<").removesuffix(">")))
+    return _SCALARS[name]
+
+
+@cache
+def arrow_schema(table: Table) -> pa.Schema:
+    """The table's columns as Arrow fields, each with its unit and meaning as metadata."""
+    return pa.schema([_field(column) for column in table.columns])
+
+
+def _field(column: Column) -> pa.Field:
+    described = {"unit": column.unit, "meaning": column.meaning}
+    return pa.field(column.name, arrow_type(column.type), nullable=not column.required, metadata=described)
+
+
+def record_batch(
+    table: Table, rows: Iterable[Mapping[str, object]], fill: Mapping[str, object]
+) -> pa.RecordBatch:
+    """``rows`` as one Arrow batch.
+
+    A missing column, ``None`` and NaN become null; NumPy and torch scalars are taken by their ``.item()``.
+
+    Args:
+        table: whose columns the rows have.
+        rows: one mapping of column name → value per row.
+        fill: values of columns that a row leaves out.
+
+    Raises:
+        TraceError: columns that do not exist, values of a wrong type, required values left out: all of them.
+    """
+    rows = list(rows)
+    problems = list(_misnamed(table, rows))
+    arrays = [
+        _array(column, [_look_up(row, column.name, fill) for row in rows], problems)
+        for column in table.columns
+    ]
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise TraceError(
+            f"table {table.name!r} cannot take these rows:\n{lines}\nits columns: {', '.join(table.names)}"
+        )
+    return pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(table))
+
+
+def _look_up(row: object, name: str, fill: Mapping[str, object]) -> object:
+    value = row.get(name) if isinstance(row, Mapping) else None
+    return fill.get(name) if value is None else value
+
+
+def _misnamed(table: Table, rows: list[Mapping[str, object]]) -> Iterator[str]:
+    """A sentence for each column name that the schema does not know, and for rows that are no mapping."""
+    unknown: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            yield f"row {number}: wanted a mapping of column name to value, came {_show(row)}"
+            continue
+        for name in row.keys() - set(table.names):
+            unknown[name] = unknown.get(name, 0) + 1
+    for name, count in sorted(unknown.items(), key=str):
+        near = difflib.get_close_matches(str(name), table.names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        yield f"column {name!r} does not exist (in {count} of {len(rows)} rows){hint}"
+
+
+def _array(column: Column, values: list[object], problems: list[str]) -> pa.Array | None:
+    """The column as an Arrow array; or None, and what is wrong with it appended to ``problems``."""
+    convert = _converter(column.type)
+    plain = []
+    for number, value in enumerate(values):
+        try:
+            plain.append(convert(value))
+        except (ValueError, OverflowError):
+            problems.append(
+                f"column {column.name!r}: wanted {column.type}, came {_show(value)} in row {number}"
+            )
+            return None
+    if column.required and None in plain:
+        problems.append(
+            f"column {column.name!r}: wanted a value in every row, came none in row {plain.index(None)}"
+        )
+        return None
+    try:
+        return pa.array(plain, arrow_type(column.type))
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        problems.append(f"column {column.name!r}: wanted {column.type}, but {error}")
+        return None
+
+
+def _show(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+@cache
+def _converter(name: str) -> Callable[[object], object]:
+    """The function that takes one value to the plain Python value of that type, or raises ValueError."""
+    if name.startswith("list<"):
+        element = _converter(name.removeprefix("list<").removesuffix(">"))
+        return lambda value: _to_list(value, element)
+    convert = _CONVERTERS[name]
+    return lambda value: _to_scalar(value, convert)
+
+
+def _to_scalar(value: object, convert: Callable[[Any], object]) -> object:
+    if hasattr(value, "item"):  # a NumPy or torch scalar; more than one element raises
+        try:
+            value = value.item()
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return convert(value)
+
+
+def _to_list(value: object, element: Callable[[object], object]) -> list[object] | None:
+    if value is None:
+        return None
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, list | tuple):
+        raise ValueError("not a list")
+    return [element(entry) for entry in _flat(value)]
+
+
+def _flat(values: Iterable[object]) -> Iterator[object]:
+    """Nested lists, row by row."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _to_int(value: object) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("not a whole number")
+    return value
+
+
+def _to_float(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("not a number")
+    return float(value)
+
+
+def _to_str(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a string")
+    return str(value)
+
+
+def _to_bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("not a truth value")
+    return value
+
+
+_CONVERTERS: dict[str, Callable[[Any], object]] = {
+    "int64": _to_int,
+    "int32": _to_int,
+    "float64": _to_float,
+    "string": _to_str,
+    "bool": _to_bool,
+}
