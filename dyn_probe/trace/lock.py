@@ -1,0 +1,50 @@
+"""One recorder per trace folder."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from dyn_probe.errors import TraceError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two recorders of one folder go unnoticed
+    fcntl = None  # type: ignore[assignment]
+
+
+class FolderLock:
+    """A lock on a folder, held until ``release`` or until the process ends, however it ends.
+
+    Where the file system knows no locks, nothing is locked.
+
+    Raises:
+        TraceError: another recorder holds the folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._folder = os.open(run, os.O_RDONLY) if fcntl else -1
+        try:
+            if fcntl:
+                fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._close()
+            raise TraceError(
+                f"wanted to record into {run}, but another recorder is at work in it; "
+                f"wait for it or close it, or name another folder"
+            ) from None
+        except OSError:
+            self._close()
+
+    def release(self) -> None:
+        """Release the lock, also for forked children that have a copy of it. A second call does nothing."""
+        if self._folder >= 0 and fcntl:
+            with suppress(OSError):
+                fcntl.flock(self._folder, fcntl.LOCK_UN)
+        self._close()
+
+    def _close(self) -> None:
+        if self._folder >= 0:
+            os.close(self._folder)
+        self._folder = -1

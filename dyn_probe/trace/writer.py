@@ -1,0 +1,226 @@
+"""Record a trace: append-only streams while training runs, one Parquet file per table once it is over."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dyn_probe.errors import TraceError
+from dyn_probe.trace.buffer import Buffer
+from dyn_probe.trace.layout import STREAMS, list_open_marks, now, open_mark, write_manifest
+from dyn_probe.trace.lock import FolderLock
+from dyn_probe.trace.merge import merge, remove_merged_streams
+from dyn_probe.trace.opening import open_folder, user_fields, wait_for_folder, wait_for_others
+
+_STATUSES = ("closed", "stopped")
+
+
+class TraceWriter:
+    """Writes one process's rows to a trace folder.
+
+    ::
+
+        with TraceWriter("runs/mine", {"objective": {"name": "dpo"}}) as writer:
+            writer.add("steps", [{"step": 0, "loss": 0.693}])
+
+    With several processes, each has its own writer. Rank 0 creates the folder, owns ``run.json`` and, when it
+    closes, waits for the others to close and merges all streams; the others wait for it to open the folder.
+
+    Args:
+        out: folder of the trace: new or empty, unless ``force`` or ``resume``.
+        manifest: what ``run.json`` says about the run (command, config, model, …); only rank 0's counts.
+        rank: number of this process.
+        force: overwrite an older trace; files in the folder that are not the trace's own stay.
+        flush_seconds: longest time that a row is in memory alone; 0 writes at every ``add``.
+        flush_rows: largest number of rows of one table that are in memory alone.
+        resume: go on with the trace in ``out``, closed or killed; ``manifest`` replaces the fields it names.
+        resume_step: the step training goes on with: rows of it and later, recorded earlier, are not read.
+        session: one string per launch, the same in all its processes (broadcast it from rank 0). With it the
+            other ranks never mistake an older trace in ``out`` for the one rank 0 is about to open; without
+            it, let rank 0 open first. A rank that resumes must name it.
+        wait_seconds: how long other ranks wait for rank 0 to open, and rank 0 for them to close.
+
+    Raises:
+        TraceError: the folder cannot be used as asked, or an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        manifest: Mapping[str, object],
+        *,
+        rank: int = 0,
+        force: bool = False,
+        flush_seconds: float = 2.0,
+        flush_rows: int = 200,
+        resume: bool = False,
+        resume_step: int | None = None,
+        session: str | None = None,
+        wait_seconds: float = 60.0,
+    ) -> None:
+        _check(rank, flush_seconds, flush_rows, force, resume, resume_step, session)
+        self.path, self.rank = Path(out), rank
+        self._wait_seconds = wait_seconds
+        fields = user_fields(manifest)
+        self._lock: FolderLock | None = None
+        if rank == 0:
+            self._lock, self._manifest = open_folder(
+                self.path, fields, force=force, resume=resume, resume_step=resume_step, session=session
+            )
+        else:
+            self._manifest = wait_for_folder(self.path, rank, session, wait_seconds)
+        self._segment = len(self._manifest["resumes"])
+        self._mark = open_mark(self.path, rank, self._segment) if rank else None
+        if self._mark:
+            _put_mark(self._mark, rank)
+        self._buffer = Buffer(self.path, rank, self._segment, flush_seconds, flush_rows)
+        self._finalizer = weakref.finalize(self, _abandon, self._buffer, self._lock, self._mark)
+        self._done = False
+
+    def add(self, table: str, rows: Iterable[Mapping[str, object]]) -> None:
+        """Add rows to a table: all of them, or none and an error.
+
+        Args:
+            table: name of the table.
+            rows: a mapping of column name → value per row. Columns left out, ``None`` and NaN are null;
+                ``rank``, where it is a column for the process, is filled in.
+
+        Raises:
+            TraceError: unknown table or columns, or values of a wrong type: all of them are listed.
+        """
+        self._buffer.add(table, rows)
+
+    def flush(self) -> None:
+        """Hand all rows to the operating system now: from then on they survive the end of this process."""
+        self._buffer.flush()
+
+    def update_manifest(self, **fields: object) -> None:
+        """Set fields of ``run.json``, in one move. Does nothing on ranks other than 0."""
+        checked = user_fields(fields)
+        if self._done:
+            raise TraceError(f"the trace {self.path} is closed; update_manifest before close")
+        if self.rank == 0:
+            self._manifest.update(checked)
+            write_manifest(self.path, self._manifest)
+
+    def close(self, status: str = "closed", reason: str | None = None) -> None:
+        """Write what is left; rank 0 then merges the streams of all ranks into Parquet.
+
+        A second call does nothing. Where the other ranks do not close in time (after ``status="stopped"``:
+        at once), the streams are left unmerged, and are read as they are.
+
+        Args:
+            status: ``closed``, or ``stopped`` if training did not run to its end.
+            reason: why it stopped.
+
+        Raises:
+            TraceError: rows could not be written or merged. Nothing is lost; ``close`` may be called again.
+        """
+        if status not in _STATUSES:
+            raise TraceError(f"a trace is closed with status {' or '.join(_STATUSES)}; came {status!r}")
+        if self._done:
+            return
+        self._buffer.close()
+        if self._mark:
+            self._mark.unlink(missing_ok=True)
+        if self.rank == 0:
+            self._close_folder(status, reason)
+        self._done = True
+        self._finalizer.detach()
+        if self._lock:
+            self._lock.release()
+
+    def _close_folder(self, status: str, reason: str | None) -> None:
+        """Parquet first, then ``run.json``, then the streams are removed: readable at every moment."""
+        patience = self._wait_seconds if status == "closed" else 0.0
+        unmerged = wait_for_others(self.path, self._segment, patience)
+        failure: TraceError | None = None
+        if unmerged is None:
+            try:
+                merge(self.path)
+            except TraceError as error:
+                failure, unmerged = error, str(error)
+        self._manifest.update(status=status, reason=reason, closed=now(), unmerged=unmerged)
+        write_manifest(self.path, self._manifest)
+        if failure:
+            raise failure
+        if unmerged:
+            warnings.warn(
+                f"the streams of {self.path} are not merged: {unmerged}", RuntimeWarning, stacklevel=3
+            )
+            return
+        remove_merged_streams(self.path)
+        for mark in list_open_marks(self.path):
+            mark.unlink(missing_ok=True)
+        with suppress(OSError):  # it stays if anything is left in it
+            os.rmdir(self.path / STREAMS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close("stopped", str(error) or type(error).__name__)
+        except TraceError as unwritten:
+            error.add_note(f"and the trace could not be closed: {unwritten}")
+
+
+def _check(
+    rank: int,
+    flush_seconds: float,
+    flush_rows: int,
+    force: bool,
+    resume: bool,
+    resume_step: int | None,
+    session: str | None,
+) -> None:
+    """Arguments of the writer that do not fit one another are an error before anything is touched."""
+    if rank < 0 or flush_seconds < 0 or flush_rows < 1:
+        raise TraceError(
+            f"wanted rank >= 0, flush_seconds >= 0 and flush_rows >= 1; "
+            f"came {rank}, {flush_seconds}, {flush_rows}"
+        )
+    if force and resume:
+        raise TraceError("force removes the older trace and resume goes on with it; write only one of them")
+    if resume_step is not None and not resume:
+        raise TraceError(f"resume_step={resume_step} says where to go on; write resume=True with it")
+    if rank and resume and session is None:
+        raise TraceError(
+            f"rank {rank} cannot tell the resumed trace from the old one; write session=..., any string "
+            f"that is new for each launch and the same in all its processes"
+        )
+
+
+def _put_mark(mark: Path, rank: int) -> None:
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        raise TraceError(
+            f"two processes record as rank {rank} ({mark}); give each process its own rank"
+        ) from None
+    except OSError as error:
+        raise TraceError(f"cannot record as rank {rank}: {error}") from error
+
+
+def _abandon(buffer: Buffer, lock: FolderLock | None, mark: Path | None) -> None:
+    """The writer was dropped, or the interpreter ends, without ``close``: write what is left, no merge."""
+    if buffer.foreign:
+        return
+    try:
+        buffer.close()
+    finally:
+        if mark:
+            mark.unlink(missing_ok=True)
+        if lock:
+            lock.release()
