@@ -1,0 +1,89 @@
+"""The figures: one per file, one row each in FIGURES. A figure takes a trace, returns a Figure and changes
+nothing.
+
+A newcomer writes `def name(trace) -> Figure` in its own file, with a docstring in three paragraphs (Shows,
+How to read, Needs: printed under the figure), and adds a row here. Where columns are null the figure says
+what is missing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from dyn_probe.report.figures.cases import cases
+from dyn_probe.report.figures.clipping import clipping
+from dyn_probe.report.figures.entanglement import entanglement
+from dyn_probe.report.figures.grad_norms import grad_norms
+from dyn_probe.report.figures.layers import layers
+from dyn_probe.report.figures.logps import log_probs
+from dyn_probe.report.figures.margin import margin
+from dyn_probe.report.figures.mass import mass
+from dyn_probe.report.figures.movement import movement
+from dyn_probe.report.figures.predicted import predicted
+from dyn_probe.report.figures.pulls import pulls
+from dyn_probe.report.figures.shaping import PANELS, shaping
+from dyn_probe.report.needs import missing
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """One figure: function, title, the columns it needs; `optional`: left out where all of them are null."""
+
+    draw: Callable[[Trace], Figure]
+    title: str
+    needs: tuple[str, ...]
+    optional: bool = False
+
+    @property
+    def text(self) -> dict[str, str]:
+        """The docstring's paragraphs by their first word: Shows, How to read, Needs."""
+        paragraphs = inspect.cleandoc(self.draw.__doc__ or "").split("\n\n")
+        pairs = (" ".join(paragraph.split()).partition(": ") for paragraph in paragraphs)
+        return {label: body for label, _, body in pairs}
+
+
+_SHAPING = tuple(f"pairs.{column}" for _, _, columns in PANELS for column, _, _ in columns)
+
+FIGURES: dict[str, FigureRow] = {
+    "log_probs": FigureRow(
+        log_probs, "Log-probabilities", ("pairs.logp_chosen", "pairs.logp_rejected", "pairs.len_chosen")
+    ),
+    "movement": FigureRow(movement, "Movement of each pair", ("pairs.logp_chosen", "pairs.logp_rejected")),
+    "margin": FigureRow(margin, "Margin, accuracy, loss", ("pairs.logp_chosen", "pairs.logp_rejected")),
+    "cases": FigureRow(cases, "Cases", ("pairs.case",)),
+    "entanglement": FigureRow(
+        entanglement, "Gradient entanglement", ("pairs.grad_inner", "pairs.grad_cosine", "pairs.pull_chosen")
+    ),
+    "grad_norms": FigureRow(
+        grad_norms, "Gradient norms", ("pairs.grad_norm_chosen", "pairs.grad_norm_rejected")
+    ),
+    "pulls": FigureRow(pulls, "Pulls of the objective", ("pairs.pull_chosen", "pairs.pull_rejected")),
+    "shaping": FigureRow(shaping, "Gradient shaping", _SHAPING, optional=True),
+    "layers": FigureRow(layers, "Entanglement by layer", ("layers.grad_inner",)),
+    "predicted": FigureRow(
+        predicted,
+        "Predicted and realised change",
+        ("pairs.predicted_delta_chosen", "pairs.realised_delta_chosen"),
+    ),
+    "clipping": FigureRow(
+        clipping, "Gradient norm and clipping", ("steps.grad_norm", "steps.grad_norm_clipped")
+    ),
+    "mass": FigureRow(mass, "Probability mass", ("mass.logp_token",), optional=True),
+}
+
+
+def figures_for(trace: Trace) -> dict[str, FigureRow]:
+    """The rows of FIGURES that this trace's report shows: all but the optional ones without any data."""
+    return {
+        name: row
+        for name, row in FIGURES.items()
+        if not row.optional or len(missing(trace, row.needs)) < len(row.needs)
+    }

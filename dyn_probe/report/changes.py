@@ -1,0 +1,107 @@
+"""How far each pair's log-probabilities moved over the run: the one basis for verdicts, tables and
+comparisons.
+
+The best available basis is taken, and its name goes into every sentence: the same pairs seen in the first
+and in the last tenth of the steps; else the log-ratio to the reference in the last tenth; else different
+pairs of the two tenths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dyn_probe.report import derived
+from dyn_probe.report.frames import Floats, Tenths, finite, numbers, tenths
+
+LEAST_PAIRS = 5
+"""With fewer pairs in both tenths the same-pair basis is not used if there is another one."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Change per token, one value per pair (or the difference of two medians where `paired` is false)."""
+
+    basis: str
+    chosen: Floats
+    rejected: Floats
+    paired: bool
+    n: int
+
+    def side(self, name: str) -> Floats:
+        """The values of one side."""
+        return self.chosen if name == "chosen" else self.rejected
+
+
+def change(pairs: pd.DataFrame) -> Change | None:
+    """Change over the run, nats/token; None with fewer than two recorded steps and no reference."""
+    parts = tenths(pairs)
+    same = _same_pairs(pairs, parts) if parts else None
+    if same is not None and same.n >= LEAST_PAIRS:
+        return same
+    return _against_reference(pairs, parts) or same or (_different_pairs(pairs, parts) if parts else None)
+
+
+def by_pair(pairs: pd.DataFrame, mask: Floats | np.ndarray) -> pd.DataFrame:
+    """Mean log-probability per token of each pair over the masked rows: index pair_id, columns by side."""
+    rows = pairs[mask]
+    columns = {side: derived.per_token(rows, side) for side in derived.SIDES}
+    return pd.DataFrame(columns).groupby(rows["pair_id"].to_numpy()).mean()
+
+
+def _same_pairs(pairs: pd.DataFrame, parts: Tenths) -> Change | None:
+    early, late = by_pair(pairs, parts.first), by_pair(pairs, parts.last)
+    moved = (late - early).dropna()
+    if not len(moved):
+        return None
+    basis = f"same {len(moved)} pairs, {spans(parts)}"
+    return Change(basis, moved["chosen"].to_numpy(), moved["rejected"].to_numpy(), True, len(moved))
+
+
+def _against_reference(pairs: pd.DataFrame, parts: Tenths | None) -> Change | None:
+    """Only where the reference is the starting model: the log-ratios of the first step are about 0."""
+    if parts is None or not starts_at_reference(pairs):
+        return None
+    late = pairs[parts.last]
+    frame = pd.DataFrame({side: derived.since_reference(late, side) for side in derived.SIDES})
+    moved = frame.groupby(late["pair_id"].to_numpy()).mean().dropna()
+    if not len(moved):
+        return None
+    basis = (
+        f"{len(moved)} pairs of {span(parts.last_steps)} against the reference, which is the starting model"
+    )
+    return Change(basis, moved["chosen"].to_numpy(), moved["rejected"].to_numpy(), True, len(moved))
+
+
+def starts_at_reference(pairs: pd.DataFrame, tolerance: float = 0.02) -> bool:
+    """Whether the first step's log-ratios are below `tolerance` nats/token: the reference is the start."""
+    steps = numbers(pairs, "step")
+    if not len(steps):
+        return False
+    first = pairs[steps == steps.min()]
+    ratios = finite(np.concatenate([derived.since_reference(first, side) for side in derived.SIDES]))
+    return bool(len(ratios)) and float(np.abs(ratios).max()) < tolerance
+
+
+def _different_pairs(pairs: pd.DataFrame, parts: Tenths) -> Change | None:
+    medians = []
+    for side in derived.SIDES:
+        early, late = (finite(derived.per_token(pairs[mask], side)) for mask in (parts.first, parts.last))
+        if not len(early) or not len(late):
+            return None
+        medians.append(np.array([np.median(late) - np.median(early)]))
+    rows = int(parts.first.sum() + parts.last.sum())
+    basis = f"medians of different pairs, {rows} rows, {spans(parts)}"
+    return Change(basis, medians[0], medians[1], False, rows)
+
+
+def span(steps: tuple[int, int]) -> str:
+    """A range of steps in words."""
+    return f"step {steps[0]}" if steps[0] == steps[1] else f"steps {steps[0]}–{steps[1]}"
+
+
+def spans(parts: Tenths) -> str:
+    """Both tenths in words."""
+    return f"{span(parts.first_steps)} to {span(parts.last_steps)}"

@@ -1,0 +1,152 @@
+"""Numbers that follow from the `pairs` table: one function of the frame each; DERIVED defines them.
+
+Letters as in docs/notation.md. Every function returns float64 [rows], NaN where it cannot be computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dyn_probe.report.frames import Floats, numbers
+
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One derived number: how it is computed, its unit, and its meaning with formula."""
+
+    compute: Callable[[pd.DataFrame], Floats]
+    unit: str
+    meaning: str
+
+
+def _divide(top: Floats, bottom: Floats) -> Floats:
+    return np.divide(top, bottom, out=np.full(len(top), np.nan), where=np.isfinite(bottom) & (bottom != 0))
+
+
+def margin(pairs: pd.DataFrame) -> Floats:
+    """(a − r_w) − (b − r_l), or a − b without a reference; nats/sequence."""
+    against = [numbers(pairs, f"logp_{side}") - numbers(pairs, f"ref_logp_{side}") for side in SIDES]
+    plain = numbers(pairs, "logp_chosen") - numbers(pairs, "logp_rejected")
+    with_reference = against[0] - against[1]
+    return with_reference if np.isfinite(with_reference).any() else plain
+
+
+def per_token(pairs: pd.DataFrame, side: str) -> Floats:
+    """Log-probability per response token, a/n_w or b/n_l; nats/token."""
+    return _divide(numbers(pairs, f"logp_{side}"), numbers(pairs, f"len_{side}"))
+
+
+def first_rows(pairs: pd.DataFrame) -> np.ndarray:
+    """For each row, the position of its pair's earliest recorded row [rows]; a row without id is its own."""
+    codes, _ = pd.factorize(pairs["pair_id"])
+    order = np.argsort(numbers(pairs, "step"), kind="stable")[::-1]
+    first = np.empty(codes.max(initial=-1) + 2, np.int64)  # one more: code −1 stands for a null id
+    first[codes[order]] = order
+    return np.where(codes < 0, np.arange(len(codes)), first[codes])
+
+
+def since_first(pairs: pd.DataFrame, side: str) -> Floats:
+    """Change per token since the pair's first recorded step, NaN on that first row itself; nats/token."""
+    first = first_rows(pairs)
+    logp = numbers(pairs, f"logp_{side}")
+    change = _divide(logp - logp[first], numbers(pairs, f"len_{side}"))
+    change[first == np.arange(len(first))] = np.nan
+    return change
+
+
+def since_reference(pairs: pd.DataFrame, side: str) -> Floats:
+    """Log-ratio to the reference per token, (a − r_w)/n_w or (b − r_l)/n_l; nats/token."""
+    ratio = numbers(pairs, f"logp_{side}") - numbers(pairs, f"ref_logp_{side}")
+    return _divide(ratio, numbers(pairs, f"len_{side}"))
+
+
+def pull_ratio(pairs: pd.DataFrame) -> Floats:
+    """d_w/d_l."""
+    return _divide(numbers(pairs, "pull_chosen"), numbers(pairs, "pull_rejected"))
+
+
+def norm_ratio(pairs: pd.DataFrame) -> Floats:
+    """‖g_w‖/‖g_l‖."""
+    return _divide(numbers(pairs, "grad_norm_chosen"), numbers(pairs, "grad_norm_rejected"))
+
+
+def needed_ratio(pairs: pd.DataFrame) -> Floats:
+    """⟨g_w,g_l⟩/‖g_w‖²: the smallest d_w/d_l at which chosen does not fall."""
+    return _divide(numbers(pairs, "grad_inner"), numbers(pairs, "grad_norm_chosen") ** 2)
+
+
+def allowed_ratio(pairs: pd.DataFrame) -> Floats:
+    """‖g_l‖²/⟨g_w,g_l⟩: the largest d_w/d_l at which rejected does not rise; +inf where ⟨g_w,g_l⟩ ≤ 0."""
+    inner = numbers(pairs, "grad_inner")
+    bound = _divide(numbers(pairs, "grad_norm_rejected") ** 2, inner)
+    return np.where(inner <= 0, np.inf, bound)
+
+
+def condition_chosen(pairs: pd.DataFrame) -> Floats:
+    """d_l⟨g_w,g_l⟩ / (d_w‖g_w‖²): above 1 chosen falls."""
+    norm = numbers(pairs, "grad_norm_chosen")
+    top = numbers(pairs, "pull_rejected") * numbers(pairs, "grad_inner")
+    return _divide(top, numbers(pairs, "pull_chosen") * norm**2)
+
+
+def condition_rejected(pairs: pd.DataFrame) -> Floats:
+    """d_w⟨g_w,g_l⟩ / (d_l‖g_l‖²): above 1 rejected rises."""
+    norm = numbers(pairs, "grad_norm_rejected")
+    top = numbers(pairs, "pull_chosen") * numbers(pairs, "grad_inner")
+    return _divide(top, numbers(pairs, "pull_rejected") * norm**2)
+
+
+def excess(pairs: pd.DataFrame) -> Floats:
+    """⟨g_w,g_l⟩ − (d_w/d_l)‖g_w‖²: above 0 chosen falls."""
+    return numbers(pairs, "grad_inner") - pull_ratio(pairs) * numbers(pairs, "grad_norm_chosen") ** 2
+
+
+def pair_grad_norm(pairs: pd.DataFrame) -> Floats:
+    """‖d_w g_w − d_l g_l‖ = ‖∇ℓ‖ of the pair alone."""
+    chosen = numbers(pairs, "pull_chosen") * numbers(pairs, "grad_norm_chosen")
+    rejected = numbers(pairs, "pull_rejected") * numbers(pairs, "grad_norm_rejected")
+    cross = numbers(pairs, "pull_chosen") * numbers(pairs, "pull_rejected") * numbers(pairs, "grad_inner")
+    return np.sqrt(np.maximum(chosen**2 + rejected**2 - 2 * cross, 0))
+
+
+def _side(function: Callable[[pd.DataFrame, str], Floats], side: str) -> Callable[[pd.DataFrame], Floats]:
+    return lambda pairs: function(pairs, side)
+
+
+DERIVED: dict[str, Derived] = {
+    "margin": Derived(margin, "nats/sequence", "(a − r_w) − (b − r_l); without a reference a − b"),
+    **{
+        f"logp_per_token_{side}": Derived(
+            _side(per_token, side), "nats/token", f"{form} of the {side} response"
+        )
+        for side, form in zip(SIDES, ("a/n_w", "b/n_l"), strict=True)
+    },
+    **{
+        f"since_first_{side}": Derived(
+            _side(since_first, side), "nats/token", f"change of {form} since the pair's first recorded step"
+        )
+        for side, form in zip(SIDES, ("a/n_w", "b/n_l"), strict=True)
+    },
+    **{
+        f"since_reference_{side}": Derived(_side(since_reference, side), "nats/token", form)
+        for side, form in zip(SIDES, ("(a − r_w)/n_w", "(b − r_l)/n_l"), strict=True)
+    },
+    "pull_ratio": Derived(pull_ratio, "1", "d_w/d_l"),
+    "norm_ratio": Derived(norm_ratio, "1", "‖g_w‖/‖g_l‖"),
+    "needed_ratio": Derived(needed_ratio, "1", "⟨g_w,g_l⟩/‖g_w‖²: below this d_w/d_l chosen falls"),
+    "allowed_ratio": Derived(allowed_ratio, "1", "‖g_l‖²/⟨g_w,g_l⟩: above this d_w/d_l rejected rises"),
+    "condition_chosen": Derived(condition_chosen, "1", "d_l⟨g_w,g_l⟩ / (d_w‖g_w‖²): above 1 chosen falls"),
+    "condition_rejected": Derived(
+        condition_rejected, "1", "d_w⟨g_w,g_l⟩ / (d_l‖g_l‖²): above 1 rejected rises"
+    ),
+    "excess": Derived(excess, "(nats/parameter unit)²", "⟨g_w,g_l⟩ − (d_w/d_l)‖g_w‖²: above 0 chosen falls"),
+    "pair_grad_norm": Derived(
+        pair_grad_norm, "nats/parameter unit", "‖d_w g_w − d_l g_l‖ = ‖∇ℓ‖ of the pair alone"
+    ),
+}

@@ -1,0 +1,62 @@
+"""Inner product, cosine and the two conditions over steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from dyn_probe.report import derived
+from dyn_probe.report.frames import Floats, finite, numbers, step_bins
+from dyn_probe.report.needs import why_absent
+from dyn_probe.report.style import (
+    NEUTRAL,
+    SIDE_COLOURS,
+    Curve,
+    draw_bands,
+    empty_figure,
+    name_panel,
+    new_figure,
+    rule,
+    say,
+)
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+
+def entanglement(trace: Trace) -> Figure:
+    """Shows: the inner product ⟨g_w,g_l⟩, its cosine, and the two conditions as ratios: chosen
+    d_l⟨g_w,g_l⟩/(d_w‖g_w‖²), rejected d_w⟨g_w,g_l⟩/(d_l‖g_l‖²). Line: median; dark band: 25–75 %, light
+    band: 5–95 % of the pairs.
+
+    How to read: the inner product is what pushing rejected down takes away from chosen. In the right panel,
+    a chosen ratio above 1 means that the push on rejected outweighs the push on chosen, so chosen falls; a
+    rejected ratio above 1 means that rejected rises. Both below 1 is the ideal case 1. Values below 0 mean
+    that the two pushes help each other. The right axis ends at ±3.
+
+    Needs: the gradients of the pairs; the right panel the pulls.
+    """
+    lack = why_absent(trace, "pairs.grad_inner")
+    if lack:
+        return empty_figure("Gradient entanglement", lack)
+    figure, (left, middle, right) = new_figure(3, height=3.2)
+    pairs, bins = trace.pairs, step_bins(trace.pairs)
+    name_panel(left, "Inner product", "⟨g_w, g_l⟩, (nats per parameter unit)²")
+    rule(left, 0)
+    draw_bands(left, bins, [Curve("", numbers(pairs, "grad_inner"), NEUTRAL)], wide=True)
+    name_panel(middle, "Cosine", "⟨g_w, g_l⟩ / (‖g_w‖‖g_l‖)")
+    rule(middle, 0)
+    draw_bands(middle, bins, [Curve("", numbers(pairs, "grad_cosine"), NEUTRAL)], wide=True)
+    name_panel(right, "Conditions", "share of its own push that is undone")
+    ratios: dict[str, Floats] = {
+        "chosen": derived.condition_chosen(pairs),
+        "rejected": derived.condition_rejected(pairs),
+    }
+    if not any(len(finite(values)) for values in ratios.values()):
+        say(right, why_absent(trace, "pairs.pull_chosen") or "the pulls are 0 in every row")
+        return figure
+    rule(right, 1, "limit")
+    curves = [Curve(side, values, SIDE_COLOURS[side]) for side, values in ratios.items()]
+    draw_bands(right, bins, curves, within=(-3, 3))
+    return figure

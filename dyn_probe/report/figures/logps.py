@@ -1,0 +1,54 @@
+"""Log-probabilities of chosen and rejected over steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dyn_probe.report import derived
+from dyn_probe.report.frames import Floats, finite, numbers, step_bins
+from dyn_probe.report.needs import why_absent
+from dyn_probe.report.style import SIDE_COLOURS, Curve, draw_bands, name_panel, new_figure, rule, say
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+
+def log_probs(trace: Trace) -> Figure:
+    """Shows: log-probability of the chosen and the rejected response; left summed over the response, middle
+    its change per token since the first step at which the pair was recorded, right per token against the
+    reference policy. Line: median over pairs; band: middle half of the pairs.
+
+    How to read: a rising margin says nothing about these lines. Below 0 in the middle and right panels a
+    response has become less probable; −0.1 nats/token means that each token is on (geometric) average 0.90
+    times as probable, −0.7 half as probable. Both lines falling is case 2; compare their depth, not only
+    their gap.
+
+    Needs: log-probabilities and lengths; the right panel a reference; the middle one pairs that recur.
+    """
+    figure, (left, middle, right) = new_figure(3, height=3.2)
+    _draw(trace, left, "Log-probability", "nats per sequence", [_logp(trace, side) for side in derived.SIDES])
+    since = [derived.since_first(trace.pairs, side) for side in derived.SIDES]
+    _draw(trace, middle, "Change since first recorded", "nats per token", since, "no pair was recorded twice")
+    against = [derived.since_reference(trace.pairs, side) for side in derived.SIDES]
+    lack = why_absent(trace, "pairs.ref_logp_chosen") or ""
+    _draw(trace, right, "Against the reference", "nats per token", against, lack)
+    return figure
+
+
+def _logp(trace: Trace, side: str) -> Floats:
+    return numbers(trace.pairs, f"logp_{side}")
+
+
+def _draw(trace: Trace, ax: Axes, title: str, unit: str, values: list[Floats], lack: str = "") -> None:
+    name_panel(ax, title, unit)
+    if not any(len(finite(value)) for value in values):
+        return say(ax, lack or why_absent(trace, "pairs.logp_chosen") or "not recorded")
+    if "token" in unit:
+        rule(ax, 0)
+    curves = [
+        Curve(side, value, SIDE_COLOURS[side]) for side, value in zip(derived.SIDES, values, strict=True)
+    ]
+    return draw_bands(ax, step_bins(trace.pairs), curves)

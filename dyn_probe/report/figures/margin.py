@@ -1,0 +1,52 @@
+"""Loss, margin and accuracy over steps: what is usually watched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dyn_probe.report import derived
+from dyn_probe.report.frames import numbers, recorded, step_bins
+from dyn_probe.report.style import (
+    NEUTRAL,
+    Curve,
+    draw_bands,
+    draw_line,
+    fit_steps,
+    name_panel,
+    new_figure,
+    rule,
+)
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+
+def margin(trace: Trace) -> Figure:
+    """Shows: the margin (a − r_w) − (b − r_l) (a − b without a reference), the accuracy (share of pairs
+    whose margin is above 0) and the loss per pair. Line: median (accuracy: share); band: middle half of
+    the pairs.
+
+    How to read: these three curves look healthy in almost every run, also in one in which the chosen
+    response becomes less and less probable: the margin grows whenever rejected falls faster. Read them
+    beside the log-probabilities.
+
+    Needs: log-probabilities; the loss panel the pairs' losses.
+    """
+    figure, (left, middle, right) = new_figure(3, height=2.9)
+    bins, value = step_bins(trace.pairs), derived.margin(trace.pairs)
+    reference = recorded(trace.pairs, "ref_logp_chosen")
+    name_panel(left, "Margin" if reference else "Margin a − b (no reference)", "nats per sequence")
+    rule(left, 0)
+    draw_bands(left, bins, [Curve("", value, NEUTRAL)])
+    name_panel(middle, "Accuracy", "share of pairs")
+    right_order = np.where(np.isfinite(value), value > 0, np.nan)
+    middle.set_ylim(-0.02, 1.02)
+    rule(middle, 0.5, "coin toss")
+    draw_line(middle, bins.centre, bins.means(right_order), Curve("", right_order, NEUTRAL))
+    fit_steps(middle, bins)
+    name_panel(right, "Loss", "nats per pair")
+    draw_bands(right, bins, [Curve("", numbers(trace.pairs, "loss"), NEUTRAL)])
+    return figure

@@ -1,0 +1,88 @@
+"""Predicted against realised change of the log-probabilities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dyn_probe.report.agreement import Agreement, agreement
+from dyn_probe.report.derived import SIDES
+from dyn_probe.report.frames import Floats, finite, numbers
+from dyn_probe.report.needs import why_absent
+from dyn_probe.report.style import SIDE_COLOURS, name_panel, new_figure, say
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+MOST_POINTS = 3000
+
+
+def predicted(trace: Trace) -> Figure:
+    """Shows: for each pair and step, the first-order prediction (horizontal) against the change measured
+    after the update (vertical). Left: predicted from the pair alone; right: from the whole batch. Both
+    predictions are one plain gradient step at the recorded learning rate; the optimizer's own scaling,
+    momentum and clipping are not in them.
+
+    How to read: points in the shaded quadrants have the predicted sign. Look at signs and order: adaptive
+    optimizers stretch the vertical axis. If the batch panel agrees and the pair panel does not, other pairs
+    of the batch move this one. Points beyond the 1st and 99th percentile are drawn on the border.
+
+    Needs: realised changes; the right panel the full Gram of the batch.
+    """
+    figure, (left, right) = new_figure(2, height=3.9)
+    for ax, kind, title in ((left, "predicted", "Each pair alone"), (right, "batch", "Whole batch")):
+        name_panel(ax, title, "realised change (nats per sequence)", "predicted change (nats per sequence)")
+        needs = [f"pairs.{name}_delta_{side}" for name in (kind, "realised") for side in SIDES]
+        lack = why_absent(trace, *needs)
+        if lack:
+            say(ax, lack)
+        else:
+            _scatter(ax, trace, kind)
+    return figure
+
+
+def _scatter(ax: Axes, trace: Trace, kind: str) -> None:
+    points = {
+        side: (numbers(trace.pairs, f"{kind}_delta_{side}"), numbers(trace.pairs, f"realised_delta_{side}"))
+        for side in SIDES
+    }
+    wide = _limit(np.concatenate([x for x, _ in points.values()]))
+    high = _limit(np.concatenate([y for _, y in points.values()]))
+    ax.set(xlim=(-1.05 * wide, 1.05 * wide), ylim=(-1.05 * high, 1.05 * high))
+    for corner in (-1, 1):
+        ax.fill_between([0, corner * 1.05 * wide], 0, corner * 1.05 * high, color="#EEF2F6", zorder=0)
+    ax.axhline(0, color="#B8C0CA", linewidth=0.8)
+    ax.axvline(0, color="#B8C0CA", linewidth=0.8)
+    ax.axline((0, 0), slope=1, color="#9AA5B1", linewidth=0.9, linestyle=(0, (2, 2)))
+    for row, (side, (x, y)) in enumerate(points.items()):
+        keep = _sample(np.isfinite(x) & np.isfinite(y))
+        inside = np.clip(x[keep], -wide, wide), np.clip(y[keep], -high, high)
+        ax.scatter(*inside, s=9, alpha=0.35, linewidths=0, color=SIDE_COLOURS[side], rasterized=True)
+        _write(ax, row, side, agreement(x, y))
+
+
+def _limit(values: Floats) -> float:
+    kept = finite(values)
+    return float(np.quantile(np.abs(kept), 0.99)) * 1.05 or 1.0
+
+
+def _sample(mask: np.ndarray) -> np.ndarray:
+    rows = np.flatnonzero(mask)
+    return rows[:: max(1, len(rows) // MOST_POINTS)]
+
+
+def _write(ax: Axes, row: int, side: str, found: Agreement) -> None:
+    text = f"{side}: same sign {found.same_sign:.0%}, r = {found.pearson:.2f}, n = {found.n:,}"
+    ax.annotate(
+        text,
+        (0.02, 0.97 - 0.065 * row),
+        xycoords="axes fraction",
+        va="top",
+        fontsize=8.2,
+        color=SIDE_COLOURS[side],
+        fontweight="bold",
+        bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5},
+    )

@@ -1,0 +1,125 @@
+"""Reading tables: columns as float arrays, what is recorded, first and last tenth of the steps, step bins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def numbers(frame: pd.DataFrame, column: str) -> Floats:
+    """A column as float64 [rows], NaN where null or where the table has no such column."""
+    if column not in frame:
+        return np.full(len(frame), np.nan)
+    return pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def recorded(frame: pd.DataFrame, column: str) -> bool:
+    """Whether at least one row of the column is not null."""
+    return column in frame and bool(frame[column].notna().any())
+
+
+def finite(values: Floats) -> Floats:
+    """The values that are neither null nor infinite."""
+    return values[np.isfinite(values)]
+
+
+def median(values: Floats) -> float:
+    """Median of the finite values, NaN if there is none."""
+    kept = finite(values)
+    return float(np.median(kept)) if len(kept) else float("nan")
+
+
+def share(mask: Mask, of: Mask | None = None) -> float:
+    """Share of true rows (among the rows of `of`), NaN if there is none."""
+    chosen = mask if of is None else mask[of]
+    return float(chosen.mean()) if len(chosen) else float("nan")
+
+
+@dataclass(frozen=True)
+class Tenths:
+    """Row masks of the first and the last tenth of the recorded steps, and the step ranges they cover."""
+
+    first: Mask
+    last: Mask
+    first_steps: tuple[int, int]
+    last_steps: tuple[int, int]
+
+
+def tenths(frame: pd.DataFrame) -> Tenths | None:
+    """First and last tenth (rounded up) of the distinct steps; None with fewer than two steps."""
+    steps = numbers(frame, "step")
+    distinct = np.unique(finite(steps))
+    if len(distinct) < 2:
+        return None
+    size = int(np.ceil(len(distinct) / 10))
+    early, late = distinct[:size], distinct[-size:]
+    return Tenths(
+        steps <= early[-1],
+        steps >= late[0],
+        (int(early[0]), int(early[-1])),
+        (int(late[0]), int(late[-1])),
+    )
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Steps grouped into consecutive bins: `index` [rows] is a row's bin; `low`, `high`, `centre` [bins]."""
+
+    index: NDArray[np.int64]
+    low: Floats
+    high: Floats
+    centre: Floats
+
+    def __len__(self) -> int:
+        return len(self.centre)
+
+    def slices(self, values: Floats) -> list[Floats]:
+        """The finite values of each bin."""
+        kept = np.isfinite(values)
+        order = np.argsort(self.index[kept], kind="stable")
+        bounds = np.searchsorted(self.index[kept][order], np.arange(1, len(self)))
+        return list(np.split(values[kept][order], bounds))
+
+    def sums(self, values: Floats) -> Floats:
+        """Sum of each bin's finite values [bins]."""
+        clean = np.nan_to_num(values, posinf=0, neginf=0)
+        return np.bincount(self.index, clean, minlength=len(self)).astype(np.float64)
+
+    def means(self, values: Floats, weights: Floats | None = None) -> Floats:
+        """(Weighted) mean of each bin's finite values [bins], NaN where there is none."""
+        weight = np.where(np.isfinite(values), 1.0 if weights is None else weights, 0.0)
+        total = self.sums(weight)
+        return np.divide(self.sums(values * weight), total, out=np.full(len(self), np.nan), where=total > 0)
+
+
+def step_bins(frame: pd.DataFrame, limit: int = 40, rows: int = 24) -> Bins:
+    """Bins of equally many recorded steps: at most `limit`; beyond 12 they hold about `rows` rows each."""
+    steps = numbers(frame, "step")
+    distinct, position = np.unique(steps, return_inverse=True)
+    count = min(limit, len(distinct), max(12, len(steps) // rows))
+    if not len(distinct):
+        nothing = np.empty(0)
+        return Bins(np.empty(0, np.int64), nothing, nothing, nothing)
+    groups = np.array_split(np.arange(len(distinct)), count)
+    owner = np.repeat(np.arange(count), [len(group) for group in groups])
+    low = np.array([distinct[group[0]] for group in groups])
+    high = np.array([distinct[group[-1]] for group in groups])
+    return Bins(owner[position.ravel()].astype(np.int64), low, high, (low + high) / 2)
+
+
+def bands(bins: Bins, values: Floats) -> Floats:
+    """QUANTILES of each bin's finite values: [bins, 5], NaN where a bin has none."""
+    return np.array(
+        [
+            np.quantile(part, QUANTILES) if len(part) else np.full(len(QUANTILES), np.nan)
+            for part in bins.slices(values)
+        ]
+    ).reshape(-1, len(QUANTILES))

@@ -1,0 +1,58 @@
+"""What a figure or statement needs from a trace, and what to say where it was not recorded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from dyn_probe.report.frames import recorded
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+REMEDIES: dict[str, str] = {
+    "pairs.realised": "the same pairs measured again after the update (realised changes)",
+    "pairs.batch_delta": "the full Gram of the batch",
+    "pairs.ref_logp": "a reference policy",
+    "pairs.grad": "the gradients of the pairs",
+    "pairs.predicted": "the gradients of the pairs and a learning rate",
+    "pairs.case": "the gradients of the pairs",
+    "pairs.pull": "the pulls of the loss",
+    "pairs.gate": "Gate-DPO shaping",
+    "pairs.rho": "AdaDPO shaping",
+    "pairs.normaliser": "pairwise-normalised shaping",
+    "pairs.mask": "token-mask shaping",
+    "steps.grad_norm": "gradient norms of the steps",
+    "layers": "per-layer gradients",
+    "mass": "probe responses (mass dynamics)",
+}
+"""Beginning of a column's name → what has to be recorded for it."""
+
+
+def missing(trace: Trace, needs: tuple[str, ...]) -> list[str]:
+    """Those of `needs` (written "table.column") that have no value in any row of the trace."""
+    absent = []
+    for need in needs:
+        table, column = need.split(".")
+        frame: pd.DataFrame = getattr(trace, table)
+        if not recorded(frame, column):
+            absent.append(need)
+    return absent
+
+
+def remedy(need: str) -> str:
+    """What has to be recorded for a column: the longest matching row of REMEDIES, or the column itself."""
+    fitting = [start for start in REMEDIES if need.startswith(start)]
+    return REMEDIES[max(fitting, key=len)] if fitting else f"column {need}"
+
+
+def why_absent(trace: Trace, *needs: str) -> str | None:
+    """One line for the reader if something is missing, None if everything is there."""
+    absent = missing(trace, needs)
+    if not absent:
+        return None
+    table = absent[0].split(".")[0]
+    if getattr(trace, table).empty and table in ("pairs", "steps"):
+        return f"no rows in the table {table} yet"
+    return "not recorded: needs " + "; ".join(dict.fromkeys(remedy(need) for need in absent))
