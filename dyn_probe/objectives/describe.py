@@ -1,0 +1,61 @@
+"""The two tables as plain rows of text, for ``dyn-probe methods`` and the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dyn_probe.objectives.losses import OBJECTIVES
+from dyn_probe.objectives.options import Value, option
+from dyn_probe.objectives.shaping import SHAPINGS, composes_with
+from dyn_probe.objectives.table import Objective, Shaping
+
+
+@dataclass(frozen=True)
+class Method:
+    """One objective or shaping as text.
+
+    ``options`` has one line per option: ``name=default: letter, meaning, values``. ``needs`` names what it
+    reads beside log-probabilities and lengths; ``composes_with`` an objective's shapings, or a shaping's
+    objectives.
+    """
+
+    kind: str
+    name: str
+    formula: str
+    options: tuple[str, ...]
+    needs: tuple[str, ...]
+    composes_with: tuple[str, ...]
+    paper: str
+    when: str
+    dynamics: str
+    notes: str
+
+
+def describe() -> list[Method]:
+    """A row for every objective and then every shaping, in the tables' order."""
+    objectives = [_method("objective", o, o.needs(o.defaults), o.shapings) for o in OBJECTIVES.values()]
+    return objectives + [_method("shaping", s, s.needs, composes_with(s.name)) for s in SHAPINGS.values()]
+
+
+def _method(kind: str, row: Objective | Shaping, needs: tuple[str, ...], fits: tuple[str, ...]) -> Method:
+    return Method(
+        kind, row.name, row.formula, _options(row.name, row.defaults), needs, fits,
+        row.paper, row.when, row.dynamics, row.notes,
+    )  # fmt: skip
+
+
+def _options(owner: str, defaults: Mapping[str, Value]) -> tuple[str, ...]:
+    """One line per option, e.g. ``beta=0.1: β, how strongly …, a number above 0``."""
+    return tuple(_line(owner, key, value) for key, value in defaults.items())
+
+
+def _line(owner: str, key: str, default: Value) -> str:
+    known = option(owner, key)
+    if isinstance(default, bool):
+        shown, values = str(default).lower(), "true or false"
+    elif isinstance(default, str):
+        shown, values = default, " or ".join(known.choices)
+    else:
+        shown, values = f"{default:g}", known.wanted
+    return f"{key}={shown}: " + ", ".join(part for part in (known.letter, known.meaning, values) if part)

@@ -1,0 +1,57 @@
+"""Detached factors on a pair's contributions: the gate g on rejected (Gate-DPO), ρ on chosen (AdaDPO).
+
+Letters as in terms.py; ``sg[·]`` is a stop-gradient. Each rule is ``(objective, terms, options) → (terms,
+columns)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dyn_probe.objectives.formulas import log_odds
+from dyn_probe.objectives.table import Columns, Objective, Options
+from dyn_probe.objectives.terms import Terms
+
+
+def _gate(statistic: Tensor, terms: Terms, options: Options) -> tuple[Terms, Columns]:
+    """g = σ(α(s − τ)), detached, on the rejected contribution."""
+    s = statistic.detach()
+    g = torch.sigmoid(options["alpha"] * (s - options["tau"]))
+    return replace(terms, gate=g, gate_form=options["form"]), {"gate": g, "gate_statistic": s}
+
+
+def gate_seq(objective: Objective, terms: Terms, options: Options) -> tuple[Terms, Columns]:
+    """Gate on s = e^b̄, the geometric-mean token probability of the rejected response."""
+    return _gate(torch.exp(terms.mean_l), terms, options)
+
+
+def gate_q10(objective: Objective, terms: Terms, options: Options) -> tuple[Terms, Columns]:
+    """Gate on s = the 0.10-quantile (linear interpolation) over the rejected response's token "
+    "probabilities."""
+    logps = terms.need("token_logps").chunk(2)[1].detach()
+    said = terms.need("response_mask").chunk(2)[1].bool()
+    probabilities = torch.exp(logps.float() if logps.dtype in (torch.float16, torch.bfloat16) else logps)
+    return _gate(torch.nanquantile(probabilities.masked_fill(~said, torch.nan), 0.10, dim=1), terms, options)
+
+
+def balanced(objective: Objective, terms: Terms, options: Options) -> tuple[Tensor, Tensor]:
+    """``u_w, u_l`` [B]: logarithms of the quantities p = e^u AdaDPO balances, d_w/p_w = d_l/p_l.
+
+    Log-odds for orpo (R: what its pair term compares); else log-ratios h or log-probabilities, per token
+    where ``stable``.
+    """
+    if objective.name == "orpo":
+        return log_odds(terms.mean_w), log_odds(terms.mean_l)
+    ratio = options["space"] == "ratio" or (options["space"] == "auto" and objective.needs_reference)
+    u_w, u_l = (terms.h_w, terms.h_l) if ratio else (terms.a, terms.b)
+    return (u_w / terms.n_w, u_l / terms.n_l) if options["stable"] else (u_w, u_l)
+
+
+def adadpo(objective: Objective, terms: Terms, options: Options) -> tuple[Terms, Columns]:
+    """ρ = min(exp(sg[u_w − u_l]), C) on the chosen contribution."""
+    u_w, u_l = balanced(objective, terms, options)
+    rho = torch.exp((u_w - u_l).detach()).clamp(max=options["ceiling"])
+    return replace(terms, rho=rho), {"rho": rho}

@@ -1,0 +1,123 @@
+"""The losses, one function per row of METHODS §3: ``loss(terms, hyper) -> ℓ [B]``, minimised.
+
+Letters as in terms.py. Every loss passes the two contributions of its pair term through ``t.chosen`` and
+``t.rejected``, where shapings act; whatever else it reads (a likelihood term, a penalty) stays bare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dyn_probe.objectives.terms import Terms
+
+Hyper = Mapping[str, float | bool]
+
+
+def dpo(t: Terms, p: Hyper) -> Tensor:
+    """−log σ(β(h_w − h_l)); with label smoothing ε: (1−ε)·that + ε·(the same with the sides exchanged)."""
+    margin = p["beta"] * (t.chosen(t.h_w) - t.rejected(t.h_l))
+    return -(1 - p["label_smoothing"]) * F.logsigmoid(margin) - p["label_smoothing"] * F.logsigmoid(-margin)
+
+
+def rdpo(t: Terms, p: Hyper) -> Tensor:
+    """−log σ(β(h_w − h_l) + α(n_w − n_l))."""
+    margin = p["beta"] * (t.chosen(t.h_w) - t.rejected(t.h_l))
+    return -F.logsigmoid(margin + p["alpha"] * (t.n_w - t.n_l))
+
+
+def simpo(t: Terms, p: Hyper) -> Tensor:
+    """−log σ(β(ā − b̄) − γ)."""
+    return -F.logsigmoid(p["beta"] * (t.chosen(t.mean_w) - t.rejected(t.mean_l)) - p["gamma"])
+
+
+def ipo(t: Terms, p: Hyper) -> Tensor:
+    """(h_w/n_w − h_l/n_l − 1/(2β))²; with ``average`` false, without the division by length."""
+    h_w, h_l = (t.h_w / t.n_w, t.h_l / t.n_l) if p["average"] else (t.h_w, t.h_l)
+    return (t.chosen(h_w) - t.rejected(h_l) - 1 / (2 * p["beta"])) ** 2
+
+
+def rrhf(t: Terms, p: Hyper) -> Tensor:
+    """max(0, b̄ − ā) − λa."""
+    return torch.relu(t.rejected(t.mean_l) - t.chosen(t.mean_w)) - p["lambda"] * t.a
+
+
+def slic_hf(t: Terms, p: Hyper) -> Tensor:
+    """max(0, δ − a + b) − λa."""
+    return torch.relu(p["delta"] - t.chosen(t.a) + t.rejected(t.b)) - p["lambda"] * t.a
+
+
+def cpo(t: Terms, p: Hyper) -> Tensor:
+    """−log σ(β(a − b)) − λa; with ``mean_nll`` true, −λā."""
+    likelihood = t.mean_w if p["mean_nll"] else t.a
+    return -F.logsigmoid(p["beta"] * (t.chosen(t.a) - t.rejected(t.b))) - p["lambda"] * likelihood
+
+
+def dpop(t: Terms, p: Hyper) -> Tensor:
+    """−log σ(β(h_w − h_l − λ max(0, −h_w)))."""
+    margin = t.chosen(t.h_w) - t.rejected(t.h_l) - p["lambda"] * torch.relu(-t.h_w)
+    return -F.logsigmoid(p["beta"] * margin)
+
+
+def kto(t: Terms, p: Hyper) -> Tensor:
+    """λ_w(1 − σ(βh_w − z)) + λ_l(1 − σ(z − βh_l)), z = β·max(0, KL), detached."""
+    z = p["beta"] * t.need("kl").detach().clamp(min=0)
+    h_w, h_l = t.chosen(t.h_w), t.rejected(t.h_l)
+    # 1 − σ(x) = σ(−x), without the cancellation at σ → 1
+    return p["lambda_w"] * torch.sigmoid(z - p["beta"] * h_w) + p["lambda_l"] * torch.sigmoid(
+        p["beta"] * h_l - z
+    )
+
+
+def sppo(t: Terms, p: Hyper) -> Tensor:
+    """(h_w − 1/(2β))² + (h_l + 1/(2β))²; ``soft``: targets (P − ½)/β from win probabilities P."""
+    h_w, h_l = t.chosen(t.h_w), t.rejected(t.h_l)
+    if p["soft"]:
+        return (h_w - (t.need("win_w") - 0.5) / p["beta"]) ** 2 + (
+            h_l - (t.need("win_l") - 0.5) / p["beta"]
+        ) ** 2
+    return (h_w - 1 / (2 * p["beta"])) ** 2 + (h_l + 1 / (2 * p["beta"])) ** 2
+
+
+def orpo(t: Terms, p: Hyper) -> Tensor:
+    """−ā − λ log σ(log-odds(e^ā) − log-odds(e^b̄))."""
+    log_odds_ratio = t.chosen(log_odds(t.mean_w)) - t.rejected(log_odds(t.mean_l))
+    return -t.mean_w - p["lambda"] * F.logsigmoid(log_odds_ratio)
+
+
+def log_odds(mean_logp: Tensor) -> Tensor:
+    """log(p/(1 − p)) of p = e^x for ``mean_logp`` x ≤ 0, finite with a finite gradient also at p → 1.
+
+    ``1 − e^x`` is taken as ``−expm1(x)``, which keeps its digits near 0; x is held at or below −ε of its
+    dtype.
+    """
+    x = mean_logp.clamp(max=-torch.finfo(mean_logp.dtype).eps)
+    return x - torch.log(-torch.expm1(x))
+
+
+def cal_dpo(t: Terms, p: Hyper) -> Tensor:
+    """−log σ(h_w − h_l) + κ[(h_w − 1/(2β))² + (h_l + 1/(2β))²]."""
+    h_w, h_l = t.chosen(t.h_w), t.rejected(t.h_l)
+    calibration = (h_w - 1 / (2 * p["beta"])) ** 2 + (h_l + 1 / (2 * p["beta"])) ** 2
+    return -F.logsigmoid(h_w - h_l) + p["kappa"] * calibration
+
+
+def dpo_shift(t: Terms, p: Hyper) -> Tensor:
+    """−log σ(β(h_w − λh_l)); ``schedule``: λ runs linearly from its value to 1 with training's progress."""
+    shift = p["lambda"]
+    if p["schedule"]:
+        shift = shift + (1 - shift) * float(t.need("progress"))
+    return -F.logsigmoid(p["beta"] * (t.chosen(t.h_w) - shift * t.rejected(t.h_l)))
+
+
+def sft(t: Terms, p: Hyper) -> Tensor:
+    """−ā: the chosen response alone."""
+    return -t.mean_w
+
+
+def extended_sft(t: Terms, p: Hyper) -> Tensor:
+    """−ā − b̄: both responses, as two training examples."""
+    return -t.mean_w - t.mean_l

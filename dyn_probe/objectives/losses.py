@@ -1,0 +1,193 @@
+"""METHODS §3 as one table: every preference objective, its hyper-parameters and what its dynamics look like.
+
+A new objective owes a function in formulas.py and one row here; the tests of every law then run over it. The
+smallest row::
+
+    "mine": Objective("mine", formulas.mine, {"beta": 0.1}, needs_reference=True, formula="…", paper="…",
+                      when="…", dynamics="…", shapings=("gate-seq", "pairwise-normalised"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dyn_probe.errors import BadInput
+from dyn_probe.objectives import formulas
+from dyn_probe.objectives.options import Value, parse, resolve
+from dyn_probe.objectives.table import Objective
+
+_FREE = ("gate-seq", "gate-q10", "pairwise-normalised")
+_REFERENCED = (*_FREE, "token-mask")
+
+_ROWS = (
+    Objective(
+        "dpo", formulas.dpo, {"beta": 0.1, "label_smoothing": 0.0}, True,
+        formula="−log σ(β(h_w − h_l))",
+        paper="Rafailov et al. 2023 (arXiv 2305.18290); label smoothing: Mitchell 2023 (cDPO)",
+        when="The baseline: compare everything with it. Label smoothing where labels are noisy.",
+        dynamics="d_w = d_l: the loss fixes only the margin. Chosen rises only where ⟨g_w,g_l⟩ ≤ ‖g_w‖²; "
+        "on pairs that share most of their tokens both log-probabilities tend to fall. Pulls fade as the "
+        "margin grows.",
+        notes="With label smoothing both pulls turn negative once σ(margin) is above 1 − ε.",
+        shapings=(*_REFERENCED, "adadpo"),
+    ),
+    Objective(
+        "rdpo", formulas.rdpo, {"beta": 0.1, "alpha": 0.2}, True,
+        formula="−log σ(β(h_w − h_l) + α(n_w − n_l))",
+        paper="Park et al. 2024 (arXiv 2403.19159)",
+        when="When training makes responses longer and the chosen ones are longer on average.",
+        dynamics="d_w = d_l as in DPO, hence the same condition; pairs with a longer chosen response "
+        "saturate early, pairs with a shorter one keep pulling.",
+        notes="+α: derived from the length-penalised reward. α = 0.2 was used on TL;DR; it is in nats per "
+        "token.",
+        shapings=(*_REFERENCED, "adadpo"),
+    ),
+    Objective(
+        "simpo", formulas.simpo, {"beta": 2.0, "gamma": 0.5}, False,
+        formula="−log σ(β(ā − b̄) − γ)",
+        paper="Meng et al. 2024 (arXiv 2405.14734)",
+        when="No memory for a reference model, or responses of very different length.",
+        dynamics="d_w/d_l = n_l/n_w: the shorter response has the larger pull. Nothing ties the policy to "
+        "a reference, so both log-probabilities can drift far.",
+        shapings=(*_FREE, "adadpo"),
+    ),
+    Objective(
+        "ipo", formulas.ipo, {"beta": 0.1, "average": True}, True,
+        formula="(h_w/n_w − h_l/n_l − 1/(2β))²; average=false: (h_w − h_l − 1/(2β))²",
+        paper="Azar et al. 2023 (arXiv 2310.12036)",
+        when="When DPO keeps widening margins on pairs it already orders correctly.",
+        dynamics="Pulls shrink linearly to 0 at the target margin and turn negative beyond it; d_w/d_l = "
+        "n_l/n_w (1 without averaging).",
+        notes="Averaging per token is the authors' confirmed choice. The target is 1/(2β): 5 nats per "
+        "token at 0.1.",
+        shapings=(*_REFERENCED, "adadpo"),
+    ),
+    Objective(
+        "rrhf", formulas.rrhf, {"lambda": 1.0}, False,
+        formula="max(0, b̄ − ā) − λa",
+        paper="Z. Yuan et al. 2023 (arXiv 2304.05302)",
+        when="Ranking plus imitation, when the chosen responses are worth imitating.",
+        dynamics="d_w = λ + 1/n_w and d_l = 1/n_l while misordered, then λ and 0: imitation dominates, "
+        "chosen rises, and rejected rises with it where the two gradients are aligned.",
+        shapings=_FREE,
+    ),
+    Objective(
+        "slic_hf", formulas.slic_hf, {"delta": 1.0, "lambda": 1.0}, False,
+        formula="max(0, δ − a + b) − λa",
+        paper="Zhao et al. 2023 (arXiv 2305.10425)",
+        when="A margin that stops pushing once reached, plus imitation of the chosen response.",
+        dynamics="d_w = 1 + λ and d_l = 1 until a − b ≥ δ, then λ and 0: chosen rises wherever ⟨g_w,g_l⟩ ≤ "
+        "(1 + λ)‖g_w‖².",
+        shapings=_FREE,
+    ),
+    Objective(
+        "cpo", formulas.cpo, {"beta": 0.1, "lambda": 1.0, "mean_nll": False}, False,
+        formula="−log σ(β(a − b)) − λa; mean_nll=true: −λā",
+        paper="Xu et al. 2024 (arXiv 2401.08417)",
+        when="No reference model, and the chosen responses are good enough to imitate.",
+        dynamics="d_w = d_l + λ with d_l < β: imitation dominates, chosen rises, rejected often rises with "
+        "it. With mean_nll, d_w = d_l + λ/n_w, closer to plain ranking.",
+        notes="TRL uses the token mean (mean_nll) for the likelihood term.",
+        shapings=(*_FREE, "adadpo"),
+    ),
+    Objective(
+        "dpop", formulas.dpop, {"beta": 0.1, "lambda": 50.0}, True,
+        formula="−log σ(β(h_w − h_l − λ max(0, −h_w)))",
+        paper="Pal et al. 2024 (arXiv 2402.13228)",
+        when="Pairs with few differing tokens, where plain DPO lowers the chosen response.",
+        dynamics="DPO while chosen is above its reference; below it d_w/d_l = 1 + λ, which pushes chosen "
+        "back up, often together with rejected.",
+        shapings=_REFERENCED,
+    ),
+    Objective(
+        "kto", formulas.kto, {"beta": 0.1, "lambda_w": 1.0, "lambda_l": 1.0}, True, terms=("kl",),
+        formula="λ_w(1 − σ(βh_w − z)) + λ_l(1 − σ(z − βh_l)), z = β·max(0, KL)",
+        paper="Ethayarajh et al. 2024 (arXiv 2402.01306)",
+        when="Feedback on single responses, or unreliable pairing.",
+        dynamics="Each side has its own pull, largest (λβ/4) where βh meets z and fading on both sides: "
+        "responses far above or far below the reference point are left alone.",
+        notes="KL from mismatched prompts and responses of the batch (kl_estimate), with no gradient "
+        "through z.",
+        shapings=_REFERENCED,
+    ),
+    Objective(
+        "sppo", formulas.sppo, {"beta": 0.1, "soft": False}, True, terms_if={"soft": ("win_w", "win_l")},
+        formula="(h_w − 1/(2β))² + (h_l + 1/(2β))²; soft=true: targets (P_w − ½)/β and (P_l − ½)/β",
+        paper="Wu et al. 2024 (arXiv 2405.00675)",
+        when="When both log-ratios should reach a level of their own, not just a margin.",
+        dynamics="d_w = −2(h_w − 1/(2β)), d_l = 2(h_l + 1/(2β)): a chosen response that fell is pulled "
+        "harder, and the push on rejected stops, then reverses, at its target.",
+        notes="P: probability that a response beats the policy; the hard form takes 1 and 0.",
+        shapings=_REFERENCED,
+    ),
+    Objective(
+        "orpo", formulas.orpo, {"lambda": 0.1}, False,
+        formula="−ā − λ log σ(log-odds(e^ā) − log-odds(e^b̄))",
+        paper="Hong et al. 2024 (arXiv 2403.07691)",
+        when="Supervised and preference training in one stage, without a reference model.",
+        dynamics="Imitation (d_w ≥ 1/n_w) with a small push on rejected, λ(1 − σ)/((1 − e^b̄)n_l): chosen "
+        "rises; rejected rises too while the two are alike, and is pushed hardest where it is near certain.",
+        shapings=(*_FREE, "adadpo"),
+    ),
+    Objective(
+        "cal_dpo", formulas.cal_dpo, {"beta": 0.1, "kappa": 1.0}, True,
+        formula="−log σ(h_w − h_l) + κ[(h_w − 1/(2β))² + (h_l + 1/(2β))²]",
+        paper="Xiao et al. 2024 (arXiv 2412.14516)",
+        when="When DPO lowers the chosen response and a target level for both sides is acceptable.",
+        dynamics="The calibration term dominates: log-ratios are drawn to ±1/(2β), so the pull on a fallen "
+        "chosen response grows, and the push on rejected reverses past its target.",
+        notes="No β inside the sigmoid. Official code uses κ = 1 and κ = ½. At β = 0.001 the targets are "
+        "±500 nats and gradients explode.",
+        shapings=_REFERENCED,
+    ),
+    Objective(
+        "dpo_shift", formulas.dpo_shift, {"beta": 0.1, "lambda": 0.5, "schedule": False}, True,
+        terms_if={"schedule": ("progress",)},
+        formula="−log σ(β(h_w − λh_l)); schedule=true: λ rises linearly to 1 over training",
+        paper="Yang et al. 2025 (arXiv 2502.07599)",
+        when="To trade margin for a higher chosen log-probability with one knob.",
+        dynamics="d_l = λd_w: chosen rises where ⟨g_w,g_l⟩ ≤ ‖g_w‖²/λ, rejected falls only where ⟨g_w,g_l⟩ "
+        "≤ λ‖g_l‖². λ = 1 is DPO.",
+        shapings=_REFERENCED,
+    ),
+    Objective(
+        "sft", formulas.sft, {}, False,
+        formula="−ā",
+        paper="supervised fine-tuning; its dynamics: Ren & Sutherland 2024 (arXiv 2407.10490)",
+        when="Before preference training, or as the control: what imitation alone does to rejected.",
+        dynamics="d_l = 0: chosen rises, and rejected moves by d_w⟨g_w,g_l⟩, up where the gradients are "
+        "aligned.",
+    ),
+    Objective(
+        "extended_sft", formulas.extended_sft, {}, False,
+        formula="−ā − b̄",
+        paper="Ren & Sutherland 2024 (arXiv 2407.10490)",
+        when="Before preference training, against squeezing.",
+        dynamics="Pulls up both responses (d_l = −1/n_l): rejected starts preference training less "
+        "improbable, and a negative gradient on it squeezes less.",
+    ),
+)  # fmt: skip
+
+OBJECTIVES: dict[str, Objective] = {row.name: row for row in _ROWS}
+
+
+def objective(name: str | Objective) -> Objective:
+    """The row called ``name``, or BadInput with the choices."""
+    if isinstance(name, Objective):
+        return name
+    if name not in OBJECTIVES:
+        raise BadInput(f"unknown objective {name!r}; choose one of: {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
+
+
+def resolve_hyper(name: str | Objective, hyper: Mapping[str, Value] | None = None) -> dict[str, Any]:
+    """The objective's hyper-parameters, ``hyper`` over its defaults; BadInput for what it does not have."""
+    row = objective(name)
+    return resolve(row.name, row.defaults, hyper)
+
+
+def parse_objective(text: str) -> tuple[str, dict[str, Any]]:
+    """``"ipo:beta=0.2,average=false"`` → the name and all its hyper-parameters."""
+    name, given = parse(text)
+    return name, resolve_hyper(name, given)

@@ -1,0 +1,42 @@
+"""Pairwise-normalised updates: new coefficients for a pair's two gradients once their norms are known."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class NormalisedPulls(NamedTuple):
+    """Coefficients of a pairwise-normalised update, each ``[B]``: new pulls, and the factors on the old."""
+
+    chosen: Tensor
+    rejected: Tensor
+    normaliser_chosen: Tensor
+    normaliser_rejected: Tensor
+
+
+def normalised_pulls(d_w: Tensor, d_l: Tensor, norm_w: Tensor, norm_l: Tensor) -> NormalisedPulls:
+    """Pulls with which −∇ℓ = C·(g_w/‖g_w‖ − g_l/‖g_l‖), C = √(d_w d_l) (Yuan et al. 2024, §5.1).
+
+    Where d_w = d_l, C is the objective's own scalar; the root is a reconstruction for the others, as is that
+    each pull keeps its sign, with C = √|d_w d_l|. Where a pull is 0 so is C, and the pair gets no update; a
+    response without a gradient gets the coefficient 0.
+
+    Args:
+        d_w, d_l: the objective's pulls, ``[B]``.
+        norm_w, norm_l: gradient norms ‖g_w‖, ‖g_l‖, ``[B]``.
+    """
+    scalar = torch.sqrt(d_w.abs()) * torch.sqrt(d_l.abs())
+    new = [torch.where(norm > 0, d.sign() * scalar / norm, 0.0) for d, norm in ((d_w, norm_w), (d_l, norm_l))]
+    factors = [torch.where(d != 0, n / d, 0.0) for n, d in zip(new, (d_w, d_l), strict=True)]
+    return NormalisedPulls(*new, *factors)
+
+
+def surrogate_loss(a: Tensor, b: Tensor, d_w: Tensor, d_l: Tensor) -> Tensor:
+    """``[B]`` −d_w a + d_l b with the pulls detached: its gradient is that of any loss with these pulls.
+
+    What a training loop runs backward through when pulls were changed after the loss.
+    """
+    return -d_w.detach() * a + d_l.detach() * b

@@ -1,0 +1,132 @@
+"""Options of objectives and shapings: the text form ``name:key=value,…``, and what values are allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from dyn_probe.errors import BadInput
+
+Value = float | bool | str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its letter in the formulas, its meaning, and the values it may take."""
+
+    letter: str
+    meaning: str
+    wanted: str = "a number"
+    allows: Callable[[float], bool] = math.isfinite
+    choices: tuple[str, ...] = ()
+
+
+def _above_zero(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _not_negative(value: float) -> bool:
+    return 0 <= value < math.inf
+
+
+_SCALE = ("a number above 0", _above_zero)
+_WEIGHT = ("a number from 0", _not_negative)
+
+# An entry "owner.key" goes before "key".
+OPTIONS: dict[str, Option] = {
+    "beta": Option("β", "how strongly log-ratios are held near the reference", *_SCALE),
+    "simpo.beta": Option("β", "scale of the margin of per-token means", *_SCALE),
+    "cpo.beta": Option("β", "scale of the margin of log-probabilities", *_SCALE),
+    "label_smoothing": Option(
+        "ε", "assumed share of flipped labels", "a number from 0 to below 0.5", lambda v: 0 <= v < 0.5
+    ),
+    "alpha": Option("α", "strength of the length penalty (nats per token)"),
+    "gamma": Option("γ", "target margin"),
+    "delta": Option("δ", "target margin (nats per sequence)"),
+    "lambda": Option("λ", "weight of the likelihood term", *_WEIGHT),
+    "dpop.lambda": Option("λ", "weight of the penalty on a chosen response below its reference", *_WEIGHT),
+    "orpo.lambda": Option("λ", "weight of the odds-ratio term", *_WEIGHT),
+    "dpo_shift.lambda": Option(
+        "λ", "factor on the rejected log-ratio", "a number above 0, up to 1", lambda v: 0 < v <= 1
+    ),
+    "lambda_w": Option("λ_w", "weight of the chosen term", *_WEIGHT),
+    "lambda_l": Option("λ_l", "weight of the rejected term", *_WEIGHT),
+    "kappa": Option("κ", "weight of the calibration term", *_WEIGHT),
+    "average": Option("", "divide the log-ratios by the response lengths"),
+    "mean_nll": Option("", "likelihood term per token (ā) instead of per sequence (a)"),
+    "soft": Option("", "targets from win probabilities instead of 1 and 0"),
+    "schedule": Option("", "raise λ linearly to 1 over training"),
+    "form": Option(
+        "",
+        "value: scale the rejected contribution; gradient: scale its gradient alone",
+        choices=("value", "gradient"),
+    ),
+    "gate-seq.alpha": Option("α", "slope of the gate", *_SCALE),
+    "gate-q10.alpha": Option("α", "slope of the gate", *_SCALE),
+    "tau": Option(
+        "τ", "probability at which the gate is half open", "a number from 0 to 1", lambda v: 0 <= v <= 1
+    ),
+    "space": Option(
+        "",
+        "balance ratios to the reference or bare probabilities; auto: ratio if there is a reference",
+        choices=("auto", "ratio", "policy"),
+    ),
+    "stable": Option("", "balance per-token quantities instead of whole sequences"),
+    "ceiling": Option("C", "largest ρ", *_SCALE),
+    "penalty": Option("η_s", "weight of the mean mask", *_WEIGHT),
+    "slope": Option("k", "slope of the mask", *_SCALE),
+    "threshold": Option("r", "read-out at which the mask is one half"),
+    "through_hidden": Option("", "let the mask's gradient reach the model through the hidden states"),
+}  # fmt: skip
+
+
+def option(owner: str, key: str) -> Option:
+    """What is known of option ``key`` of the objective or shaping ``owner``."""
+    return OPTIONS.get(f"{owner}.{key}") or OPTIONS.get(key, Option("", ""))
+
+
+def resolve(owner: str, defaults: Mapping[str, Value], given: Mapping[str, Value] | None) -> dict[str, Value]:
+    """``defaults`` overlaid with ``given``; BadInput lists every unknown option and every bad value."""
+    wrong = []
+    values = dict(defaults)
+    for key, value in (given or {}).items():
+        if key not in defaults:
+            wrong.append(f"unknown option {key!r}; {owner} takes {', '.join(defaults) or 'no options'}")
+            continue
+        values[key], complaint = _coerce(owner, key, defaults[key], value)
+        wrong += [complaint] if complaint else []
+    if wrong:
+        raise BadInput(f"{owner}: " + "; ".join(wrong))
+    return values
+
+
+def _coerce(owner: str, key: str, default: Value, value: Value) -> tuple[Value, str]:
+    """``value`` in the type of ``default``, and what is wrong with it (empty where nothing is)."""
+    known = option(owner, key)
+    if isinstance(default, str):
+        bad = value not in known.choices
+        return value, f"{key} wants {' or '.join(known.choices)}; got {value!r}" if bad else ""
+    if isinstance(default, bool):
+        read = {"true": True, "false": False}.get(str(value).lower())
+        return (value, f"{key} wants true or false; got {value!r}") if read is None else (read, "")
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    bad = not (math.isfinite(number) and known.allows(number))
+    return number, f"{key} wants {known.wanted}; got {value!r}" if bad else ""
+
+
+def parse(text: str) -> tuple[str, dict[str, Value]]:
+    """``"gate-seq:form=gradient,alpha=50"`` → ``("gate-seq", {"form": "gradient", "alpha": "50"})``."""
+    name, _, rest = text.partition(":")
+    options: dict[str, Value] = {}
+    for part in (p.strip() for p in rest.split(",") if p.strip()):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and value) or key in options:
+            raise BadInput(
+                f"{text!r}: wanted NAME:KEY=VALUE,KEY=VALUE with each key once; could not read {part!r}"
+            )
+        options[key] = value
+    return name.strip(), options

@@ -1,0 +1,139 @@
+"""METHODS §4 as one table: shapings of a pair's gradients, each composed with the objectives it fits.
+
+Letters as in terms.py; ``sg[·]`` is a stop-gradient. A shaping is a function ``(objective, terms, options)
+→ (terms, columns)`` and one row of SHAPINGS; which objectives it fits stands in their rows of losses.py.
+Columns are named as in trace/schema.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dyn_probe.errors import BadInput
+from dyn_probe.objectives.factors import adadpo, gate_q10, gate_seq
+from dyn_probe.objectives.losses import OBJECTIVES
+from dyn_probe.objectives.options import parse, resolve
+from dyn_probe.objectives.table import ChosenShaping, Objective, Shaping
+from dyn_probe.objectives.token_mask import masked_terms
+
+_GATE_DYNAMICS = (
+    "g multiplies the pull on rejected, so the condition for chosen to rise loosens by 1/g; rejected "
+    "responses that are already improbable are left alone, which keeps mass from going to the argmax token."
+)
+_GATE_NOTES = (
+    "form=value scales the rejected contribution before the loss (the printed description; reconstructed), "
+    "which also moves the loss's argument; form=gradient keeps the loss value. The author's results are "
+    "for dpo, ipo, cal_dpo and dpo_shift; on other objectives the same rule is a reconstruction."
+)
+
+_ROWS = (
+    Shaping(
+        "gate-seq", gate_seq, {"form": "value", "alpha": 50.0, "tau": 0.10}, ("gate", "gate_statistic"),
+        formula="h_l → g·h_l, g = σ(α(s − τ)) detached, s = e^b̄",
+        paper="Mouiche 2026, Gate-DPO (arXiv 2605.02626)",
+        when="When rejected responses become very improbable and chosen falls with them.",
+        dynamics=_GATE_DYNAMICS, notes=_GATE_NOTES,
+    ),
+    Shaping(
+        "gate-q10", gate_q10, {"form": "value", "alpha": 50.0, "tau": 0.005}, ("gate", "gate_statistic"),
+        formula="h_l → g·h_l, g = σ(α(s − τ)) detached, s = 0.10-quantile of the rejected token "
+        "probabilities",
+        paper="Mouiche 2026, Gate-DPO (arXiv 2605.02626)",
+        when="As gate-seq, where a few very improbable tokens matter more than the average one.",
+        dynamics=_GATE_DYNAMICS,
+        notes=_GATE_NOTES + " With these constants g cannot fall below σ(−0.25) = 0.438.",
+        needs=("token_logps", "response_mask"),
+    ),
+    Shaping(
+        "adadpo", adadpo, {"space": "auto", "stable": True, "ceiling": 2.0}, ("rho",),
+        formula="h_w → ρ·h_w, ρ = min(exp(sg[u_w − u_l]), C), u = h/n (ratio) or u = ā, b̄ (policy)",
+        paper="Chen et al. 2026, AdaDPO (arXiv 2605.28440)",
+        when="When rejected falls much faster than chosen rises.",
+        dynamics="ρ multiplies the pull on chosen: pulls on probabilities are equal (d_w/p_w = d_l/p_l) "
+        "while ρ < C. A chosen response ahead of rejected is pulled up to C times harder; one that falls "
+        "behind is pulled less.",
+        notes="On objectives other than dpo the same principle is a reconstruction; where the loss "
+        "averages per token the balance holds for pulls on the averages. For orpo, u is the log-odds.",
+    ),
+    Shaping(
+        "pairwise-normalised", None, {}, ("normaliser_chosen", "normaliser_rejected"),
+        formula="−∇ℓ = C·(g_w/‖g_w‖ − g_l/‖g_l‖), C = √(d_w d_l)",
+        paper="Yuan et al. 2024, Gradient Entanglement §5.1 (arXiv 2410.13828)",
+        when="When the two gradient norms are far apart and both log-probabilities move the same way.",
+        dynamics="With pulls above 0, both conditions hold for every pair (Cauchy–Schwarz): to first order "
+        "and on its own, no pair lowers chosen or raises rejected.",
+        notes="C is the objective's own scalar where d_w = d_l; √(d_w d_l) elsewhere is a reconstruction. "
+        "Each pull keeps its sign. A pair with one pull at 0 (a hinge that is satisfied) gets no update. "
+        "Needs gradient norms: normalised_pulls.",
+    ),
+    Shaping(
+        "token-mask", masked_terms,
+        {"penalty": 0.01, "slope": 1.0, "threshold": 0.0, "through_hidden": False},
+        ("mask_chosen", "mask_rejected"),
+        formula="h → Σ_t m^t·h^t, ℓ + η_s(mean m_w + mean m_l), m = σ(k(u − r))",
+        paper="Yuan et al. 2024, Gradient Entanglement §5.2 (arXiv 2410.13828)",
+        when="When a few tokens decide the preference and the shared ones entangle the gradients.",
+        dynamics="Tokens with a small mask leave both gradients; once the shared tokens are masked, "
+        "⟨g_w,g_l⟩ is that of the tokens that differ.",
+        notes="Penalty: means instead of the printed l1 norms, free of length (reconstructed). The numbers "
+        "k, r and η_s are ours. Pulls are on the masked sums, so a row is the gradient of a masked "
+        "log-probability.",
+        needs=("token_logps", "ref_token_logps", "response_mask", "token_mask"),
+    ),
+)  # fmt: skip
+
+SHAPINGS: dict[str, Shaping] = {row.name: row for row in _ROWS}
+
+
+def composes_with(shaping: str) -> tuple[str, ...]:
+    """Names of the objectives the shaping composes with."""
+    return tuple(row.name for row in OBJECTIVES.values() if shaping in row.shapings)
+
+
+def parse_shaping(text: str | ChosenShaping) -> ChosenShaping:
+    """``"gate-seq:form=gradient,alpha=50"`` → the shaping with all its options."""
+    if isinstance(text, ChosenShaping):
+        return text
+    name, given = parse(text)
+    if name not in SHAPINGS:
+        raise BadInput(f"unknown shaping {name!r}; choose from: {', '.join(SHAPINGS)}")
+    row = SHAPINGS[name]
+    return ChosenShaping(row, resolve(row.name, row.defaults, given))
+
+
+def parse_shapings(
+    shapings: Iterable[str | ChosenShaping], objective: Objective
+) -> tuple[ChosenShaping, ...]:
+    """All of them, checked against the objective and each other.
+
+    Raises:
+        BadInput: a shaping does not compose with the objective (the message names those it does compose
+            with), two fill the same columns, or an option asks for what the objective does not have.
+    """
+    chosen = tuple(parse_shaping(s) for s in shapings)
+    wrong = [c for one in chosen for c in _misfits(one, objective)]
+    filled = [column for one in chosen for column in one.shaping.columns]
+    twice = sorted({column for column in filled if filled.count(column) > 1})
+    wrong += [f"two shapings fill {', '.join(twice)}: choose one of them"] if twice else []
+    if wrong:
+        raise BadInput("; ".join(wrong))
+    return chosen
+
+
+def _misfits(one: ChosenShaping, objective: Objective) -> list[str]:
+    """Why the shaping does not fit the objective; empty where it does."""
+    name, options = one.name, one.options
+    if name not in objective.shapings:
+        fits = ", ".join(composes_with(name))
+        return [f"shaping {name} does not compose with objective {objective.name}; it does with: {fits}"]
+    if name != "adadpo":
+        return []
+    if options["space"] == "ratio" and not objective.needs_reference:
+        return [
+            f"adadpo:space=ratio wants an objective with a reference; {objective.name} has none: space=policy"
+        ]
+    if objective.name == "orpo" and (options["space"], options["stable"]) != ("auto", True):
+        return [
+            "adadpo on orpo balances log-odds of per-token means; leave space and stable at their defaults"
+        ]
+    return []
