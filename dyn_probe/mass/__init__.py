@@ -1,0 +1,61 @@
+"""Mass: where the probability goes during training, read on a fixed set of probe responses.
+
+The names below load on first use: run-level figures and the toy need no torch, measuring a model does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "KINDS": "kinds",
+    "ProbePrompt": "probes",
+    "ProbeSet": "probes",
+    "SkippedResponse": "probes",
+    "read_probe_set": "reading",
+    "build_probe_set": "building",
+    "TokenProbes": "tokens",
+    "check_vocabulary": "tokens",
+    "encode_probes": "tokens",
+    "with_initial": "initial",
+    "measure": "measuring",
+    "summarise": "metrics",
+    "token_metrics": "metrics",
+}
+
+__all__ = [
+    "KINDS",
+    "ProbePrompt",
+    "ProbeSet",
+    "SkippedResponse",
+    "TokenProbes",
+    "build_probe_set",
+    "check_vocabulary",
+    "encode_probes",
+    "measure",
+    "read_probe_set",
+    "summarise",
+    "token_metrics",
+    "with_initial",
+]
+
+if TYPE_CHECKING:
+    from dyn_probe.mass.building import build_probe_set
+    from dyn_probe.mass.initial import with_initial
+    from dyn_probe.mass.kinds import KINDS
+    from dyn_probe.mass.measuring import measure
+    from dyn_probe.mass.metrics import summarise, token_metrics
+    from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
+    from dyn_probe.mass.reading import read_probe_set
+    from dyn_probe.mass.tokens import TokenProbes, check_vocabulary, encode_probes
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(
+            f"module 'dyn_probe.mass' has no attribute {name!r}; it has: {', '.join(__all__)}"
+        )
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

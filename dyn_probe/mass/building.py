@@ -1,0 +1,122 @@
+"""Building a probe set from preference records, unrelated and shuffled kinds included. No torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
+
+
+class PreferenceRecord(Protocol):
+    """What a preference record must have: three texts."""
+
+    @property
+    def prompt(self) -> str:
+        """The prompt."""
+
+    @property
+    def chosen(self) -> str:
+        """The preferred response."""
+
+    @property
+    def rejected(self) -> str:
+        """The dispreferred response."""
+
+
+def build_probe_set(
+    records: Iterable[PreferenceRecord | Mapping[str, Any]], *, prompts: int | None = 64, seed: int = 0
+) -> ProbeSet:
+    """A probe set of ``prompts`` records drawn by ``seed``, with the kinds that preference records can give.
+
+    Kinds: chosen, rejected, irr_train (another prompt's chosen), random_permute (the words of chosen,
+    shuffled), random_nonhum (the words of yet another prompt's chosen, shuffled). The same records and seed
+    give the same set.
+
+    Args:
+        records: objects or mappings with ``prompt``, ``chosen``, ``rejected``; a repeated prompt counts once.
+        prompts: how many to draw; None takes all.
+
+    Raises:
+        BadInput: no record can be used.
+    """
+    skipped: list[SkippedResponse] = []
+    usable = _usable(records, skipped)
+    if prompts is not None and len(usable) > prompts:
+        keep = set(random.Random(f"{seed}:prompts").sample(range(len(usable)), prompts))
+        usable = [prompt for i, prompt in enumerate(usable) if i in keep]
+    texts = [prompt.responses["chosen"] for prompt in usable]
+    built = [
+        ProbePrompt(p.prompt, {**p.responses, **_derived(i, p, texts, seed, skipped)}, p.source)
+        for i, p in enumerate(usable)
+    ]
+    return ProbeSet(tuple(built), tuple(skipped))
+
+
+def shuffle_words(text: str, seed: str) -> str | None:
+    """``text`` with its words in another order, its leading space kept; None if no other order exists."""
+    words = text.split()
+    if len(set(words)) < 2:
+        return None
+    shuffled, draw = list(words), random.Random(seed)
+    while shuffled == words:
+        draw.shuffle(shuffled)
+    return text[: len(text) - len(text.lstrip())] + " ".join(shuffled)
+
+
+def _usable(
+    records: Iterable[PreferenceRecord | Mapping[str, Any]], skipped: list[SkippedResponse]
+) -> list[ProbePrompt]:
+    """Records with three non-empty texts, one per prompt, in order."""
+    found: dict[str, ProbePrompt] = {}
+    for number, record in enumerate(records, start=1):
+        source = str(_field(record, "source") or f"record {number}")
+        fields = {name: _field(record, name) for name in ("prompt", "chosen", "rejected")}
+        wrong = [name for name, text in fields.items() if not isinstance(text, str) or not text.strip()]
+        if wrong:
+            skipped += [SkippedResponse(source, name, "wanted non-empty text") for name in wrong]
+        elif fields["prompt"] in found:
+            skipped.append(
+                SkippedResponse(source, "*", f"the same prompt as {found[fields['prompt']].source}")
+            )
+        else:
+            responses = {"chosen": fields["chosen"], "rejected": fields["rejected"]}
+            found[fields["prompt"]] = ProbePrompt(fields["prompt"], responses, source)
+    return list(found.values())
+
+
+def _derived(
+    index: int, prompt: ProbePrompt, texts: list[str], seed: int, skipped: list[SkippedResponse]
+) -> dict[str, str]:
+    """The unrelated and shuffled kinds of one prompt."""
+    name = f"{seed}:{prompt.prompt_id}"
+    others = _unrelated(index, set(prompt.responses.values()), texts, random.Random(f"{name}:unrelated"))
+    answers = {
+        "irr_train": others[0] if others else None,
+        "random_permute": shuffle_words(prompt.responses["chosen"], f"{name}:random_permute"),
+        "random_nonhum": shuffle_words(others[-1], f"{name}:random_nonhum") if others else None,
+    }
+    for kind, text in answers.items():
+        if text is None:
+            none_left = not others and kind != "random_permute"
+            reason = "no other prompt has another answer" if none_left else "fewer than two different words"
+            skipped.append(SkippedResponse(prompt.source, kind, f"cannot be built: {reason}"))
+    return {kind: text for kind, text in answers.items() if text is not None}
+
+
+def _unrelated(index: int, own: set[str], texts: list[str], draw: random.Random) -> list[str]:
+    """Up to two chosen responses of other prompts, different from this prompt's own and from each other."""
+    start = draw.randrange(len(texts))
+    found: list[str] = []
+    for i in range(len(texts)):
+        at = (start + i) % len(texts)
+        if at != index and texts[at] not in own and texts[at] not in found:
+            found.append(texts[at])
+        if len(found) == 2:
+            break
+    return found
+
+
+def _field(record: PreferenceRecord | Mapping[str, Any], name: str) -> Any:
+    return record.get(name) if isinstance(record, Mapping) else getattr(record, name, None)

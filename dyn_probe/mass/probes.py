@@ -1,0 +1,96 @@
+"""The probe set: prompts with responses of several kinds, fixed through a run and saved with it. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dyn_probe.errors import BadInput
+from dyn_probe.mass.kinds import KINDS
+
+
+@dataclass(frozen=True)
+class SkippedResponse:
+    """One response that is not measured: where it stood (file and line, or record), its kind, and why."""
+
+    source: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ProbePrompt:
+    """One prompt and its responses, kind → text, with the place it came from."""
+
+    prompt: str
+    responses: Mapping[str, str]
+    source: str = ""
+
+    @property
+    def prompt_id(self) -> str:
+        """16 hex digits that name the prompt by its text."""
+        return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Prompts × response kinds, and what had to be left out of them.
+
+    Raises:
+        BadInput: no response remains; the message says what was skipped.
+    """
+
+    prompts: tuple[ProbePrompt, ...]
+    skipped: tuple[SkippedResponse, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not any(prompt.responses for prompt in self.prompts):
+            raise BadInput(
+                f"a probe set wants at least one prompt with a response; none remains. {listed(self.skipped)}"
+            )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds that occur, in the order of the kind table, then any others by name."""
+        found = {kind for prompt in self.prompts for kind in prompt.responses}
+        return (*(kind for kind in KINDS if kind in found), *sorted(found - set(KINDS)))
+
+    def __len__(self) -> int:
+        return sum(len(prompt.responses) for prompt in self.prompts)
+
+    def with_kind(
+        self, kind: str, texts: Mapping[str, str], skipped: tuple[SkippedResponse, ...] = ()
+    ) -> ProbeSet:
+        """The same set with ``kind`` set to ``texts`` (prompt_id → response) on the prompts named there."""
+        prompts = tuple(
+            replace(prompt, responses={**prompt.responses, kind: texts[prompt.prompt_id]})
+            if prompt.prompt_id in texts
+            else prompt
+            for prompt in self.prompts
+        )
+        return ProbeSet(prompts, (*self.skipped, *skipped))
+
+    def save(self, path: str | Path, force: bool = False) -> Path:
+        """Write one JSON object per prompt; refuse to replace a different file unless ``force``."""
+        path = Path(path)
+        text = "".join(
+            json.dumps({"prompt": p.prompt, **p.responses}, ensure_ascii=False) + "\n" for p in self.prompts
+        )
+        if path.exists() and not force and path.read_text(encoding="utf-8") != text:
+            raise BadInput(f"{path} holds another probe set; choose another path, or pass force=True")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+
+def listed(skipped: tuple[SkippedResponse, ...], most: int = 8) -> str:
+    """The first few skipped responses as one line of text."""
+    lines = [f"{s.source} [{s.kind}]: {s.reason}" for s in skipped[:most]]
+    more = [f"and {len(skipped) - most} more"] if len(skipped) > most else []
+    return "Skipped: " + "; ".join([*lines, *more]) if lines else "Nothing was skipped: it was empty"

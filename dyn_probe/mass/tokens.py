@@ -1,0 +1,133 @@
+"""Probe responses as token ids, and the check that tokenizer and model fit. No torch."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from dyn_probe.errors import BadInput
+from dyn_probe.mass.probes import ProbeSet, SkippedResponse, listed
+
+
+@dataclass(frozen=True)
+class TokenResponse:
+    """One probe response as tokens: ``ids`` of prompt and response, the response from place ``start`` on."""
+
+    prompt_id: str
+    kind: str
+    ids: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class TokenProbes:
+    """A probe set as tokens, and all that was skipped on the way.
+
+    Raises:
+        BadInput: no response remains; the message says what was skipped.
+    """
+
+    responses: tuple[TokenResponse, ...]
+    skipped: tuple[SkippedResponse, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.responses:
+            raise BadInput(f"no probe response can be measured. {listed(self.skipped)}")
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+
+def encode_probes(
+    probes: ProbeSet, tokenizer: Any, *, max_length: int | None = None, append_eos: bool = True
+) -> TokenProbes:
+    """Token ids of every response; those longer than ``max_length`` are skipped and listed, never cut.
+
+    The response begins where the tokens of prompt and of prompt+response first differ, and ends with the
+    end-of-sequence token, as in the preference trainers.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        max_length: most tokens of prompt and response together.
+        append_eos: end every response with the tokenizer's end-of-sequence token, where it has one.
+    """
+    responses, skipped = [], list(probes.skipped)
+    end = getattr(tokenizer, "eos_token_id", None) if append_eos else None
+    for prompt in probes.prompts:
+        alone = _ids(tokenizer, prompt.prompt)
+        for kind, text in prompt.responses.items():
+            ids = _ids(tokenizer, prompt.prompt + text)
+            if end is not None and ids[-1:] != [end]:
+                ids.append(end)
+            start = _common_prefix(alone, ids)
+            reason = _unusable(len(ids), start, max_length)
+            if reason:
+                skipped.append(SkippedResponse(prompt.source or prompt.prompt_id, kind, reason))
+            else:
+                responses.append(TokenResponse(prompt.prompt_id, kind, tuple(ids), start))
+    return TokenProbes(tuple(responses), tuple(skipped))
+
+
+def check_vocabulary(tokenizer: Any, model: Any) -> None:
+    """Check that every id the tokenizer can give has a row in the model's embedding and in its head.
+
+    A model may have more ids (vocabularies are padded); more than twice as many bring a warning.
+
+    Raises:
+        BadInput: the tokenizer knows ids that the model does not.
+    """
+    highest = max(_highest_id(tokenizer), len(tokenizer) - 1)
+    sizes = {
+        name: _rows(getattr(model, getter, None))
+        for name, getter in (
+            ("input embedding", "get_input_embeddings"),
+            ("output head", "get_output_embeddings"),
+        )
+    }
+    rows = {name: size for name, size in sizes.items() if size is not None}
+    small = [f"{name} with {size} rows" for name, size in rows.items() if size <= highest]
+    if small:
+        raise BadInput(
+            f"tokenizer and model do not fit: the tokenizer's highest token id is {highest}, "
+            f"the model has an {' and an '.join(small)}; load the tokenizer that belongs to the model, "
+            f"or call model.resize_token_embeddings({highest + 1})"
+        )
+    if rows and min(rows.values()) > 2 * (highest + 1):
+        warnings.warn(
+            f"the model has {min(rows.values())} token ids, the tokenizer only {highest + 1}: "
+            "is it the model's own tokenizer?",
+            stacklevel=2,
+        )
+
+
+def _unusable(length: int, start: int, max_length: int | None) -> str | None:
+    """Why a response of ``length - start`` tokens cannot be measured; None if it can."""
+    if start >= length:
+        return "empty response: it adds no token to the prompt"
+    if start == 0:
+        return "no token stands before the response"
+    if max_length is not None and length > max_length:
+        return f"prompt and response have {length} tokens, more than {max_length}"
+    return None
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return [int(i) for i in tokenizer(text)["input_ids"]]
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    """Number of equal tokens at the beginning of both."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
+def _highest_id(tokenizer: Any) -> int:
+    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    return max(vocabulary.values(), default=-1)
+
+
+def _rows(getter: Any) -> int | None:
+    """Rows of the weight of the module that ``getter`` gives, if it gives one."""
+    weight = getattr(getter() if getter else None, "weight", None)
+    return None if weight is None else int(weight.shape[0])
