@@ -1,0 +1,121 @@
+"""One checkpoint's rows of the mass table: every probe response teacher-forced through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.errors import BadInput
+from dyn_probe.mass.metrics import METRICS, summarise, token_metrics
+from dyn_probe.mass.models import observing
+from dyn_probe.mass.probes import ProbeSet
+from dyn_probe.mass.readout import Readout
+from dyn_probe.mass.tokens import TokenProbes, TokenResponse, check_vocabulary, encode_probes
+
+
+def measure(
+    model: nn.Module,
+    probe_set: ProbeSet | TokenProbes,
+    tokenizer: Any = None,
+    *,
+    step: int = 0,
+    batch_size: int = 8,
+    chunk: int | None = None,
+    max_length: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of the mass table, one per probe response in the order of the set, measured without gradients.
+
+    The model is put into evaluation mode and back; parameters, gradients and random state stay as they were.
+    Numbers do not depend on ``batch_size`` or ``chunk`` beyond rounding.
+
+    Args:
+        model: a causal language model on any one device.
+        probe_set: prompts × kinds, as text (``tokenizer`` is then needed) or as :func:`encode_probes` gives
+            them. Encode once per run: skipped responses are listed there.
+        step: optimizer step that the rows are written for.
+        batch_size: responses per forward.
+        chunk: positions whose logits stand in memory at once; default: about 64 MiB of float32.
+        max_length: see :func:`encode_probes`; used only with a probe set of text.
+        progress: called with (responses done, responses in all) after every forward.
+
+    Raises:
+        BadInput: a response has a token id that the model lacks, or tokenizer and model do not fit.
+    """
+    probes = _as_tokens(probe_set, tokenizer, model, max_length)
+    readout = Readout(model, chunk)
+    _check_ids(probes.responses, readout.vocabulary)
+    rows: list[dict[str, Any] | None] = [None] * len(probes)
+    device, done = next(model.parameters()).device, 0
+    with observing(model):
+        for group in _batches(probes.responses, batch_size):
+            batch = [probes.responses[i] for i in group]
+            for i, response, columns in zip(group, batch, _measured(readout, batch, device), strict=True):
+                rows[i] = {"step": step, "prompt_id": response.prompt_id, "kind": response.kind, **columns}
+            done += len(group)
+            if progress:
+                progress(done, len(probes))
+    return [row for row in rows if row is not None]
+
+
+def _measured(
+    readout: Readout, batch: Sequence[TokenResponse], device: torch.device
+) -> Iterator[dict[str, float | int]]:
+    """The metric columns of each response of one forward."""
+    ids, attended, predicts = (table.to(device) for table in _tables(batch))
+    following = ids.roll(-1, 1)  # the token that position t predicts stands at t + 1
+    targets, at = following[predicts], 0
+    sums = torch.zeros(len(batch), len(METRICS), dtype=torch.float64)
+    vocabulary = readout.vocabulary
+    for rows, logits in readout.logits(ids, attended, predicts):
+        values = token_metrics(logits, targets[at : at + len(rows)])
+        sums.index_add_(0, rows.cpu(), torch.stack([values[name] for name in METRICS], 1).cpu().double())
+        at, vocabulary = at + len(rows), logits.shape[1]
+    for response, row in zip(batch, sums.tolist(), strict=True):
+        tokens = len(response.ids) - response.start
+        yield summarise(tokens, dict(zip(METRICS, row, strict=True)), vocabulary)
+
+
+def _tables(batch: Sequence[TokenResponse]) -> tuple[Tensor, Tensor, Tensor]:
+    """``[R, L]`` each, padded on the right: ids, attention mask, positions that predict a response token."""
+    longest = max(len(response.ids) for response in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    attended, predicts = torch.zeros_like(ids), torch.zeros(len(batch), longest, dtype=torch.bool)
+    for row, response in enumerate(batch):
+        length = len(response.ids)
+        ids[row, :length] = torch.tensor(response.ids)
+        attended[row, :length] = 1
+        predicts[row, response.start - 1 : length - 1] = True
+    return ids, attended, predicts
+
+
+def _batches(responses: Sequence[TokenResponse], size: int) -> Iterator[list[int]]:
+    """Places of the responses in groups of ``size``, the longest first: little padding, the peak at once."""
+    if size < 1:
+        raise BadInput(f"batch_size wants the number of responses per forward, at least 1; got {size}")
+    order = sorted(range(len(responses)), key=lambda i: -len(responses[i].ids))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _as_tokens(
+    probe_set: ProbeSet | TokenProbes, tokenizer: Any, model: nn.Module, max_length: int | None
+) -> TokenProbes:
+    if isinstance(probe_set, TokenProbes):
+        return probe_set
+    if tokenizer is None:
+        raise BadInput("measure wants a tokenizer with a probe set of text, or the result of encode_probes()")
+    check_vocabulary(tokenizer, model)
+    return encode_probes(probe_set, tokenizer, max_length=max_length)
+
+
+def _check_ids(responses: Sequence[TokenResponse], vocabulary: int) -> None:
+    highest = max(max(response.ids) for response in responses)
+    if highest >= vocabulary:
+        raise BadInput(
+            f"the probe set has token id {highest}, the model only ids below {vocabulary}; "
+            "encode it with the tokenizer that belongs to the model"
+        )
