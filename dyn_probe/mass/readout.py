@@ -105,11 +105,11 @@ class Readout:
         ids = torch.arange(6, device=next(self.model.parameters()).device).reshape(2, 3) % self.vocabulary
         mask = torch.ones_like(ids)
         with observing(self.model):
-            plain = plain_logits(self.model, ids, mask).flatten(0, 1)
             try:
+                plain = _forward(self.model, ids, mask).flatten(0, 1)
                 read = relay.head(twin, ids, relay.run(twin, ids, mask).flatten(0, 1))
             except RELAY_FAILURES as error:
-                return f"its head does not run by itself ({error})"
+                return f"its head does not run by itself ({type(error).__name__}: {error})"
             finally:
                 relay.forget()
         allowed = ROUNDING[plain.dtype] * float(plain.abs().max())
