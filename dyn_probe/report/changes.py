@@ -102,6 +102,12 @@ def span(steps: tuple[int, int]) -> str:
     return f"step {steps[0]}" if steps[0] == steps[1] else f"steps {steps[0]}–{steps[1]}"
 
 
+def step_span(rows: pd.DataFrame) -> str:
+    """The steps of some rows in words."""
+    steps = numbers(rows, "step")
+    return span((int(steps.min()), int(steps.max())))
+
+
 def spans(parts: Tenths) -> str:
     """Both tenths in words."""
     return f"{span(parts.first_steps)} to {span(parts.last_steps)}"

@@ -1,0 +1,88 @@
+"""Verdicts: what happened in a run, in sentences with their numbers, formulas and knobs. Pure functions of a
+trace.
+
+A statement is `def name(trace) -> list[Verdict]`: empty where what it needs was not measured or where there
+is nothing to say. Its row in VERDICTS gives it a topic and its place in the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dyn_probe.report.verdicts import (
+    cases,
+    gradients,
+    mass,
+    movement,
+    prediction,
+    reference,
+    remedies,
+    shaped,
+    spikes,
+    spread,
+    status,
+)
+from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, percent, sig, signed, written
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+__all__ = [
+    "TOPICS",
+    "VERDICTS",
+    "Level",
+    "Number",
+    "Verdict",
+    "percent",
+    "sig",
+    "signed",
+    "verdicts",
+    "written",
+]
+
+VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
+    "movement": (movement.overall, movement.hidden, reference.distance, reference.turn),
+    "cases": (cases.turning, cases.shares, gradients.alignment),
+    "change": (remedies.common_factor, remedies.nll_weight),
+    "pairs": (spread.concentration, spread.length),
+    "mass": (mass.squeezing,),
+    "gradient": (spikes.spikes, spikes.zeros, gradients.fading, gradients.negative_pulls, gradients.clipping),
+    "layers": (spread.layers,),
+    "shaping": (shaped.gate, shaped.rho),
+    "prediction": (prediction.alone, prediction.batch),
+    "trust": (
+        status.ending,
+        status.certificate,
+        status.law1,
+        status.fallbacks,
+        status.skipped,
+        status.torn,
+        status.unmeasured,
+    ),
+}
+"""Topic → its statements, in the order of the report."""
+
+TOPICS: dict[str, str] = {
+    "movement": "Chosen and rejected",
+    "cases": "Why: the cases",
+    "change": "What another balance would do",
+    "pairs": "Which pairs",
+    "mass": "Where the probability goes",
+    "gradient": "Gradient norm and pulls",
+    "layers": "Which layers",
+    "shaping": "Gradient shaping",
+    "prediction": "Does the first-order story hold?",
+    "trust": "Can the trace be trusted?",
+}
+
+
+def verdicts(trace: Trace) -> list[Verdict]:
+    """Everything that can be said about the run, topic by topic."""
+    return [
+        replace(verdict, topic=topic)
+        for topic, statements in VERDICTS.items()
+        for statement in statements
+        for verdict in statement(trace)
+    ]

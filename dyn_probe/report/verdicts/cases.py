@@ -1,0 +1,129 @@
+"""Which case the pairs are in, why, and since when."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from dyn_probe import entanglement
+from dyn_probe.report.changes import span, step_span
+from dyn_probe.report.frames import Bins, Floats, Mask, numbers, share, step_bins, tenths
+from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, percent, say
+from dyn_probe.trace.schema import CASES
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+FORMULA = (
+    "case by the signs of Δa = η(d_w‖g_w‖² − d_l⟨g_w,g_l⟩) and Δb = η(d_w⟨g_w,g_l⟩ − d_l‖g_l‖²), "
+    "one plain gradient step on the pair alone"
+)
+LEVELS: dict[int, Level] = {1: "ok", 2: "warning", 3: "note", 4: "warning"}
+REMEDIES: dict[int, tuple[str, ...]] = {
+    1: (),
+    2: ("sft", "chosen", "rejected", "normalise"),
+    3: ("normalise", "objective"),
+    4: ("objective",),
+}
+
+
+def broken(pairs: pd.DataFrame) -> tuple[Mask, Mask, Mask]:
+    """(chosen's condition fails, rejected's condition fails, both can be told): [rows] each."""
+    names = ("pull_chosen", "pull_rejected", "grad_norm_chosen", "grad_norm_rejected", "grad_inner")
+    columns = [numbers(pairs, name) for name in names]
+    known = np.asarray(np.isfinite(columns).all(0))
+    chosen, rejected = entanglement.conditions(*columns)
+    return known & ~chosen, known & ~rejected, known
+
+
+def reason(pairs: pd.DataFrame, case: int) -> tuple[str, list[Number]]:
+    """Why pairs are in case 2 or 3: the share of rows whose condition fails, in words and as a number."""
+    chosen, rejected, known = broken(pairs)
+    if case not in (2, 3) or not known.any():
+        return "", []
+    what, test, mask = {
+        2: ("chosen falls", "⟨g_w,g_l⟩ exceeds (d_w/d_l)‖g_w‖²", chosen),
+        3: ("rejected rises", "⟨g_w,g_l⟩ exceeds (d_l/d_w)‖g_l‖²", rejected),
+    }[case]
+    part = share(mask, known)
+    words = f"{what} because {test} in {percent(part)} of these rows"
+    return words, [Number(f"rows in which {test}", part, "share")]
+
+
+def turning(trace: Trace) -> list[Verdict]:
+    """The first step from which one case holds the majority to the end; nothing if there is none."""
+    bins, case = step_bins(trace.pairs), numbers(trace.pairs, "case")
+    found = lasting_majority(bins, case)
+    if found is None:
+        return []
+    start, most = found
+    after, known = bins.index >= start, np.isfinite(case)
+    now, before = share(case == most, after & known), share(case == most, ~after & known)
+    why, figures = reason(trace.pairs[after], most)
+    when = "Over the whole run" if start == 0 else f"From step {int(bins.low[start])} on"
+    sentence = f"{when}, {percent(now)} of the pair rows are in case {most} ({CASES[most]})"
+    sentence += f": {why}" if why else ""
+    sentence += f". It holds the majority in each of the {len(bins) - start} step bins"
+    sentence += "." if start == 0 else f" since; before, {percent(before)} were in it."
+    return say(
+        LEVELS[most],
+        sentence,
+        f"first bin of steps from which every bin has over half of its rows in one case; {FORMULA}",
+        Number("first step of the lasting majority", bins.low[start], "step"),
+        Number(f"rows in case {most}", now, "share"),
+        *figures,
+        Number("n", int((after & known).sum()), "rows"),
+        change=REMEDIES[most],
+    )
+
+
+def lasting_majority(bins: Bins, case: Floats) -> tuple[int, int] | None:
+    """(first bin, case) of a majority that lasts to the end over at least two bins; None if there is none."""
+    for number in CASES:
+        majority = bins.means(np.where(np.isfinite(case), case == number, np.nan)) > 0.5
+        against = np.flatnonzero(~majority)
+        start = int(against[-1]) + 1 if len(against) else 0
+        if len(bins) - start >= 2:
+            return start, number
+    return None
+
+
+def shares(trace: Trace) -> list[Verdict]:
+    """Share of every case at the end, against the start; with the reason if no case lasts (`turning`)."""
+    parts = tenths(trace.pairs)
+    rows = trace.pairs if parts is None else trace.pairs[parts.last]
+    case = _known(rows)
+    if not len(case):
+        return []
+    most = max(CASES, key=lambda number: (case == number).mean())
+    lasting = lasting_majority(step_bins(trace.pairs), numbers(trace.pairs, "case"))
+    why, figures = reason(rows, most) if lasting is None else ("", [])
+    sentence = f"Pair rows in {step_span(rows)}: {_listed(case)}" + (f": {why}" if why else "")
+    early = _known(trace.pairs[parts.first]) if parts is not None else np.empty(0)
+    sentence += f"; in {span(parts.first_steps)}: {_listed(early)}." if parts and len(early) else "."
+    level: Level = LEVELS[most] if lasting is None and share(case == most) > 0.5 else "note"
+    return say(
+        level,
+        sentence,
+        FORMULA,
+        *(Number(f"rows in case {number}", share(case == number), "share") for number in CASES),
+        *(Number(f"rows in case {n}, first tenth", share(early == n), "share") for n in CASES if len(early)),
+        *figures,
+        Number("n", len(case), "rows"),
+        change=REMEDIES[most] if lasting is None else (),
+    )
+
+
+def _known(rows: pd.DataFrame) -> Floats:
+    case = numbers(rows, "case")
+    return case[np.isfinite(case)]
+
+
+def _listed(case: Floats) -> str:
+    """Cases that occur, most frequent first: `96 % in case 2 (both down), 4 % in case 1 (…)`."""
+    found = sorted(CASES, key=lambda number: -(case == number).mean())
+    return ", ".join(
+        f"{percent(share(case == n))} in case {n} ({CASES[n]})" for n in found if (case == n).any()
+    )

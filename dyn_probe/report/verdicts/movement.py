@@ -1,0 +1,93 @@
+"""How far chosen and rejected moved over the run, per token: harmless or not, and what the margin hides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dyn_probe.report import derived
+from dyn_probe.report.changes import Change, change
+from dyn_probe.report.frames import finite, median, share, tenths
+from dyn_probe.report.needs import missing
+from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, percent, say, sig, signed
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+LARGE = 0.1
+"""Fall of chosen in nats/token that counts as large here: tokens 0.90 times as probable. A convention."""
+
+FALL = ("lr", "beta", "sft", "rejected", "chosen")
+
+
+def overall(trace: Trace) -> list[Verdict]:
+    """Did chosen and rejected rise or fall over the run, and is the fall of chosen large?"""
+    moved = change(trace.pairs)
+    if moved is None:
+        return []
+    chosen, rejected = median(moved.chosen), median(moved.rejected)
+    factor, fell = float(np.exp(chosen)), share(moved.chosen < 0)
+    level, judgement = _judge(trace, chosen, rejected)
+    who = "the median pair" if moved.paired else "the medians"
+    sentence = (
+        f"{_headline(chosen, rejected)}: {who} moved by {signed(chosen)} nats/token on chosen and "
+        f"{signed(rejected)} on rejected ({moved.basis}). A chosen token is now {sig(factor)} times as "
+        f"probable as before (geometric mean).{_how_many(moved, fell)}{judgement}"
+    )
+    return say(
+        level,
+        sentence,
+        "median of a/n_w at the end − a/n_w at the start (rejected: b/n_l); factor = exp(change of chosen)",
+        Number("change of chosen, median", chosen, "nats/token"),
+        Number("change of rejected, median", rejected, "nats/token"),
+        Number("factor on a chosen token's probability", factor, "1"),
+        *([Number("pairs whose chosen fell", fell, "share")] if moved.paired else []),
+        Number("n", moved.n, "pairs" if moved.paired else "rows"),
+        change=FALL if chosen < 0 else (),
+    )
+
+
+def _headline(chosen: float, rejected: float) -> str:
+    if chosen < 0:
+        return "Chosen and rejected both fell" if rejected <= 0 else "Chosen fell and rejected rose"
+    return "Chosen rose and rejected fell" if rejected <= 0 else "Chosen and rejected both rose"
+
+
+def _how_many(moved: Change, fell: float) -> str:
+    return f" Chosen fell in {percent(fell)} of the pairs." if moved.paired else ""
+
+
+def _judge(trace: Trace, chosen: float, rejected: float) -> tuple[Level, str]:
+    """Level, and what can be said about harm: size against LARGE, and whether the lost mass was followed."""
+    if chosen >= 0:
+        return ("ok" if rejected <= 0 else "note"), ""
+    words = f" That is {'over' if chosen < -LARGE else 'within'} {LARGE} nats/token, this report's limit."
+    if missing(trace, ("mass.logp_token",)):
+        words += " Where the lost probability went was not measured, so it cannot be called harmless."
+    return ("warning" if chosen < -LARGE else "note"), words
+
+
+def hidden(trace: Trace) -> list[Verdict]:
+    """Pairs whose margin grew while chosen fell: what margin and accuracy cannot show."""
+    moved, parts = change(trace.pairs), tenths(trace.pairs)
+    if moved is None or not moved.paired or parts is None:
+        return []
+    margin = derived.margin(trace.pairs)
+    before, after = (share(finite(margin[mask]) > 0) for mask in (parts.first, parts.last))
+    unseen = share((moved.chosen < 0) & (moved.chosen > moved.rejected))
+    remark = ": margin and accuracy cannot show that" if unseen > 0.1 else ""
+    sentence = (
+        f"In {percent(unseen)} of the pairs the margin per token grew although chosen fell{remark} "
+        f"(accuracy {percent(before)} in the first tenth of the steps, {percent(after)} in the last)."
+    )
+    return say(
+        "warning" if unseen > 0.5 else "note" if unseen > 0.1 else "ok",
+        sentence,
+        "pairs with Δ(a/n_w) < 0 and Δ(a/n_w) > Δ(b/n_l); accuracy = share of rows with margin > 0",
+        Number("pairs with growing margin and falling chosen", unseen, "share"),
+        Number("accuracy, first tenth", before, "share"),
+        Number("accuracy, last tenth", after, "share"),
+        Number("n", moved.n, "pairs"),
+        change=("sft", "objective") if unseen > 0.1 else (),
+    )

@@ -1,0 +1,90 @@
+"""Distance to the reference per token: how far at the end, and when chosen turned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dyn_probe.report import derived
+from dyn_probe.report.changes import span, step_span
+from dyn_probe.report.frames import Floats, finite, median, numbers, tenths
+from dyn_probe.report.verdicts.movement import LARGE
+from dyn_probe.report.verdicts.verdict import Number, Verdict, say, sig, signed
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+MENTIONED = 0.01
+"""A smaller fall of the medians, in nats/token, is not spoken of."""
+
+
+def distance(trace: Trace) -> list[Verdict]:
+    """Distance to the reference per token at the end of the run."""
+    parts = tenths(trace.pairs)
+    rows = trace.pairs if parts is None else trace.pairs[parts.last]
+    values = {side: finite(derived.since_reference(rows, side)) for side in derived.SIDES}
+    if not all(len(value) for value in values.values()):
+        return []
+    quartiles = {side: np.quantile(value, (0.25, 0.5, 0.75)) for side, value in values.items()}
+    words = (
+        f"{side} {signed(middle)} (middle half {signed(low)} to {signed(high)})"
+        for side, (low, middle, high) in quartiles.items()
+    )
+    chosen, n = float(quartiles["chosen"][1]), len(values["chosen"])
+    return say(
+        "ok" if chosen >= 0 else "note" if chosen >= -LARGE else "warning",
+        f"Against the reference, in {step_span(rows)}: {' and '.join(words)} nats/token, {n} rows.",
+        "median of (a − r_w)/n_w and of (b − r_l)/n_l",
+        *(
+            Number(f"{side} against the reference, median", q[1], "nats/token")
+            for side, q in quartiles.items()
+        ),
+        Number("n", n, "rows"),
+        change=("beta", "lr") if chosen < 0 else (),
+    )
+
+
+def turn(trace: Trace) -> list[Verdict]:
+    """When chosen turned: its highest tenth of the run against the reference, and how it went on."""
+    levels = tenth_medians(trace)
+    if levels is None:
+        return []
+    spots, values = levels
+    peak = int(np.argmax(values))
+    fall = float(values[-1] - values[peak])
+    if fall > -MENTIONED:
+        return []
+    last = float(values[-1] - values[-2])
+    steady = fall / (len(values) - 1 - peak)
+    top = f"since its highest tenth, {span(spots[peak])} ({signed(values[peak])})"
+    sentence = (
+        f"Against the reference, chosen lost {sig(-fall)} nats/token "
+        f"{'from the start' if peak == 0 else top}; "
+        f"{'it was still falling at the end' if last < steady / 2 else 'the fall had slowed or ended'} "
+        f"({signed(values[-2])} and {signed(values[-1])} in the last two tenths)."
+    )
+    return say(
+        "warning" if fall < -LARGE else "note",
+        sentence,
+        (
+            "medians of (a − r_w)/n_w over each tenth of the steps; still falling: the last change "
+            "is over half of an even fall"
+        ),
+        Number("change of chosen since its highest tenth", fall, "nats/token"),
+        Number("change of chosen in the last tenth", last, "nats/token"),
+        Number("n", len(finite(derived.since_reference(trace.pairs, "chosen"))), "rows"),
+        change=("early", "lr"),
+    )
+
+
+def tenth_medians(trace: Trace) -> tuple[list[tuple[int, int]], Floats] | None:
+    """Step ranges of the ten tenths of the run, and chosen's median log-ratio per token in each [10]."""
+    value, steps = derived.since_reference(trace.pairs, "chosen"), numbers(trace.pairs, "step")
+    distinct = np.unique(steps)
+    if len(distinct) < 10:
+        return None
+    groups = np.array_split(distinct, 10)
+    medians = np.array([median(value[(steps >= group[0]) & (steps <= group[-1])]) for group in groups])
+    spots = [(int(group[0]), int(group[-1])) for group in groups]
+    return (spots, medians) if np.isfinite(medians).all() else None

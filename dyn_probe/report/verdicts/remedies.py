@@ -1,0 +1,118 @@
+"""What another ratio of the pulls, or an NLL term, would do to the pairs as recorded (first order)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from dyn_probe.report import derived
+from dyn_probe.report.changes import step_span
+from dyn_probe.report.frames import Floats, numbers, share, tenths
+from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, sig
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+FACTORS = np.geomspace(1 / 16, 16, 129)
+WORTH = 0.05
+"""A gain in the share of case 1 that is worth a sentence."""
+
+
+def last_rows(trace: Trace) -> pd.DataFrame:
+    """Rows of the last tenth with both pulls above 0 and gradients recorded."""
+    parts = tenths(trace.pairs)
+    rows = trace.pairs if parts is None else trace.pairs[parts.last]
+    positive = ("pull_chosen", "pull_rejected", "grad_norm_chosen", "grad_norm_rejected")
+    usable = np.isfinite(numbers(rows, "grad_inner"))
+    for name in positive:
+        usable &= numbers(rows, name) > 0
+    return rows[usable]
+
+
+def ideal_share(rows: pd.DataFrame, factor: float = 1.0) -> float:
+    """Share of rows in case 1 if every d_w/d_l were multiplied by `factor`."""
+    ratio = derived.pull_ratio(rows) * factor
+    return share((ratio >= derived.needed_ratio(rows)) & (ratio <= derived.allowed_ratio(rows)))
+
+
+def common_factor(trace: Trace) -> list[Verdict]:
+    """The one factor on d_w/d_l that would put most pairs into case 1."""
+    rows = last_rows(trace)
+    if not len(rows):
+        return []
+    now = ideal_share(rows)
+    reached = np.array([ideal_share(rows, float(factor)) for factor in FACTORS])
+    best = _nearest_to_one(reached)
+    factor, then = float(FACTORS[best]), float(reached[best])
+    gain = then - now >= WORTH
+    where = f"{len(rows)} rows ({step_span(rows)})"
+    better = (
+        f"With d_w/d_l {sig(factor)} times as large, {percent(then)} of {where} would be in case 1 instead "
+        f"of {percent(now)} (first order, each pair alone)."
+    )
+    same = (
+        f"{percent(now)} of {where} have d_w/d_l inside the limits of case 1; no common factor on it would "
+        f"gain {percent(WORTH)} (first order, each pair alone)."
+    )
+    upwards = ("sft", "chosen", "rejected", "normalise")
+    return say(
+        "note" if gain or now <= 0.5 else "ok",
+        better if gain else same,
+        "case 1 ⇔ ⟨g_w,g_l⟩/‖g_w‖² ≤ d_w/d_l ≤ ‖g_l‖²/⟨g_w,g_l⟩ (no upper limit where ⟨g_w,g_l⟩ ≤ 0); "
+        "factors from 1/16 to 16",
+        Number("rows in case 1 as recorded", now, "share"),
+        Number("best common factor on d_w/d_l", factor, "1"),
+        Number("rows in case 1 with it", then, "share"),
+        Number("n", len(rows), "rows"),
+        change=() if not gain else upwards if factor > 1 else ("normalise", "objective"),
+    )
+
+
+def _nearest_to_one(reached: Floats) -> int:
+    """Of the factors that come within 1 % of the best share, the one nearest to 1."""
+    good = np.flatnonzero(reached >= reached.max() - 0.01)
+    return int(good[np.argmin(np.abs(np.log(FACTORS[good])))])
+
+
+def nll_weight(trace: Trace) -> list[Verdict]:
+    """Weight of an NLL term that would keep chosen from falling in nine of ten pairs, and its price."""
+    rows = last_rows(trace)
+    weight = needed_weight(rows)
+    falling = share(weight > 0)
+    if not len(rows) or falling < 0.1:
+        return []
+    most = float(np.quantile(weight, 0.9))
+    per_token = float(np.quantile(weight * numbers(rows, "len_chosen"), 0.9))
+    rising = share((numbers(rows, "pull_chosen") + most) * numbers(rows, "grad_inner") > _held(rows))
+    mean_form = "" if np.isnan(per_token) else f" ({sig(per_token)} on the per-token mean)"
+    sentence = (
+        f"An NLL term −λa on chosen with λ = {sig(most)}{mean_form} would keep chosen from falling in "
+        "90 % of "
+        f"{len(rows)} rows ({step_span(rows)}), where it falls in {percent(falling)} now; rejected "
+        "would then "
+        f"rise in {percent(rising)} (first order, each pair alone)."
+    )
+    return say(
+        "note",
+        sentence,
+        "90th percentile of max(0, d_l⟨g_w,g_l⟩/‖g_w‖² − d_w); times n_w for the per-token mean",
+        Number("rows in which chosen falls", falling, "share"),
+        Number("λ on the summed log-probability", most, "1"),
+        Number("λ on the per-token mean", per_token, "1"),
+        Number("rows in which rejected would rise", rising, "share"),
+        Number("n", len(rows), "rows"),
+        change=("sft",),
+    )
+
+
+def needed_weight(rows: pd.DataFrame) -> Floats:
+    """max(0, d_l⟨g_w,g_l⟩/‖g_w‖² − d_w): the extra pull on chosen that stops its fall [rows]."""
+    lacking = numbers(rows, "pull_rejected") * derived.needed_ratio(rows) - numbers(rows, "pull_chosen")
+    return np.maximum(lacking, 0)
+
+
+def _held(rows: pd.DataFrame) -> Floats:
+    """d_l‖g_l‖²: what holds rejected down [rows]."""
+    return numbers(rows, "pull_rejected") * numbers(rows, "grad_norm_rejected") ** 2

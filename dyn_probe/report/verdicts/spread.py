@@ -1,0 +1,115 @@
+"""Which pairs do it, whether length does it, and which layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from dyn_probe.report import derived
+from dyn_probe.report.agreement import spearman
+from dyn_probe.report.changes import span
+from dyn_probe.report.figures.layers import inner_shares
+from dyn_probe.report.frames import finite, median, numbers, recorded, share, tenths
+from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, signed
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+CLEAR = 0.4
+"""A rank correlation with length that is worth acting on."""
+
+
+def concentration(trace: Trace) -> list[Verdict]:
+    """How much of chosen's predicted fall a tenth of the pairs carries."""
+    fall = pd.Series(np.fmax(-numbers(trace.pairs, "predicted_delta_chosen"), 0))
+    by_pair = fall.groupby(trace.pairs["pair_id"].to_numpy()).sum().sort_values(ascending=False)
+    if len(by_pair) < 10 or not by_pair.sum() > 0:
+        return []
+    top = int(np.ceil(len(by_pair) / 10))
+    carried = float(by_pair.iloc[:top].sum() / by_pair.sum())
+    sentence = (
+        f"{top} of {len(by_pair)} pairs carry {percent(carried)} of all of chosen's predicted fall; "
+        "the first "
+        f"is {by_pair.index[0]} (see the ranked pairs)."
+    )
+    return say(
+        "note" if carried > 0.3 else "ok",
+        sentence,
+        "Σ max(0, −predicted Δa) over a pair's rows, pairs in descending order: first tenth over all",
+        Number("share of the fall in a tenth of the pairs", carried, "share"),
+        Number("predicted fall of the first pair, summed over its steps", float(by_pair.iloc[0]), "nats"),
+        Number("n", len(by_pair), "pairs"),
+        change=("data",) if carried > 0.3 else (),
+    )
+
+
+def length(trace: Trace) -> list[Verdict]:
+    """Whether the margin follows the difference in length."""
+    gap = numbers(trace.pairs, "len_chosen") - numbers(trace.pairs, "len_rejected")
+    margin, parts = derived.margin(trace.pairs), tenths(trace.pairs)
+    last = np.ones(len(gap), bool) if parts is None else parts.last
+    now, n = spearman(gap[last], margin[last]), int((np.isfinite(gap) & np.isfinite(margin))[last].sum())
+    if np.isnan(now) or n < 20:
+        return []
+    before = float("nan") if parts is None else spearman(gap[parts.first], margin[parts.first])
+    early = (
+        "" if np.isnan(before) or parts is None else f" ({signed(before, 2)} in {span(parts.first_steps)})"
+    )
+    strong, kind = abs(now) >= CLEAR, "longer" if now > 0 else "shorter"
+    effect = (
+        f"pairs with a {kind} chosen response have the larger margin" if strong else "no clear length bias"
+    )
+    longer, typical = share(finite(gap[last]) > 0), median(gap[last])
+    sentence = (
+        f"The margin's rank correlation with the length difference n_w − n_l is {signed(now, 2)} at the "
+        f"end{early}: {effect} ({n} rows; chosen is longer in {percent(longer)}, median difference "
+        f"{signed(typical)} tokens)."
+    )
+    return say(
+        "note" if strong else "ok",
+        sentence,
+        "Spearman's ρ of (a − r_w) − (b − r_l) with n_w − n_l over the last tenth of the steps",
+        Number("rank correlation of margin and n_w − n_l", now, "1"),
+        Number("rows with chosen longer", longer, "share"),
+        Number("n_w − n_l, median", typical, "tokens"),
+        Number("n", n, "rows"),
+        change=("length",) if strong else (),
+    )
+
+
+def layers(trace: Trace) -> list[Verdict]:
+    """Which layers carry the inner product."""
+    if not recorded(trace.layers, "grad_inner"):
+        return []
+    total = Number(
+        "Σ⟨g_w,g_l⟩", float(np.nansum(numbers(trace.layers, "grad_inner"))), "(nats/parameter unit)²"
+    )
+    formula = "Σ⟨g_w,g_l⟩ of the layer over Σ⟨g_w,g_l⟩ of all layers, summed over all recorded rows"
+    if total.value <= 0:
+        sentence = (
+            "Summed over the run ⟨g_w,g_l⟩ is not positive: no layer can be said to carry entanglement."
+        )
+        return say("ok", sentence, formula, total)
+    shares = inner_shares(trace.layers)
+    top = shares.sort_values(ascending=False, kind="stable").iloc[:3]
+    words = ", ".join(f"{layer_words(str(name))} ({percent(value)})" for name, value in top.items())
+    sentence = (
+        f"{percent(float(top.sum()))} of ⟨g_w,g_l⟩ comes from {len(top)} of {len(shares)} layers: "
+        f"{words}; an "
+        f"even split would give {percent(len(top) / len(shares))}."
+    )
+    return say(
+        "note",
+        sentence,
+        formula,
+        *(Number(f"share of {layer_words(str(name))}", float(value), "share") for name, value in top.items()),
+        total,
+        Number("n", len(trace.layers), "layer rows"),
+    )
+
+
+def layer_words(name: str) -> str:
+    """A layer's name in a sentence: `block 5` for the block numbered 5."""
+    return f"block {name}" if name.isdigit() else name

@@ -1,0 +1,130 @@
+"""Whether the trace can be trusted: how the run ended, certificate, fallbacks, what is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from dyn_probe.report.frames import finite, numbers, share
+from dyn_probe.report.needs import missing, remedy
+from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, sig
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+LAW1_LIMIT = 1e-2
+WANTED = (
+    "pairs.logp_chosen",
+    "pairs.ref_logp_chosen",
+    "pairs.pull_chosen",
+    "pairs.grad_inner",
+    "pairs.batch_delta_chosen",
+    "pairs.realised_delta_chosen",
+    "layers.grad_inner",
+    "steps.grad_norm",
+    "mass.logp_token",
+)
+
+
+def ending(trace: Trace) -> list[Verdict]:
+    """How the recording ended and how much it holds."""
+    rows, pairs = len(trace.pairs), int(trace.pairs["pair_id"].nunique())
+    steps = numbers(trace.pairs if rows else trace.steps, "step")
+    held = f"{rows:,} rows of {pairs:,} pairs" if rows else "no pair rows"
+    held += f", last recorded step {int(steps.max())}" if len(steps) else ""
+    status, reason = trace.manifest.get("status"), trace.manifest.get("reason")
+    how = {
+        "closed": "The run was recorded to its end",
+        "stopped": f"The run stopped early because: {reason or 'no reason was recorded'}. It holds",
+    }.get(str(status), "The run did not close: it is still recording, or its process was killed. It holds")
+    return say(
+        "ok" if status == "closed" else "warning",
+        f"{how}{':' if status == 'closed' else ''} {held}.",
+        "status and reason in run.json",
+        Number("pair rows", rows, "rows"),
+        Number("pairs", pairs, "pairs"),
+    )
+
+
+def certificate(trace: Trace) -> list[Verdict]:
+    """Agreement of the recorder with plain autograd."""
+    found: Any = trace.manifest.get("certificate")
+    found = found if isinstance(found, dict) else {}
+    error, tolerance = found.get("max_relative_error"), found.get("tolerance")
+    if not isinstance(error, int | float) or not isinstance(tolerance, int | float):
+        why = f": {found['skipped']}" if found.get("skipped") else "; run.json holds no certificate"
+        sentence = f"The gradients were not compared with plain autograd{why}."
+        return say("note", sentence, "certificate in run.json")
+    good = error <= tolerance
+    return say(
+        "ok" if good else "warning",
+        f"The recorder {'agrees' if good else 'disagrees'} with plain autograd: largest relative error "
+        f"{sig(error, 2)}, tolerance {sig(tolerance, 2)}.",
+        "largest relative difference of norms and inner products on the first recorded step (run.json)",
+        Number("largest relative error", float(error), "1"),
+        Number("tolerance", float(tolerance), "1"),
+    )
+
+
+def law1(trace: Trace) -> list[Verdict]:
+    """The check cᵀKc = ‖∇loss‖² where the full Gram was recorded."""
+    errors = finite(numbers(trace.steps, "law1_error"))
+    if not len(errors):
+        return []
+    worst = float(errors.max())
+    good = worst < LAW1_LIMIT
+    return say(
+        "ok" if good else "warning",
+        f"The Gram {'agrees' if good else 'disagrees'} with the gradient of the loss: cᵀKc = ‖∇loss‖² to "
+        f"{sig(worst, 2)} (relative, the worst of {len(errors)} steps).",
+        "|cᵀKc − ‖∇loss‖²| / ‖∇loss‖², the largest over steps",
+        Number("largest relative error", worst, "1"),
+        Number("n", len(errors), "steps"),
+    )
+
+
+def fallbacks(trace: Trace) -> list[Verdict]:
+    """Rows whose gradients needed a backward pass of their own."""
+    values = finite(numbers(trace.pairs, "separate_backward"))
+    part, count = share(values == 1), int((values == 1).sum())
+    if not count:
+        return []
+    return say(
+        "note",
+        f"{count:,} pair rows ({percent(part)}) got their gradients from a backward pass of their "
+        "own, because "
+        "the loss gave them no usable pull.",
+        "separate_backward in the table pairs",
+        Number("rows with a separate backward", count, "rows"),
+        Number("share of all rows", part, "share"),
+    )
+
+
+def skipped(trace: Trace) -> list[Verdict]:
+    """Data rows that were left out, by reason."""
+    rows = [row for row in trace.manifest.get("skipped_rows") or [] if isinstance(row, dict)]
+    if not rows:
+        return []
+    reasons = Counter(str(row.get("reason", "no reason given")) for row in rows)
+    words = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+    more = "; …" if len(reasons) > 3 else ""
+    return say(
+        "note",
+        f"{len(rows):,} rows of the data were skipped: {words}{more}.",
+        "skipped_rows in run.json",
+        Number("skipped rows", len(rows), "rows"),
+    )
+
+
+def torn(trace: Trace) -> list[Verdict]:
+    """Streams whose last batch was lost."""
+    count = len(trace.torn)
+    sentence = f"{count} streams were cut off by a crash; the rows of their last batch are lost."
+    return say("note", sentence, "torn streams", Number("torn streams", count, "streams")) if count else []
+
+
+def unmeasured(trace: Trace) -> list[Verdict]:
+    """What was not recorded, so that no sentence above can speak of it."""
+    words = "; ".join(dict.fromkeys(remedy(need) for need in missing(trace, WANTED)))
+    sentence = f"Not measured in this run: {words}."
+    return say("note", sentence, "columns without a value", change=("record",)) if words else []

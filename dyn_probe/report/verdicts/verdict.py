@@ -1,0 +1,85 @@
+"""What a verdict is, and how its numbers are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from dyn_probe.report.verdicts.knobs import KNOBS
+
+Level = Literal["ok", "note", "warning"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a sentence: what it is, its value and its unit (`share` is printed in per cent)."""
+
+    name: str
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One statement about a run: the sentence, its numbers, how they are computed, what could be changed.
+
+    `ok`: as it should be; `note`: worth knowing; `warning`: worth acting on. `topic` is its row in VERDICTS.
+    """
+
+    sentence: str
+    numbers: tuple[Number, ...]
+    formula: str
+    knobs: tuple[str, ...]
+    level: Level
+    topic: str = ""
+
+
+def say(
+    level: Level, sentence: str, formula: str, *numbers: Number, change: Iterable[str] = ()
+) -> list[Verdict]:
+    """One verdict, as the list that a statement returns; `change` names rows of KNOBS."""
+    return [Verdict(sentence, numbers, formula, tuple(KNOBS[name] for name in change), level)]
+
+
+def sig(value: float, digits: int = 3) -> str:
+    """A number with `digits` significant digits and a true minus sign: 0.0123, 48, 1,240, 3.1e−7."""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size < 1e6 and float(value).is_integer():
+        text = f"{int(size):,}"
+    elif 1e-3 <= size < 1e6:
+        text = f"{size:,.{max(0, digits - 1 - math.floor(math.log10(size)))}f}"
+    else:
+        mantissa, _, exponent = f"{size:.{digits - 1}e}".partition("e")
+        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
+    return ("−" if value < 0 else "") + text
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """The same with its sign: +0.012, −1.3."""
+    return sig(value, digits) if value <= 0 or math.isnan(value) else "+" + sig(value, digits)
+
+
+def percent(value: float) -> str:
+    """A share in per cent without decimals; rounding never makes everything or nothing of something."""
+    if math.isnan(value):
+        return "an unknown share"
+    rounded = round(100 * value)
+    if rounded == 100 and value < 1:
+        return "over 99 %"
+    if rounded == 0 and value > 0:
+        return "under 1 %"
+    return f"{rounded} %"
+
+
+def written(number: Number) -> str:
+    """A number with its unit, as the report's small print shows it."""
+    if number.unit == "share":
+        return percent(number.value)
+    unit = "" if number.unit in ("", "1") else f" {number.unit}"
+    return sig(number.value) + unit
