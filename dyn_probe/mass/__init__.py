@@ -53,9 +53,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(
-            f"module 'dyn_probe.mass' has no attribute {name!r}; it has: {', '.join(__all__)}"
-        )
+        raise AttributeError(f"module 'dyn_probe.mass' has no attribute {name!r}; it has: {', '.join(__all__)}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -77,9 +77,7 @@ def _usable(
         if wrong:
             skipped += [SkippedResponse(source, name, "wanted non-empty text") for name in wrong]
         elif fields["prompt"] in found:
-            skipped.append(
-                SkippedResponse(source, "*", f"the same prompt as {found[fields['prompt']].source}")
-            )
+            skipped.append(SkippedResponse(source, "*", f"the same prompt as {found[fields['prompt']].source}"))
         else:
             responses = {"chosen": fields["chosen"], "rejected": fields["rejected"]}
             found[fields["prompt"]] = ProbePrompt(fields["prompt"], responses, source)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.metrics import METRICS, summarise, token_metrics
-from dyn_probe.mass.models import observing
+from dyn_probe.mass.models import observing, position_limit
 from dyn_probe.mass.probes import ProbeSet
 from dyn_probe.mass.readout import Readout
 from dyn_probe.mass.tokens import TokenProbes, TokenResponse, check_vocabulary, encode_probes
@@ -39,15 +39,16 @@ def measure(
         step: optimizer step that the rows are written for.
         batch_size: responses per forward.
         chunk: positions whose logits stand in memory at once; default: about 64 MiB of float32.
-        max_length: see :func:`encode_probes`; used only with a probe set of text.
+        max_length: see :func:`encode_probes`; used only with a probe set of text. Default: the number of
+            positions that the model has.
         progress: called with (responses done, responses in all) after every forward.
 
     Raises:
-        BadInput: a response has a token id that the model lacks, or tokenizer and model do not fit.
+        BadInput: tokenizer and model do not fit, or a response has a token id or length beyond the model.
     """
     probes = _as_tokens(probe_set, tokenizer, model, max_length)
     readout = Readout(model, chunk)
-    _check_ids(probes.responses, readout.vocabulary)
+    _check(probes.responses, readout.vocabulary, position_limit(model))
     rows: list[dict[str, Any] | None] = [None] * len(probes)
     device, done = next(model.parameters()).device, 0
     with observing(model):
@@ -109,13 +110,19 @@ def _as_tokens(
     if tokenizer is None:
         raise BadInput("measure wants a tokenizer with a probe set of text, or the result of encode_probes()")
     check_vocabulary(tokenizer, model)
-    return encode_probes(probe_set, tokenizer, max_length=max_length)
+    return encode_probes(probe_set, tokenizer, max_length=max_length or position_limit(model))
 
 
-def _check_ids(responses: Sequence[TokenResponse], vocabulary: int) -> None:
+def _check(responses: Sequence[TokenResponse], vocabulary: int, limit: int | None) -> None:
     highest = max(max(response.ids) for response in responses)
     if highest >= vocabulary:
         raise BadInput(
             f"the probe set has token id {highest}, the model only ids below {vocabulary}; "
             "encode it with the tokenizer that belongs to the model"
+        )
+    longest = max(len(response.ids) for response in responses)
+    if limit is not None and longest > limit:
+        raise BadInput(
+            f"the probe set has a response of {longest} tokens with its prompt, the model {limit} positions; "
+            f"encode it with max_length={limit}"
         )

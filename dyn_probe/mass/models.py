@@ -58,6 +58,12 @@ def vocabulary_size(model: nn.Module) -> int:
     )
 
 
+def position_limit(model: nn.Module) -> int | None:
+    """Most tokens the model was built for; None where its configuration names no such number."""
+    limit = getattr(getattr(unwrapped(model), "config", None), "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
 def plain_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """``[R, L, V]`` logits of a plain call of ``model``."""
     output = model(input_ids=input_ids, attention_mask=attention_mask)

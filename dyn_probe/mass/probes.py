@@ -62,9 +62,7 @@ class ProbeSet:
     def __len__(self) -> int:
         return sum(len(prompt.responses) for prompt in self.prompts)
 
-    def with_kind(
-        self, kind: str, texts: Mapping[str, str], skipped: tuple[SkippedResponse, ...] = ()
-    ) -> ProbeSet:
+    def with_kind(self, kind: str, texts: Mapping[str, str], skipped: tuple[SkippedResponse, ...] = ()) -> ProbeSet:
         """The same set with ``kind`` set to ``texts`` (prompt_id → response) on the prompts named there."""
         prompts = tuple(
             replace(prompt, responses={**prompt.responses, kind: texts[prompt.prompt_id]})
@@ -77,9 +75,7 @@ class ProbeSet:
     def save(self, path: str | Path, force: bool = False) -> Path:
         """Write one JSON object per prompt; refuse to replace a different file unless ``force``."""
         path = Path(path)
-        text = "".join(
-            json.dumps({"prompt": p.prompt, **p.responses}, ensure_ascii=False) + "\n" for p in self.prompts
-        )
+        text = "".join(json.dumps({"prompt": p.prompt, **p.responses}, ensure_ascii=False) + "\n" for p in self.prompts)
         if path.exists() and not force and path.read_text(encoding="utf-8") != text:
             raise BadInput(f"{path} holds another probe set; choose another path, or pass force=True")
         path.parent.mkdir(parents=True, exist_ok=True)

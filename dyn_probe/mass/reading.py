@@ -12,9 +12,7 @@ from dyn_probe.mass.kinds import IGNORED_FIELDS, KINDS
 from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
 
 
-def read_probe_set(
-    path: str | Path, *, kinds: Sequence[str] | None = None, prompts: int | None = None
-) -> ProbeSet:
+def read_probe_set(path: str | Path, *, kinds: Sequence[str] | None = None, prompts: int | None = None) -> ProbeSet:
     """The probe set in a JSON-lines file; what cannot be used is listed by line and kind in ``.skipped``.
 
     Args:
@@ -35,9 +33,7 @@ def read_probe_set(
             break
         prompt = row.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
-            skipped.append(
-                SkippedResponse(source, "*", f"prompt must be non-empty text, got {_shown(prompt)}")
-            )
+            skipped.append(SkippedResponse(source, "*", f"prompt must be non-empty text, got {_shown(prompt)}"))
         elif prompt in found:
             skipped.append(SkippedResponse(source, "*", f"the same prompt as {found[prompt].source}"))
         else:
@@ -97,16 +93,12 @@ def _gathered(
     absent = [kind for kind in wanted if lines and missing.count(kind) == lines]
     rest = [s for s in skipped if not (s.reason == "missing" and s.kind in absent)]
     return tuple(
-        dict.fromkeys(
-            [*(SkippedResponse(name, kind, f"in none of {lines} prompts") for kind in absent), *rest]
-        )
+        dict.fromkeys([*(SkippedResponse(name, kind, f"in none of {lines} prompts") for kind in absent), *rest])
     )
 
 
 def _why_ignored(name: str) -> str:
-    reason = IGNORED_FIELDS.get(
-        name, "a kind that was not asked for" if name in KINDS else "not a response kind"
-    )
+    reason = IGNORED_FIELDS.get(name, "a kind that was not asked for" if name in KINDS else "not a response kind")
     return f"field ignored ({reason})"
 
 

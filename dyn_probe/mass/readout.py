@@ -49,9 +49,7 @@ class Readout:
         self.chunk = chunk or max(1, TABLE_ELEMENTS // self.vocabulary)
         self.relayed = self._relayed()
 
-    def logits(
-        self, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (rows ``[n]``, logits ``[n, V]``) of the True places of ``wanted``, row by row, n ≤ chunk.
 
         Args:
@@ -72,9 +70,7 @@ class Readout:
         finally:
             relay.forget()
 
-    def _plain(
-        self, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _plain(self, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The slow route: one plain forward per row, so that one row's table stands in memory."""
         for row, length in enumerate(attention_mask.sum(1).tolist()):
             here = (slice(row, row + 1), slice(length))

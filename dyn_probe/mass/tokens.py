@@ -55,11 +55,10 @@ def encode_probes(
     responses, skipped = [], list(probes.skipped)
     end = getattr(tokenizer, "eos_token_id", None) if append_eos else None
     for prompt in probes.prompts:
-        alone = _ids(tokenizer, prompt.prompt)
+        alone = token_ids(tokenizer, prompt.prompt)
         for kind, text in prompt.responses.items():
-            ids = _ids(tokenizer, prompt.prompt + text)
-            if end is not None and ids[-1:] != [end]:
-                ids.append(end)
+            ids = token_ids(tokenizer, prompt.prompt + text)
+            ids += [] if end is None else [end]
             start = _common_prefix(alone, ids)
             reason = _unusable(len(ids), start, max_length)
             if reason:
@@ -112,8 +111,11 @@ def _unusable(length: int, start: int, max_length: int | None) -> str | None:
     return None
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return [int(i) for i in tokenizer(text)["input_ids"]]
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of ``text``, without an end-of-sequence token that the tokenizer adds by itself."""
+    ids = [int(i) for i in tokenizer(text)["input_ids"]]
+    end = getattr(tokenizer, "eos_token_id", None)
+    return ids[:-1] if len(ids) > 1 and ids[-1] == end else ids
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:

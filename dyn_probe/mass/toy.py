@@ -70,9 +70,7 @@ def negative_step(weights: Floats, features: Floats, negative: int, rate: float)
     return weights - rate * np.outer(residual, features)
 
 
-def push_down(
-    probabilities: Floats, negative: int, *, name: str = "", rate: float = RATE, steps: int = 1
-) -> ToyCase:
+def push_down(probabilities: Floats, negative: int, *, name: str = "", rate: float = RATE, steps: int = 1) -> ToyCase:
     """Softmax regression from ``probabilities`` on: ``steps`` negative-gradient steps on y⁻."""
     features = np.full(FEATURES, FEATURES**-0.5)  # ‖x‖ = 1
     weights = np.outer(np.log(probabilities), features)
@@ -107,16 +105,12 @@ def cases(steps: int = 1) -> tuple[ToyCase, ...]:
 
 def by_sharpness(mass: float = 0.01, negative: int = 48) -> tuple[ToyCase, ...]:
     """One case per :data:`SHARPNESS`: the same π(y⁻) under ever peakier distributions."""
-    return tuple(
-        push_down(with_target_mass(hill(s), negative, mass), negative, name=f"{s:g}") for s in SHARPNESS
-    )
+    return tuple(push_down(with_target_mass(hill(s), negative, mass), negative, name=f"{s:g}") for s in SHARPNESS)
 
 
 def by_target_mass(negative: int = 48) -> tuple[ToyCase, ...]:
     """One case per :data:`TARGET_MASS`: ever smaller π(y⁻) under the same distribution of the rest."""
-    return tuple(
-        push_down(with_target_mass(hill(), negative, m), negative, name=f"{m:g}") for m in TARGET_MASS
-    )
+    return tuple(push_down(with_target_mass(hill(), negative, m), negative, name=f"{m:g}") for m in TARGET_MASS)
 
 
 def statements() -> tuple[Statement, ...]:
@@ -130,9 +124,7 @@ def statements() -> tuple[Statement, ...]:
     return (
         Statement("π(y⁻) falls", max(falls.values()) < 0, falls),
         Statement("π(y★) rises", min(rises.values()) > 0, rises),
-        Statement(
-            "the rich get richer: the larger π, the larger Δ log π", not any(disorder.values()), disorder
-        ),
+        Statement("the rich get richer: the larger π, the larger Δ log π", not any(disorder.values()), disorder),
         Statement("the peakier π, the stronger the squeeze", _increasing(sharper), sharper),
         Statement("the smaller π(y⁻), the stronger the squeeze", _increasing(rarer), rarer),
     )
