@@ -95,9 +95,7 @@ def test_half_precision_is_measured_in_float32():
     z = logits_of("ordinary").bfloat16()
     targets = torch.arange(12)
     half, single = token_metrics(z, targets), token_metrics(z.float(), targets)
-    assert all(
-        half[name].dtype == torch.float32 and torch.equal(half[name], single[name]) for name in METRICS
-    )
+    assert all(half[name].dtype == torch.float32 and torch.equal(half[name], single[name]) for name in METRICS)
 
 
 def test_the_logits_are_left_as_they_were():

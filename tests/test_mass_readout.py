@@ -32,9 +32,7 @@ MORE = {
     "cohere": lambda: tf.CohereConfig(**_SMALL, logit_scale=0.25),
     "granite": lambda: tf.GraniteConfig(**_SMALL, logits_scaling=8.0),
     "gemma3": lambda: tf.Gemma3TextConfig(**_SMALL, head_dim=8, num_key_value_heads=2),
-    "gptj": lambda: tf.GPTJConfig(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4
-    ),
+    "gptj": lambda: tf.GPTJConfig(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
     "mixtral": lambda: tf.MixtralConfig(**_SMALL, num_key_value_heads=2, num_local_experts=4),
     "mpt": lambda: tf.MptConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, max_seq_len=64),
 }
@@ -221,9 +219,7 @@ def test_a_forward_set_on_the_instance_is_followed():
 def test_wrappers_are_seen_through():
     peft = pytest.importorskip("peft")
     model = built("llama", torch.float32)
-    adapted = peft.get_peft_model(
-        model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    )
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     ids, mask, wanted = rows()
     _, logits, _ = read(Readout(nn.DataParallel(adapted)), ids, mask, wanted)
     assert torch.allclose(logits, plain(adapted, ids, mask)[wanted], atol=1e-5)

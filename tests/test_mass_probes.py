@@ -1,0 +1,231 @@
+"""Probe sets: read, built, saved, reloaded; whatever cannot be used is listed by line and kind."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from mass_samples import records, word_tokenizer
+
+from dyn_probe.errors import BadInput
+from dyn_probe.mass import KINDS, ProbeSet, SkippedResponse, build_probe_set, encode_probes, read_probe_set
+from dyn_probe.mass.building import shuffle_words
+
+
+def line(number, **changed):
+    """One line of a probe file with all published fields, changed; None leaves a field out."""
+    fields = {"prompt": f"prompt {number}", "chosen_selfr": "@@@ reasons"}
+    fields |= {kind: f"{kind} {number}" for kind in KINDS}
+    return {name: text for name, text in (fields | changed).items() if text is not None}
+
+
+def written(path, lines):
+    """A file of these lines: objects as JSON, strings as they are."""
+    texts = [text if isinstance(text, str) else json.dumps(text, ensure_ascii=False) for text in lines]
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+def test_all_twelve_kinds_are_read(tmp_path):
+    probes = read_probe_set(written(tmp_path / "p.jsonl", [line(1), line(2)]))
+    assert probes.kinds == tuple(KINDS)
+    assert len(KINDS) == 12
+    assert len(probes) == 24
+    assert probes.prompts[1].responses["irr_hum"] == "irr_hum 2"
+    assert [s.kind for s in probes.skipped] == ["chosen_selfr"]
+
+
+def test_every_defect_is_listed_by_line_and_kind(tmp_path):
+    lines = [
+        line(1, rejected=""),
+        line(2, irr_test=None, irr_hum=["a list"]),
+        "{not json",
+        "[1, 2]",
+        line(3, prompt=" "),
+        line(1),
+        "",
+        line(4, chosen="  \n", extra="x"),
+    ]
+    probes = read_probe_set(written(tmp_path / "p.jsonl", lines))
+    listed = {(s.source, s.kind): s.reason for s in probes.skipped}
+    assert listed.pop(("p.jsonl:1", "rejected")) == "empty response"
+    assert listed.pop(("p.jsonl:2", "irr_test")) == "missing"
+    assert listed.pop(("p.jsonl:2", "irr_hum")) == "wanted text, got list \"['a list']\""
+    assert listed.pop(("p.jsonl:3", "*")).startswith("not JSON: ")
+    assert listed.pop(("p.jsonl:4", "*")) == "wanted a JSON object, got list '[1, 2]'"
+    assert listed.pop(("p.jsonl:5", "*")) == "prompt must be non-empty text, got str ' '"
+    assert listed.pop(("p.jsonl:6", "*")) == "the same prompt as p.jsonl:1"
+    assert listed.pop(("p.jsonl:8", "chosen")) == "empty response"
+    assert listed.pop(("p.jsonl", "extra")) == "field ignored (not a response kind)"
+    assert "self-generated" in listed.pop(("p.jsonl", "chosen_selfr"))
+    assert not listed
+    assert len(probes) == 3 * 12 - 4
+
+
+def test_a_kind_that_no_line_has_is_said_once(tmp_path):
+    lines = [{"prompt": f"p{i}", "chosen": "yes", "rejected": "no"} for i in range(50)]
+    probes = read_probe_set(written(tmp_path / "p.jsonl", lines))
+    assert probes.kinds == ("chosen", "rejected")
+    assert len(probes.skipped) == 10
+    assert {s.reason for s in probes.skipped} == {"in none of 50 prompts"}
+
+
+def test_kinds_and_prompts_can_be_chosen(tmp_path):
+    path = written(tmp_path / "p.jsonl", [line(i) for i in range(5)])
+    probes = read_probe_set(path, kinds=["chosen", "chosen_selfr"], prompts=2)
+    assert probes.kinds == ("chosen", "chosen_selfr")
+    assert [p.prompt for p in probes.prompts] == ["prompt 0", "prompt 1"]
+    assert ("irr_hum", "field ignored (a kind that was not asked for)") in {(s.kind, s.reason) for s in probes.skipped}
+
+
+@pytest.mark.parametrize("lines", [[], ["{"], [line(1, **dict.fromkeys(KINDS, ""))], [{"prompt": "p"}]])
+def test_nothing_left_is_an_error_that_says_why(tmp_path, lines):
+    with pytest.raises(BadInput, match=r"none remains\. (Skipped: p\.jsonl|Nothing was skipped)"):
+        read_probe_set(written(tmp_path / "p.jsonl", lines))
+
+
+def test_an_unreadable_file_is_an_error(tmp_path):
+    with pytest.raises(BadInput, match="cannot read the probe file"):
+        read_probe_set(tmp_path / "absent.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n')
+    with pytest.raises(BadInput, match="UTF-8"):
+        read_probe_set(tmp_path / "latin.jsonl")
+
+
+def test_a_saved_set_reloads_as_it_was(tmp_path):
+    probes = read_probe_set(written(tmp_path / "p.jsonl", [line(1, chosen=' é\n\u2028\t"q" '), line(2)]))
+    again = read_probe_set(probes.save(tmp_path / "run" / "probes.jsonl"))
+    assert [(p.prompt, p.responses, p.prompt_id) for p in again.prompts] == [
+        (p.prompt, p.responses, p.prompt_id) for p in probes.prompts
+    ]
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_a_different_set_is_not_replaced_unless_forced(tmp_path):
+    first, second = build_probe_set(records(3)), build_probe_set(records(4))
+    path = first.save(tmp_path / "probes.jsonl")
+    first.save(path)
+    with pytest.raises(BadInput, match="holds another probe set"):
+        second.save(path)
+    second.save(path, force=True)
+    assert len(read_probe_set(path).prompts) == 4
+
+
+def words(text):
+    return Counter(text.split())
+
+
+def test_a_set_built_from_records_has_the_derived_kinds():
+    given = records()
+    probes = build_probe_set(given)
+    chosen = [r["chosen"] for r in given]
+    assert not probes.skipped
+    for prompt, record in zip(probes.prompts, given, strict=True):
+        r = prompt.responses
+        assert (r["chosen"], r["rejected"]) == (record["chosen"], record["rejected"])
+        assert r["irr_train"] in chosen
+        assert r["irr_train"] not in (r["chosen"], r["rejected"])
+        assert words(r["random_permute"]) == words(r["chosen"])
+        assert r["random_permute"] != r["chosen"]
+        assert words(r["random_nonhum"]) in [words(c) for c in chosen if c not in (r["chosen"], r["irr_train"])]
+        assert r["random_permute"].startswith(" ")
+        assert not r["random_permute"].startswith("  ")
+
+
+def test_the_seed_decides_and_nothing_else():
+    given = records(20)
+    one, same, other = (build_probe_set(given, prompts=8, seed=s) for s in (1, 1, 2))
+    assert one == same
+    assert one != other
+    assert [p.prompt for p in one.prompts] != [p.prompt for p in other.prompts]
+    assert len(one.prompts) == 8
+    assert [p.prompt for p in build_probe_set(given, prompts=None).prompts] == [r["prompt"] for r in given]
+
+
+def test_the_same_set_in_another_process(tmp_path):
+    import subprocess
+    import sys
+
+    script = (
+        "import json, sys\nfrom dyn_probe.mass import build_probe_set\n"
+        "print(json.dumps([dict(p.responses) for p in build_probe_set(json.loads(sys.argv[1])).prompts]))"
+    )
+    command = [sys.executable, "-c", script, json.dumps(records())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"})
+    assert json.loads(done.stdout) == [dict(p.responses) for p in build_probe_set(records()).prompts]
+
+
+@dataclass
+class Record:
+    """A record as an object."""
+
+    prompt: object
+    chosen: object
+    rejected: object
+    source: str = "file:1"
+
+
+def test_records_may_be_objects_and_defects_are_listed():
+    given = [
+        Record("p", " yes it was", " no", "a:1"),
+        Record("p", " other", " no", "a:2"),
+        Record("q", "", " no", "a:3"),
+        Record("r", [{"role": "user"}], " no", "a:4"),
+        Record("s", " green", " blue", "a:5"),
+    ]
+    probes = build_probe_set(given)
+    assert [p.source for p in probes.prompts] == ["a:1", "a:5"]
+    listed = {(s.source, s.kind): s.reason for s in probes.skipped}
+    assert listed[("a:2", "*")] == "the same prompt as a:1"
+    assert listed[("a:3", "chosen")] == listed[("a:4", "chosen")] == "wanted non-empty text"
+    assert listed[("a:5", "random_permute")] == "cannot be built: fewer than two different words"
+    assert "random_permute" not in probes.prompts[1].responses
+
+
+def test_an_unrelated_answer_is_never_the_rejected_one():
+    """Two answers in all: another prompt's chosen is this prompt's chosen or rejected."""
+    flips = [("yes", "no"), ("no", "yes")] * 4
+    probes = build_probe_set([Record(f"p{i}", c, r) for i, (c, r) in enumerate(flips)])
+    assert probes.kinds == ("chosen", "rejected")
+    assert {s.reason for s in probes.skipped if s.kind == "irr_train"} == {
+        "cannot be built: no other prompt has another answer"
+    }
+
+
+def test_words_are_shuffled_into_another_order():
+    assert shuffle_words("b a", "any") == "a b"
+    assert shuffle_words("a", "any") is None
+    assert shuffle_words(" a a  a", "any") is None
+    assert shuffle_words("  a b c d", "s") == shuffle_words("  a b c d", "s")
+
+
+def test_a_new_kind_replaces_only_where_it_has_a_text():
+    probes = build_probe_set(records(2))
+    ids = [p.prompt_id for p in probes.prompts]
+    again = probes.with_kind("chosen_initial", {ids[0]: "yes"}, (SkippedResponse("x", "chosen_initial", "empty"),))
+    assert again.kinds[:2] == ("chosen", "chosen_initial")
+    assert "chosen_initial" not in again.prompts[1].responses
+    assert again.skipped[-1].reason == "empty"
+    assert "chosen_initial" not in probes.kinds
+
+
+def test_prompt_ids_name_the_text():
+    one, two = build_probe_set(records(2)).prompts
+    assert one.prompt_id != two.prompt_id
+    assert len(one.prompt_id) == 16
+    assert int(one.prompt_id, 16) >= 0
+    assert ProbeSet((one,)).prompts[0].prompt_id == one.prompt_id
+
+
+def test_long_responses_are_skipped_by_line_and_kind(tmp_path):
+    lines = [{"prompt": "the cat ?", "chosen": " yes", "rejected": " no it was red", "irr_hum": " yes it was"}]
+    probes = read_probe_set(written(tmp_path / "p.jsonl", lines), kinds=["chosen", "rejected", "irr_hum"])
+    encoded = encode_probes(probes, word_tokenizer(), max_length=7)
+    assert [r.kind for r in encoded.responses] == ["chosen", "irr_hum"]
+    assert encoded.skipped[-1] == SkippedResponse(
+        "p.jsonl:1", "rejected", "prompt and response have 8 tokens, more than 7"
+    )
+    with pytest.raises(BadInput, match=r"no probe response can be measured.*p\.jsonl:1 \[chosen\]"):
+        encode_probes(probes, word_tokenizer(), max_length=2)
