@@ -17,7 +17,12 @@ from dyn_probe.objectives.terms import Terms
 
 
 def _gate(statistic: Tensor, terms: Terms, options: Options) -> tuple[Terms, Columns]:
-    """g = σ(α(s − τ)), detached, on the rejected contribution."""
+    """g = σ(α(s − τ)), detached, on the rejected contribution.
+
+    Form ``gradient``: ℓ and d_w unchanged, d_l times g. Form ``value``: ℓ and d_w are those of the ungated
+    objective at g·h_l, and d_l is g times its d_l there. So d_l/d_w is g times the ungated ratio in both
+    forms where that ratio does not depend on a and b (dpo, rdpo, simpo, ipo, dpo_shift).
+    """
     s = statistic.detach()
     g = torch.sigmoid(options["alpha"] * (s - options["tau"]))
     return replace(terms, gate=g, gate_form=options["form"]), {"gate": g, "gate_statistic": s}

@@ -26,7 +26,7 @@ def dpo(t: Terms, p: Hyper) -> Tensor:
 def rdpo(t: Terms, p: Hyper) -> Tensor:
     """−log σ(β(h_w − h_l) + α(n_w − n_l))."""
     margin = p["beta"] * (t.chosen(t.h_w) - t.rejected(t.h_l))
-    return -F.logsigmoid(margin + p["alpha"] * (t.n_w - t.n_l))
+    return -F.logsigmoid(margin + p["alpha"] * (t.n_w - t.n_l).to(margin.dtype))
 
 
 def simpo(t: Terms, p: Hyper) -> Tensor:

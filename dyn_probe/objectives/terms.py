@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dyn_probe.errors import BadInput
@@ -133,4 +132,4 @@ class Terms:
         value = getattr(self, name)
         if value is None:
             raise BadInput(f"term {name} is missing: {MEANINGS[name]}")
-        return torch.as_tensor(value, device=self.a.device)
+        return value if isinstance(value, Tensor) else self.a.new_tensor(value)
