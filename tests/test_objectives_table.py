@@ -1,0 +1,196 @@
+"""The two tables: names, options, needed terms, refusals, and the rows that ``describe`` prints."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from objective_terms import all_terms, bare
+
+from dyn_probe.errors import BadInput
+from dyn_probe.objectives import (
+    OBJECTIVES,
+    SHAPINGS,
+    Terms,
+    check_terms,
+    composes_with,
+    describe,
+    pair_loss,
+    parse_objective,
+    parse_shaping,
+    pulls,
+    resolve_hyper,
+)
+from dyn_probe.objectives.options import OPTIONS
+from dyn_probe.objectives.terms import MEANINGS
+from dyn_probe.trace.schema import PAIRS
+
+
+def simple(**more: Any) -> Terms:
+    one = torch.ones(2)
+    return Terms(-one, -2 * one, one, one, **more)
+
+
+REFERENCE = {"r_w": -torch.ones(2), "r_l": -torch.ones(2)}
+
+
+def test_rows_are_listed_under_their_own_names() -> None:
+    assert all(name == row.name for name, row in [*OBJECTIVES.items(), *SHAPINGS.items()])
+
+
+def test_every_name_in_the_tables_is_known() -> None:
+    for row in OBJECTIVES.values():
+        assert set(row.shapings) <= set(SHAPINGS)
+        needed = {*row.terms, *(name for names in row.terms_if.values() for name in names)}
+        assert needed <= set(MEANINGS) and set(row.terms_if) <= set(row.defaults)
+    for shaping in SHAPINGS.values():
+        assert set(shaping.needs) <= set(MEANINGS)
+        assert set(shaping.columns) <= set(PAIRS.names)
+        assert composes_with(shaping.name)
+
+
+def test_every_option_has_a_meaning_and_an_allowed_default() -> None:
+    for row in [*OBJECTIVES.values(), *SHAPINGS.values()]:
+        for key in row.defaults:
+            assert f"{row.name}.{key}" in OPTIONS or key in OPTIONS
+    for name in OBJECTIVES:
+        assert resolve_hyper(name, OBJECTIVES[name].defaults) == dict(OBJECTIVES[name].defaults)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@settings(max_examples=5, deadline=None)
+@given(terms=all_terms())
+def test_all_shapings_that_compose_fill_their_columns_and_keep_pulls_finite(name: str, terms: Terms) -> None:
+    """Also all at once: gate, ρ and token mask together, in either order."""
+    for shaping in OBJECTIVES[name].shapings:
+        losses, columns = pair_loss(name, bare(terms, name), None, [shaping])
+        filled = SHAPINGS[shaping].columns if SHAPINGS[shaping].apply else ()
+        assert set(columns) == set(filled) and losses.shape == terms.a.shape
+        assert all(c.shape == terms.a.shape and not c.requires_grad for c in columns.values())
+    together = [s for s in OBJECTIVES[name].shapings if s != "gate-q10"]
+    there, back = (pair_loss(name, terms, None, order) for order in (together, together[::-1]))
+    assert torch.equal(there[0], back[0]) and torch.isfinite(there[0]).all()
+    assert all(torch.isfinite(d).all() for d in pulls(name, terms, None, together))
+
+
+def test_unknown_names_are_answered_with_the_choices() -> None:
+    with pytest.raises(BadInput, match=rf"unknown objective 'dopo'.*{', '.join(OBJECTIVES)}"):
+        pair_loss("dopo", simple())
+    with pytest.raises(BadInput, match=rf"unknown shaping 'gate'.*{', '.join(SHAPINGS)}"):
+        parse_shaping("gate")
+    with pytest.raises(BadInput, match="unknown option 'betta'; dpo takes beta, label_smoothing"):
+        pair_loss("dpo", simple(**REFERENCE), {"betta": 0.1})
+    with pytest.raises(BadInput, match="unknown option 'beta'; sft takes no options"):
+        pair_loss("sft", simple(), {"beta": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "says"),
+    [
+        ("dpo", {"beta": 0}, "beta wants a number above 0; got 0"),
+        ("dpo", {"beta": "x"}, "beta wants a number above 0; got 'x'"),
+        ("dpo", {"beta": True}, "beta wants a number above 0; got True"),
+        ("dpo", {"beta": float("nan")}, "got nan"),
+        ("dpo", {"label_smoothing": 0.5}, "below 0.5; got 0.5"),
+        ("dpo_shift", {"lambda": 1.5}, "up to 1; got 1.5"),
+        ("cpo", {"lambda": -1}, "a number from 0; got -1"),
+        ("ipo", {"average": "maybe"}, "true or false; got 'maybe'"),
+        ("ipo", {"beta": -1, "average": 3}, "beta wants.*average wants"),
+    ],
+)
+def test_values_out_of_range_are_refused(name: str, hyper: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        resolve_hyper(name, hyper)
+
+
+def test_text_forms() -> None:
+    assert parse_objective("ipo:beta=0.2,average=false") == ("ipo", {"beta": 0.2, "average": False})
+    assert parse_objective("sft") == ("sft", {})
+    gate = parse_shaping("gate-seq: form=gradient, alpha=10")
+    assert gate.name == "gate-seq" and gate.options == {"form": "gradient", "alpha": 10.0, "tau": 0.10}
+    assert parse_shaping(gate) is gate
+    for text in ("dpo:beta", "dpo:=1", "dpo:beta=", "dpo:beta=1,beta=2"):
+        with pytest.raises(BadInput, match="wanted NAME:KEY=VALUE"):
+            parse_objective(text)
+    with pytest.raises(BadInput, match="form wants value or gradient; got 'both'"):
+        parse_shaping("gate-seq:form=both")
+
+
+def test_missing_terms_are_all_listed() -> None:
+    with pytest.raises(BadInput, match=r"kto wants terms that are missing: r_w .*; r_l .*; kl "):
+        pair_loss("kto", simple())
+    with pytest.raises(BadInput, match=r"dpo \+ gate-q10 wants.*token_logps.*response_mask"):
+        check_terms("dpo", simple(**REFERENCE), None, ["gate-q10"])
+    with pytest.raises(BadInput, match=r"win_w .*win_l "):
+        pulls("sppo", simple(**REFERENCE), {"soft": True})
+    with pytest.raises(BadInput, match="progress"):
+        pulls("dpo_shift", simple(**REFERENCE), {"schedule": True})
+    with pytest.raises(BadInput, match="term r_w is missing"):
+        _ = simple().h_w
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_reference_must_fit_the_objective(name: str) -> None:
+    needs = OBJECTIVES[name].needs_reference
+    right = simple(kl=0.0, **(REFERENCE if needs else {}))
+    check_terms(name, right)
+    wrong = simple(kl=0.0, **({} if needs else REFERENCE))
+    with pytest.raises(BadInput, match="r_w" if needs else "has no reference policy"):
+        check_terms(name, wrong)
+
+
+def test_shapings_that_fill_the_same_columns_are_refused() -> None:
+    with pytest.raises(BadInput, match="two shapings fill gate, gate_statistic"):
+        pair_loss("dpo", simple(**REFERENCE), None, ["gate-seq", "gate-q10"])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"r_w": torch.ones(2)}, "both reference terms"),
+        ({"r_w": torch.ones(3), "r_l": torch.ones(2)}, r"r_w \(3,\)"),
+        ({"progress": 1.5}, "progress between 0 and 1; got 1.5"),
+        ({"token_logps": torch.zeros(2, 5)}, r"token_logps \(2, 5\)"),
+        ({"token_logps": torch.zeros(4, 5), "response_mask": torch.zeros(4, 4)}, r"response_mask \(4, 4\)"),
+    ],
+)
+def test_misshapen_terms_are_refused(more: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        simple(**more)
+
+
+def test_terms_from_rows() -> None:
+    rows = torch.arange(4.0)
+    terms = Terms.from_rows(rows, rows + 10, rows + 20, kl=1.0)
+    read = [terms.a, terms.b, terms.n_w, terms.n_l, terms.r_w, terms.r_l]
+    assert [x.tolist() for x in read if x is not None] == [
+        [0, 1], [2, 3], [10, 11], [12, 13], [20, 21], [22, 23]
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match=r"logps \[2B\].*got \(3,\)"):
+        Terms.from_rows(rows[:3], rows[:3])
+
+
+def test_float_terms_keep_the_precision_of_the_log_probabilities() -> None:
+    double = replace(simple(**REFERENCE), a=-torch.ones(2, dtype=torch.float64), kl=0.1)
+    assert double.need("kl").item() == 0.1
+
+
+def test_describe_says_everything_of_every_row() -> None:
+    rows = describe()
+    assert [(r.kind, r.name) for r in rows] == [
+        *(("objective", name) for name in OBJECTIVES), *(("shaping", name) for name in SHAPINGS)
+    ]  # fmt: skip
+    for row in rows:
+        assert row.formula and row.paper and row.when.endswith(".") and row.dynamics.endswith(".")
+        assert not row.notes or row.notes.endswith(".")
+        table: Any = OBJECTIVES if row.kind == "objective" else SHAPINGS
+        assert [option.partition("=")[0] for option in row.options] == list(table[row.name].defaults)
+        assert re.search(r"arXiv \d{4}\.\d{5}", row.paper)
+    assert (
+        rows[0].options[0]
+        == "beta=0.1: β, how strongly log-ratios are held near the reference, a number above 0"
+    )
