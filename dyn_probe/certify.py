@@ -30,24 +30,20 @@ def plain_products(model: nn.Module, chosen: Tensor, rejected: Tensor) -> dict[s
         for logp in (chosen, rejected)
     ]
     products = {}
-    for name, w, l in zip(named, *sides, strict=True):
-        if w is None or l is None:
-            one = w if w is not None else l
-            squared = torch.zeros((), dtype=torch.float64) if one is None else one.double().square().sum()
-            zero = torch.zeros_like(squared)
-            products[name] = torch.stack([zero if w is None else squared, zero if l is None else squared, zero])
-        else:
-            left, right = w.flatten(), l.flatten()
-            products[name] = torch.stack([_dot(left, left), _dot(right, right), _dot(left, right)])
+    for name, left, right in zip(named, *sides, strict=True):
+        products[name] = torch.stack([_dot(left, left), _dot(right, right), _dot(left, right)])
     return products
 
 
-def _dot(left: Tensor, right: Tensor, step: int = 1 << 22) -> Tensor:
-    """Inner product in float64 without a float64 copy of the whole."""
+def _dot(left: Tensor | None, right: Tensor | None, step: int = 1 << 22) -> Tensor:
+    """Inner product on the CPU, in float64 without a float64 copy of the whole; a missing gradient is 0."""
+    if left is None or right is None:
+        return torch.zeros((), dtype=torch.float64)
+    left, right = left.flatten(), right.flatten()
     total = torch.zeros((), dtype=torch.float64, device=left.device)
     for i in range(0, left.numel(), step):
         total += left[i : i + step].double() @ right[i : i + step].double()
-    return total
+    return total.cpu()
 
 
 @dataclass(frozen=True)

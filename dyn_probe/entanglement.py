@@ -45,7 +45,7 @@ def batch_delta(
 
 
 def cases(delta_chosen: ArrayLike, delta_rejected: ArrayLike) -> NDArray[np.int32]:
-    """``[pairs]``: 1 chosen up and rejected down, 2 both down, 3 both up, 4 chosen down and rejected up; 0 if not finite.
+    """``[pairs]``: 1 chosen up, rejected down; 2 both down; 3 both up; 4 chosen down, rejected up; 0 if not finite.
 
     Case 1 holds the boundaries (``Δa ≥ 0 ≥ Δb``). Case 4 is impossible for pulls ≥ 0, and kept as a label because IPO,
     SPPO and Cal-DPO can have a negative pull.
@@ -56,7 +56,11 @@ def cases(delta_chosen: ArrayLike, delta_rejected: ArrayLike) -> NDArray[np.int3
 
 
 def conditions(
-    pull_chosen: ArrayLike, pull_rejected: ArrayLike, norm_chosen: ArrayLike, norm_rejected: ArrayLike, inner: ArrayLike
+    pull_chosen: ArrayLike,
+    pull_rejected: ArrayLike,
+    norm_chosen: ArrayLike,
+    norm_rejected: ArrayLike,
+    inner: ArrayLike,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Condition 2, ``[pairs]`` each: ``d_l⟨g_w,g_l⟩ ≤ d_w‖g_w‖²`` (chosen does not fall) and
     ``d_w⟨g_w,g_l⟩ ≤ d_l‖g_l‖²`` (rejected does not rise). Condition 1 is the case ``d_w = d_l``.
@@ -77,11 +81,14 @@ def loss_gradient_norm(gram: ArrayLike, pull_chosen: ArrayLike, pull_rejected: A
     """``‖∇ mean loss‖ = sqrt(cᵀKc)`` with ``c`` the derivatives of the mean loss (METHODS law 1)."""
     c = np.concatenate([-np.asarray(pull_chosen, dtype=np.float64), np.asarray(pull_rejected, dtype=np.float64)])
     c = c / (len(c) / 2)
-    return float(np.sqrt(max(0.0, c @ np.asarray(gram, dtype=np.float64) @ c)))
+    squared = float(c @ np.asarray(gram, dtype=np.float64) @ c)
+    return max(0.0, squared) ** 0.5
 
 
 def counterfactual(
-    gram_entries: tuple[ArrayLike, ArrayLike, ArrayLike], pulls: tuple[ArrayLike, ArrayLike], learning_rate: float
+    gram_entries: tuple[ArrayLike, ArrayLike, ArrayLike],
+    pulls: tuple[ArrayLike, ArrayLike],
+    learning_rate: float,
 ) -> tuple[Floats, Floats, NDArray[np.int32]]:
     """``(Δa, Δb, case)`` that pairs with ``(‖g_w‖, ‖g_l‖, ⟨g_w,g_l⟩)`` would have under other pulls (METHODS §7).
 

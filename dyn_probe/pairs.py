@@ -46,9 +46,7 @@ class PairBatch:
                 f"PairBatch wants input_ids, attention_mask and response_mask of one shape [2B, L]; got {shapes}"
             )
         if shapes[0][0] == 0 or shapes[0][0] % 2:
-            raise BadInput(
-                f"PairBatch wants 2B rows, B chosen and then B rejected; got {shapes[0][0]} rows"
-            )
+            raise BadInput(f"PairBatch wants 2B rows, B chosen and then B rejected; got {shapes[0][0]} rows")
         attended, response = self.attention_mask.bool(), self.response_mask.bool()
         first_attended = (attended.cumsum(1) == 1) & attended
         for wrong, complaint in (
@@ -75,16 +73,17 @@ class PairBatch:
         rows = [
             (row[keep].tolist(), said[keep].tolist())
             for row, keep, said in zip(
-                self.input_ids.cpu(), self.attention_mask.bool().cpu(), self.response_mask.bool().cpu(), strict=True
+                self.input_ids.cpu(),
+                self.attention_mask.bool().cpu(),
+                self.response_mask.bool().cpu(),
+                strict=True,
             )
         ]
         return tuple(pair_id(rows[i], rows[i + self.pairs]) for i in range(self.pairs))
 
     def to(self, device: torch.device | str) -> PairBatch:
         """The same batch on ``device``."""
-        return PairBatch(
-            self.input_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device)
-        )
+        return PairBatch(self.input_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device))
 
     def select(self, pairs: Sequence[int]) -> PairBatch:
         """The batch of the named pairs, in that order, at the same padding."""
@@ -148,10 +147,11 @@ def sequence_logps(model: nn.Module, batch: PairBatch) -> Tensor:
 
 def _forward_parameters(model: nn.Module) -> set[str]:
     """Names of the arguments of ``model.forward``, seen through the wrappers of DDP and PEFT."""
+    inner: Any = model
     while True:
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif isinstance(getattr(inner, "module", None), nn.Module):
+            inner = inner.module
         else:
-            return set(inspect.signature(model.forward).parameters)
+            return set(inspect.signature(inner.forward).parameters)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from dyn_probe.certify import Certificate, compare, plain_products, tolerance_fo
 from dyn_probe.errors import BadInput
 from dyn_probe.gram.api import sum_layers
 from dyn_probe.pairs import PairBatch, sequence_logps
-from dyn_probe.recording import Products, Recording, pair_entries
+from dyn_probe.recording import Products, Recording
 from dyn_probe.trace.writer import TraceWriter
 
 Row = dict[str, Any]
@@ -92,7 +91,10 @@ class Probe:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self.close("closed" if error is None else "stopped", None if error is None else f"{type(error).__name__}: {error}")
+        self.close(
+            "closed" if error is None else "stopped",
+            None if error is None else f"{type(error).__name__}: {error}",
+        )
 
     def close(self, status: str = "closed", reason: str | None = None) -> None:
         """Write what is pending; closes the trace if the probe made it."""
@@ -121,7 +123,6 @@ class Probe:
         full = self.gram_every > 0 and step % self.gram_every == 0
         clean = full and all(p.grad is None for p in trained_parameters(self.model).values())
         self._given = {}
-        started = time.perf_counter()
         try:
             with Recording(self.model, full, self.separate, self._claimed) as recording:
                 self._recording = recording
@@ -133,9 +134,6 @@ class Probe:
         finally:
             self._recording = None
             self._given = {}
-        if step in self._steps:
-            seconds = self._steps[step].get("step_seconds") or 0.0
-            self._steps[step]["step_seconds"] = seconds + time.perf_counter() - started
 
     def pairs(
         self,
@@ -161,7 +159,11 @@ class Probe:
             return
         self._recording.watch(logps)
         half = logps.shape[0] // 2
-        for name, value, size in (("reference", reference, 2 * half), ("lengths", lengths, 2 * half), ("losses", losses, half)):
+        for name, value, size in (
+            ("reference", reference, 2 * half),
+            ("lengths", lengths, 2 * half),
+            ("losses", losses, half),
+        ):
             if value is not None and value.shape != (size,):
                 raise BadInput(f"probe.pairs wants {name} of shape [{size}]; got {list(value.shape)}")
         self._given = {
@@ -208,7 +210,12 @@ class Probe:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _take(
-        self, step: int, pair_ids: Sequence[str] | None, learning_rate: float | None, products: Products, clean: bool
+        self,
+        step: int,
+        pair_ids: Sequence[str] | None,
+        learning_rate: float | None,
+        products: Products,
+        clean: bool,
     ) -> None:
         given, rate = self._given, self._rate(learning_rate)
         columns = pair_columns(given, products, rate)
@@ -217,7 +224,12 @@ class Probe:
         if len(ids) != size:
             raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
         rows = [
-            {"step": step, "pair_id": ids[i], "rank": self.rank, **{k: _item(v[i]) for k, v in columns.items()}}
+            {
+                "step": step,
+                "pair_id": ids[i],
+                "rank": self.rank,
+                **{k: _item(v[i]) for k, v in columns.items()},
+            }
             for i in range(size)
         ]
         self._fresh += rows
@@ -235,24 +247,34 @@ class Probe:
             norms = values[:, :2].clamp(min=0).sqrt().tolist()
             for i, pair in enumerate(ids):
                 rows.append(
-                    {"step": step, "pair_id": pair, "layer": layer.label, "depth": layer.depth,
-                     "grad_norm_chosen": norms[i][0], "grad_norm_rejected": norms[i][1], "grad_inner": float(values[i, 2])}
+                    {
+                        "step": step,
+                        "pair_id": pair,
+                        "layer": layer.label,
+                        "depth": layer.depth,
+                        "grad_norm_chosen": norms[i][0],
+                        "grad_norm_rejected": norms[i][1],
+                        "grad_inner": float(values[i, 2]),
+                    }
                 )
         self.writer.add("layers", rows)
 
     def _add_to_step(self, step: int, rows: list[Row], rate: float | None, products: Products, clean: bool) -> None:
-        before = self._steps.get(step)
-        record = before if before is not None else {"step": step, "rank": self.rank, "learning_rate": rate, "separate_rows": 0}
+        first = step not in self._steps or "separate_rows" not in self._steps[step]
+        record: Row = {"step": step, "rank": self.rank, "learning_rate": rate, "separate_rows": 0} | self._steps.get(
+            step, {}
+        )
         record["separate_rows"] += 2 * int(products.separate.sum())
         gram = products.gram
-        if gram is not None and clean and before is None and not _distributed():
+        if gram is not None and clean and first and not _distributed():
             record["law1_error"] = self._law_one(gram, products.coefficients)
         self._steps[step] = record
 
     def _law_one(self, gram: Tensor, coefficients: Tensor) -> float:
         """``|cᵀKc − ‖∇loss‖²| / ‖∇loss‖²`` (METHODS law 1); call it before anything touches the gradients."""
         grads = [p.grad for p in trained_parameters(self.model).values() if p.grad is not None]
-        total = sum(float(torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))) ** 2 for g in grads)
+        sizes = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
+        total = sum(float(size) ** 2 for size in sizes)
         predicted = float(coefficients @ gram @ coefficients)
         return abs(predicted - total) / total if total > 0 else abs(predicted)
 
@@ -266,8 +288,7 @@ class Probe:
         modes = [(m, m.training) for m in self.model.modules()]
         try:
             self.model.eval()
-            with torch.random.fork_rng(enabled=False):
-                return sequence_logps(self.model, batch)
+            return sequence_logps(self.model, batch)
         finally:
             for module, training in modes:
                 module.training = training
@@ -300,7 +321,9 @@ class Probe:
         if self._fresh:
             self.rows = self._fresh
         for step, record in self._steps.items():
-            record.update({k: v for k, v in step_means([r for r in self._fresh if r["step"] == step]).items() if k not in record})
+            record.update(
+                {k: v for k, v in step_means([r for r in self._fresh if r["step"] == step]).items() if k not in record}
+            )
         if self.writer is not None:
             self.writer.add("pairs", self._fresh)
             self.writer.add("steps", list(self._steps.values()))
@@ -376,7 +399,8 @@ def _dropout_on(model: nn.Module) -> bool:
 
 
 def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-
-
-__all__ = ["Probe", "pair_entries"]
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )

@@ -32,7 +32,7 @@ class Products:
     """What one batch gave, on the CPU in float64.
 
     Args:
-        by_parameter: name → ``[B, 3]`` (``‖g_w‖²``, ``‖g_l‖²``, ``⟨g_w,g_l⟩``), or ``[2B, 2B]`` where the full Gram was asked.
+        by_parameter: name → ``[B, 3]`` (``‖g_w‖²``, ``‖g_l‖²``, ``⟨g_w,g_l⟩``), or ``[2B, 2B]`` if ``full``.
         coefficients: ``[2B]`` ``∂loss/∂(row log-probability)``.
         separate: ``[B]`` pairs that were measured by a backward of their own.
         full: whether ``by_parameter`` holds full Grams.
@@ -70,7 +70,11 @@ class Recording:
     """
 
     def __init__(
-        self, model: nn.Module, full: bool = False, separate: bool = False, claimed: dict[nn.Module, Kind] | None = None
+        self,
+        model: nn.Module,
+        full: bool = False,
+        separate: bool = False,
+        claimed: dict[nn.Module, Kind] | None = None,
     ) -> None:
         self.full, self.separate = full, separate
         self.capture = Capture(model, KINDS, self._receive, claimed)
@@ -163,8 +167,8 @@ class Recording:
         """
         if self._coefficients is None or self._bad is None or self._training is None:
             raise BadInput(
-                "no gradient reached the log-probabilities given to probe.pairs: call loss.backward() inside probe.step, "
-                "with a loss computed from that very tensor"
+                "no gradient reached the log-probabilities given to probe.pairs: call loss.backward() inside "
+                "probe.step, with a loss computed from that very tensor"
             )
         found = self._training.finish()
         if self._apart is not None:

@@ -25,8 +25,14 @@ FAMILIES = {
     "gemma2": lambda **k: tf.Gemma2Config(**_ROTARY, head_dim=8, sliding_window=6, **k),
     "gpt_neox": lambda **k: tf.GPTNeoXConfig(**_SMALL, max_position_embeddings=64, **k),
     "opt": lambda **k: tf.OPTConfig(
-        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
-        max_position_embeddings=64, word_embed_proj_dim=32, **k,
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=48,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+        **k,
     ),
     "phi": lambda **k: tf.PhiConfig(**_SMALL, max_position_embeddings=64, **k),
     "bloom": lambda **k: tf.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, **k),
@@ -70,18 +76,22 @@ def double_throughout():
         yield
 
 
-def make_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **config) -> nn.Module:
+def make_model(
+    family: str, dtype: torch.dtype = torch.float64, seed: int = 0, noise: float = 0.1, **config
+) -> nn.Module:
     """A random model in train mode without dropout, with every parameter moved off its initial value."""
     settings = {**DROPOUT_OFF.get(family, {}), **config}
     torch.manual_seed(seed)
     model = tf.AutoModelForCausalLM.from_config(FAMILIES[family](**settings), attn_implementation="eager")
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
+            p.add_(noise * torch.randn_like(p))
     return model.to(dtype).train()
 
 
-def make_batch(pairs: int = 3, length: int = 14, side: str = "right", seed: int = 1, extra: int = 0, pad: int = 0) -> PairBatch:
+def make_batch(
+    pairs: int = 3, length: int = 14, side: str = "right", seed: int = 1, extra: int = 0, pad: int = 0
+) -> PairBatch:
     """Pairs with a shared prompt, unequal lengths, and padding; the padding token also occurs inside responses."""
     g = torch.Generator().manual_seed(seed)
     rows = 2 * pairs

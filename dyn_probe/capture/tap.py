@@ -55,7 +55,11 @@ class Capture:
     """
 
     def __init__(
-        self, model: nn.Module, kinds: Sequence[Kind], receive: Receiver, claimed: dict[nn.Module, Kind] | None = None
+        self,
+        model: nn.Module,
+        kinds: Sequence[Kind],
+        receive: Receiver,
+        claimed: dict[nn.Module, Kind] | None = None,
     ) -> None:
         self.model, self.kinds, self._receiver = model, kinds, receive
         self.uses: list[Use] = find_uses(model)
@@ -93,7 +97,10 @@ class Capture:
     def _enter_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled() or self._busy:
             return
-        shape = next((t.shape for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 1), None)
+        shape = next(
+            (t.shape for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 1),
+            None,
+        )
         if shape is None:
             raise BadInput("the recorder found no batched tensor among the model's arguments")
         self._forwards += 1

@@ -129,4 +129,6 @@ def backward_only(loss: Tensor, capture: Capture, reentrant: bool, retain: bool 
 def refuse_missed(names: Sequence[str]) -> None:
     """Raise for parameters that got a gradient which no tap saw."""
     if names:
-        raise UnsupportedUse("cannot record this model exactly; parameters are used outside their module:\n  " + "\n  ".join(names))
+        raise UnsupportedUse(
+            "cannot record this model exactly; parameters are used outside their module:\n  " + "\n  ".join(names)
+        )

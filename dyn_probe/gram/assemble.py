@@ -72,7 +72,7 @@ class Assembly:
         return sum(self.capture.calls.get(module, 0) for module in users)
 
     def _reduce_alone(self, call: Call, found: dict[str, Factor]) -> None:
-        """Parameters with this one use. Generic modules go group by group, so that few rows' gradients stand at once."""
+        """Parameters with this one use. Generic modules go group by group: few rows stand at once."""
         lazy = {n: f for n, f in found.items() if isinstance(f, PerRow)}
         for name, factor in found.items():
             if name not in lazy:

@@ -30,7 +30,9 @@ def keep(call: Call) -> bool:
     module = call.module
     assert isinstance(module, nn.Embedding)
     if module.max_norm is not None or module.scale_grad_by_freq:
-        raise UnsupportedUse(f"{call.use.name}: an embedding with max_norm or scale_grad_by_freq has no per-row gradient")
+        raise UnsupportedUse(
+            f"{call.use.name}: an embedding with max_norm or scale_grad_by_freq has no per-row gradient"
+        )
     found = _ids(call)
     if found is None:
         return False

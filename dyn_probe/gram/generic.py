@@ -30,7 +30,9 @@ def keep(call: Call) -> bool:
     leaves, spec = pytree.tree_flatten((call.args, dict(call.kwargs)))
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     call.saved = tuple(leaves[i] for i in tensors)
-    call.notes.update(spec=spec, tensors=tensors, rest=[None if i in tensors else leaf for i, leaf in enumerate(leaves)])
+    call.notes.update(
+        spec=spec, tensors=tensors, rest=[None if i in tensors else leaf for i, leaf in enumerate(leaves)]
+    )
     call.notes["autocast"] = torch.is_autocast_enabled(call.outputs[0].device.type)
     for output in call.outputs:
         if not output.dim() or output.shape[0] not in (call.rows, call.rows * call.length):
@@ -89,10 +91,19 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
 def _gradients(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], row: int) -> dict[str, Tensor]:
     """Each trained parameter's gradient of ``Σ outputs · output gradients`` on one row."""
     with torch.enable_grad():
-        own = {n: p.detach().requires_grad_() for n, p in call.module._parameters.items() if p is not None and n in call.trained}
+        own = {
+            n: p.detach().requires_grad_()
+            for n, p in call.module._parameters.items()
+            if p is not None and n in call.trained
+        }
         outputs = _outputs(call, _rerun(call, saved, row, own))
-        weighed = [(o, row_of(g, row, call)) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+        weighed = [
+            (o, row_of(g, row, call)) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad
+        ]
         found = torch.autograd.grad(
-            [o for o, _ in weighed], list(own.values()), [g.to(o.dtype) for o, g in weighed], allow_unused=True
+            [o for o, _ in weighed],
+            list(own.values()),
+            [g.to(o.dtype) for o, g in weighed],
+            allow_unused=True,
         )
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(own.items(), found, strict=True)}

@@ -1,6 +1,6 @@
 """Linear layers (``torch.nn.Linear`` and GPT-2's transposed ``Conv1D``): weight and bias.
 
-Two routes for the weight. Token Gram: ``Σ_{t,s} (A_i[t]·A_j[s]) (B_i[t]·B_j[s])``. Blocks: form ``B_iᵀ A_i``, a slice of
+Two routes for the weight. Token Gram: ``Σ_{t,s} (A_i[t]·A_j[s]) (B_i[t]·B_j[s])``. Blocks: form ``B_iᵀ A_i``, some
 outputs at a time, and multiply. ``cheaper_by_tokens`` chooses by arithmetic plus memory traffic.
 """
 
@@ -73,7 +73,9 @@ def reduce(outer: Outer, wanted: Wanted) -> Tensor:
     inputs, outputs = upcast(outer.inputs), upcast(outer.grads)
     inputs = inputs.to(outputs.dtype)
     if wanted.full:
-        return full_by_tokens(inputs, outputs) if cheaper_by_tokens(outer, wanted) else by_blocks(inputs, outputs, wanted)
+        return (
+            full_by_tokens(inputs, outputs) if cheaper_by_tokens(outer, wanted) else by_blocks(inputs, outputs, wanted)
+        )
     return pairs_by_tokens(inputs, outputs) if cheaper_by_tokens(outer, wanted) else by_blocks(inputs, outputs, wanted)
 
 
@@ -103,7 +105,7 @@ def _token_products(a_left: Tensor, b_left: Tensor, a_right: Tensor, b_right: Te
     for i in range(0, n, step):
         j = slice(i, i + step)
         tokens = torch.bmm(a_left[j], a_right[j].mT).flatten(1)
-        parts.append(torch.einsum("nk,nk->n", tokens, torch.bmm(b_left[j], b_right[j].mT).flatten(1)))
+        parts.append((tokens * torch.bmm(b_left[j], b_right[j].mT).flatten(1)).sum(1))
     return torch.cat(parts).double()
 
 
@@ -112,7 +114,10 @@ def full_by_tokens(inputs: Tensor, outputs: Tensor) -> Tensor:
     rows, length, _ = inputs.shape
     a_all, b_all = inputs.flatten(0, 1), outputs.flatten(0, 1)
     answer = torch.stack(
-        [((a_i @ a_all.T) * (b_i @ b_all.T)).view(length, rows, length).sum((0, 2)) for a_i, b_i in zip(inputs, outputs, strict=True)]
+        [
+            ((a_i @ a_all.T) * (b_i @ b_all.T)).view(length, rows, length).sum((0, 2))
+            for a_i, b_i in zip(inputs, outputs, strict=True)
+        ]
     ).double()
     return (answer + answer.T) / 2
 
@@ -131,12 +136,14 @@ def by_blocks(inputs: Tensor, outputs: Tensor, wanted: Wanted) -> Tensor:
 def response_rows(outer: Outer) -> list[tuple[Tensor, Tensor]]:
     """Each row's ``(A_i, B_i)`` cut to the span of positions that have a gradient: a head has one only where a
     response token is predicted."""
-    alive = torch.linalg.vector_norm(outer.grads, ord=float("inf"), dim=-1) > 0
+    alive = ~((outer.grads.amax(-1) == 0) & (outer.grads.amin(-1) == 0))  # NaN counts as alive
     positions = torch.arange(alive.shape[1], device=alive.device)
     first = torch.where(alive, positions, alive.shape[1]).amin(1).tolist()
     last = torch.where(alive, positions, -1).amax(1).tolist()
     return [
-        (outer.inputs[i, low : high + 1], outer.grads[i, low : high + 1]) if high >= low else (outer.inputs[i, :1], outer.grads[i, :1])
+        (outer.inputs[i, low : high + 1], outer.grads[i, low : high + 1])
+        if high >= low
+        else (outer.inputs[i, :1], outer.grads[i, :1])
         for i, (low, high) in enumerate(zip(first, last, strict=True))
     ]
 
@@ -158,5 +165,6 @@ def _ragged_gram(rows: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     outputs = upcast(torch.cat([b for _, b in rows]))
     inputs = upcast(torch.cat([a for a, _ in rows])).to(outputs.dtype)
     tokens = (inputs @ inputs.T) * (outputs @ outputs.T)
-    return torch.stack([torch.stack([block.sum() for block in part.split(lengths, 1)]) for part in tokens.split(lengths, 0)]).double()
-
+    return torch.stack(
+        [torch.stack([block.sum() for block in part.split(lengths, 1)]) for part in tokens.split(lengths, 0)]
+    ).double()

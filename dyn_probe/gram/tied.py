@@ -1,9 +1,9 @@
 """A head tied to the input embedding: the parameter's gradient is the sum of both uses.
 
-With ``Δ`` the gradient at the embedding's output, ``x`` the ids, ``h`` and ``B`` the head's inputs and output-gradients,
-the cross term is ``Σ_{t,s} B_i[t, x_j[s]] (h_i[t]·Δ_j[s])`` and the same with i and j swapped. It reads only the head
-gradient's entries of tokens that occur in the batch, so those are all that is kept from the head's backward to the
-embedding's: ``M_i = B_i[:, columns]ᵀ h_i``.
+With ``Δ`` the gradient at the embedding's output, ``x`` the ids, ``h`` and ``B`` the head's inputs and
+output-gradients, the cross term is ``Σ_{t,s} B_i[t, x_j[s]] (h_i[t]·Δ_j[s])`` and the same with i and j swapped. It
+reads only the head gradient's entries of tokens that occur in the batch, so those are all that is kept from the head's
+backward to the embedding's: ``M_i = B_i[:, columns]ᵀ h_i``.
 """
 
 from __future__ import annotations

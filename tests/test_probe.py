@@ -1,0 +1,177 @@
+"""Probe as a user meets it: rows in a trace, predictions that come true, schedule, accumulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from families import double_throughout, make_batch, make_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dyn_probe import BadInput, Probe, entanglement, load_trace, sequence_logps
+
+
+@pytest.fixture(autouse=True)
+def really_double():
+    with double_throughout():
+        yield
+
+
+def dpo(logps, reference, beta=0.1):
+    half = len(logps) // 2
+    ratio = logps - reference
+    return -F.logsigmoid(beta * (ratio[:half] - ratio[half:]))
+
+
+def run(probe, model, optimizer, batches, realised=True):
+    with probe:
+        for step, batch in enumerate(batches):
+            optimizer.zero_grad()
+            with probe.step(step, pair_ids=batch.ids):
+                logps = sequence_logps(model, batch)
+                losses = dpo(logps, logps.detach() + 0.3)
+                probe.pairs(logps, reference=logps.detach() + 0.3, lengths=batch.lengths, losses=losses)
+                losses.mean().backward()
+            optimizer.step()
+            if realised:
+                probe.after_update(batch)
+
+
+def test_the_trace_holds_what_happened(tmp_path):
+    model = make_model("llama")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    batches = [make_batch(seed=s) for s in range(3)]
+    run(Probe(model, tmp_path / "run", optimizer=optimizer, gram_every=1), model, optimizer, batches)
+    trace = load_trace(tmp_path / "run")
+    assert trace.closed and len(trace.pairs) == 9 and list(trace.steps["step"]) == [0, 1, 2]
+    assert trace.manifest["certificate"]["max_relative_error"] < 1e-9
+    assert (trace.steps["law1_error"] < 1e-9).all()
+    assert list(trace.pairs["pair_id"][:3]) == list(batches[0].ids)
+    layers = trace.layers.groupby(["step", "pair_id"])["grad_inner"].sum()
+    pairs = trace.pairs.set_index(["step", "pair_id"])["grad_inner"]
+    assert np.allclose(layers.sort_index(), pairs.sort_index())
+    assert set(trace.layers["layer"]) == {"embedding", "0", "1", "final_norm", "head"}
+
+
+def test_the_batch_prediction_comes_true_for_a_small_plain_step(tmp_path):
+    """First order: halving the learning rate halves the relative error of the batch prediction."""
+    errors = []
+    for rate in (2e-4, 1e-4):
+        model = make_model("llama")
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        probe = Probe(model, optimizer=optimizer, gram_every=1)
+        run(probe, model, optimizer, [make_batch()])
+        gaps = [
+            abs(r[f"realised_delta_{s}"] - r[f"batch_delta_{s}"]) / abs(r[f"realised_delta_{s}"])
+            for r in probe.rows
+            for s in ("chosen", "rejected")
+        ]
+        errors.append(float(np.median(gaps)))
+    assert errors[1] < 0.05
+    assert errors[0] / errors[1] == pytest.approx(2.0, rel=0.2)
+
+
+def test_a_single_pair_moves_as_predicted():
+    model = make_model("gpt2")
+    batch = make_batch(pairs=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+    probe = Probe(model, optimizer=optimizer)
+    run(probe, model, optimizer, [batch])
+    (row,) = probe.rows
+    for side in ("chosen", "rejected"):
+        assert row[f"realised_delta_{side}"] == pytest.approx(row[f"predicted_delta_{side}"], rel=2e-2)
+    assert row["pull_chosen"] == pytest.approx(0.1 / 2, rel=1e-9) and row["pull_rejected"] == pytest.approx(
+        0.05, rel=1e-9
+    )
+
+
+def test_schedule_and_micro_batches(tmp_path):
+    model = make_model("llama")
+    probe = Probe(model, tmp_path / "run", every=2)
+    with probe:
+        for step in range(3):
+            for micro in range(2):
+                batch = make_batch(seed=10 * step + micro)
+                with probe.step(step, batch.ids, learning_rate=0.1):
+                    assert probe.recording == (step % 2 == 0)
+                    logps = sequence_logps(model, batch)
+                    probe.pairs(logps, loss_scale=0.5)
+                    (0.5 * dpo(logps, logps.detach()).mean()).backward()
+            probe.log(step, loss=1.0, grad_norm=2.0)
+    trace = load_trace(tmp_path / "run")
+    assert list(trace.pairs.groupby("step").size()) == [6, 6]
+    assert list(trace.steps["step"]) == [0, 1, 2] and (trace.steps["grad_norm"] == 2.0).all()
+    assert np.allclose(trace.pairs["pull_chosen"], 0.05)
+
+
+def test_realised_change_under_dropout_needs_a_baseline():
+    model = make_model("gpt2", resid_pdrop=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    batch = make_batch()
+    with pytest.raises(BadInput, match="before = probe"):
+        run(Probe(model), model, optimizer, [batch])
+    probe = Probe(model, optimizer=optimizer)
+    with probe.step(0, batch.ids):
+        logps = sequence_logps(model, batch)
+        probe.pairs(logps)
+        dpo(logps, logps.detach()).mean().backward()
+    before = probe.evaluate(batch)
+    optimizer.step()
+    probe.after_update(batch, before)
+    assert model.training and model.transformer.h[0].mlp.dropout.training
+    probe.close()
+    assert all(math.isfinite(r["realised_delta_chosen"]) for r in probe.rows)
+
+
+def test_an_error_leaves_a_readable_trace(tmp_path):
+    model, batch = make_model("llama"), make_batch()
+    with pytest.raises(RuntimeError), Probe(model, tmp_path / "run") as probe:
+        with probe.step(0, batch.ids):
+            logps = sequence_logps(model, batch)
+            probe.pairs(logps)
+            logps.mean().backward()
+        raise RuntimeError("out of coffee")
+    trace = load_trace(tmp_path / "run")
+    assert len(trace.pairs) == 3 and trace.manifest["status"] == "stopped" and "coffee" in trace.manifest["reason"]
+
+
+numbers = st.floats(-5, 5)
+positive = st.floats(1e-3, 5)
+
+
+@given(positive, positive, positive, positive, st.floats(-1, 1), positive)
+def test_chosen_down_and_rejected_up_is_impossible_for_pulls_above_zero(d_w, d_l, n_w, n_l, cosine, rate):
+    up, down = entanglement.predicted_delta(d_w, d_l, n_w, n_l, cosine * n_w * n_l, rate)
+    assert d_w * up - d_l * down >= -1e-9
+    assert int(entanglement.cases(up, down)) in (1, 2, 3)
+
+
+@given(numbers, numbers, positive, positive, st.floats(-1, 1))
+def test_the_conditions_say_what_the_signs_say(d_w, d_l, n_w, n_l, cosine):
+    inner = cosine * n_w * n_l
+    first, second = entanglement.conditions(d_w, d_l, n_w, n_l, inner)
+    assert bool(first) == (d_l * inner <= d_w * n_w**2) or abs(d_l * inner - d_w * n_w**2) < 1e-9
+    assert bool(second) == (d_w * inner <= d_l * n_l**2) or abs(d_w * inner - d_l * n_l**2) < 1e-9
+
+
+def test_batch_prediction_is_the_loop_over_pairs():
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(6, 9))
+    gram, d_w, d_l = root @ root.T, rng.normal(size=3), rng.normal(size=3)
+    up, down = entanglement.batch_delta(gram, d_w, d_l, 0.1)
+    for i in range(3):
+        assert up[i] == pytest.approx(0.1 / 3 * sum(d_w[j] * gram[i, j] - d_l[j] * gram[i, j + 3] for j in range(3)))
+        assert down[i] == pytest.approx(
+            0.1 / 3 * sum(d_w[j] * gram[i + 3, j] - d_l[j] * gram[i + 3, j + 3] for j in range(3))
+        )
+    c = np.concatenate([-d_w, d_l]) / 3
+    assert entanglement.loss_gradient_norm(gram, d_w, d_l) == pytest.approx(math.sqrt(c @ gram @ c))
+
+
+def test_cases_name_every_sign():
+    deltas = [(1, -1), (-1, -1), (1, 1), (-1, 1), (0, 0), (math.nan, 1)]
+    assert list(entanglement.cases(*zip(*deltas, strict=True))) == [1, 2, 3, 4, 1, 0]
