@@ -16,6 +16,7 @@ _HOMES = {
     "token_logps": "dyn_probe.pairs",
     "pair_gradients": "dyn_probe.gram",
     "row_gram": "dyn_probe.gram",
+    "token_gram": "dyn_probe.gram",
     "Probe": "dyn_probe.probe",
     "load_trace": "dyn_probe.trace.reader",
     "DynProbeError": "dyn_probe.errors",
@@ -29,7 +30,7 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from dyn_probe.errors import BadInput, CertificationError, DynProbeError, TraceError, UnsupportedUse
-    from dyn_probe.gram import pair_gradients, row_gram
+    from dyn_probe.gram import pair_gradients, row_gram, token_gram
     from dyn_probe.pairs import PairBatch, sequence_logps, token_logps
     from dyn_probe.probe import Probe
     from dyn_probe.trace.reader import load_trace

@@ -140,6 +140,29 @@ def batch_logits(model: nn.Module, batch: PairBatch) -> Tensor:
     return output if isinstance(output, Tensor) else output.logits
 
 
+def logps_of_tokens(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
+    """``[n]`` log-probabilities of the tokens at ``positions`` of one sequence ``ids [L]``, each from a row of its own.
+
+    Row i is the sequence up to the last wanted token, so that each token's gradient stands apart in the batch.
+    """
+    n, length = len(positions), int(positions.max()) + 1
+    rows = ids[:length].expand(n, length).contiguous()
+    inputs: dict[str, Any] = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+    parameters = _forward_parameters(model)
+    if "position_ids" in parameters:
+        inputs["position_ids"] = torch.arange(length, device=ids.device).expand(n, length)
+    keep = length - int(positions.min()) + 1
+    if "logits_to_keep" in parameters:
+        inputs["logits_to_keep"] = keep
+    if "use_cache" in parameters:
+        inputs["use_cache"] = False
+    output = model(**inputs)
+    logits = output if isinstance(output, Tensor) else output.logits
+    wanted = logits[torch.arange(n, device=ids.device), positions - 1 - (length - logits.shape[1])]
+    wanted = wanted.float() if wanted.dtype in (torch.bfloat16, torch.float16) else wanted
+    return -F.cross_entropy(wanted, ids[positions], reduction="none")
+
+
 def sequence_logps(model: nn.Module, batch: PairBatch) -> Tensor:
     """``[2B]`` log-probabilities of the responses (nats, summed over response tokens): ``a`` and then ``b``."""
     return token_logps(batch_logits(model, batch), batch).sum(1)

@@ -1,0 +1,148 @@
+"""Token Grams against one backward per token, and law 2: their sums are the pair's numbers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from families import FAMILIES, double_throughout, make_batch, make_model
+from reference.token_gradients import token_gradients
+from test_engine_models import OnlyGeneric, Shared, TopLevelParameter, TransposedTie
+
+from dyn_probe import BadInput, pair_gradients, token_gram
+from dyn_probe.gram import linear, token_products
+
+
+@pytest.fixture(autouse=True)
+def really_double():
+    with double_throughout():
+        yield
+
+
+def slow(model, batch, pair, names=None):
+    model = copy.deepcopy(model).double().eval()
+    rows = (pair, pair + batch.pairs)
+    grads = [
+        token_gradients(model, batch.input_ids[r], batch.attention_mask[r], batch.response_mask[r], names) for r in rows
+    ]
+    values = torch.cat(grads)
+    return values @ values.T, len(grads[0])
+
+
+def error_of(found, wanted, n) -> float:
+    norms = wanted.diagonal().sqrt()
+    got = torch.cat(
+        [torch.cat([found.chosen, found.chosen_rejected], 1), torch.cat([found.chosen_rejected.T, found.rejected], 1)]
+    )
+    return float(((got - wanted).abs() / (norms[:, None] * norms[None])).nan_to_num(float("inf")).max())
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_token_grams_equal_the_slow_twin(family, tie):
+    model, batch = make_model(family, tie_word_embeddings=tie), make_batch(side="left")
+    found, (wanted, n) = token_gram(model, batch, pair=1, tile=4), slow(model, batch, 1)
+    assert error_of(found, wanted, n) <= 1e-9
+    assert model.training and found.chosen_rejected.shape == (n, len(wanted) - n)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32(family):
+    model, batch = make_model(family, torch.float32), make_batch()
+    assert error_of(token_gram(model, batch, pair=0), *slow(model, batch, 0)) <= 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16(family):
+    model, batch = make_model(family, torch.bfloat16, noise=0.05), make_batch()
+    assert error_of(token_gram(model, batch, pair=0), *slow(model, batch, 0)) <= 5e-2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_2_sums_are_the_pairs_numbers(family):
+    model, batch = make_model(family), make_batch()
+    pairs = pair_gradients(model.eval(), batch)
+    for pair in range(batch.pairs):
+        heat = token_gram(model, batch, pair, tile=3)
+        assert float(heat.chosen.sum()) == pytest.approx(float(pairs.norm_chosen[pair]) ** 2, rel=1e-9)
+        assert float(heat.rejected.sum()) == pytest.approx(float(pairs.norm_rejected[pair]) ** 2, rel=1e-9)
+        scale = float(pairs.norm_chosen[pair] * pairs.norm_rejected[pair])
+        assert abs(float(heat.chosen_rejected.sum()) - float(pairs.inner[pair])) <= 1e-9 * scale
+
+
+@pytest.mark.parametrize("tile", [1, 5, 64])
+@pytest.mark.parametrize("budget", [1, 1 << 30])
+def test_tiles_and_passes_do_not_change_the_answer(tile, budget):
+    model, batch = make_model("gpt2"), make_batch()
+    assert error_of(token_gram(model, batch, 2, tile=tile, budget=budget), *slow(model, batch, 2)) <= 1e-9
+
+
+@pytest.mark.parametrize("kind", [OnlyGeneric, TopLevelParameter, Shared, TransposedTie])
+def test_hand_written_models(kind):
+    class Named(kind):
+        def forward(self, input_ids, attention_mask=None):
+            class Output:
+                logits = super(Named, self).forward(input_ids)
+
+            return Output
+
+    class Wrapped(kind):
+        pass
+
+    model, batch = Wrapped(), make_batch()
+    twin = Named()
+    twin.load_state_dict(model.state_dict())
+    assert error_of(token_gram(model, batch, 0, tile=4), *slow(twin, batch, 0)) <= 1e-9
+
+
+@pytest.mark.parametrize("params", ["head", "last-block", r"mlp\.c_proj", "ln_f"])
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_subset_of_the_parameters(params, tie):
+    model, batch = make_model("gpt2", tie_word_embeddings=tie), make_batch()
+    found = token_gram(model, batch, 0, params=params)
+    assert error_of(found, *slow(model, batch, 0, set(found.parameters))) <= 1e-9
+
+
+def test_a_wide_head_is_exact(monkeypatch):
+    monkeypatch.setattr(linear, "WIDE", 64)
+    for tie in (True, False):
+        model, batch = make_model("llama", tie_word_embeddings=tie), make_batch()
+        assert error_of(token_gram(model, batch, 0, tile=4), *slow(model, batch, 0)) <= 1e-9
+
+
+def test_lora():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(
+        make_model("llama"), peft.LoraConfig(r=3, target_modules=["q_proj", "up_proj"])
+    ).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+    batch = make_batch()
+    assert error_of(token_gram(model, batch, 0), *slow(model, batch, 0)) <= 1e-9
+
+
+def test_a_wrong_product_is_caught(monkeypatch):
+    model, batch = make_model("gpt2"), make_batch()
+    monkeypatch.setattr(
+        token_products,
+        "_through",
+        lambda left, middle, right: (
+            left.flatten(1) @ right.flatten(1).T
+            if middle.shape[0] == middle.shape[1] and left.shape[1] == right.shape[1]
+            else left.new_zeros(len(left), len(right))
+        ),
+    )
+    assert error_of(token_gram(model, batch, 0), *slow(model, batch, 0)) > 1e-4
+
+
+def test_errors():
+    model, batch = make_model("gpt2"), make_batch()
+    with pytest.raises(BadInput, match="between 0 and 2"):
+        token_gram(model, batch, pair=7)
+    with pytest.raises(BadInput, match="no trained parameter"):
+        token_gram(model, batch, params="nothing_like_this")
+    with pytest.raises(BadInput, match="regular expression"):
+        token_gram(model, batch, params="(")
