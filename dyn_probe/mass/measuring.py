@@ -38,7 +38,7 @@ def measure(
             them. Encode once per run: skipped responses are listed there.
         step: optimizer step that the rows are written for.
         batch_size: responses per forward.
-        chunk: positions whose logits stand in memory at once; default: about 64 MiB of float32.
+        chunk: positions whose logits stand in memory at once; default: 16 MiB of float32 on a CPU.
         max_length: see :func:`encode_probes`; used only with a probe set of text. Default: the number of
             positions that the model has.
         progress: called with (responses done, responses in all) after every forward.
