@@ -1,0 +1,158 @@
+"""One batch under the configured objective and shapings: terms, losses, and how the backward is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.errors import BadInput
+from dyn_probe.objectives import OBJECTIVES, TokenMask, kl_estimate, mismatched_rows, objective, pair_loss
+from dyn_probe.objectives import parse_shapings, resolve_hyper
+from dyn_probe.pairs import PairBatch, batch_logits, token_logps
+from dyn_probe.train.batches import pad
+from dyn_probe.train.config import RunConfig
+from dyn_probe.train.encode import EncodedPair, Row
+from dyn_probe.train.reference import Autocast, Reference
+
+STAGES = ("sft", "extended_sft")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Objective, hyper-parameters and shapings of a run, checked before anything is loaded or written."""
+
+    name: str
+    hyper: dict[str, Any]
+    shapings: tuple[Any, ...]
+
+    @staticmethod
+    def of(config: RunConfig) -> Method:
+        """The method a configuration asks for.
+
+        Raises:
+            BadInput: unknown names, hyper-parameters the objective does not have, or shapings that do not apply.
+        """
+        row = objective(config.objective)
+        if row.name in STAGES:
+            trained = ", ".join(n for n in OBJECTIVES if n not in STAGES)
+            raise BadInput(f"{row.name} is a warm-up stage (--sft-steps, --sft-objective); objectives: {trained}")
+        return Method(row.name, resolve_hyper(row, config.hyper_values), parse_shapings(config.shaping, row))
+
+    def shaping(self, name: str) -> Any | None:
+        """The chosen shaping of that name, None if there is none."""
+        return next((one for one in self.shapings if one.name == name), None)
+
+    @property
+    def needs_reference(self) -> bool:
+        return objective(self.name).needs_reference
+
+    @property
+    def needs_live_reference(self) -> bool:
+        """KTO asks the reference about mismatched responses, the token mask about single tokens."""
+        return self.name == "kto" or self.shaping("token-mask") is not None
+
+    @property
+    def normalised(self) -> bool:
+        """Whether updates are pairwise-normalised: gradients are reweighted once their norms are known."""
+        return self.shaping("pairwise-normalised") is not None
+
+    @property
+    def masked(self) -> bool:
+        """Whether a token mask stands between log-probabilities and loss."""
+        return self.shaping("token-mask") is not None
+
+
+def make_token_mask(method: Method, model: nn.Module) -> TokenMask | None:
+    """The learnable read-out of the ``token-mask`` shaping, on the model's device and dtype."""
+    chosen = method.shaping("token-mask")
+    if chosen is None:
+        return None
+    options = {k: v for k, v in chosen.options.items() if k in ("slope", "threshold", "through_hidden")}
+    first = next(model.parameters())
+    size = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
+    return TokenMask(size, **options).to(first.device, first.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """A batch after its forward: ``[2B]`` log-probabilities and everything the objective may read."""
+
+    logps: Tensor
+    reference: Tensor | None
+    more: dict[str, Any]
+
+
+def forward(
+    model: nn.Module,
+    batch: PairBatch,
+    pairs: list[EncodedPair],
+    method: Method,
+    reference: Reference | None,
+    mask: TokenMask | None,
+    progress: float,
+    pad_id: int,
+    autocast: Autocast,
+) -> Forward:
+    """The policy's forward with gradients, and the reference's values."""
+    hidden: list[Tensor] = []
+    with autocast():
+        if mask is None:
+            tokens = token_logps(batch_logits(model, batch), batch)
+        else:
+            tokens = token_logps(_logits_and_hidden(model, batch, hidden), batch)
+    more: dict[str, Any] = {"progress": progress, "token_logps": tokens, "response_mask": batch.response_mask}
+    rows = None
+    if method.needs_reference and reference is not None:
+        if mask is not None:
+            more["ref_token_logps"] = reference.tokens(batch)
+            more["token_mask"] = mask(hidden[0]).to(tokens.dtype)
+        rows = reference.rows(batch).to(tokens.dtype)
+    if method.name == "kto" and reference is not None:
+        more["kl"] = _kl(model, pairs, reference, pad_id, autocast, batch.input_ids.device)
+    return Forward(tokens.sum(1), rows, more)
+
+
+def _logits_and_hidden(model: nn.Module, batch: PairBatch, hidden: list[Tensor]) -> Tensor:
+    """Logits, and the head's input caught on its way (``[2B, L', d]``, put back to ``[2B, L, d]``)."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+
+    def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
+        hidden.append(args[0])
+
+    handle = head.register_forward_pre_hook(catch)
+    try:
+        logits = batch_logits(model, batch)
+    finally:
+        handle.remove()
+    state = hidden[0]
+    missing = batch.input_ids.shape[1] - state.shape[1]
+    hidden[0] = torch.cat([state.new_zeros(state.shape[0], missing, state.shape[2]), state], 1)
+    return logits
+
+
+@torch.no_grad()
+def _kl(
+    model: nn.Module, pairs: list[EncodedPair], reference: Reference, pad_id: int, autocast: Autocast, device: Any
+) -> Tensor:
+    """KTO's reference point: prompts of the batch with other prompts' responses."""
+    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    partners = mismatched_rows(len(pairs))
+    mixed = [
+        Row((*row.ids[: row.start], *rows[j].ids[rows[j].start :]), row.start)
+        for row, j in zip(rows, partners, strict=True)
+    ]
+    batch = PairBatch(*pad(mixed, pad_id)).to(device)
+    with autocast():
+        ours = token_logps(batch_logits(model, batch), batch).sum(1)
+    return kl_estimate(ours, reference.rows(batch).to(ours.dtype))
+
+
+def losses_of(method: Method, out: Forward, batch: PairBatch, logps: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """``ℓ [B]`` and the shapings' columns."""
+    from dyn_probe.objectives import Terms
+
+    terms = Terms.from_rows(out.logps if logps is None else logps, batch.lengths, out.reference, **out.more)
+    return pair_loss(method.name, terms, method.hyper, method.shapings)

@@ -1,0 +1,81 @@
+"""The reference policy: evaluated once before training, or kept and asked in every step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.pairs import PairBatch, batch_logits, token_logps
+from dyn_probe.train.batches import collate
+from dyn_probe.train.encode import EncodedPair
+
+Autocast = Callable[[], Any]
+
+
+class Reference:
+    """``r_w, r_l`` of any pair.
+
+    Args:
+        table: pair id → ``(r_w, r_l)``, where the reference was evaluated before training.
+        model: a frozen copy, where it is asked in every step.
+        autocast: the context in which the policy's own forward runs.
+    """
+
+    def __init__(self, table: dict[str, tuple[float, float]], model: nn.Module | None, autocast: Autocast) -> None:
+        self.table, self.model, self.autocast = table, model, autocast
+
+    def rows(self, batch: PairBatch) -> Tensor:
+        """``[2B]`` reference log-probabilities (nats)."""
+        if self.model is not None:
+            return self.tokens(batch).sum(1)
+        found = [self.table[pair] for pair in batch.ids]
+        values = torch.tensor([*(w for w, _ in found), *(l for _, l in found)], dtype=torch.float64)  # noqa: E741
+        return values.to(device=batch.input_ids.device)
+
+    @torch.no_grad()
+    def tokens(self, batch: PairBatch) -> Tensor:
+        """``[2B, L]`` per-token reference log-probabilities (nats); needs the live model."""
+        assert self.model is not None, "a precomputed reference has no per-token values"
+        with self.autocast():
+            return token_logps(batch_logits(self.model, batch), batch)
+
+
+def live_reference(model: nn.Module, autocast: Autocast) -> Reference:
+    """A frozen copy of the policy as it is now."""
+    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    return Reference({}, twin, autocast)
+
+
+@torch.no_grad()
+def precomputed_reference(
+    model: nn.Module,
+    pairs: Sequence[EncodedPair],
+    pad_id: int,
+    batch_size: int,
+    device: torch.device,
+    autocast: Autocast,
+    progress: Callable[[int], None],
+) -> Reference:
+    """The policy's log-probabilities of all pairs as it is now, in eval mode, in batches of like length.
+
+    Args:
+        progress: called with the number of pairs done in each batch.
+    """
+    table: dict[str, tuple[float, float]] = {}
+    training = model.training
+    model.eval()
+    ordered = sorted(pairs, key=lambda pair: len(pair.chosen.ids) + len(pair.rejected.ids))
+    for start in range(0, len(ordered), batch_size):
+        part = ordered[start : start + batch_size]
+        batch = collate(part, pad_id).to(device)
+        with autocast():
+            values = token_logps(batch_logits(model, batch), batch).sum(1).double().tolist()
+        for i, pair in enumerate(part):
+            table[pair.pair_id] = (values[i], values[i + len(part)])
+        progress(len(part))
+    model.train(training)
+    return Reference(table, None, autocast)

@@ -1,0 +1,39 @@
+"""Optimizers and learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from dyn_probe.train.config import RunConfig
+
+
+def make_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """The configured optimizer over the trained parameters."""
+    trained = [p for p in parameters if p.requires_grad]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(trained, lr=lr, weight_decay=config.weight_decay)
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(trained, lr=lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(trained, lr=lr, weight_decay=config.weight_decay)
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """η of a step: rising over the warm-up, then constant, or falling to 0 at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / (config.warmup_steps + 1)
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    if config.schedule == "linear":
+        return config.lr * (1 - done)
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,86 @@
+"""Supervised stages before preference training: reading, for the built-in model, and SFT on the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.errors import DynProbeError
+from dyn_probe.objectives import Terms, pair_loss
+from dyn_probe.pairs import PairBatch, sequence_logps
+from dyn_probe.train.answers import corpus
+from dyn_probe.train.batches import collate, step_order
+from dyn_probe.train.encode import EncodedPair, encode_pairs
+from dyn_probe.train.records import PreferencePair
+from dyn_probe.train.reference import Autocast
+from dyn_probe.train.schedule import set_rate
+
+BATCH = 16
+"""Pairs in a step of these stages (fewer where there are fewer)."""
+
+
+def reading_pairs(tokenizer: object, count: int = 2000, seed: int = 0) -> list[EncodedPair]:
+    """True answers in many wordings as the chosen side, for the built-in model to read (the other side is unused)."""
+    texts = [PreferencePair(prompt, answer, answer + " ", "reading") for prompt, answer in corpus(count, seed)]
+    return encode_pairs(texts, tokenizer)[0]
+
+
+def supervised_stage(
+    model: nn.Module,
+    pairs: Sequence[EncodedPair],
+    objective: str,
+    steps: int,
+    lr: float,
+    pad_id: int,
+    seed: int,
+    device: torch.device,
+    autocast: Autocast,
+    progress: Callable[[float], None],
+) -> float | None:
+    """Train ``steps`` steps on the ``sft`` or ``extended_sft`` objective with AdamW and a falling learning rate.
+
+    Args:
+        progress: called with the loss after every step.
+
+    Returns:
+        The last loss (nats/token), None without steps.
+    """
+    if not steps:
+        return None
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    size, value = min(BATCH, len(pairs)), 0.0
+    for step in range(steps):
+        set_rate(optimizer, lr * (1 - step / steps))
+        chosen = [pairs[i] for i in step_order(len(pairs), size, step, seed)]
+        batch = collate(chosen, pad_id).to(device)
+        with autocast():
+            logps = rows_of(model, batch, objective)
+        loss = pair_loss(objective, Terms.from_rows(logps, batch.lengths))[0].mean()
+        value = float(loss)
+        if not value < float("inf"):
+            raise DynProbeError(f"the supervised warm-up diverged at step {step} (loss {value}); lower --sft-lr ({lr})")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        progress(value)
+    optimizer.zero_grad(set_to_none=True)
+    return value
+
+
+def rows_of(model: nn.Module, batch: PairBatch, objective: str) -> Tensor:
+    """``[2B]`` log-probabilities; where only chosen is trained, from a forward of the chosen rows alone."""
+    if objective == "extended_sft":
+        return sequence_logps(model, batch)
+    half = batch.pairs
+    one = _Half(batch.input_ids[:half], batch.attention_mask[:half], batch.response_mask[:half])
+    return sequence_logps(model, one).repeat(2)
+
+
+class _Half(PairBatch):
+    """Rows of one side, without the demand for two."""
+
+    def __post_init__(self) -> None:
+        return None
