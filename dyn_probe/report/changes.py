@@ -69,9 +69,7 @@ def _against_reference(pairs: pd.DataFrame, parts: Tenths | None) -> Change | No
     moved = frame.groupby(late["pair_id"].to_numpy()).mean().dropna()
     if not len(moved):
         return None
-    basis = (
-        f"{len(moved)} pairs of {span(parts.last_steps)} against the reference, which is the starting model"
-    )
+    basis = f"{len(moved)} pairs of {span(parts.last_steps)} against the reference, which is the starting model"
     return Change(basis, moved["chosen"].to_numpy(), moved["rejected"].to_numpy(), True, len(moved))
 
 

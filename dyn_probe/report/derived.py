@@ -37,6 +37,15 @@ def margin(pairs: pd.DataFrame) -> Floats:
     return with_reference if np.isfinite(with_reference).any() else plain
 
 
+def learned_margin(pairs: pd.DataFrame) -> Floats:
+    """The margin against the reference; without one the change of a − b since the pair's first record."""
+    value = margin(pairs)
+    if np.isfinite(numbers(pairs, "ref_logp_chosen")).any():
+        return value
+    first = first_rows(pairs)
+    return np.where(first == np.arange(len(first)), np.nan, value - value[first])
+
+
 def per_token(pairs: pd.DataFrame, side: str) -> Floats:
     """Log-probability per response token, a/n_w or b/n_l; nats/token."""
     return _divide(numbers(pairs, f"logp_{side}"), numbers(pairs, f"len_{side}"))
@@ -122,9 +131,7 @@ def _side(function: Callable[[pd.DataFrame, str], Floats], side: str) -> Callabl
 DERIVED: dict[str, Derived] = {
     "margin": Derived(margin, "nats/sequence", "(a − r_w) − (b − r_l); without a reference a − b"),
     **{
-        f"logp_per_token_{side}": Derived(
-            _side(per_token, side), "nats/token", f"{form} of the {side} response"
-        )
+        f"logp_per_token_{side}": Derived(_side(per_token, side), "nats/token", f"{form} of the {side} response")
         for side, form in zip(SIDES, ("a/n_w", "b/n_l"), strict=True)
     },
     **{
@@ -142,11 +149,7 @@ DERIVED: dict[str, Derived] = {
     "needed_ratio": Derived(needed_ratio, "1", "⟨g_w,g_l⟩/‖g_w‖²: below this d_w/d_l chosen falls"),
     "allowed_ratio": Derived(allowed_ratio, "1", "‖g_l‖²/⟨g_w,g_l⟩: above this d_w/d_l rejected rises"),
     "condition_chosen": Derived(condition_chosen, "1", "d_l⟨g_w,g_l⟩ / (d_w‖g_w‖²): above 1 chosen falls"),
-    "condition_rejected": Derived(
-        condition_rejected, "1", "d_w⟨g_w,g_l⟩ / (d_l‖g_l‖²): above 1 rejected rises"
-    ),
+    "condition_rejected": Derived(condition_rejected, "1", "d_w⟨g_w,g_l⟩ / (d_l‖g_l‖²): above 1 rejected rises"),
     "excess": Derived(excess, "(nats/parameter unit)²", "⟨g_w,g_l⟩ − (d_w/d_l)‖g_w‖²: above 0 chosen falls"),
-    "pair_grad_norm": Derived(
-        pair_grad_norm, "nats/parameter unit", "‖d_w g_w − d_l g_l‖ = ‖∇ℓ‖ of the pair alone"
-    ),
+    "pair_grad_norm": Derived(pair_grad_norm, "nats/parameter unit", "‖d_w g_w − d_l g_l‖ = ‖∇ℓ‖ of the pair alone"),
 }

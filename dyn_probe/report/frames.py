@@ -118,8 +118,5 @@ def step_bins(frame: pd.DataFrame, limit: int = 40, rows: int = 24) -> Bins:
 def bands(bins: Bins, values: Floats) -> Floats:
     """QUANTILES of each bin's finite values: [bins, 5], NaN where a bin has none."""
     return np.array(
-        [
-            np.quantile(part, QUANTILES) if len(part) else np.full(len(QUANTILES), np.nan)
-            for part in bins.slices(values)
-        ]
+        [np.quantile(part, QUANTILES) if len(part) else np.full(len(QUANTILES), np.nan) for part in bins.slices(values)]
     ).reshape(-1, len(QUANTILES))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 REMEDIES: dict[str, str] = {
     "pairs.realised": "the same pairs measured again after the update (realised changes)",
     "pairs.batch_delta": "the full Gram of the batch",
+    "pairs.logp": "log-probabilities of the pairs",
     "pairs.ref_logp": "a reference policy",
     "pairs.grad": "the gradients of the pairs",
     "pairs.predicted": "the gradients of the pairs and a learning rate",

@@ -61,9 +61,7 @@ def say(ax: Axes, text: str) -> None:
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.grid(visible=False)
-    ax.text(
-        0.5, 0.5, _wrapped(text), transform=ax.transAxes, ha="center", va="center", fontsize=10, color=MUTED
-    )
+    ax.text(0.5, 0.5, _wrapped(text), transform=ax.transAxes, ha="center", va="center", fontsize=10, color=MUTED)
 
 
 def empty_figure(title: str, text: str) -> Figure:

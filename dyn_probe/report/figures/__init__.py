@@ -17,6 +17,12 @@ from matplotlib.figure import Figure
 
 from dyn_probe.report.figures.cases import cases
 from dyn_probe.report.figures.clipping import clipping
+from dyn_probe.report.figures.compare import (
+    compare_entanglement,
+    compare_log_probs,
+    compare_margin,
+    compare_pairs,
+)
 from dyn_probe.report.figures.entanglement import entanglement
 from dyn_probe.report.figures.grad_norms import grad_norms
 from dyn_probe.report.figures.layers import layers
@@ -35,9 +41,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FigureRow:
-    """One figure: function, title, the columns it needs; `optional`: left out where all of them are null."""
+    """One figure: function of a trace, title, columns it needs; `optional`: left out where all are null."""
 
-    draw: Callable[[Trace], Figure]
+    draw: Callable[..., Figure]
     title: str
     needs: tuple[str, ...]
     optional: bool = False
@@ -62,9 +68,7 @@ FIGURES: dict[str, FigureRow] = {
     "entanglement": FigureRow(
         entanglement, "Gradient entanglement", ("pairs.grad_inner", "pairs.grad_cosine", "pairs.pull_chosen")
     ),
-    "grad_norms": FigureRow(
-        grad_norms, "Gradient norms", ("pairs.grad_norm_chosen", "pairs.grad_norm_rejected")
-    ),
+    "grad_norms": FigureRow(grad_norms, "Gradient norms", ("pairs.grad_norm_chosen", "pairs.grad_norm_rejected")),
     "pulls": FigureRow(pulls, "Pulls of the objective", ("pairs.pull_chosen", "pairs.pull_rejected")),
     "shaping": FigureRow(shaping, "Gradient shaping", _SHAPING, optional=True),
     "layers": FigureRow(layers, "Entanglement by layer", ("layers.grad_inner",)),
@@ -73,11 +77,19 @@ FIGURES: dict[str, FigureRow] = {
         "Predicted and realised change",
         ("pairs.predicted_delta_chosen", "pairs.realised_delta_chosen"),
     ),
-    "clipping": FigureRow(
-        clipping, "Gradient norm and clipping", ("steps.grad_norm", "steps.grad_norm_clipped")
-    ),
+    "clipping": FigureRow(clipping, "Gradient norm and clipping", ("steps.grad_norm", "steps.grad_norm_clipped")),
     "mass": FigureRow(mass, "Probability mass", ("mass.logp_token",), optional=True),
 }
+
+COMPARISONS: dict[str, FigureRow] = {
+    "compare_log_probs": FigureRow(compare_log_probs, "Log-probabilities", ("pairs.logp_chosen",)),
+    "compare_margin": FigureRow(compare_margin, "Margin and accuracy", ("pairs.logp_chosen",)),
+    "compare_entanglement": FigureRow(
+        compare_entanglement, "Entanglement, pulls, case 2", ("pairs.grad_cosine", "pairs.case")
+    ),
+    "compare_pairs": FigureRow(compare_pairs, "The same pairs", ("pairs.logp_chosen",)),
+}
+"""Figures of several runs: `draw` takes a mapping of run name → trace."""
 
 
 def figures_for(trace: Trace) -> dict[str, FigureRow]:

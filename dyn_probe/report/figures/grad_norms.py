@@ -44,7 +44,7 @@ def grad_norms(trace: Trace) -> Figure:
     name_panel(left, "Gradient of the log-probability", "nats per parameter unit")
     norms = [Curve(side, numbers(pairs, f"grad_norm_{side}"), SIDE_COLOURS[side]) for side in derived.SIDES]
     draw_bands(left, bins, norms)
-    name_panel(middle, "Ratio of the norms", "‖g_w‖ / ‖g_l‖")
+    name_panel(middle, "Ratio of the norms", r"$\Vert g_w\Vert \, / \, \Vert g_l\Vert$")
     rule(middle, 1, "equal norms")
     draw_bands(middle, bins, [Curve("", derived.norm_ratio(pairs), NEUTRAL)])
     name_panel(right, "Gradient of one pair's loss", "nats per parameter unit")

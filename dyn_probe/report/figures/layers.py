@@ -50,7 +50,7 @@ def layers(trace: Trace) -> Figure:
     bar.set_ticks([-1, -0.5, 0, 0.5, 1])
     bar.ax.tick_params(labelsize=TICK, labelcolor=MUTED, length=0)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    name_panel(right, "Share of ⟨g_w, g_l⟩", x="share of the sum over layers")
+    name_panel(right, "Share of the inner product", x=r"share of $\sum \langle g_w, g_l\rangle$")
     _bars(right, inner_shares(trace.layers))
     return figure
 

@@ -48,7 +48,5 @@ def _draw(trace: Trace, ax: Axes, title: str, unit: str, values: list[Floats], l
         return say(ax, lack or why_absent(trace, "pairs.logp_chosen") or "not recorded")
     if "token" in unit:
         rule(ax, 0)
-    curves = [
-        Curve(side, value, SIDE_COLOURS[side]) for side, value in zip(derived.SIDES, values, strict=True)
-    ]
+    curves = [Curve(side, value, SIDE_COLOURS[side]) for side, value in zip(derived.SIDES, values, strict=True)]
     return draw_bands(ax, step_bins(trace.pairs), curves)

@@ -40,13 +40,13 @@ def pulls(trace: Trace) -> Figure:
         return empty_figure("Pulls", lack)
     figure, (left, right) = new_figure(2, height=3.0)
     pairs, bins = trace.pairs, step_bins(trace.pairs)
-    name_panel(left, "Pulls", "nats of loss per nat of log-probability")
+    name_panel(left, "Pulls", r"$d_w$ and $d_l$ (nats of loss per nat)")
     curves = [
-        Curve(label, numbers(pairs, f"pull_{side}"), SIDE_COLOURS[side], dashed=side == "rejected")
-        for side, label in zip(derived.SIDES, ("chosen d_w", "rejected d_l"), strict=True)
+        Curve(side, numbers(pairs, f"pull_{side}"), SIDE_COLOURS[side], dashed=side == "rejected")
+        for side in derived.SIDES
     ]
     draw_bands(left, bins, curves)
-    name_panel(right, "Ratio of the pulls", "d_w / d_l")
+    name_panel(right, "Ratio of the pulls", "$d_w / d_l$")
     rule(right, 1, "equal pulls")
     draw_bands(right, bins, [Curve("", derived.pull_ratio(pairs), NEUTRAL)], within=(-5, 5))
     return figure

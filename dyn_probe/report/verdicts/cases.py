@@ -20,6 +20,8 @@ FORMULA = (
     "case by the signs of Δa = η(d_w‖g_w‖² − d_l⟨g_w,g_l⟩) and Δb = η(d_w⟨g_w,g_l⟩ − d_l‖g_l‖²), "
     "one plain gradient step on the pair alone"
 )
+FEW = 8
+"""With fewer rows than this a share is only noted."""
 LEVELS: dict[int, Level] = {1: "ok", 2: "warning", 3: "note", 4: "warning"}
 REMEDIES: dict[int, tuple[str, ...]] = {
     1: (),
@@ -103,7 +105,8 @@ def shares(trace: Trace) -> list[Verdict]:
     sentence = f"Pair rows in {step_span(rows)}: {_listed(case)}" + (f": {why}" if why else "")
     early = _known(trace.pairs[parts.first]) if parts is not None else np.empty(0)
     sentence += f"; in {span(parts.first_steps)}: {_listed(early)}." if parts and len(early) else "."
-    level: Level = LEVELS[most] if lasting is None and share(case == most) > 0.5 else "note"
+    clear = lasting is None and share(case == most) > 0.5 and len(case) >= FEW
+    level: Level = LEVELS[most] if clear else "note"
     return say(
         level,
         sentence,
@@ -124,6 +127,4 @@ def _known(rows: pd.DataFrame) -> Floats:
 def _listed(case: Floats) -> str:
     """Cases that occur, most frequent first: `96 % in case 2 (both down), 4 % in case 1 (…)`."""
     found = sorted(CASES, key=lambda number: -(case == number).mean())
-    return ", ".join(
-        f"{percent(share(case == n))} in case {n} ({CASES[n]})" for n in found if (case == n).any()
-    )
+    return ", ".join(f"{percent(share(case == n))} in case {n} ({CASES[n]})" for n in found if (case == n).any())

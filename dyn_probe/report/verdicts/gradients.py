@@ -9,7 +9,7 @@ import numpy as np
 from dyn_probe.report import derived
 from dyn_probe.report.changes import span, step_span
 from dyn_probe.report.frames import finite, median, numbers, share, tenths
-from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, sig
+from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -56,9 +56,7 @@ def fading(trace: Trace) -> list[Verdict]:
             return []
         left[side] = after / before
     faded = max(left.values()) < FADED
-    meaning = (
-        "the loss is content with most pairs, training is fading out" if faded else "the loss still pulls"
-    )
+    meaning = ("the loss is content with most pairs, training is fading out") if faded else "the loss still pulls"
     sentence = (
         f"The median pull in {span(parts.last_steps)} is {percent(left['chosen'])} (chosen) and "
         f"{percent(left['rejected'])} (rejected) of that in {span(parts.first_steps)}: {meaning}."
@@ -67,10 +65,7 @@ def fading(trace: Trace) -> list[Verdict]:
         "note" if faded else "ok",
         sentence,
         "median |d_w| (|d_l|) of the last tenth of the steps over that of the first tenth",
-        *(
-            Number(f"median |pull| on {side}, last over first", value, "share")
-            for side, value in left.items()
-        ),
+        *(Number(f"median |pull| on {side}, last over first", value, "share") for side, value in left.items()),
         Number("n", int((parts.first | parts.last).sum()), "rows"),
         change=("early",) if faded else (),
     )
@@ -114,14 +109,10 @@ def clipping(trace: Trace) -> list[Verdict]:
     remark = " There the recorded learning rate overstates the step by that factor." if part > 0.5 else ""
     return say(
         "note" if part > 0.5 else "ok",
-        f"Clipping shortened {percent(part)} of {int(both.sum())} steps{extent}.{remark}",
+        f"Clipping shortened {percent(part)} of {count(int(both.sum()), 'step')}{extent}.{remark}",
         "steps with grad_norm > grad_norm_clipped; factor = grad_norm / grad_norm_clipped",
         Number("steps clipped", part, "share"),
-        *(
-            [Number("norm before over after, median of the clipped steps", factor, "1")]
-            if clipped.any()
-            else []
-        ),
+        *([Number("norm before over after, median of the clipped steps", factor, "1")] if clipped.any() else []),
         Number("n", int(both.sum()), "steps"),
         change=("clip",) if part > 0.5 else (),
     )

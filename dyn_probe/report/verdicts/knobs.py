@@ -4,13 +4,9 @@ from __future__ import annotations
 
 KNOBS: dict[str, str] = {
     "lr": "lower the learning rate: predicted changes are proportional to it",
-    "beta": (
-        "raise beta: the loss is content at a margin of about 1/beta, so both responses stop moving earlier"
-    ),
+    "beta": ("raise beta: the loss is content at a margin of about 1/beta, so both responses stop moving earlier"),
     "sft": "add an SFT (NLL) term on chosen: it raises d_w and leaves d_l alone",
-    "rejected": (
-        "weaken the rejected side where it is improbable already: a gate (Gate-DPO) or DPO-Shift lowers d_l"
-    ),
+    "rejected": ("weaken the rejected side where it is improbable already: a gate (Gate-DPO) or DPO-Shift lowers d_l"),
     "chosen": "strengthen the chosen side: AdaDPO, DPOP and Cal-DPO raise d_w where chosen falls",
     "normalise": "normalise pairwise: d_w/d_l = ‖g_l‖/‖g_w‖ meets both conditions for every pair",
     "length": "take out the length: a length penalty (R-DPO) or per-token rewards (SimPO, averaged IPO)",

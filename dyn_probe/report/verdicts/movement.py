@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 LARGE = 0.1
 """Fall of chosen in nats/token that counts as large here: tokens 0.90 times as probable. A convention."""
 
+STILL = 0.001
+"""A smaller change, in nats/token, is called no movement: 0.1 % of a token's probability."""
+
 FALL = ("lr", "beta", "sft", "rejected", "chosen")
 
 
@@ -44,14 +47,20 @@ def overall(trace: Trace) -> list[Verdict]:
         Number("factor on a chosen token's probability", factor, "1"),
         *([Number("pairs whose chosen fell", fell, "share")] if moved.paired else []),
         Number("n", moved.n, "pairs" if moved.paired else "rows"),
-        change=FALL if chosen < 0 else (),
+        change=FALL if chosen <= -STILL else (),
     )
 
 
 def _headline(chosen: float, rejected: float) -> str:
-    if chosen < 0:
-        return "Chosen and rejected both fell" if rejected <= 0 else "Chosen fell and rejected rose"
-    return "Chosen rose and rejected fell" if rejected <= 0 else "Chosen and rejected both rose"
+    if abs(chosen) < STILL:
+        return f"Chosen hardly moved and rejected {_verb(rejected)}"
+    if _verb(chosen) == _verb(rejected):
+        return f"Chosen and rejected both {_verb(chosen)}"
+    return f"Chosen {_verb(chosen)} and rejected {_verb(rejected)}"
+
+
+def _verb(change: float) -> str:
+    return "hardly moved" if abs(change) < STILL else "fell" if change < 0 else "rose"
 
 
 def _how_many(moved: Change, fell: float) -> str:
@@ -60,9 +69,9 @@ def _how_many(moved: Change, fell: float) -> str:
 
 def _judge(trace: Trace, chosen: float, rejected: float) -> tuple[Level, str]:
     """Level, and what can be said about harm: size against LARGE, and whether the lost mass was followed."""
-    if chosen >= 0:
-        return ("ok" if rejected <= 0 else "note"), ""
-    words = f" That is {'over' if chosen < -LARGE else 'within'} {LARGE} nats/token, this report's limit."
+    if chosen > -STILL:
+        return ("ok" if rejected < STILL else "note"), ""
+    words = f" That is {'more' if chosen < -LARGE else 'less'} than {LARGE} nats/token, a large fall by this report."
     if missing(trace, ("mass.logp_token",)):
         words += " Where the lost probability went was not measured, so it cannot be called harmless."
     return ("warning" if chosen < -LARGE else "note"), words

@@ -9,13 +9,13 @@ import numpy as np
 from dyn_probe.report.agreement import Agreement, agreement
 from dyn_probe.report.derived import SIDES
 from dyn_probe.report.frames import Floats, finite, numbers
-from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, percent, say, sig
+from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
-GOOD, POOR = 0.8, 0.6
-"""Shares of equal signs from which the prediction counts as good, and below which as poor."""
+GOOD, POOR, FEW = 0.8, 0.6, 20
+"""Shares of equal signs from which the prediction counts as good, and below which as poor from FEW rows on."""
 
 
 def alone(trace: Trace) -> list[Verdict]:
@@ -37,24 +37,28 @@ def _compare(trace: Trace, kind: str, source: str, footing: str) -> list[Verdict
     if not all(entry.n for entry in found.values()):
         return []
     worst = min(entry.same_sign for entry in found.values())
-    level: Level = "ok" if worst >= GOOD else "note" if worst >= POOR else "warning"
+    poor = worst < POOR and min(entry.n for entry in found.values()) >= FEW
+    good = worst >= GOOD and all(entry.pearson >= 0.3 for entry in found.values())
+    level: Level = "ok" if good else "warning" if poor else "note"
     words = " and ".join(
-        f"{percent(entry.same_sign)} of {entry.n} {side} rows (r = {sig(entry.pearson, 2)}; always guessing "
+        f"{percent(entry.same_sign)} of {count(entry.n, side + ' row')} ({_correlation(entry)}; "
+        "always guessing "
         f"the commoner sign: {percent(base[side])})"
         for side, entry in found.items()
     )
-    advice = " Read the cases of this run as tendencies only." if worst < POOR else ""
+    advice = " Read the cases of this run as tendencies only." if poor else ""
     return say(
         level,
-        (
-            f"The first-order prediction {source} has the sign of the realised change in "
-            f"{words}.{footing}{advice}"
-        ),
+        (f"The first-order prediction {source} has the sign of the realised change in {words}.{footing}{advice}"),
         "rows with equal signs of prediction and realised Δ; r Pearson, ρ Spearman; scale = median "
         "|realised| "
         "/ median |predicted|",
         *(number for side, entry in found.items() for number in _numbers(side, entry)),
     )
+
+
+def _correlation(found: Agreement) -> str:
+    return "too few for a correlation" if np.isnan(found.pearson) else f"r = {sig(found.pearson, 2)}"
 
 
 def _numbers(side: str, found: Agreement) -> list[Number]:

@@ -9,8 +9,8 @@ import numpy as np
 from dyn_probe.report import derived
 from dyn_probe.report.changes import span, step_span
 from dyn_probe.report.frames import Floats, finite, median, numbers, tenths
-from dyn_probe.report.verdicts.movement import LARGE
-from dyn_probe.report.verdicts.verdict import Number, Verdict, say, sig, signed
+from dyn_probe.report.verdicts.movement import LARGE, STILL
+from dyn_probe.report.verdicts.verdict import Number, Verdict, count, say, sig, signed
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -33,15 +33,12 @@ def distance(trace: Trace) -> list[Verdict]:
     )
     chosen, n = float(quartiles["chosen"][1]), len(values["chosen"])
     return say(
-        "ok" if chosen >= 0 else "note" if chosen >= -LARGE else "warning",
-        f"Against the reference, in {step_span(rows)}: {' and '.join(words)} nats/token, {n} rows.",
+        "ok" if chosen > -STILL else "note" if chosen >= -LARGE else "warning",
+        f"Against the reference, in {step_span(rows)}: {' and '.join(words)} nats/token, {count(n, 'row')}.",
         "median of (a − r_w)/n_w and of (b − r_l)/n_l",
-        *(
-            Number(f"{side} against the reference, median", q[1], "nats/token")
-            for side, q in quartiles.items()
-        ),
+        *(Number(f"{side} against the reference, median", q[1], "nats/token") for side, q in quartiles.items()),
         Number("n", n, "rows"),
-        change=("beta", "lr") if chosen < 0 else (),
+        change=("beta", "lr") if chosen <= -STILL else (),
     )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from dyn_probe.report import derived
 from dyn_probe.report.changes import step_span
 from dyn_probe.report.frames import Floats, numbers, share, tenths
-from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, sig
+from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 FACTORS = np.geomspace(1 / 16, 16, 129)
 WORTH = 0.05
 """A gain in the share of case 1 that is worth a sentence."""
+FEW = 5
+"""With fewer rows nothing is said."""
 
 
 def last_rows(trace: Trace) -> pd.DataFrame:
@@ -40,14 +42,14 @@ def ideal_share(rows: pd.DataFrame, factor: float = 1.0) -> float:
 def common_factor(trace: Trace) -> list[Verdict]:
     """The one factor on d_w/d_l that would put most pairs into case 1."""
     rows = last_rows(trace)
-    if not len(rows):
+    if len(rows) < FEW:
         return []
     now = ideal_share(rows)
     reached = np.array([ideal_share(rows, float(factor)) for factor in FACTORS])
     best = _nearest_to_one(reached)
     factor, then = float(FACTORS[best]), float(reached[best])
     gain = then - now >= WORTH
-    where = f"{len(rows)} rows ({step_span(rows)})"
+    where = f"{count(len(rows), 'row')} ({step_span(rows)})"
     better = (
         f"With d_w/d_l {sig(factor)} times as large, {percent(then)} of {where} would be in case 1 instead "
         f"of {percent(now)} (first order, each pair alone)."
@@ -81,7 +83,7 @@ def nll_weight(trace: Trace) -> list[Verdict]:
     rows = last_rows(trace)
     weight = needed_weight(rows)
     falling = share(weight > 0)
-    if not len(rows) or falling < 0.1:
+    if len(rows) < FEW or falling < 0.1:
         return []
     most = float(np.quantile(weight, 0.9))
     per_token = float(np.quantile(weight * numbers(rows, "len_chosen"), 0.9))
@@ -90,7 +92,7 @@ def nll_weight(trace: Trace) -> list[Verdict]:
     sentence = (
         f"An NLL term −λa on chosen with λ = {sig(most)}{mean_form} would keep chosen from falling in "
         "90 % of "
-        f"{len(rows)} rows ({step_span(rows)}), where it falls in {percent(falling)} now; rejected "
+        f"{count(len(rows), 'row')} ({step_span(rows)}), where it falls in {percent(falling)} now; rejected "
         "would then "
         f"rise in {percent(rising)} (first order, each pair alone)."
     )

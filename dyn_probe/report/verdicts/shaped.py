@@ -8,7 +8,7 @@ import numpy as np
 
 from dyn_probe.report.changes import span
 from dyn_probe.report.frames import finite, median, numbers, share, tenths
-from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, sig
+from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -22,12 +22,11 @@ def gate(trace: Trace) -> list[Verdict]:
         return []
     closed = share(known < 0.5)
     early = (
-        ""
-        if parts is None
-        else f" ({percent(share(finite(value[parts.first]) < 0.5))} in {span(parts.first_steps)})"
+        "" if parts is None else (f" ({percent(share(finite(value[parts.first]) < 0.5))} in {span(parts.first_steps)})")
     )
     sentence = (
-        f"The gate was more closed than open in {percent(closed)} of {len(known)} rows at the end{early}; "
+        f"The gate was more closed than open in {percent(closed)} of {count(len(known), 'row')} at "
+        f"the end{early}; "
         f"its median is {sig(median(known))}."
     )
     return say(
@@ -49,7 +48,7 @@ def rho(trace: Trace) -> list[Verdict]:
     ceiling = share(value >= top * (1 - 1e-9))
     sentence = (
         f"AdaDPO's ρ has median {sig(median(value))}; it is at its largest value, {sig(top)}, in "
-        f"{percent(ceiling)} of {len(value)} rows."
+        f"{percent(ceiling)} of {count(len(value), 'row')}."
     )
     return say(
         "note",

@@ -42,8 +42,7 @@ def spikes(trace: Trace) -> list[Verdict]:
     over, largest, n = int((times > TIMES).sum()), int(times.argmax()), Number("n", len(norms), "steps")
     if not over:
         calm = (
-            f"The gradient norm has no spikes: none of {len(norms)} steps exceeds {TIMES:g} times the "
-            "running median."
+            f"The gradient norm has no spikes: none of {len(norms)} steps exceeds {TIMES:g} times the running median."
         )
         return say("ok", calm, FORMULA, Number("largest norm over running median", times[largest], "1"), n)
     step, norm = int(norms.index[largest]), float(norms.iloc[largest])
@@ -115,9 +114,7 @@ def zeros(trace: Trace) -> list[Verdict]:
     said = [
         f"the norm of the step is 0 in {still} of {len(norms)} steps" if len(norms) else "",
         f"{percent(idle)} of {int(known.sum())} pair rows have no pull: d_w = d_l = 0" if known.any() else "",
-        f"{percent(flat)} of {len(responses)} responses have a gradient of exactly 0"
-        if len(responses)
-        else "",
+        (f"{percent(flat)} of {len(responses)} responses have a gradient of exactly 0") if len(responses) else "",
     ]
     return say(
         "warning" if still > len(norms) / 2 or flat > 0.01 else "note",

@@ -48,19 +48,16 @@ def concentration(trace: Trace) -> list[Verdict]:
 def length(trace: Trace) -> list[Verdict]:
     """Whether the margin follows the difference in length."""
     gap = numbers(trace.pairs, "len_chosen") - numbers(trace.pairs, "len_rejected")
-    margin, parts = derived.margin(trace.pairs), tenths(trace.pairs)
+    margin, parts = derived.learned_margin(trace.pairs), tenths(trace.pairs)
     last = np.ones(len(gap), bool) if parts is None else parts.last
     now, n = spearman(gap[last], margin[last]), int((np.isfinite(gap) & np.isfinite(margin))[last].sum())
     if np.isnan(now) or n < 20:
         return []
-    before = float("nan") if parts is None else spearman(gap[parts.first], margin[parts.first])
-    early = (
-        "" if np.isnan(before) or parts is None else f" ({signed(before, 2)} in {span(parts.first_steps)})"
-    )
+    first = None if parts is None or parts.first.sum() < 20 else parts.first
+    before = float("nan") if first is None else spearman(gap[first], margin[first])
+    early = "" if np.isnan(before) or parts is None else f" ({signed(before, 2)} in {span(parts.first_steps)})"
     strong, kind = abs(now) >= CLEAR, "longer" if now > 0 else "shorter"
-    effect = (
-        f"pairs with a {kind} chosen response have the larger margin" if strong else "no clear length bias"
-    )
+    effect = (f"pairs with a {kind} chosen response have the larger margin") if strong else "no clear length bias"
     longer, typical = share(finite(gap[last]) > 0), median(gap[last])
     sentence = (
         f"The margin's rank correlation with the length difference n_w − n_l is {signed(now, 2)} at the "
@@ -70,7 +67,9 @@ def length(trace: Trace) -> list[Verdict]:
     return say(
         "note" if strong else "ok",
         sentence,
-        "Spearman's ρ of (a − r_w) − (b − r_l) with n_w − n_l over the last tenth of the steps",
+        "Spearman's ρ of n_w − n_l with (a − r_w) − (b − r_l) (without a reference: with the change "
+        "of a − b since the "
+        "pair was first recorded), last tenth of the steps",
         Number("rank correlation of margin and n_w − n_l", now, "1"),
         Number("rows with chosen longer", longer, "share"),
         Number("n_w − n_l, median", typical, "tokens"),
@@ -83,14 +82,10 @@ def layers(trace: Trace) -> list[Verdict]:
     """Which layers carry the inner product."""
     if not recorded(trace.layers, "grad_inner"):
         return []
-    total = Number(
-        "Σ⟨g_w,g_l⟩", float(np.nansum(numbers(trace.layers, "grad_inner"))), "(nats/parameter unit)²"
-    )
+    total = Number("Σ⟨g_w,g_l⟩", float(np.nansum(numbers(trace.layers, "grad_inner"))), "(nats/parameter unit)²")
     formula = "Σ⟨g_w,g_l⟩ of the layer over Σ⟨g_w,g_l⟩ of all layers, summed over all recorded rows"
     if total.value <= 0:
-        sentence = (
-            "Summed over the run ⟨g_w,g_l⟩ is not positive: no layer can be said to carry entanglement."
-        )
+        sentence = "Summed over the run ⟨g_w,g_l⟩ is not positive: no layer can be said to carry entanglement."
         return say("ok", sentence, formula, total)
     shares = inner_shares(trace.layers)
     top = shares.sort_values(ascending=False, kind="stable").iloc[:3]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dyn_probe.report.frames import finite, numbers, share
 from dyn_probe.report.needs import missing, remedy
-from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, sig
+from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -30,7 +30,7 @@ def ending(trace: Trace) -> list[Verdict]:
     """How the recording ended and how much it holds."""
     rows, pairs = len(trace.pairs), int(trace.pairs["pair_id"].nunique())
     steps = numbers(trace.pairs if rows else trace.steps, "step")
-    held = f"{rows:,} rows of {pairs:,} pairs" if rows else "no pair rows"
+    held = f"{count(rows, 'row')} of {count(pairs, 'pair')}" if rows else "no pair rows"
     held += f", last recorded step {int(steps.max())}" if len(steps) else ""
     status, reason = trace.manifest.get("status"), trace.manifest.get("reason")
     how = {
@@ -86,16 +86,16 @@ def law1(trace: Trace) -> list[Verdict]:
 def fallbacks(trace: Trace) -> list[Verdict]:
     """Rows whose gradients needed a backward pass of their own."""
     values = finite(numbers(trace.pairs, "separate_backward"))
-    part, count = share(values == 1), int((values == 1).sum())
-    if not count:
+    part, rows = share(values == 1), int((values == 1).sum())
+    if not rows:
         return []
     return say(
         "note",
-        f"{count:,} pair rows ({percent(part)}) got their gradients from a backward pass of their "
+        f"{count(rows, 'pair row')} ({percent(part)}) got their gradients from a backward pass of their "
         "own, because "
         "the loss gave them no usable pull.",
         "separate_backward in the table pairs",
-        Number("rows with a separate backward", count, "rows"),
+        Number("rows with a separate backward", rows, "rows"),
         Number("share of all rows", part, "share"),
     )
 
@@ -110,7 +110,7 @@ def skipped(trace: Trace) -> list[Verdict]:
     more = "; …" if len(reasons) > 3 else ""
     return say(
         "note",
-        f"{len(rows):,} rows of the data were skipped: {words}{more}.",
+        f"{count(len(rows), 'row')} of the data skipped: {words}{more}.",
         "skipped_rows in run.json",
         Number("skipped rows", len(rows), "rows"),
     )
@@ -118,9 +118,9 @@ def skipped(trace: Trace) -> list[Verdict]:
 
 def torn(trace: Trace) -> list[Verdict]:
     """Streams whose last batch was lost."""
-    count = len(trace.torn)
-    sentence = f"{count} streams were cut off by a crash; the rows of their last batch are lost."
-    return say("note", sentence, "torn streams", Number("torn streams", count, "streams")) if count else []
+    lost = len(trace.torn)
+    sentence = f"{count(lost, 'stream')} cut off by a crash: the rows of the last batch are lost."
+    return say("note", sentence, "torn streams", Number("torn streams", lost, "streams")) if lost else []
 
 
 def unmeasured(trace: Trace) -> list[Verdict]:

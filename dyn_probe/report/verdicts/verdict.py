@@ -36,9 +36,7 @@ class Verdict:
     topic: str = ""
 
 
-def say(
-    level: Level, sentence: str, formula: str, *numbers: Number, change: Iterable[str] = ()
-) -> list[Verdict]:
+def say(level: Level, sentence: str, formula: str, *numbers: Number, change: Iterable[str] = ()) -> list[Verdict]:
     """One verdict, as the list that a statement returns; `change` names rows of KNOBS."""
     return [Verdict(sentence, numbers, formula, tuple(KNOBS[name] for name in change), level)]
 
@@ -63,6 +61,11 @@ def sig(value: float, digits: int = 3) -> str:
 def signed(value: float, digits: int = 3) -> str:
     """The same with its sign: +0.012, −1.3."""
     return sig(value, digits) if value <= 0 or math.isnan(value) else "+" + sig(value, digits)
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things in words: 1 row, 4 rows, 1,240 rows."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def percent(value: float) -> str:

@@ -1,0 +1,102 @@
+"""Build a report: traces → plain data → one HTML file, beside its figures and tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from dyn_probe.errors import BadInput
+from dyn_probe.report.data import comparison_data, label_runs, report_data
+from dyn_probe.report.figures import COMPARISONS, FIGURES
+from dyn_probe.report.output import check_folder, data_uri, render, write_files
+from dyn_probe.report.tables import comparison_tables, run_tables
+from dyn_probe.trace.reader import load_trace
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+PAGE = "report.html"
+LETTER = re.compile(r"(?<!\w)([abdghmnrxy])_([wl])(?!\w)")
+
+
+def build_report(runs: Sequence[str | Path], out: str | Path | None = None, force: bool = False) -> Path:
+    """Write the report of one run, or the comparison of several.
+
+    Args:
+        runs: folders of traces; several are compared with the first.
+        out: folder of the report; by default RUN/report, or for several runs `compare-A-B` beside the first.
+        force: write into `out` even if it is a folder of something else. An older report is always replaced.
+
+    Returns:
+        Path of report.html: one file that needs nothing else. PNG, SVG and CSV files lie beside it.
+
+    Raises:
+        TraceError: a run cannot be read.
+        BadInput: no runs, or `out` may not be written.
+    """
+    if not runs:
+        raise BadInput("wanted the folder of at least one run, came none; write: dyn-probe report RUN")
+    paths = [Path(run) for run in runs]
+    folder = Path(out) if out is not None else default_folder(paths)
+    check_folder(folder, force)
+    traces = [load_trace(path) for path in paths]
+    data, drawn, tables = _one(traces[0]) if len(traces) == 1 else _several(label_runs(traces))
+    files, images = figure_files(drawn)
+    files |= tables
+    files[PAGE] = page(data, images).encode("utf-8")
+    write_files(folder, files, data)
+    return folder / PAGE
+
+
+def default_folder(runs: Sequence[Path]) -> Path:
+    """RUN/report; for several runs a folder beside the first, named after all of them (three at most)."""
+    if len(runs) == 1:
+        return runs[0] / "report"
+    names = [run.resolve().name for run in runs]
+    more = [f"and-{len(names) - 3}-more"] if len(names) > 3 else []
+    return runs[0].resolve().parent / "-".join(["compare", *names[:3], *more])
+
+
+def _one(trace: Trace) -> tuple[dict[str, Any], Iterable[tuple[str, Figure]], dict[str, bytes]]:
+    data = report_data(trace)
+    drawn = ((entry["name"], FIGURES[entry["name"]].draw(trace)) for entry in data["figures"])
+    return data, drawn, run_tables(trace, data)
+
+
+def _several(traces: Mapping[str, Trace]) -> tuple[dict[str, Any], Iterable[tuple[str, Figure]], dict[str, bytes]]:
+    data = comparison_data(traces)
+    drawn = ((name, row.draw(traces)) for name, row in COMPARISONS.items())
+    return data, drawn, comparison_tables(traces, data)
+
+
+def figure_files(drawn: Iterable[tuple[str, Figure]]) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
+    """(files by name, images by figure name: address for an <img> and width in inches)."""
+    files: dict[str, bytes] = {}
+    images = {}
+    for name, figure in drawn:
+        svg, png = render(figure)
+        files |= {f"figures/{name}.svg": svg, f"figures/{name}.png": png}
+        width, height = figure.get_size_inches()
+        images[name] = {"address": data_uri(svg), "width": float(width), "height": float(height)}
+    return files, images
+
+
+def page(data: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]]) -> str:
+    """The HTML page. Autoescape is on: all text from data is shown as text, whatever it holds."""
+    loader = PackageLoader("dyn_probe.report", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["letters"] = letters
+    return environment.get_template("report.html.j2").render(data=data, images=images)
+
+
+def letters(text: str) -> Markup:
+    """Text with g_w, d_l, … set as letters with an index; everything else is escaped."""
+    return Markup(LETTER.sub(r"\1<sub>\2</sub>", str(escape(text))))

@@ -1,0 +1,90 @@
+"""Several runs side by side: the same pairs joined by their id, and the run-level numbers of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from dyn_probe.report import derived
+from dyn_probe.report.facts import title
+from dyn_probe.report.frames import numbers
+from dyn_probe.report.overview import overview
+from dyn_probe.report.ranked import pair_rows
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+JOINED: dict[str, str] = {
+    "logp_per_token_chosen": "nats/token",
+    "logp_per_token_rejected": "nats/token",
+    "margin": "nats/sequence",
+    "grad_cosine": "1",
+    "case": "",
+    "step": "step",
+}
+"""Columns of the joined pairs, each at the pair's last recorded step of that run, and their units."""
+
+
+@dataclass(frozen=True)
+class DeltaLine:
+    """One measure at the end of every run, and its difference to the first run."""
+
+    name: str
+    unit: str
+    formula: str
+    values: dict[str, float]
+
+    def delta(self, label: str) -> float:
+        """Value of a run minus that of the first run."""
+        return self.values[label] - next(iter(self.values.values()))
+
+
+def labelled(traces: Sequence[Trace]) -> dict[str, Trace]:
+    """Traces by a short unique name: the folder, with its parent where folders have the same name."""
+    names = [title(trace) for trace in traces]
+    if len(set(names)) < len(names):
+        names = [f"{trace.path.resolve().parent.name}/{name}" for trace, name in zip(traces, names, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{number}: {name}" for number, name in enumerate(names, 1)]
+    return dict(zip(names, traces, strict=True))
+
+
+def shared_ids(traces: Mapping[str, Trace]) -> list[str]:
+    """Ids of the pairs that every run has recorded."""
+    sets = [set(trace.pairs["pair_id"].dropna()) for trace in traces.values()]
+    return sorted(set.intersection(*sets))
+
+
+def joined(traces: Mapping[str, Trace]) -> pd.DataFrame:
+    """The shared pairs: one row per pair_id, columns (run, column of JOINED)."""
+    ids = shared_ids(traces)
+    frames = {}
+    for label, trace in traces.items():
+        rows = pair_rows(trace.pairs[trace.pairs["pair_id"].isin(ids)]).set_index("pair_id")
+        frames[label] = pd.DataFrame({name: numbers(rows, name) for name in JOINED}, index=rows.index)
+    return pd.concat(frames, axis=1).reindex(ids)
+
+
+def deltas(traces: Mapping[str, Trace]) -> list[DeltaLine]:
+    """Every measure that some run has, at the end of each run (last tenth of its steps)."""
+    tables = {label: {line.name: line for line in overview(trace)} for label, trace in traces.items()}
+    names = dict.fromkeys(name for table in tables.values() for name in table)
+    lines = []
+    for name in names:
+        known = next(table[name] for table in tables.values() if name in table)
+        values = {label: table[name].last if name in table else float("nan") for label, table in tables.items()}
+        lines.append(DeltaLine(name, known.unit, known.formula, values))
+    return lines
+
+
+def common_basis(traces: Mapping[str, Trace]) -> str:
+    """How log-probabilities of all runs can be drawn: `since_reference`, `since_first`, else `per_token`."""
+    for name in ("since_reference", "since_first"):
+        function = getattr(derived, name)
+        if all(np.isfinite(function(trace.pairs, "chosen")).any() for trace in traces.values()):
+            return name
+    return "per_token"

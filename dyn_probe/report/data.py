@@ -1,0 +1,200 @@
+"""The report as plain data: what the template prints, as text, numbers, lists and dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dyn_probe import __version__
+from dyn_probe.report.changes import change, span
+from dyn_probe.report.compare import DeltaLine, deltas, labelled
+from dyn_probe.report.definitions import definitions
+from dyn_probe.report.derived import SIDES
+from dyn_probe.report.facts import everything, facts, title
+from dyn_probe.report.figures import COMPARISONS, FigureRow, figures_for
+from dyn_probe.report.frames import median, tenths
+from dyn_probe.report.needs import missing, remedy
+from dyn_probe.report.overview import Line, overview
+from dyn_probe.report.pair_cards import pair_cards
+from dyn_probe.report.verdicts import TOPICS, Number, Verdict, signed, verdicts, written
+from dyn_probe.report.verdicts.comparison import comparison
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+Data = dict[str, Any]
+
+TILES = ("accuracy", "cosine", "case 2: both down")
+
+
+def report_data(trace: Trace) -> Data:
+    """Everything that the report of one run says."""
+    found = verdicts(trace)
+    return {
+        "kind": "run",
+        "title": title(trace),
+        "status": status(trace),
+        "facts": [{"label": label, "text": text} for label, text in facts(trace)],
+        "manifest": [{"place": place, "text": text} for place, text in everything(trace.manifest)],
+        "tiles": tiles(trace),
+        "topics": topics(found),
+        "knobs": knob_list(found),
+        "overview": overview_table(trace),
+        "figures": [figure_entry(name, row, trace) for name, row in figures_for(trace).items()],
+        "ranked": pair_cards(trace),
+        "definitions": definitions(trace),
+        **stamp(),
+    }
+
+
+def comparison_data(traces: Mapping[str, Trace]) -> Data:
+    """Everything that the report of several runs says."""
+    found = comparison(traces)
+    return {
+        "kind": "comparison",
+        "title": " against ".join(traces),
+        "runs": [{"label": label, "status": status(trace)} for label, trace in traces.items()],
+        "facts": facts_side_by_side(traces),
+        "verdicts": [verdict_entry(v) for v in found],
+        "deltas": [delta_entry(line) for line in deltas(traces)],
+        "figures": [
+            {"name": name, "title": row.title, "text": row.text, "missing": ""} for name, row in COMPARISONS.items()
+        ],
+        "definitions": definitions(*traces.values()),
+        **stamp(),
+    }
+
+
+def label_runs(traces: Iterable[Trace]) -> dict[str, Trace]:
+    """Several traces by name, in their order."""
+    return labelled(list(traces))
+
+
+def status(trace: Trace) -> Data:
+    """How the run ended, for the banner."""
+    name = str(trace.manifest.get("status", "unknown"))
+    reason = trace.manifest.get("reason")
+    return {"name": name, "reason": str(reason) if reason else "", "closed": name == "closed"}
+
+
+def tiles(trace: Trace) -> list[Data]:
+    """The few numbers at the head of the page: change of both sides, then accuracy, cosine and case 2."""
+    moved, lines = change(trace.pairs), {line.name: line for line in overview(trace)}
+    found = []
+    for side in SIDES:
+        if moved is not None:
+            value = signed(median(moved.side(side)))
+            found.append({"label": f"change of {side}", "text": value, "note": "nats/token over the run"})
+    for name in TILES:
+        if name in lines:
+            entry = _line_entry(lines[name])
+            since = f"from {entry['first']}" if entry["first"] != "–" else "one recorded step"
+            found.append({"label": name, "text": entry["last"], "note": since})
+    return found
+
+
+def topics(found: list[Verdict]) -> list[Data]:
+    """Verdicts by topic, in the order of the report, topics without any left out."""
+    groups = {name: [verdict_entry(v) for v in found if v.topic == name] for name in TOPICS}
+    return [
+        {"name": name, "title": TOPICS[name], "level": worst(group), "verdicts": group}
+        for name, group in groups.items()
+        if group
+    ]
+
+
+def worst(group: list[Data]) -> str:
+    """The most serious level of some verdicts."""
+    levels = {entry["level"] for entry in group}
+    return next(level for level in ("warning", "note", "ok") if level in levels)
+
+
+def verdict_entry(verdict: Verdict) -> Data:
+    """One verdict with its numbers written out."""
+    numbers = [{"name": n.name, "text": written(n), "value": float(n.value), "unit": n.unit} for n in verdict.numbers]
+    return {
+        "level": verdict.level,
+        "sentence": verdict.sentence,
+        "formula": verdict.formula,
+        "numbers": numbers,
+        "knobs": list(verdict.knobs),
+    }
+
+
+def knob_list(found: list[Verdict]) -> list[Data]:
+    """Every knob that a warning or note names, with the topics that name it; warnings first."""
+    named: dict[str, dict[str, int]] = {}
+    for verdict in found:
+        for knob in verdict.knobs if verdict.level != "ok" else ():
+            named.setdefault(knob, {}).setdefault(TOPICS[verdict.topic], 0)
+            named[knob][TOPICS[verdict.topic]] += 10 if verdict.level == "warning" else 1
+    order = sorted(named, key=lambda knob: -sum(named[knob].values()))
+    return [{"text": knob, "topics": list(named[knob])} for knob in order]
+
+
+def overview_table(trace: Trace) -> Data:
+    """Start against end, as text."""
+    parts = tenths(trace.pairs)
+    heads = [span(parts.first_steps), span(parts.last_steps)] if parts else ["", "only step"]
+    return {"heads": heads, "rows": [_line_entry(line) for line in overview(trace)]}
+
+
+def _line_entry(line: Line) -> Data:
+    return {
+        "name": line.name,
+        "unit": "" if line.unit in ("share", "1") else line.unit,
+        "formula": line.formula,
+        "first": value_text(line.first, line.unit),
+        "last": value_text(line.last, line.unit),
+        "values": [line.first, line.last],
+    }
+
+
+def delta_entry(line: DeltaLine) -> Data:
+    """One measure of every run with its difference to the first, as text and as numbers."""
+    runs = [
+        {"label": label, "text": value_text(value, line.unit), "value": value, "delta": line.delta(label),
+         "delta_text": _delta_text(line.delta(label), line.unit)}
+        for label, value in line.values.items()
+    ]  # fmt: skip
+    unit = "" if line.unit in ("share", "1") else line.unit
+    return {"name": line.name, "unit": unit, "formula": line.formula, "runs": runs}
+
+
+def value_text(value: float, unit: str) -> str:
+    """A value without its unit, which has its own column; shares in per cent; "–" where there is none."""
+    return "–" if np.isnan(value) else written(Number("", value, "share" if unit == "share" else ""))
+
+
+def _delta_text(value: float, unit: str) -> str:
+    if np.isnan(value):
+        return ""
+    sign = "+" if value > 0 else "−" if value < 0 else "±"
+    if unit == "share":
+        return f"{sign}{abs(100 * value):.0f} points"
+    return sign + value_text(abs(value), unit)
+
+
+def figure_entry(name: str, row: FigureRow, trace: Trace) -> Data:
+    """Title and texts of a figure; `missing` says what was not recorded."""
+    lack = "; ".join(dict.fromkeys(remedy(need) for need in missing(trace, row.needs)))
+    return {"name": name, "title": row.title, "text": row.text, "missing": lack}
+
+
+def facts_side_by_side(traces: Mapping[str, Trace]) -> list[Data]:
+    """The facts of all runs, one row per label, and whether the runs differ in it."""
+    known = [dict(facts(trace)) for trace in traces.values()]
+    labels = dict.fromkeys(label for run in known for label in run)
+    rows = []
+    for label in labels:
+        texts = [run.get(label, "–") for run in known]
+        rows.append({"label": label, "texts": texts, "differs": len(set(texts)) > 1})
+    return rows
+
+
+def stamp() -> Data:
+    """Which dyn-probe wrote the report, and when (UTC)."""
+    return {"version": __version__, "generated": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -1,0 +1,134 @@
+"""Several runs in one figure: overlaid curves, and the shared pairs against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dyn_probe.report import derived
+from dyn_probe.report.compare import common_basis, joined
+from dyn_probe.report.frames import Bins, Floats, bands, finite, numbers, step_bins
+from dyn_probe.report.style import RUN_COLOURS, Curve, draw_line, label_ends, name_panel, new_figure, rule, say
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+Traces = Mapping[str, "Trace"]
+Reduce = Callable[[Bins, Floats], Floats]
+BASES = {
+    "since_reference": "nats per token, against the reference",
+    "since_first": "nats per token, since first recorded",
+    "per_token": "nats per token",
+}
+
+
+def compare_log_probs(traces: Traces) -> Figure:
+    """Shows: the median log-probability of chosen (left) and rejected (right) per token over steps, one line
+    per run: against the reference if all runs have one, else since the pair was first recorded, else as
+    it is.
+
+    How to read: the run whose chosen line stays highest keeps the preferred answers most probable. A deeper
+    rejected line is no merit by itself.
+
+    Needs: log-probabilities and lengths.
+    """
+    basis = common_basis(traces)
+    figure, axes = new_figure(2, height=3.2)
+    for ax, side in zip(axes, derived.SIDES, strict=True):
+        name_panel(ax, side.capitalize(), BASES[basis])
+        if basis != "per_token":
+            rule(ax, 0)
+        _overlay(ax, traces, partial(getattr(derived, basis), side=side), _median)
+    return figure
+
+
+def compare_margin(traces: Traces) -> Figure:
+    """Shows: median margin (left) and accuracy (right) over steps, one line per run.
+
+    How to read: runs that differ here by little can differ a lot in the log-probabilities above.
+
+    Needs: log-probabilities.
+    """
+    figure, (left, right) = new_figure(2, height=3.0)
+    name_panel(left, "Margin", "nats per sequence")
+    rule(left, 0)
+    _overlay(left, traces, derived.margin, _median)
+    name_panel(right, "Accuracy", "share of pairs")
+    right.set_ylim(-0.02, 1.02)
+    _overlay(right, traces, lambda pairs: _is(derived.margin(pairs), lambda value: value > 0), Bins.means)
+    return figure
+
+
+def compare_entanglement(traces: Traces) -> Figure:
+    """Shows: median cosine of the chosen and rejected gradient (left), median ratio of the pulls (middle),
+    and the share of pair rows in case 2, both down (right), one line per run.
+
+    How to read: objectives hardly change the cosine; what they change is the ratio of the pulls, and
+    through it the share of case 2.
+
+    Needs: the gradients of the pairs and the pulls.
+    """
+    figure, (left, middle, right) = new_figure(3, height=3.0)
+    name_panel(left, "Cosine", r"$\langle g_w, g_l\rangle \, / \, \Vert g_w\Vert\Vert g_l\Vert$")
+    _overlay(left, traces, lambda pairs: numbers(pairs, "grad_cosine"), _median)
+    name_panel(middle, "Ratio of the pulls", "$d_w / d_l$")
+    rule(middle, 1)
+    _overlay(middle, traces, derived.pull_ratio, _median)
+    name_panel(right, "Case 2: both down", "share of pairs")
+    right.set_ylim(-0.02, 1.02)
+    _overlay(right, traces, lambda pairs: _is(numbers(pairs, "case"), lambda value: value == 2), Bins.means)
+    return figure
+
+
+def compare_pairs(traces: Traces) -> Figure:
+    """Shows: one dot per shared pair: log-probability per token at its last recorded step in the first run
+    (horizontal) and in the other runs (vertical); left chosen, right rejected.
+
+    How to read: dots above the diagonal are more probable in the other run than in the first.
+
+    Needs: pairs that all runs have recorded.
+    """
+    table = joined(traces)
+    figure, axes = new_figure(2, height=3.9)
+    first, *others = traces
+    for ax, side in zip(axes, derived.SIDES, strict=True):
+        name_panel(ax, side.capitalize(), "other run (nats per token)", f"{first} (nats per token)")
+        ax.xaxis.label.set_parse_math(False)
+        x = table[first][f"logp_per_token_{side}"].to_numpy(dtype=float)
+        if not len(finite(x)):
+            say(ax, "the runs have no pair in common")
+            continue
+        for number, label in enumerate(others, 1):
+            y = table[label][f"logp_per_token_{side}"].to_numpy(dtype=float)
+            ax.scatter(x, y, s=12, alpha=0.5, linewidths=0, color=_colour(number), rasterized=True)
+            ax.annotate(label, (0.03, 1.02 - 0.07 * number), xycoords="axes fraction", color=_colour(number),
+                        fontsize=8.5, fontweight="bold", va="top", parse_math=False)  # fmt: skip
+        ax.axline((float(np.nanmedian(x)),) * 2, slope=1, color="#9AA5B1", linewidth=0.9, linestyle=(0, (2, 2)))
+    return figure
+
+
+def _overlay(ax: Axes, traces: Traces, values: Callable[[pd.DataFrame], Floats], reduce: Reduce) -> None:
+    ends = []
+    for number, (label, trace) in enumerate(traces.items()):
+        bins, column = step_bins(trace.pairs), values(trace.pairs)
+        if len(bins):
+            ends.append(draw_line(ax, bins.centre, reduce(bins, column), Curve(label, column, _colour(number))))
+    label_ends(ax, [end for end in ends if end is not None])
+
+
+def _median(bins: Bins, values: Floats) -> Floats:
+    return bands(bins, values)[:, 2]
+
+
+def _is(values: Floats, test: Callable[[Floats], np.ndarray]) -> Floats:
+    return np.where(np.isfinite(values), test(values), np.nan)
+
+
+def _colour(number: int) -> str:
+    return RUN_COLOURS[number % len(RUN_COLOURS)]

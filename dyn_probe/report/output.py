@@ -1,0 +1,97 @@
+"""The report's folder: what may be overwritten, figures as SVG and PNG, tables as CSV."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from dyn_probe.errors import BadInput
+
+MARK = "report.json"
+WRITER = "dyn-probe report"
+SVG: Any = {"svg.fonttype": "path", "svg.hashsalt": "dyn-probe"}
+
+
+def check_folder(out: Path, force: bool) -> None:
+    """Refuse to write into anything but a new folder, an empty one or an older report, unless `force`.
+
+    Raises:
+        BadInput: says what stands there and what to write instead.
+    """
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"wanted a folder for the report, came the file {out}; write --out FOLDER")
+    if out.is_dir() and any(out.iterdir()) and not force and not own_files(out):
+        raise BadInput(
+            f"{out} is not empty and no report of dyn-probe; write --out with another folder, or --force to add "
+            "the report to it (files with the report's names are replaced, nothing else is touched)"
+        )
+
+
+def own_files(out: Path) -> list[Path]:
+    """Files of the report in this folder by its own list; empty if it is no report."""
+    try:
+        content = json.loads((out / MARK).read_text(encoding="utf-8"))
+        names = content["files"] if content["written_by"] == WRITER else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    root = out.resolve()
+    return [out / name for name in map(str, names) if (out / name).resolve().is_relative_to(root)]
+
+
+def write_files(out: Path, files: Mapping[str, bytes], data: Mapping[str, Any]) -> None:
+    """Replace the older report by these files; `report.json` lists them and holds the report's data."""
+    for old in own_files(out):
+        if old.is_file():
+            old.unlink()
+    for name, content in files.items():
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    mark = {"written_by": WRITER, "files": [MARK, *files], "data": plain(data)}
+    (out / MARK).write_text(json.dumps(mark, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """JSON values: NaN and infinite numbers become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def render(figure: Figure) -> tuple[bytes, bytes]:
+    """The figure as (SVG, PNG); texts in the SVG are outlines, so that it looks the same everywhere."""
+    svg, png = io.BytesIO(), io.BytesIO()
+    with rc_context(SVG):
+        figure.savefig(svg, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
+        figure.set_layout_engine("none")  # the layout stands; do not solve it again
+        figure.savefig(png, format="png", dpi=150)
+    return svg.getvalue(), png.getvalue()
+
+
+def data_uri(svg: bytes) -> str:
+    """An SVG as the address of an <img>: nothing in it can run or load anything."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
+
+
+def csv_bytes(rows: Iterable[Mapping[str, object]] | pd.DataFrame) -> bytes:
+    """Rows (or a frame without its index) as CSV in UTF-8."""
+    if isinstance(rows, pd.DataFrame):
+        return rows.to_csv(index=False).encode("utf-8")
+    rows = list(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8")

@@ -1,0 +1,96 @@
+"""Ranked pairs as the report shows them: numbers as text, responses with their differing words marked."""
+
+from __future__ import annotations
+
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from dyn_probe.errors import BadInput
+from dyn_probe.report.derived import DERIVED
+from dyn_probe.report.frames import numbers
+from dyn_probe.report.ranked import RANKINGS, available, chosen_ranking, ranked_pairs
+from dyn_probe.report.verdicts import sig
+from dyn_probe.trace.schema import PAIRS
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+TOP = 15
+LONGEST = 600
+"""Responses with more words are shown without marks."""
+
+TEXTS = ("prompt", "chosen", "rejected")
+UNITS = {column.name: column.unit for column in PAIRS.columns} | {name: row.unit for name, row in DERIVED.items()}
+HEAD = {
+    "case": "case",
+    "excess": "excess",
+    "grad_cosine": "cosine",
+    "predicted_delta_chosen": "predicted Δ chosen",
+    "since_first_chosen": "chosen since first",
+    "since_reference_chosen": "chosen against ref.",
+}
+"""Numbers in a pair's closed card; the open one has all."""
+
+
+def pair_cards(trace: Trace, top: int = TOP) -> dict[str, Any]:
+    """The first pairs by the preferred ranking, with numbers and texts; no cards where none can be ranked."""
+    try:
+        name = chosen_ranking(trace)
+    except BadInput as error:
+        return {"by": "", "meaning": str(error), "heads": [], "cards": [], "rankings": []}
+    frame = ranked_pairs(trace, name, top)
+    heads = [column for column in HEAD if frame[column].notna().any()]
+    cards = [_card(frame.iloc[[place]], heads) for place in range(len(frame))]
+    ranking = RANKINGS[name]
+    return {
+        "by": name,
+        "meaning": ranking.meaning,
+        "heads": [HEAD[name] for name in heads],
+        "cards": cards,
+        "rankings": available(trace),
+    }
+
+
+def _card(row: pd.DataFrame, heads: list[str]) -> dict[str, Any]:
+    text = {name: _text(row[name].iloc[0]) for name in (*TEXTS, "source", "pair_id")}
+    chosen, rejected = marked(text["chosen"], text["rejected"])
+    values = {name: float(numbers(row, name)[0]) for name in row.columns if name not in text}
+    known = {name: value for name, value in values.items() if value == value}
+    return {
+        **text,
+        "chosen_parts": chosen,
+        "rejected_parts": rejected,
+        "head": [{"name": name, "text": sig(known[name]) if name in known else "–"} for name in heads],
+        "numbers": [{"name": name, "text": sig(value), "unit": _unit(name)} for name, value in known.items()],
+    }
+
+
+def _unit(name: str) -> str:
+    unit = UNITS.get(name, "")
+    return "" if unit == "1" else unit
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def marked(chosen: str, rejected: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Both responses as pieces `{"text", "differs"}`; the pieces of each join to its whole text."""
+    left, right = chosen.split(" "), rejected.split(" ")
+    if max(len(left), len(right)) > LONGEST:
+        return [{"text": chosen, "differs": False}], [{"text": rejected, "differs": False}]
+    blocks = SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
+    return _pieces(left, [(b.a, b.a + b.size) for b in blocks]), _pieces(right, [(b.b, b.b + b.size) for b in blocks])
+
+
+def _pieces(words: list[str], same: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Words cut at the borders of the shared runs; each word but the last keeps its space."""
+    spaced = [f"{word} " for word in words[:-1]] + words[-1:]
+    pieces, done = [], 0
+    for start, stop in same:
+        pieces += [{"text": "".join(spaced[done:start]), "differs": True}] if done < start else []
+        pieces += [{"text": "".join(spaced[start:stop]), "differs": False}] if start < stop else []
+        done = stop
+    return pieces

@@ -1,0 +1,116 @@
+"""Ranked pairs: which pairs do it, with their numbers and their text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from dyn_probe.errors import BadInput
+from dyn_probe.report import derived
+from dyn_probe.report.frames import Floats, numbers, recorded
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One way to rank: the column, which end comes first, and what that means."""
+
+    column: str
+    largest_first: bool
+    meaning: str
+
+
+RANKINGS: dict[str, Ranking] = {
+    "excess": Ranking("excess", True, "⟨g_w,g_l⟩ furthest above (d_w/d_l)‖g_w‖²: chosen most outweighed"),
+    "cosine": Ranking("grad_cosine", True, "most aligned gradients"),
+    "inner": Ranking("grad_inner", True, "largest ⟨g_w,g_l⟩"),
+    "predicted": Ranking("predicted_delta_chosen", False, "chosen predicted to fall most (pair alone)"),
+    "batch": Ranking("batch_delta_chosen", False, "chosen predicted to fall most (whole batch)"),
+    "realised": Ranking("realised_delta_chosen", False, "chosen fell most in the update"),
+    "fall": Ranking("since_first_chosen", False, "chosen fell most since the pair was first recorded"),
+    "reference": Ranking("since_reference_chosen", False, "chosen furthest below the reference"),
+    "margin": Ranking("margin", False, "smallest margin"),
+    "norm": Ranking("pair_grad_norm", True, "largest gradient of the pair's loss"),
+    "loss": Ranking("loss", True, "largest loss"),
+}
+"""Name → ranking; `dyn-probe pairs --by` takes these names."""
+
+PREFERRED = ("excess", "fall", "reference", "margin")
+
+COLUMNS = (
+    "pair_id", "step", "rows", "case", "excess", "grad_inner", "grad_cosine", "grad_norm_chosen",
+    "grad_norm_rejected", "pull_chosen", "pull_rejected", "predicted_delta_chosen", "predicted_delta_rejected",
+    "batch_delta_chosen", "batch_delta_rejected", "realised_delta_chosen", "realised_delta_rejected",
+    "since_first_chosen", "since_first_rejected", "since_reference_chosen", "since_reference_rejected", "logp_chosen",
+    "logp_rejected", "len_chosen", "len_rejected", "margin", "loss", "pair_grad_norm", "prompt", "chosen", "rejected",
+    "source",
+)  # fmt: skip
+"""Columns of the result: those of the trace, derived ones (DERIVED), and the texts."""
+
+
+def ranked_pairs(trace: Trace, by: str | None = None, top: int | None = 20, step: int | None = None) -> pd.DataFrame:
+    """The pairs in order, one row each, at their last recorded step (or at `step`).
+
+    Args:
+        trace: a recorded run.
+        by: a name of RANKINGS; by default the first of PREFERRED that was recorded.
+        top: how many pairs, None for all.
+        step: only the rows of this step.
+
+    Raises:
+        BadInput: an unknown ranking, one whose numbers were not recorded, or a step without rows.
+    """
+    ranking = RANKINGS[chosen_ranking(trace, by)]
+    rows = pair_rows(trace.pairs, step)
+    key = numbers(rows, ranking.column)
+    order = np.argsort(-key if ranking.largest_first else key, kind="stable")  # NaN comes last
+    chosen = rows.iloc[order[:top]]
+    texts = trace.examples.drop_duplicates("pair_id")
+    return chosen.merge(texts, on="pair_id", how="left").reindex(columns=list(COLUMNS))
+
+
+def pair_rows(pairs: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
+    """One row per pair: its last recorded (or that of `step`), with derived columns and its count of `rows`."""
+    known = pairs[pairs["pair_id"].notna()]
+    steps = numbers(known, "step")
+    if step is not None and not (steps == step).any():
+        recorded_steps = np.unique(steps)
+        near = recorded_steps[np.argsort(np.abs(recorded_steps - step))[:3]].astype(int)
+        raise BadInput(f"wanted a recorded step, came {step}; the nearest are {', '.join(map(str, sorted(near)))}")
+    table = known.assign(
+        rows=known.groupby("pair_id")["pair_id"].transform("size"),
+        **{name: row.compute(known) for name, row in derived.DERIVED.items()},
+    )
+    table = table if step is None else table[steps == step]
+    return table.sort_values("step", kind="stable").drop_duplicates("pair_id", keep="last")
+
+
+def available(trace: Trace) -> list[str]:
+    """Names of the rankings whose numbers this trace has."""
+    return [name for name, ranking in RANKINGS.items() if len(_values(trace, ranking))]
+
+
+def _values(trace: Trace, ranking: Ranking) -> Floats:
+    if ranking.column in derived.DERIVED:
+        values = derived.DERIVED[ranking.column].compute(trace.pairs)
+        return values[np.isfinite(values)]
+    return np.ones(int(recorded(trace.pairs, ranking.column)))
+
+
+def chosen_ranking(trace: Trace, by: str | None = None) -> str:
+    """Name of the ranking: `by` if it can be used, else the first of PREFERRED that was recorded."""
+    if by is not None and by not in RANKINGS:
+        raise BadInput(f"wanted one of {', '.join(RANKINGS)}, came {by!r}")
+    there = available(trace)
+    if by is not None and by not in there:
+        have = f"write one of {', '.join(there)}" if there else "it has no pair numbers at all"
+        raise BadInput(f"this trace did not record what a ranking by {by} needs; {have}")
+    names = [by] if by else [name for name in PREFERRED if name in there]
+    if not names:
+        raise BadInput("this trace has no rows that pairs could be ranked by; record a run with pairs")
+    return names[0]

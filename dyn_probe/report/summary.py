@@ -1,0 +1,82 @@
+"""The run in the terminal: status, start against end, and what happened, as lines with rich markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.markup import escape
+
+from dyn_probe.report.changes import span
+from dyn_probe.report.facts import facts, title
+from dyn_probe.report.frames import tenths
+from dyn_probe.report.overview import Line, overview
+from dyn_probe.report.verdicts import TOPICS, Number, Verdict, verdicts, written
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+MARKS = {"ok": "[green]✓[/]", "note": "[cyan]•[/]", "warning": "[yellow]▲[/]"}
+HEADER = ("Model", "Data", "Objective", "Shaping", "β", "Learning rate", "Steps", "Pairs")
+
+
+def summary_lines(trace: Trace) -> list[str]:
+    """Lines with rich markup; all text that comes from the data is escaped."""
+    return [*_head(trace), "", *_table(trace), *_verdicts(verdicts(trace))]
+
+
+def safe(text: str) -> str:
+    """Text from the data for a terminal: no markup, no control characters."""
+    return escape("".join(char if char.isprintable() else "�" for char in text))
+
+
+def _head(trace: Trace) -> list[str]:
+    status = str(trace.manifest.get("status", "unknown"))
+    colour = "green" if status == "closed" else "yellow"
+    known = dict(facts(trace))
+    about = " · ".join(f"{label} {known[label]}" for label in HEADER if label in known)
+    return [f"[bold]{safe(title(trace))}[/]  [{colour}]{safe(status)}[/]", safe(about)]
+
+
+def _table(trace: Trace) -> list[str]:
+    lines = overview(trace)
+    if not lines:
+        return []
+    parts = tenths(trace.pairs)
+    heads = ("", "start", "end", "unit")
+    if parts:
+        heads = ("", span(parts.first_steps), span(parts.last_steps), "unit")
+    return aligned([heads, *(_row(line) for line in lines)])
+
+
+def _row(line: Line) -> tuple[str, str, str, str]:
+    values = (
+        "" if np.isnan(value) else written(Number(line.name, value, "share" if line.unit == "share" else ""))
+        for value in (line.first, line.last)
+    )
+    return (line.name, *values, "" if line.unit in ("share", "1") else line.unit)  # type: ignore[return-value]
+
+
+def aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Rows as text columns: the first and last to the left, those between to the right; the first row dim."""
+    rows = list(rows)
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        middle = (cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True))
+        lines.append(escape("  ".join([row[0].ljust(widths[0]), *middle, row[-1]]).rstrip()))
+    return [f"[dim]{lines[0]}[/]", *lines[1:]]
+
+
+def _verdicts(found: list[Verdict]) -> list[str]:
+    lines, topic = [], ""
+    for verdict in found:
+        if verdict.topic != topic:
+            topic = verdict.topic
+            lines += ["", f"[bold]{escape(TOPICS[topic])}[/]"]
+        lines.append(f"{MARKS[verdict.level]} {safe(verdict.sentence)}")
+    knobs = dict.fromkeys(knob for verdict in found if verdict.level == "warning" for knob in verdict.knobs)
+    if knobs:
+        lines += ["", "[bold]What you can change[/]", *(f"→ {escape(knob)}" for knob in knobs)]
+    return lines

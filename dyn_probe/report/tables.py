@@ -1,0 +1,121 @@
+"""The report's tables as rows for CSV files: verdicts, numbers, curves, layers, ranked pairs, definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from dyn_probe.errors import BadInput
+from dyn_probe.report.compare import JOINED, joined
+from dyn_probe.report.figures.layers import inner_shares
+from dyn_probe.report.frames import recorded, step_bins
+from dyn_probe.report.output import csv_bytes
+from dyn_probe.report.overview import MEASURES
+from dyn_probe.report.ranked import ranked_pairs
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+MOST_PAIRS = 10_000
+
+
+def run_tables(trace: Trace, data: Mapping[str, Any]) -> dict[str, bytes]:
+    """File name → CSV, for one run; tables without rows are left out."""
+    tables: dict[str, Any] = {
+        "verdicts": [row for topic in data["topics"] for row in verdict_rows(topic["title"], topic["verdicts"])],
+        "start_and_end": overview_rows(data),
+        "curves": curve_rows(trace),
+        "layers": layer_rows(trace),
+        "ranked_pairs": pair_table(trace),
+        "definitions": data["definitions"],
+    }
+    return {f"tables/{name}.csv": csv_bytes(rows) for name, rows in tables.items() if len(rows)}
+
+
+def comparison_tables(traces: Mapping[str, Trace], data: Mapping[str, Any]) -> dict[str, bytes]:
+    """File name → CSV, for several runs."""
+    tables: dict[str, Any] = {
+        "verdicts": verdict_rows("comparison", data["verdicts"]),
+        "differences": delta_rows(data),
+        "same_pairs": flat_joined(traces),
+        "definitions": data["definitions"],
+    }
+    return {f"tables/{name}.csv": csv_bytes(rows) for name, rows in tables.items() if len(rows)}
+
+
+def verdict_rows(topic: str, verdicts: list[dict[str, Any]]) -> list[dict[str, object]]:
+    """One row per number of a verdict; a verdict without numbers has one row."""
+    return [
+        {
+            "topic": topic,
+            "level": verdict["level"],
+            "sentence": verdict["sentence"],
+            "number": number["name"],
+            "value": number["value"],
+            "unit": number["unit"],
+            "formula": verdict["formula"],
+        }
+        for verdict in verdicts
+        for number in verdict["numbers"] or [{"name": "", "value": "", "unit": ""}]
+    ]
+
+
+def overview_rows(data: Mapping[str, Any]) -> list[dict[str, object]]:
+    """The measures at the start and at the end."""
+    return [
+        {"name": row["name"], "unit": row["unit"], "first": first, "last": last, "formula": row["formula"]}
+        for row in data["overview"]["rows"]
+        for first, last in [row["values"]]
+    ]
+
+
+def delta_rows(data: Mapping[str, Any]) -> list[dict[str, object]]:
+    """The measures of every run, each with its difference to the first run."""
+    return [
+        {
+            "name": line["name"],
+            "unit": line["unit"],
+            "run": run["label"],
+            "value": run["value"],
+            "difference": run["delta"],
+        }
+        for line in data["deltas"]
+        for run in line["runs"]
+    ]
+
+
+def curve_rows(trace: Trace) -> list[dict[str, object]]:
+    """Every measure of the run in every bin of steps: what the figures draw, in numbers."""
+    bins = step_bins(trace.pairs)
+    rows = []
+    for measure in MEASURES:
+        for place, part in enumerate(bins.slices(measure.values(trace.pairs))):
+            if len(part):
+                steps = {"first_step": int(bins.low[place]), "last_step": int(bins.high[place])}
+                value = {"value": measure.summary(part), "rows": len(part)}
+                rows.append({"measure": measure.name, "unit": measure.unit, **steps, **value})
+    return rows
+
+
+def layer_rows(trace: Trace) -> list[dict[str, object]]:
+    """Each layer's share of Σ⟨g_w,g_l⟩ over the run, input to output."""
+    if not recorded(trace.layers, "grad_inner"):
+        return []
+    return [{"layer": name, "share_of_inner": value} for name, value in inner_shares(trace.layers).items()]
+
+
+def pair_table(trace: Trace) -> pd.DataFrame:
+    """The ranked pairs with all numbers and texts, MOST_PAIRS at most; empty where none can be ranked."""
+    try:
+        return ranked_pairs(trace, top=MOST_PAIRS)
+    except BadInput:
+        return pd.DataFrame()
+
+
+def flat_joined(traces: Mapping[str, Trace]) -> pd.DataFrame:
+    """The joined pairs with one header line: pair_id, then "run: column"."""
+    table = joined(traces)
+    flat = {f"{run}: {column}": table[run][column] for run in traces for column in JOINED}
+    return pd.DataFrame(flat).rename_axis("pair_id").reset_index()

@@ -1,0 +1,104 @@
+"""What differs between runs, in sentences: on the same pairs where there are any, else at run level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from dyn_probe.report.compare import deltas, joined, shared_ids
+from dyn_probe.report.facts import look_up, plain_text
+from dyn_probe.report.frames import finite, median, share
+from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+SPOKEN = (
+    ("logp_per_token_chosen", "chosen", "nats/token"),
+    ("logp_per_token_rejected", "rejected", "nats/token"),
+    ("margin", "the margin", "nats/sequence"),
+)
+SAME = ("model.name", "data.name")
+
+
+def comparison(traces: Mapping[str, Trace]) -> list[Verdict]:
+    """All sentences about several runs; every run is compared with the first."""
+    return [*_overlap(traces), *_settings(traces), *_same_pairs(traces), *_case_two(traces)]
+
+
+def _overlap(traces: Mapping[str, Trace]) -> list[Verdict]:
+    ids = shared_ids(traces)
+    own = {label: int(trace.pairs["pair_id"].nunique()) for label, trace in traces.items()}
+    listed = ", ".join(f"{label} {number:,}" for label, number in own.items())
+    figures = [
+        Number("pairs in all runs", len(ids), "pairs"),
+        *(Number(f"pairs of {k}", v, "pairs") for k, v in own.items()),
+    ]
+    if not ids:
+        sentence = (
+            f"The runs have no pair in common ({listed}): only their run-level numbers are compared, on different data."
+        )
+        return say("warning", sentence, "pair_id recorded in every run", *figures)
+    sentence = f"{count(len(ids), 'pair')} recorded in all {len(traces)} runs and joined by pair_id ({listed})."
+    return say("ok", sentence, "pair_id recorded in every run", *figures)
+
+
+def _settings(traces: Mapping[str, Trace]) -> list[Verdict]:
+    found = []
+    for place in SAME:
+        values = {label: plain_text(look_up(trace.manifest, place)) for label, trace in traces.items()}
+        if len(set(values.values())) > 1:
+            words = ", ".join(f"{label}: {value}" for label, value in values.items())
+            found += say("warning", f"The runs differ in {place} ({words}).", f"{place} in run.json")
+    return found
+
+
+def _same_pairs(traces: Mapping[str, Trace]) -> list[Verdict]:
+    table = joined(traces)
+    first, *others = traces
+    found = []
+    for label in others:
+        for column, what, unit in SPOKEN:
+            gap = finite((table[label][column] - table[first][column]).to_numpy(dtype=float))
+            if len(gap):
+                found += _gap(label, first, what, unit, gap)
+    return found
+
+
+def _gap(label: str, first: str, what: str, unit: str, gap: np.ndarray) -> list[Verdict]:
+    middle, higher = median(gap), share(gap > 0)
+    direction = "higher" if middle >= 0 else "lower"
+    part = higher if middle >= 0 else share(gap < 0)
+    sentence = (
+        f"On the same pairs, {what} ends {sig(abs(middle))} {unit} {direction} in {label} than in {first} (median; "
+        f"{direction} in {percent(part)} of {count(len(gap), 'pair')})."
+    )
+    return say(
+        "note",
+        sentence,
+        "difference at the pair's last recorded step of each run; per token for chosen and rejected",
+        Number(f"difference to {first}, median", middle, unit),
+        Number("pairs in which it is higher", higher, "share"),
+        Number("n", len(gap), "pairs"),
+    )
+
+
+def _case_two(traces: Mapping[str, Trace]) -> list[Verdict]:
+    lines = {line.name: line for line in deltas(traces)}
+    line = lines.get("case 2: both down")
+    if line is None or pd.isna(list(line.values.values())).any():
+        return []
+    words = ", ".join(f"{label} {percent(value)}" for label, value in line.values.items())
+    cosine = lines.get("cosine")
+    more = (
+        "" if cosine is None else "; median cosine " + ", ".join(f"{k} {signed(v)}" for k, v in cosine.values.items())
+    )
+    return say(
+        "note",
+        f"Share of pair rows in case 2 (both down) at the end: {words}{more}.",
+        "last tenth of the steps of each run; case as predicted for each pair alone",
+        *(Number(f"case 2, {label}", value, "share") for label, value in line.values.items()),
+    )
