@@ -48,7 +48,8 @@ def load_model(
         raise BadInput(unknown("dtype", dtype, DTYPES))
     place = pick_device(device)
     if name == BUILT_IN:
-        model, tokenizer = built_in_model(seed).to(DTYPES[dtype]), built_in_tokenizer()
+        model: Any = built_in_model(seed)
+        model, tokenizer = model.to(DTYPES[dtype]), built_in_tokenizer()
     else:
         model, tokenizer = _pretrained(name, DTYPES[dtype], trust_remote_code)
     tokenizer.model_max_length = int(1e9)  # our own max_length decides, with a message of its own

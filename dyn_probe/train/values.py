@@ -1,0 +1,104 @@
+"""Values of options, from the command line, YAML or Python: read into the type that an option wants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Args:
+        help: what it does, for the reader.
+        name: as written after ``--`` and in YAML.
+        kind: its Python type: ``int``, ``float``, ``bool``, ``str``, ``tuple[str, ...]`` or ``dict[str, Any]``,
+            with `` | None`` where the default depends on other options.
+        least, below: range of a number, ``least <= value < below``.
+        choices: allowed texts; empty allows all.
+        default_text: the default in words, where it depends on other options.
+    """
+
+    help: str
+    name: str = ""
+    kind: str = "str"
+    least: float | None = None
+    below: float = math.inf
+    choices: tuple[str, ...] = ()
+    default_text: str = ""
+
+
+def read_value(option: Option, value: Any) -> tuple[Any, str]:
+    """``value`` in the option's type, and what is wrong with it (empty where nothing is)."""
+    kind = option.kind.removesuffix(" | None")
+    if value is None and kind != option.kind:
+        return None, ""
+    return _READERS[kind.partition("[")[0]](option, value)
+
+
+def _read_number(option: Option, value: Any) -> tuple[Any, str]:
+    whole = option.kind.startswith("int")
+    wanted = _range("a whole number" if whole else "a number", option)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    fits = math.isfinite(number) and (option.least is None or number >= option.least) and number < option.below
+    if not fits or (whole and number != int(number)):
+        return value, f"wants {wanted}; got {value!r}"
+    return (int(value) if whole and not isinstance(value, float) else int(number) if whole else number), ""
+
+
+def _range(noun: str, option: Option) -> str:
+    least = "" if option.least is None else f" from {option.least:g}"
+    below = "" if option.below == math.inf else f" to below {option.below:g}"
+    return noun + least + below
+
+
+def _read_bool(option: Option, value: Any) -> tuple[Any, str]:
+    return value, "" if isinstance(value, bool) else f"wants true or false; got {value!r}"
+
+
+def _read_text(option: Option, value: Any) -> tuple[Any, str]:
+    text = str(value) if hasattr(value, "__fspath__") else value
+    if not isinstance(text, str):
+        return value, f"wants a text; got {value!r}"
+    if option.choices and text not in option.choices:
+        return value, f"wants {' or '.join(option.choices)}; got {value!r}"
+    return text, ""
+
+
+def _read_texts(option: Option, value: Any) -> tuple[Any, str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        return value, f"wants a list of texts; got {value!r}"
+    return tuple(texts), ""
+
+
+def _read_mapping(option: Option, value: Any) -> tuple[Any, str]:
+    """A mapping, or a list of ``NAME=VALUE``."""
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}, ""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Sequence):
+        return value, f"wants NAME=VALUE; got {value!r}"
+    found = {}
+    for text in texts:
+        key, equals, item = str(text).partition("=")
+        if not (key.strip() and equals and item.strip()):
+            return value, f"wants NAME=VALUE; got {text!r}"
+        found[key.strip()] = item.strip()
+    return found, ""
+
+
+_READERS = {
+    "int": _read_number,
+    "float": _read_number,
+    "bool": _read_bool,
+    "str": _read_text,
+    "tuple": _read_texts,
+    "dict": _read_mapping,
+}
