@@ -177,6 +177,10 @@ def test_terms_from_rows() -> None:
 def test_float_terms_keep_the_precision_of_the_log_probabilities() -> None:
     double = replace(simple(**REFERENCE), a=-torch.ones(2, dtype=torch.float64), kl=0.1)
     assert double.need("kl").item() == 0.1
+    whole = replace(double, n_w=torch.tensor([3, 3]), n_l=torch.tensor([3, 3]))
+    assert (1 / whole.n_w).tolist() == (1 / whole.n_l).tolist() == [1 / 3, 1 / 3]
+    half = replace(simple(), a=-torch.ones(2, dtype=torch.bfloat16), n_w=torch.tensor([257, 257]))
+    assert half.n_w.tolist() == [257, 257]
 
 
 def test_describe_says_everything_of_every_row() -> None:
@@ -190,7 +194,4 @@ def test_describe_says_everything_of_every_row() -> None:
         table: Any = OBJECTIVES if row.kind == "objective" else SHAPINGS
         assert [option.partition("=")[0] for option in row.options] == list(table[row.name].defaults)
         assert re.search(r"arXiv \d{4}\.\d{5}", row.paper)
-    assert (
-        rows[0].options[0]
-        == "beta=0.1: β, how strongly log-ratios are held near the reference, a number above 0"
-    )
+    assert rows[0].options[0] == "beta=0.1: β, how strongly log-ratios are held near the reference, a number above 0"

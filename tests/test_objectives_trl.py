@@ -36,9 +36,7 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor, rtol: float = 1e-12) -
     torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=rtol, atol=1e-12)
 
 
-def assert_same_pulls(
-    name: str, terms: Terms, hyper: dict[str, Any], rows: Any, theirs: torch.Tensor
-) -> None:
+def assert_same_pulls(name: str, terms: Terms, hyper: dict[str, Any], rows: Any, theirs: torch.Tensor) -> None:
     """The gradient of TRL's batch loss with respect to each row's log-probability is −d_w/B or d_l/B."""
     (gradient,) = torch.autograd.grad(theirs, rows.logps)
     d_w, d_l = pulls(name, terms, hyper)
@@ -129,9 +127,7 @@ def test_objectives_of_the_cpo_trainer(seed: int, prompt: int) -> None:
         return pair_loss(name, terms, hyper)[0].mean()
 
     assert_same(ours("simpo", beta=2.0, gamma=0.7), theirs("simpo", beta=2.0, simpo_gamma=0.7))
-    assert_same(
-        ours("cpo", beta=0.2, mean_nll=True, **{"lambda": 0.6}), theirs("sigmoid", beta=0.2, cpo_alpha=0.6)
-    )
+    assert_same(ours("cpo", beta=0.2, mean_nll=True, **{"lambda": 0.6}), theirs("sigmoid", beta=0.2, cpo_alpha=0.6))
     # the sequence form of the likelihood term is n times the token mean
     assert_same(ours("cpo", beta=0.2, **{"lambda": 0.6}), theirs("sigmoid", beta=0.2, cpo_alpha=0.6 * n))
     assert_same(ours("slic_hf", delta=1.0, **{"lambda": 0.6}), theirs("hinge", beta=1.0, cpo_alpha=0.6 * n))

@@ -104,9 +104,7 @@ def test_label_smoothing_mixes_both_orders(terms: Terms) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("logps", [(-1e4, -1e4), (-1e4, 0.0), (0.0, -1e4), (0.0, 0.0), (-1e-9, -1e-9)])
-def test_loss_and_pulls_are_finite_at_extremes(
-    name: str, logps: tuple[float, float], dtype: torch.dtype
-) -> None:
+def test_loss_and_pulls_are_finite_at_extremes(name: str, logps: tuple[float, float], dtype: torch.dtype) -> None:
     """Certain responses (log-probability 0) and next to impossible ones."""
     a, b, n, r = (torch.tensor([x], dtype=dtype) for x in (*logps, 7.0, -30.0))
     terms = Terms(a, b, n, n, r_w=r, r_l=r, kl=2.0)

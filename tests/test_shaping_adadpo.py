@@ -42,9 +42,7 @@ def entering(name: str, t: Terms, averaged: bool) -> tuple[Any, Any]:
 @pytest.mark.parametrize(("name", "space", "stable"), CASES)
 @settings(max_examples=30, deadline=None)
 @given(data=st.data(), terms=all_terms())
-def test_pulls_balance_below_the_ceiling(
-    name: str, space: str, stable: str, data: st.DataObject, terms: Terms
-) -> None:
+def test_pulls_balance_below_the_ceiling(name: str, space: str, stable: str, data: st.DataObject, terms: Terms) -> None:
     """d_w/p_w = d_l/p_l for the pair term, with pulls taken on what enters it."""
     hyper = data.draw(hypers(name)) | ({"lambda": 0.0} if name == "cpo" else {})
     shaping = [f"adadpo:space={space},stable={stable},ceiling=1e30"]

@@ -35,9 +35,7 @@ def test_the_gate_reads_the_rejected_probabilities(terms: Terms) -> None:
     for gate, statistic, tau in (("gate-seq", seq, 0.10), ("gate-q10", q10, 0.005)):
         columns = pair_loss("dpo", terms, shapings=[gate])[1]
         np.testing.assert_allclose(columns["gate_statistic"], statistic, rtol=1e-9)
-        np.testing.assert_allclose(
-            columns["gate"], 1 / (1 + np.exp(-50 * (np.array(statistic) - tau))), rtol=1e-9
-        )
+        np.testing.assert_allclose(columns["gate"], 1 / (1 + np.exp(-50 * (np.array(statistic) - tau))), rtol=1e-9)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -113,9 +111,7 @@ def test_an_open_gate_changes_nothing_bit_for_bit(name: str, form: str, gate: st
     losses, columns = pair_loss(name, terms, shapings=shaping)
     assert (columns["gate"] == 1).all()
     assert torch.equal(losses, pair_loss(name, terms)[0])
-    assert all(
-        torch.equal(x, y) for x, y in zip(pulls(name, terms, None, shaping), pulls(name, terms), strict=True)
-    )
+    assert all(torch.equal(x, y) for x, y in zip(pulls(name, terms, None, shaping), pulls(name, terms), strict=True))
 
 
 @pytest.mark.parametrize("gate", GATES)

@@ -61,6 +61,7 @@ def test_pulls_are_on_the_masked_sums(terms: Terms) -> None:
     torch.testing.assert_close(gradient, expected)
     assert (mask_gradient[~terms.response_mask] == 0).all()
     assert {"gate", "gate_statistic", "mask_chosen", "mask_rejected"} == set(columns)
+    assert losses.requires_grad and not any(column.requires_grad for column in columns.values())
 
 
 @settings(max_examples=20, deadline=None)

@@ -26,7 +26,7 @@ def dpo(t: Terms, p: Hyper) -> Tensor:
 def rdpo(t: Terms, p: Hyper) -> Tensor:
     """−log σ(β(h_w − h_l) + α(n_w − n_l))."""
     margin = p["beta"] * (t.chosen(t.h_w) - t.rejected(t.h_l))
-    return -F.logsigmoid(margin + p["alpha"] * (t.n_w - t.n_l).to(margin.dtype))
+    return -F.logsigmoid(margin + p["alpha"] * (t.n_w - t.n_l))
 
 
 def simpo(t: Terms, p: Hyper) -> Tensor:
@@ -67,18 +67,14 @@ def kto(t: Terms, p: Hyper) -> Tensor:
     z = p["beta"] * t.need("kl").detach().clamp(min=0)
     h_w, h_l = t.chosen(t.h_w), t.rejected(t.h_l)
     # 1 − σ(x) = σ(−x), without the cancellation at σ → 1
-    return p["lambda_w"] * torch.sigmoid(z - p["beta"] * h_w) + p["lambda_l"] * torch.sigmoid(
-        p["beta"] * h_l - z
-    )
+    return p["lambda_w"] * torch.sigmoid(z - p["beta"] * h_w) + p["lambda_l"] * torch.sigmoid(p["beta"] * h_l - z)
 
 
 def sppo(t: Terms, p: Hyper) -> Tensor:
     """(h_w − 1/(2β))² + (h_l + 1/(2β))²; ``soft``: targets (P − ½)/β from win probabilities P."""
     h_w, h_l = t.chosen(t.h_w), t.rejected(t.h_l)
     if p["soft"]:
-        return (h_w - (t.need("win_w") - 0.5) / p["beta"]) ** 2 + (
-            h_l - (t.need("win_l") - 0.5) / p["beta"]
-        ) ** 2
+        return (h_w - (t.need("win_w") - 0.5) / p["beta"]) ** 2 + (h_l - (t.need("win_l") - 0.5) / p["beta"]) ** 2
     return (h_w - 1 / (2 * p["beta"])) ** 2 + (h_l + 1 / (2 * p["beta"])) ** 2
 
 

@@ -18,9 +18,7 @@ def mismatched_rows(pairs: int) -> list[int]:
     rejected for rejected: the set of responses stays that of the batch.
     """
     if pairs < 2:
-        raise BadInput(
-            f"the KL estimate of kto wants at least 2 pairs in a batch; got {pairs}: raise the batch size"
-        )
+        raise BadInput(f"the KL estimate of kto wants at least 2 pairs in a batch; got {pairs}: raise the batch size")
     return [side * pairs + (i - 1) % pairs for side in (0, 1) for i in range(pairs)]
 
 

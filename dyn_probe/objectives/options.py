@@ -125,8 +125,6 @@ def parse(text: str) -> tuple[str, dict[str, Value]]:
     for part in (p.strip() for p in rest.split(",") if p.strip()):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not (key and equals and value) or key in options:
-            raise BadInput(
-                f"{text!r}: wanted NAME:KEY=VALUE,KEY=VALUE with each key once; could not read {part!r}"
-            )
+            raise BadInput(f"{text!r}: wanted NAME:KEY=VALUE,KEY=VALUE with each key once; could not read {part!r}")
         options[key] = value
     return name.strip(), options

@@ -45,9 +45,7 @@ def pair_loss(
     return losses, {column: value.detach() for column, value in columns.items()}
 
 
-def pulls(
-    name: str | Objective, terms: Terms, hyper: Hyper = None, shapings: Shapings = ()
-) -> tuple[Tensor, Tensor]:
+def pulls(name: str | Objective, terms: Terms, hyper: Hyper = None, shapings: Shapings = ()) -> tuple[Tensor, Tensor]:
     """``d_w, d_l`` [B]: the pulls, detached; with token-mask, on the masked sums.
 
     Factors of shapings carry no gradient, so these are the exact coefficients of −∇ℓ.
@@ -90,9 +88,7 @@ def _resolved(
     return row, values, chosen
 
 
-def _shape(
-    row: Objective, terms: Terms, chosen: tuple[ChosenShaping, ...]
-) -> tuple[Terms, Columns, Tensor | None]:
+def _shape(row: Objective, terms: Terms, chosen: tuple[ChosenShaping, ...]) -> tuple[Terms, Columns, Tensor | None]:
     """Shaped terms, columns and penalty. Factors read the unmasked terms, so the token mask comes last."""
     columns: Columns = {}
     penalty = None

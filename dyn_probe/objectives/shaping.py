@@ -101,9 +101,7 @@ def parse_shaping(text: str | ChosenShaping) -> ChosenShaping:
     return ChosenShaping(row, resolve(row.name, row.defaults, given))
 
 
-def parse_shapings(
-    shapings: Iterable[str | ChosenShaping], objective: Objective
-) -> tuple[ChosenShaping, ...]:
+def parse_shapings(shapings: Iterable[str | ChosenShaping], objective: Objective) -> tuple[ChosenShaping, ...]:
     """All of them, checked against the objective and each other.
 
     Raises:
@@ -129,11 +127,7 @@ def _misfits(one: ChosenShaping, objective: Objective) -> list[str]:
     if name != "adadpo":
         return []
     if options["space"] == "ratio" and not objective.needs_reference:
-        return [
-            f"adadpo:space=ratio wants an objective with a reference; {objective.name} has none: space=policy"
-        ]
+        return [f"adadpo:space=ratio wants an objective with a reference; {objective.name} has none: space=policy"]
     if objective.name == "orpo" and (options["space"], options["stable"]) != ("auto", True):
-        return [
-            "adadpo on orpo balances log-odds of per-token means; leave space and stable at their defaults"
-        ]
+        return ["adadpo on orpo balances log-odds of per-token means; leave space and stable at their defaults"]
     return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dyn_probe.errors import BadInput
@@ -34,8 +35,9 @@ _PER_TOKEN = ("token_logps", "ref_token_logps", "response_mask", "token_mask")
 class Terms:
     """The numbers of ``B`` pairs that losses and shapings may read; ``None`` where not known.
 
-    ``a`` and ``b`` may be live (part of a graph): losses are differentiable in them. ``gate``, ``gate_form``
-    and ``rho`` are written by shapings; a loss reads them only through :meth:`chosen` and :meth:`rejected`.
+    ``a`` and ``b`` may be live (part of a graph): losses are differentiable in them. Lengths are kept in the
+    precision of ``a``, float32 at least. ``gate``, ``gate_form`` and ``rho`` are written by shapings; a loss
+    reads them only through :meth:`chosen` and :meth:`rejected`.
 
     Raises:
         BadInput: shapes disagree, or only one side has a reference.
@@ -72,6 +74,9 @@ class Terms:
             )
         if (self.r_w is None) != (self.r_l is None):
             raise BadInput("Terms wants both reference terms r_w and r_l, or neither; got one of them")
+        kind = torch.promote_types(self.a.dtype, torch.float32)
+        for name in ("n_w", "n_l"):  # whole numbers would turn 1/n and α·n into float32
+            object.__setattr__(self, name, getattr(self, name).to(kind))
         if self.progress is not None and not 0 <= self.progress <= 1:
             raise BadInput(f"Terms wants progress between 0 and 1; got {self.progress}")
 
@@ -83,9 +88,7 @@ class Terms:
     def from_rows(cls, logps: Tensor, lengths: Tensor, reference: Tensor | None = None, **more: Any) -> Terms:
         """Terms from row tensors ``[2B]``, chosen rows first; ``more`` names further terms."""
         if logps.dim() != 1 or logps.shape[0] % 2 or logps.shape[0] == 0:
-            raise BadInput(
-                f"Terms.from_rows wants logps [2B], chosen then rejected; got {tuple(logps.shape)}"
-            )
+            raise BadInput(f"Terms.from_rows wants logps [2B], chosen then rejected; got {tuple(logps.shape)}")
         (a, b), (n_w, n_l) = logps.chunk(2), lengths.to(logps.device).chunk(2)
         r_w, r_l = (None, None) if reference is None else reference.detach().chunk(2)
         return cls(a=a, b=b, n_w=n_w, n_l=n_l, r_w=r_w, r_l=r_l, **more)
