@@ -1,0 +1,85 @@
+"""``dyn-probe``: the commands, and the one place where our errors become a line on standard error."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated, Any, NoReturn
+
+import typer
+from dyn_probe_cli.methods import methods
+from dyn_probe_cli.pairs import pairs
+from dyn_probe_cli.record import record
+from dyn_probe_cli.report import report
+from dyn_probe_cli.summary import summary
+
+from dyn_probe import __version__
+from dyn_probe.errors import DynProbeError
+
+app = typer.Typer(
+    name="dyn-probe",
+    help="Exact per-pair gradient dynamics of preference training: record a run, then read what it says.",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What typer raises for a command line it cannot read, whichever click it brings along."""
+
+COMMANDS = (record, report, summary, pairs, methods)
+
+for command in COMMANDS:
+    app.command(command.__name__)(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Exact per-pair gradient dynamics of preference training: record a run, then read what it says."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """Run the command line.
+
+    Exit codes: 0; 1 where training stopped early; 2 where the command cannot be carried out; 130 after Ctrl-C.
+    """
+    warnings.showwarning = _print_warning  # type: ignore[assignment]
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except CommandLineError as error:
+        _fail(f"{error.format_message()} See: {_command_of(error)} --help", 2)
+    except DynProbeError as error:
+        _fail(str(error), getattr(error, "exit_code", 2))
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("stopped by Ctrl-C", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"dyn-probe: {message}", err=True)
+    sys.exit(code)
+
+
+def _command_of(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else "dyn-probe"
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Our warnings as one line; those of libraries are not the user's concern."""
+    if issubclass(category, RuntimeWarning):
+        typer.echo(f"dyn-probe: warning: {message}", err=True)

@@ -1,0 +1,72 @@
+"""``dyn-probe pairs``: which pairs do it, worst first."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dyn_probe.errors import BadInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = ("table", "csv", "json")
+SHOWN = ("pair_id", "step", "case", "grad_cosine", "grad_norm_chosen", "grad_norm_rejected", "since_first_chosen")
+TEXTS = ("prompt", "chosen", "rejected")
+
+
+def pairs(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Trace folder.")],
+    by: Annotated[
+        str | None, typer.Option(help="Ranking; a wrong name prints them all.", show_default="excess")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 20,
+    step: Annotated[
+        int | None, typer.Option(help="Rank at this recorded step.", show_default="each pair's last")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="table, csv or json; csv and json have every column.")
+    ] = "table",
+) -> None:
+    """List the pairs that go wrong, worst first, with their numbers and their text."""
+    from dyn_probe.report.ranked import RANKINGS, chosen_ranking, ranked_pairs
+    from dyn_probe.trace.reader import load_trace
+
+    if form not in FORMATS:
+        raise BadInput(f"unknown format {form!r}; choose one of: {', '.join(FORMATS)}")
+    trace = load_trace(run)
+    found = ranked_pairs(trace, by, top, step)
+    if form == "csv":
+        found.to_csv(sys.stdout, index=False)
+    elif form == "json":
+        typer.echo(found.to_json(orient="records", indent=2, force_ascii=False))
+    else:
+        ranking = RANKINGS[chosen_ranking(trace, by)]
+        _print_table(found, ranking.column, ranking.meaning)
+
+
+def _print_table(found: pd.DataFrame, column: str, meaning: str) -> None:
+    """Numbers in a line, texts below them."""
+    from rich.console import Console
+
+    from dyn_probe.report.summary import safe
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{safe(meaning)}[/]")
+    for place, (_, row) in enumerate(found.iterrows(), start=1):
+        numbers = "  ".join(f"{name} {_written(row[name])}" for name in dict.fromkeys([column, *SHOWN]))
+        console.print(f"\n[bold]{place:3d}[/]  {safe(numbers)}", soft_wrap=True)
+        for name in TEXTS:
+            console.print(f"     [dim]{name:9}[/]{safe(_shortened(row[name]))}", soft_wrap=True)
+
+
+def _written(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _shortened(value: object, most: int = 160) -> str:
+    text = " ".join(str(value).split()) if isinstance(value, str) else "(no text recorded)"
+    return text if len(text) <= most else text[: most - 1] + "…"

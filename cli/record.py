@@ -1,0 +1,71 @@
+"""``dyn-probe record``: train with the reference loop and record while it trains. Its options are RunConfig's."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from dyn_probe_cli.next_step import say_next
+
+from dyn_probe.train.config import OPTIONS, RunConfig
+from dyn_probe.train.values import Option
+
+
+def record(config: Path | None = None, **given: Any) -> None:
+    """Train on preference pairs and record every pair's gradient dynamics. Without options: a small built-in model
+    and generated data, offline, in under a minute."""
+    from dyn_probe.train.config_file import make_config
+
+    made = make_config(config, {name: value for name, value in given.items() if value not in (None, [])})
+
+    from dyn_probe.train.loop import record as train
+
+    run = train(made, progress=True)
+    say_next("report", run)
+
+
+def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
+    """An option of the command. Its default is None, so that what was not typed is left to the YAML file."""
+    shown = option.default_text or (str(default) if default not in ((), {}, "") else "")
+    flags = [f"--{option.name}"]
+    if option.kind == "bool":
+        shown = f"--{option.name}" if default else f"--no-{option.name}"
+        flags = [f"--{option.name}/--no-{option.name}"]
+    choices = f" One of: {', '.join(option.choices)}." if option.choices else ""
+    stated = f" [default: {shown}]" if shown else ""
+    declared = typer.Option(*flags, help=option.help + choices + stated, show_default=False, metavar=_metavar(option))
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_cli_type(option), declared]
+    )
+
+
+def _cli_type(option: Option) -> Any:
+    """How the command line reads the option; RunConfig checks the rest."""
+    repeated = option.kind.startswith(("tuple", "dict"))
+    kinds = {"int": int, "float": float, "bool": bool}
+    return list[str] | None if repeated else kinds.get(option.kind.removesuffix(" | None"), str) | None
+
+
+def _metavar(option: Option) -> str | None:
+    """What stands for the value in the help; click names numbers and texts itself."""
+    named = {"dict": "NAME=VALUE", "tuple": "NAME"}
+    kind = option.kind.partition("[")[0]
+    return "FOLDER" if option.name == "out" else named.get(kind)
+
+
+_CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE.yaml", help="Options from a YAML file; the command line wins over it."),
+    ],
+)
+_DEFAULTS = RunConfig()
+_PARAMETERS = [_CONFIG, *(_parameter(name, option, getattr(_DEFAULTS, name)) for name, option in OPTIONS.items())]
+
+record.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
+record.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}

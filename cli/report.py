@@ -1,0 +1,24 @@
+"""``dyn-probe report``: a recorded run as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from dyn_probe_cli.next_step import say_next
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Trace folders; several are compared.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the report.", show_default="RUN/report")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds something else.")] = False,
+) -> None:
+    """Write verdicts, figures and ranked pairs of a run as one HTML file."""
+    from dyn_probe.report.build import build_report
+
+    page = build_report(runs, out=out, force=force)
+    typer.echo(f"Report: {page}")
+    say_next("summary", runs[0])
