@@ -19,3 +19,9 @@ class TraceError(DynProbeError):
 
 class CertificationError(DynProbeError):
     """The recorder disagrees with plain autograd by more than its tolerance."""
+
+
+class Diverged(DynProbeError):
+    """Training came to a loss that is no number; what was recorded before is kept."""
+
+    exit_code = 1

@@ -98,13 +98,17 @@ class Probe:
 
     def close(self, status: str = "closed", reason: str | None = None) -> None:
         """Write what is pending; closes the trace if the probe made it."""
-        self._flush()
+        self.flush()
         if self.writer is not None and self._owns:
             self.writer.close(status, reason)
 
     @contextmanager
     def step(
-        self, step: int, pair_ids: Sequence[str] | None = None, learning_rate: float | None = None
+        self,
+        step: int,
+        pair_ids: Sequence[str] | None = None,
+        learning_rate: float | None = None,
+        measure: bool = False,
     ) -> Iterator[Probe]:
         """Around one forward and backward over ``2B`` rows; does nothing on steps that are not recorded.
 
@@ -112,14 +116,15 @@ class Probe:
             step: optimizer step; several micro-batches may share it.
             pair_ids: ``batch.ids``.
             learning_rate: η of the predictions (default: the optimizer's).
+            measure: measure in steps that are not recorded too, since the update itself needs the norms.
         """
-        if not self.records(step):
+        if not (self.records(step) or measure):
             yield self
             return
         if self._recording is not None:
             raise BadInput("probe.step cannot be entered twice at once")
         if step not in self._steps:
-            self._flush()
+            self.flush()
         full = self.gram_every > 0 and step % self.gram_every == 0
         clean = full and all(p.grad is None for p in trained_parameters(self.model).values())
         self._given = {}
@@ -130,7 +135,8 @@ class Probe:
                 if self._given:
                     products = recording.result()
                     self._check(products)
-                    self._take(step, pair_ids, learning_rate, products, clean)
+                    if self.records(step):
+                        self._take(step, pair_ids, learning_rate, products, clean)
         finally:
             self._recording = None
             self._given = {}
@@ -142,6 +148,7 @@ class Probe:
         lengths: Tensor | None = None,
         losses: Tensor | None = None,
         loss_scale: float = 1.0,
+        pulls: tuple[Tensor, Tensor] | None = None,
         **columns: Tensor,
     ) -> None:
         """Tell the probe about the batch: inside ``probe.step``, before the backward.
@@ -153,6 +160,8 @@ class Probe:
             losses: ``[B]`` loss of each pair.
             loss_scale: factor between the loss that is backpropagated and the mean over the ``B`` pairs
                 (``1 / accumulation steps``, a gradient scaler's scale).
+            pulls: ``(d_w, d_l)``, ``[B]`` each, where the loss does not act through ``logps`` alone (token masks): they
+                are recorded as they are, and no change is predicted from them.
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
         if self._recording is None:
@@ -172,10 +181,38 @@ class Probe:
             "lengths": None if lengths is None else _numbers(lengths),
             "losses": None if losses is None else _numbers(losses),
             "scale": loss_scale,
+            "pulls": None if pulls is None else [_numbers(pull) for pull in pulls],
             "columns": {name: _numbers(value) for name, value in columns.items()},
         }
         if self._certify and self.certificate is None:
             self._given["plain"] = self._plain(logps)
+
+    def measure(self, logps: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+        """In place of ``pairs``, where the update depends on the norms: measure now, ``backward`` follows.
+
+        Args:
+            given: as for ``pairs``.
+
+        Returns:
+            ``(‖g_w‖, ‖g_l‖)``, ``[B]`` each.
+        """
+        if self._recording is None:
+            raise BadInput("probe.measure belongs inside probe.step(..., measure=True)")
+        self.pairs(logps, **given)
+        entries = torch.stack(list(self._recording.measure().pair_entries().values())).sum(0).clamp(min=0).sqrt()
+        return entries[:, 0].to(logps.device), entries[:, 1].to(logps.device)
+
+    def backward(self, coefficients: Tensor, **columns: Tensor) -> None:
+        """After ``measure``: give the parameters the gradient ``Σ_i c_i g_i``, without another backward.
+
+        Args:
+            coefficients: ``[2B]`` ``∂loss/∂(row log-probability)``.
+            columns: ``[B]`` further columns of the ``pairs`` table.
+        """
+        if self._recording is None or not self._given:
+            raise BadInput("probe.backward wants probe.measure before it, in the same step")
+        self._recording.reweight(coefficients)
+        self._given["columns"] |= {name: _numbers(value) for name, value in columns.items()}
 
     def _plain(self, logps: Tensor) -> dict[str, Tensor] | None:
         """The first pair by plain autograd, where the model allows it; the manifest says so where it does not."""
@@ -316,8 +353,13 @@ class Probe:
                     start = row[f"logp_{side}"] if old is None else old[j]
                     row[f"realised_delta_{side}"] = float(after[j] - start)
 
-    def _flush(self) -> None:
-        """Hand the finished step's rows to the writer."""
+    @property
+    def fresh(self) -> list[Row]:
+        """Rows of the step in progress, not yet handed to the writer."""
+        return self._fresh
+
+    def flush(self) -> None:
+        """Hand the rows of the steps done so far to the writer."""
         if self._fresh:
             self.rows = self._fresh
         for step, record in self._steps.items():
@@ -336,7 +378,7 @@ def pair_columns(given: Mapping[str, Any], products: Products, rate: float | Non
     entries = torch.stack(list(products.pair_entries().values())).sum(0).numpy()
     norm_w, norm_l = np.sqrt(np.maximum(entries[:, 0], 0)), np.sqrt(np.maximum(entries[:, 1], 0))
     pull = products.coefficients.numpy() * half / given["scale"]
-    d_w, d_l = -pull[:half], pull[half:]
+    d_w, d_l = (-pull[:half], pull[half:]) if given["pulls"] is None else given["pulls"]
     up, down = entanglement.predicted_delta(d_w, d_l, norm_w, norm_l, entries[:, 2], 1.0 if rate is None else rate)
     columns: dict[str, Any] = {
         "logp_chosen": logps[:half],
@@ -351,7 +393,9 @@ def pair_columns(given: Mapping[str, Any], products: Products, rate: float | Non
         "separate_backward": products.separate.numpy(),
         **given["columns"],
     }
-    if rate is not None:
+    if given["pulls"] is not None:
+        del columns["case"]
+    elif rate is not None:
         columns |= {"predicted_delta_chosen": up, "predicted_delta_rejected": down}
         if products.gram is not None:
             sides = entanglement.batch_delta(products.gram.numpy(), d_w, d_l, rate)

@@ -21,6 +21,7 @@ from dyn_probe.errors import BadInput
 from dyn_probe.gram.api import backward_only
 from dyn_probe.gram.assemble import Assembly
 from dyn_probe.gram.coverage import check_coverage
+from dyn_probe.gram.reweight import add_weighted_gradients
 from dyn_probe.gram.table import KINDS
 
 SMALLEST = {torch.float64: 1e-100, torch.float32: 1e-18, torch.bfloat16: 1e-18}
@@ -85,6 +86,7 @@ class Recording:
         self._apart: Assembly | None = None
         self._coefficients: Tensor | None = None
         self._bad: Tensor | None = None
+        self._found: dict[str, Tensor] | None = None
         self._nested = False
         self._handle: Any = None
 
@@ -96,7 +98,7 @@ class Recording:
         if self._handle is not None:
             self._handle.remove()
         self.capture.__exit__()
-        self.logps = self._active = self._training = self._apart = None
+        self.logps = self._active = self._training = self._apart = self._found = None
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -159,6 +161,31 @@ class Recording:
             backward_only(loss, self.capture, self.reentrant, retain=True)
         self._active = None
 
+    def measure(self) -> Products:
+        """Measure all pairs now, by a backward of the bare log-probabilities that also holds what ``reweight`` needs.
+
+        The graph is used up: no training backward follows, ``reweight`` stands in its place.
+        """
+        assert self.logps is not None
+        rows = torch.ones(self.logps.shape[0], dtype=torch.float64, device=self.logps.device)
+        self._coefficients, self._bad = rows, torch.zeros(len(rows) // 2, dtype=torch.bool, device=rows.device)
+        self._training = self._active = Assembly(self.capture, self.full, hold=True)
+        with self.quiet():
+            backward_only(self.logps.sum(), self.capture, self.reentrant)
+        self._active = None
+        return self.result()
+
+    def reweight(self, coefficients: Tensor) -> None:
+        """Add ``Σ_i c_i g_i`` to the parameters' gradients, from what ``measure`` held.
+
+        Args:
+            coefficients: ``[2B]`` ``∂loss/∂(row log-probability)`` of the update.
+        """
+        assert self._training is not None and self._training.kept is not None
+        add_weighted_gradients(self._training.kept, coefficients, trained_parameters(self.capture.model))
+        self._coefficients = coefficients.detach().double()
+        self._training.kept = {}
+
     def result(self) -> Products:
         """The answers, once the backward has run.
 
@@ -170,7 +197,9 @@ class Recording:
                 "no gradient reached the log-probabilities given to probe.pairs: call loss.backward() inside "
                 "probe.step, with a loss computed from that very tensor"
             )
-        found = self._training.finish()
+        if self._found is None:
+            self._found = self._training.finish()
+        found = self._found
         if self._apart is not None:
             apart = self._apart.finish()
             keep = self._bad.new_ones(()) if self.full else self._bad[:, None]

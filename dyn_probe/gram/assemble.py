@@ -26,10 +26,14 @@ class Assembly:
         capture: whose calls arrive here.
         coefficients: ``[rows]`` ``∂loss/∂(row log-probability)`` of the backward that is watched; the answers are
             those of the bare log-probabilities. None where the backward is of the log-probabilities themselves.
+        hold: keep every use's factor in ``kept``, for weight gradients with other coefficients.
     """
 
-    def __init__(self, capture: Capture, full: bool = False, coefficients: Tensor | None = None) -> None:
+    def __init__(
+        self, capture: Capture, full: bool = False, coefficients: Tensor | None = None, hold: bool = False
+    ) -> None:
         self.capture, self.full = capture, full
+        self.kept: dict[str, list[Factor]] | None = {} if hold else None
         self.answers: dict[str, Tensor] = {}
         self._held: dict[str, list[Factor]] = {}
         self._heads: dict[str, tied.HeadPart] = {}
@@ -54,6 +58,9 @@ class Assembly:
         assert call.kind is not None
         with torch.no_grad(), torch.autocast(self.capture.anchor.device.type, enabled=False):
             found = call.kind.factors(call, saved, [self._rescaled(g) for g in grads] if self._early else grads)
+            if self.kept is not None:
+                for name, factor in found.items():
+                    self.kept.setdefault(call.use.parameters[name], []).append(factor)
             alone = {name: f for name, f in found.items() if self._expected(call.use.parameters[name]) == 1}
             self._reduce_alone(call, alone)
             for name in found.keys() - alone.keys():

@@ -1,6 +1,7 @@
 """Products between parts: what one use of a parameter left for one tile of tokens.
 
-Letters: ``n`` tokens of a tile, ``P`` positions, ``A [P, p]`` inputs that all rows share, ``B [n, P, q]`` output-gradients.
+Letters: ``n`` tokens of a tile, ``P`` positions, ``A [P, p]`` inputs that all rows share,
+``B [n, P, q]`` output-gradients.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Token by token: inner products of single tokens' gradients (Yuan et al. 2024, §4.2), rows = tokens.
 
 Row i is token i of a response: the sequence is repeated once per token, so that one backward carries a tile of tokens.
-All rows of a side share their inputs, and with ``S = A A'ᵀ`` a linear layer's Gram is ``K[i, j] = ⟨B_i, S B'_j⟩``: no block
-of the weight's size is ever formed. An embedding is the same with ``S[t, s] = [x_t = x'_s]``.
+All rows of a side share their inputs, and with ``S = A A'ᵀ`` a linear layer's Gram is ``K[i, j] = ⟨B_i, S B'_j⟩``: no
+block of the weight's size is ever formed. An embedding is the same with ``S[t, s] = [x_t = x'_s]``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TokenGram:
     """Token gradients of one pair: ``n_w`` chosen and ``n_l`` rejected response tokens.
 
     Args:
-        chosen_rejected: ``[n_w, n_l]`` ``⟨∇log π(y_w^i|·), ∇log π(y_l^j|·)⟩`` (float64); its sum is ``⟨g_w,g_l⟩`` (law 2).
+        chosen_rejected: ``[n_w, n_l]`` ``⟨∇log π(y_w^i|·), ∇log π(y_l^j|·)⟩`` (float64); sums to ``⟨g_w,g_l⟩`` (law 2).
         chosen: ``[n_w, n_w]``; its sum is ``‖g_w‖²``.
         rejected: ``[n_l, n_l]``; its sum is ``‖g_l‖²``.
         tokens_chosen: ``[n_w]`` token ids.
@@ -102,18 +102,15 @@ def token_gram(
         groups = _passes(model, sides, names, budget)
         total, done = len(groups) * sum(len(side.tiles(tile)) for side in sides), 0
         for group in groups:
-            parts: dict[str, list[list[Part]]] = {}
-            for side in sides:
-                collected: dict[str, list[Part]] = {}
+            parts: list[dict[str, list[Part]]] = [{}, {}]
+            for side, collected in zip(sides, parts, strict=True):
                 for start, stop in side.tiles(tile):
                     _collect(model, side, start, stop, group, collected)
                     done += 1
                     if progress is not None:
                         progress(done, total)
-                for name, found in collected.items():
-                    parts.setdefault(name, [[] for _ in sides])[0 if side is sides[0] else 1] = found
-            for found in parts.values():
-                gram += part_products(found[0], found[1])
+            for name in parts[0].keys() | parts[1].keys():
+                gram += part_products(*(collected.get(name, []) for collected in parts))
     n = len(sides[0].positions)
     ids = [side.ids[side.positions] for side in sides]
     return TokenGram(gram[:n, n:], gram[:n, :n], gram[n:, n:], ids[0], ids[1], tuple(names))

@@ -9,8 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.errors import BadInput
-from dyn_probe.objectives import OBJECTIVES, TokenMask, kl_estimate, mismatched_rows, objective, pair_loss
-from dyn_probe.objectives import parse_shapings, resolve_hyper
+from dyn_probe.objectives import (
+    OBJECTIVES,
+    Terms,
+    TokenMask,
+    kl_estimate,
+    mismatched_rows,
+    objective,
+    pair_loss,
+    parse_shapings,
+    resolve_hyper,
+)
+from dyn_probe.objectives.options import parse
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.train.batches import pad
 from dyn_probe.train.config import RunConfig
@@ -35,11 +45,13 @@ class Method:
         Raises:
             BadInput: unknown names, hyper-parameters the objective does not have, or shapings that do not apply.
         """
-        row = objective(config.objective)
+        name, inline = parse(config.objective)
+        row = objective(name)
         if row.name in STAGES:
             trained = ", ".join(n for n in OBJECTIVES if n not in STAGES)
             raise BadInput(f"{row.name} is a warm-up stage (--sft-steps, --sft-objective); objectives: {trained}")
-        return Method(row.name, resolve_hyper(row, config.hyper_values), parse_shapings(config.shaping, row))
+        given = {**inline, **config.hyper, **({} if config.beta is None else {"beta": config.beta})}
+        return Method(row.name, resolve_hyper(row, given), parse_shapings(config.shaping, row))
 
     def shaping(self, name: str) -> Any | None:
         """The chosen shaping of that name, None if there is none."""
@@ -150,9 +162,11 @@ def _kl(
     return kl_estimate(ours, reference.rows(batch).to(ours.dtype))
 
 
-def losses_of(method: Method, out: Forward, batch: PairBatch, logps: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """``ℓ [B]`` and the shapings' columns."""
-    from dyn_probe.objectives import Terms
+def terms_of(out: Forward, batch: PairBatch) -> Terms:
+    """What the objective and its shapings read, live in the log-probabilities."""
+    return Terms.from_rows(out.logps, batch.lengths, out.reference, **out.more)
 
-    terms = Terms.from_rows(out.logps if logps is None else logps, batch.lengths, out.reference, **out.more)
+
+def losses_of(method: Method, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
+    """``ℓ [B]`` and the shapings' columns."""
     return pair_loss(method.name, terms, method.hyper, method.shapings)

@@ -23,6 +23,7 @@ def make_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter], lr: fl
 
 def learning_rate(config: RunConfig, step: int) -> float:
     """η of a step: rising over the warm-up, then constant, or falling to 0 at the last step."""
+    assert config.lr is not None, "with_model_defaults fills it in"
     if step < config.warmup_steps:
         return config.lr * (step + 1) / (config.warmup_steps + 1)
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)

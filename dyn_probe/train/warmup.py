@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.errors import DynProbeError
+from dyn_probe.errors import Diverged
 from dyn_probe.objectives import Terms, pair_loss
 from dyn_probe.pairs import PairBatch, sequence_logps
 from dyn_probe.train.answers import corpus
 from dyn_probe.train.batches import collate, step_order
 from dyn_probe.train.encode import EncodedPair, encode_pairs
 from dyn_probe.train.records import PreferencePair
-from dyn_probe.train.reference import Autocast
 from dyn_probe.train.schedule import set_rate
+from dyn_probe.train.setup import Setup
 
 BATCH = 16
 """Pairs in a step of these stages (fewer where there are fewer)."""
@@ -28,39 +28,34 @@ def reading_pairs(tokenizer: object, count: int = 2000, seed: int = 0) -> list[E
 
 
 def supervised_stage(
-    model: nn.Module,
+    setup: Setup,
     pairs: Sequence[EncodedPair],
     objective: str,
     steps: int,
     lr: float,
-    pad_id: int,
-    seed: int,
-    device: torch.device,
-    autocast: Autocast,
     progress: Callable[[float], None],
-) -> float | None:
+) -> float:
     """Train ``steps`` steps on the ``sft`` or ``extended_sft`` objective with AdamW and a falling learning rate.
 
     Args:
         progress: called with the loss after every step.
 
     Returns:
-        The last loss (nats/token), None without steps.
+        The last loss (nats/token).
     """
-    if not steps:
-        return None
+    model = setup.model
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     size, value = min(BATCH, len(pairs)), 0.0
     for step in range(steps):
         set_rate(optimizer, lr * (1 - step / steps))
-        chosen = [pairs[i] for i in step_order(len(pairs), size, step, seed)]
-        batch = collate(chosen, pad_id).to(device)
-        with autocast():
+        chosen = [pairs[i] for i in step_order(len(pairs), size, step, setup.config.seed)]
+        batch = collate(chosen, setup.pad_id).to(setup.device)
+        with setup.autocast():
             logps = rows_of(model, batch, objective)
         loss = pair_loss(objective, Terms.from_rows(logps, batch.lengths))[0].mean()
-        value = float(loss)
+        value = float(loss.detach())
         if not value < float("inf"):
-            raise DynProbeError(f"the supervised warm-up diverged at step {step} (loss {value}); lower --sft-lr ({lr})")
+            raise Diverged(f"the supervised warm-up diverged at step {step} (loss {value}); lower --sft-lr ({lr})")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)

@@ -1,0 +1,70 @@
+"""Checkpoints: everything that a resumed run needs to go on as if it had never stopped. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dyn_probe.errors import BadInput
+
+FOLDER = "checkpoints"
+
+
+def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, **more: Any) -> Path:
+    """Write ``RUN/checkpoints/step-N.pt`` in one move; older ones are removed. ``step`` steps are done.
+
+    Args:
+        more: further state of tensors, numbers, texts, lists and dicts (reference table, token mask).
+    """
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{step}.pt"
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        **more,
+    }
+    torch.save(state, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+    for other in folder.glob("step-*.pt"):
+        if other != path:
+            other.unlink()
+    return path
+
+
+def newest_checkpoint(run: Path) -> dict[str, Any]:
+    """The state of the newest checkpoint of a run, read without running code from it.
+
+    Raises:
+        BadInput: the run has none, or it cannot be read.
+    """
+    found = sorted((run / FOLDER).glob("step-*.pt"), key=lambda p: int(p.stem.partition("-")[2]))
+    if not found:
+        raise BadInput(f"{run} has no checkpoint to resume from; record with --checkpoint-every N to have them")
+    try:
+        return torch.load(found[-1], map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises several unrelated types
+        raise BadInput(f"cannot read the checkpoint {found[-1].name} of {run}: {str(error).splitlines()[0]}") from error
+
+
+def restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put a checkpoint's state back; returns the number of steps that are done."""
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    if state["random_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["random_cuda"])
+    return int(state["step"])
+
+
+def remove_checkpoints(run: Path) -> None:
+    """Delete a run's checkpoints, with the folder."""
+    shutil.rmtree(run / FOLDER, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""What a person sees while a run is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dyn_probe.train.records import Skipped
+
+
+class Display:
+    """Progress bars and notes on standard error; silent if asked."""
+
+    def __init__(self, shown: bool = True) -> None:
+        self.console = Console(stderr=True, quiet=not shown, highlight=False)
+
+    def say(self, text: str) -> None:
+        """One line of plain text."""
+        self.console.print(escape(text))
+
+    def warn_skipped(self, skipped: Sequence[Skipped], usable: int, most: int = 10) -> None:
+        """List the rows that are left out."""
+        if not skipped:
+            return
+        self.console.print(f"[yellow]{len(skipped)} rows cannot be used and are left out ({usable} are used):[/]")
+        for row in skipped[:most]:
+            self.say(f"  {row.source}: {row.reason}")
+        if len(skipped) > most:
+            self.say(f"  and {len(skipped) - most} more; all of them are listed in run.json")
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+        """A bar; what it yields is called with ``(advance, text)``."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console, transient=False, disable=self.console.quiet) as progress:
+            task = progress.add_task(title, total=total, note="")
+
+            def advance(by: float = 1, note: str = "") -> None:
+                progress.update(task, advance=by, note=note)
+
+            yield advance
+
+
+def live_numbers(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> str:
+    """The numbers that matter while training: loss, accuracy, change of both sides since the start, cosine, case 2.
+
+    Args:
+        rows: the step's rows of the ``pairs`` table.
+        start: mean per-token log-probability of each side at the first step; filled on first use.
+    """
+    if not rows:
+        return ""
+    sides = {}
+    for side in ("chosen", "rejected"):
+        per_token = sum(r[f"logp_{side}"] / r[f"len_{side}"] for r in rows) / len(rows)
+        sides[side] = per_token - start.setdefault(side, per_token)
+    loss = sum(r["loss"] for r in rows) / len(rows)
+    won = [r["logp_chosen"] - (r.get("ref_logp_chosen") or 0.0) for r in rows]
+    lost = [r["logp_rejected"] - (r.get("ref_logp_rejected") or 0.0) for r in rows]
+    accuracy = sum(w > v for w, v in zip(won, lost, strict=True)) / len(rows)
+    cosine = sum(r["grad_cosine"] for r in rows) / len(rows)
+    falling = sum(r.get("case") == 2 for r in rows) / len(rows)
+    return (
+        f"loss {loss:.3f} acc {accuracy:.0%} cos {cosine:+.2f} both down {falling:.0%} "
+        f"Δchosen {sides['chosen']:+.3f} Δrejected {sides['rejected']:+.3f} nats/token"
+    )

@@ -1,0 +1,154 @@
+"""Everything a run needs before its first step: checked configuration, data, model, manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dyn_probe import __version__
+from dyn_probe.errors import BadInput, TraceError
+from dyn_probe.train.config import RunConfig
+from dyn_probe.train.data import load_pairs
+from dyn_probe.train.encode import EncodedPair, encode_pairs
+from dyn_probe.train.models import load_model, pad_token
+from dyn_probe.train.objective import Method
+from dyn_probe.train.records import Skipped, listed, plain_text
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What ``prepare`` made: nothing of it has been written anywhere."""
+
+    config: RunConfig
+    method: Method
+    model: nn.Module
+    tokenizer: Any
+    pairs: list[EncodedPair]
+    held_out: list[EncodedPair]
+    skipped: list[Skipped]
+    pad_id: int
+    device: torch.device
+    autocast: Callable[[], Any]
+
+
+def prepare(config: RunConfig) -> Setup:
+    """Check the configuration, then load data and model.
+
+    Raises:
+        BadInput: anything that cannot work, before anything is written.
+    """
+    config = config.with_model_defaults()
+    method = Method.of(config)
+    check_folder(config)
+    check_batch(config, method)
+    torch.manual_seed(config.seed)
+    texts, skipped = load_pairs(config.data, count=config.max_pairs)
+    model, tokenizer = load_model(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        seed=config.seed,
+        lora_rank=config.lora_rank,
+        trust_remote_code=config.trust_remote_code,
+    )
+    encoded, more = encode_pairs(texts, tokenizer, fitting_length(config, model), config.truncation)
+    skipped = [*skipped, *more]
+    if not encoded:
+        raise BadInput(f"no pair of {config.data} can be used: {listed(skipped)}")
+    pairs, held_out = split(encoded, config.eval_fraction, config.seed)
+    if config.pairs_per_step > len(pairs):
+        raise BadInput(
+            f"a step takes {config.pairs_per_step} pairs (batch size × accumulation) and {len(pairs)} can be used; "
+            "lower --batch-size or --eval-fraction, or add data"
+        )
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    device = next(model.parameters()).device
+    wanted = config.dtype == "autocast"
+    autocast = partial(torch.autocast, device.type, torch.bfloat16) if wanted else nullcontext
+    return Setup(config, method, model, tokenizer, pairs, held_out, skipped, pad_token(tokenizer), device, autocast)
+
+
+def check_folder(config: RunConfig) -> None:
+    """Refuse an existing run before any work is done (the trace's writer would refuse it later)."""
+    folder = config.folder
+    if config.resume and not (folder / "run.json").is_file():
+        raise BadInput(f"--resume wants the folder of a run in --out; {folder} is none")
+    taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    if taken and not (config.resume or config.force):
+        raise TraceError(f"{folder} exists; write --force to replace the run in it, or another --out")
+
+
+def check_batch(config: RunConfig, method: Method) -> None:
+    """Refuse combinations of options that cannot work together."""
+    if method.name == "kto" and config.batch_size < 2:
+        raise BadInput("kto estimates its KL from other pairs of the batch; write --batch-size 2 or more")
+    if config.lora_rank and method.needs_live_reference and config.dtype == "float64":
+        raise BadInput("LoRA with a live reference is not available in float64; write --dtype float32")
+
+
+def fitting_length(config: RunConfig, model: nn.Module) -> int:
+    """``max_length``, but no more than the model's positions."""
+    known = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    return min(config.max_length, known) if isinstance(known, int) and known > 0 else config.max_length
+
+
+def split(pairs: list[EncodedPair], share: float, seed: int) -> tuple[list[EncodedPair], list[EncodedPair]]:
+    """Training and held-out pairs, drawn by seed."""
+    held = round(share * len(pairs))
+    order = list(range(len(pairs)))
+    random.Random(f"{seed}:held-out").shuffle(order)
+    return [pairs[i] for i in sorted(order[held:])], [pairs[i] for i in sorted(order[:held])]
+
+
+def manifest_of(setup: Setup) -> dict[str, Any]:
+    """``run.json`` of a run that is about to start."""
+    config, model = setup.config, setup.model
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {
+        "command": " ".join(["dyn-probe", *sys.argv[1:]]) if "record" in sys.argv else "dyn_probe.train.loop.record",
+        "config": dataclasses.asdict(config) | {"shaping": list(config.shaping)},
+        "model": {
+            "name": config.model,
+            "type": str(getattr(model.config, "model_type", "")),
+            "parameters": sum(n for n, _ in sizes),
+            "trained_parameters": sum(n for n, trained in sizes if trained),
+        },
+        "data": {"name": config.data, "pairs": len(setup.pairs), "held_out": len(setup.held_out)},
+        "objective": {
+            "name": setup.method.name,
+            "hyper": setup.method.hyper,
+            "shaping": [f"{one.name}: {one.options}" for one in setup.method.shapings],
+        },
+        "skipped_rows": [dataclasses.asdict(row) for row in setup.skipped],
+        "versions": {"dyn_probe": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+    }
+
+
+def example_rows(pairs: list[EncodedPair]) -> list[dict[str, str]]:
+    """The ``examples`` table: each pair as text."""
+    return [
+        {
+            "pair_id": pair.pair_id,
+            "prompt": plain_text(pair.text.prompt),
+            "chosen": plain_text(pair.text.chosen),
+            "rejected": plain_text(pair.text.rejected),
+            "source": pair.text.source,
+        }
+        for pair in pairs
+    ]
+
+
+def folder_of(config: RunConfig) -> Path:
+    """Where the run is written."""
+    return config.folder
