@@ -28,7 +28,7 @@ _LEVELS: tuple[frozenset[str], ...] = (
 for _depth, _level in enumerate(_LEVELS):
     for _room in _level:
         MAY_IMPORT[_room] = frozenset().union(*_LEVELS[:_depth])
-MAY_IMPORT["report"] = frozenset({"errors", "trace", "entanglement"})
+MAY_IMPORT["report"] = frozenset({"errors", "trace", "entanglement", "mass"})
 MAY_IMPORT["cli"] = frozenset(MAY_IMPORT)
 
 WITHOUT_TORCH = ("errors", "trace", "report", "entanglement")

@@ -29,6 +29,10 @@ from dyn_probe.report.figures.layers import layers
 from dyn_probe.report.figures.logps import log_probs
 from dyn_probe.report.figures.margin import margin
 from dyn_probe.report.figures.mass import mass
+from dyn_probe.report.figures.mass_deltas import compare_deltas
+from dyn_probe.report.figures.mass_entropy import mass_entropy
+from dyn_probe.report.figures.mass_split import mass_split
+from dyn_probe.report.figures.mass_toy import squeezing_toy
 from dyn_probe.report.figures.movement import movement
 from dyn_probe.report.figures.predicted import predicted
 from dyn_probe.report.figures.pulls import pulls
@@ -79,6 +83,11 @@ FIGURES: dict[str, FigureRow] = {
     ),
     "clipping": FigureRow(clipping, "Gradient norm and clipping", ("steps.grad_norm", "steps.grad_norm_clipped")),
     "mass": FigureRow(mass, "Probability mass", ("mass.logp_token",), optional=True),
+    "mass_split": FigureRow(mass_split, "Split of the mass", ("mass.missing_mass", "mass.rival_mass"), optional=True),
+    "mass_entropy": FigureRow(
+        mass_entropy, "Entropy and rank", ("mass.entropy", "mass.rank", "mass.top1"), optional=True
+    ),
+    "squeezing_toy": FigureRow(squeezing_toy, "Squeezing with fifty classes", ("mass.logp_token",), optional=True),
 }
 
 COMPARISONS: dict[str, FigureRow] = {
@@ -87,6 +96,7 @@ COMPARISONS: dict[str, FigureRow] = {
     "compare_entanglement": FigureRow(
         compare_entanglement, "Entanglement, pulls, case 2", ("pairs.grad_cosine", "pairs.case")
     ),
+    "compare_deltas": FigureRow(compare_deltas, "Change per method", ("mass.logp", "mass.argmax_logp")),
     "compare_pairs": FigureRow(compare_pairs, "The same pairs", ("pairs.logp_chosen",)),
 }
 """Figures of several runs: `draw` takes a mapping of run name → trace."""
