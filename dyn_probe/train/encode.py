@@ -20,10 +20,10 @@ from dyn_probe.train.prefix import common_prefix
 from dyn_probe.train.records import PreferencePair, Skipped, Text
 
 FALLBACK_TEMPLATE = (
-    "{% for message in messages %}{% if not loop.first %}\n{% endif %}"
+    "{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
     "{{ message['role'].capitalize() }}: {{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}\nAssistant:{% endif %}"
+    "{% if add_generation_prompt %}{{ '\\n' }}Assistant:{% endif %}"
 )
 """``User: …``, ``Assistant: …`` and the end-of-sequence token, a line each."""
 

@@ -106,6 +106,8 @@ def _pretrained(name: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple
         ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what some classes make up where there is no file
+            raise OSError("no tokenizer files")
     except Exception as error:
         raise BadInput(
             f"model {name!r} has no tokenizer that loads: {_first_line(error)}; save one beside it: "
