@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,14 @@ from dyn_probe.errors import BadInput
 from dyn_probe.train.choices import unknown
 from dyn_probe.train.config import OPTIONS, RunConfig
 
+MAY_CHANGE = ("out", "steps", "checkpoint_every", "device", "resume")
+"""Fields that a resumed run may be given anew."""
+
 
 def make_config(file: str | Path | None = None, given: Mapping[str, Any] | None = None) -> RunConfig:
     """The configuration in a YAML file (where one is named), ``given`` over it, defaults for the rest.
+
+    With ``resume`` the rest is what the run in ``out`` was recorded with.
 
     Args:
         file: a YAML mapping of option names, with hyphens or underscores, to values.
@@ -22,7 +29,40 @@ def make_config(file: str | Path | None = None, given: Mapping[str, Any] | None 
         BadInput: the file cannot be read, an option is unknown, or a value does not fit.
     """
     values = read_yaml(Path(file)) if file is not None else {}
-    return RunConfig(**values | field_names(given or {}, "the options given"))
+    values |= field_names(given or {}, "the options given")
+    config = RunConfig(**values)
+    return resumed(config, tuple(values)) if config.resume else config
+
+
+def resumed(config: RunConfig, given: Sequence[str]) -> RunConfig:
+    """The configuration of the run in ``config.folder``, to go on with; options in MAY_CHANGE can be given anew.
+
+    Args:
+        given: fields of ``config`` that were named and are no defaults.
+
+    Raises:
+        BadInput: the folder holds no run of this loop, or other options were given other values.
+    """
+    saved = _recorded(config.folder)
+    old = RunConfig(**{name: value for name, value in saved.items() if name in OPTIONS} | {"force": False})
+    changed = [n for n in given if n not in MAY_CHANGE and getattr(config, n) != getattr(old, n)]
+    if changed:
+        said = "; ".join(f"{OPTIONS[n].name} was {getattr(old, n)!r}, now {getattr(config, n)!r}" for n in changed)
+        free = ", ".join(OPTIONS[n].name for n in MAY_CHANGE)
+        raise BadInput(f"a resumed run keeps its options: {said}; leave them out (these may change: {free})")
+    fresh: dict[str, Any] = {n: getattr(config, n) for n in given if n in MAY_CHANGE}
+    return replace(old, **fresh | {"out": str(config.folder), "resume": True})
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Options that the run in ``folder`` was recorded with."""
+    try:
+        saved = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("config")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--resume wants the folder of a run in --out; cannot read {folder / 'run.json'}") from error
+    if not isinstance(saved, Mapping):
+        raise BadInput(f"{folder} was not recorded by dyn-probe record: its run.json names no options to go on with")
+    return dict(saved)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
