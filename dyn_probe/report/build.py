@@ -12,7 +12,9 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from dyn_probe.errors import BadInput
-from dyn_probe.report.data import comparison_data, label_runs, report_data
+from dyn_probe.report.compare import labelled
+from dyn_probe.report.compare_data import comparison_data
+from dyn_probe.report.data import report_data
 from dyn_probe.report.figures import COMPARISONS, FIGURES
 from dyn_probe.report.output import check_folder, data_uri, render, write_files
 from dyn_probe.report.tables import comparison_tables, run_tables
@@ -46,7 +48,7 @@ def build_report(runs: Sequence[str | Path], out: str | Path | None = None, forc
     folder = Path(out) if out is not None else default_folder(paths)
     check_folder(folder, force)
     traces = [load_trace(path) for path in paths]
-    data, drawn, tables = _one(traces[0]) if len(traces) == 1 else _several(label_runs(traces))
+    data, drawn, tables = _one(traces[0]) if len(traces) == 1 else _several(labelled(traces))
     files, images = figure_files(drawn)
     files |= tables
     files[PAGE] = page(data, images).encode("utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,20 +54,20 @@ def labelled(traces: Sequence[Trace]) -> dict[str, Trace]:
     return dict(zip(names, traces, strict=True))
 
 
-def shared_ids(traces: Mapping[str, Trace]) -> list[str]:
-    """Ids of the pairs that every run has recorded."""
-    sets = [set(trace.pairs["pair_id"].dropna()) for trace in traces.values()]
-    return sorted(set.intersection(*sets))
+def pair_ids(trace: Trace) -> set[str]:
+    """Ids of the pairs that a run has recorded."""
+    return set(trace.pairs["pair_id"].dropna())
 
 
 def joined(traces: Mapping[str, Trace]) -> pd.DataFrame:
-    """The shared pairs: one row per pair_id, columns (run, column of JOINED)."""
-    ids = shared_ids(traces)
+    """Pairs that at least two runs share: one row per pair_id, columns (run, column of JOINED), NaN where not seen."""
+    times = Counter(name for trace in traces.values() for name in pair_ids(trace))
+    ids = sorted(name for name, count in times.items() if count > 1)
     frames = {}
     for label, trace in traces.items():
         rows = pair_rows(trace.pairs[trace.pairs["pair_id"].isin(ids)]).set_index("pair_id")
-        frames[label] = pd.DataFrame({name: numbers(rows, name) for name in JOINED}, index=rows.index)
-    return pd.concat(frames, axis=1).reindex(ids)
+        frames[label] = pd.DataFrame({name: numbers(rows, name) for name in JOINED}, index=rows.index).reindex(ids)
+    return pd.concat(frames, axis=1)
 
 
 def deltas(traces: Mapping[str, Trace]) -> list[DeltaLine]:

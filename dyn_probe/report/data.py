@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +9,15 @@ import numpy as np
 
 from dyn_probe import __version__
 from dyn_probe.report.changes import change, span
-from dyn_probe.report.compare import DeltaLine, deltas, labelled
 from dyn_probe.report.definitions import definitions
 from dyn_probe.report.derived import SIDES
 from dyn_probe.report.facts import everything, facts, title
-from dyn_probe.report.figures import COMPARISONS, FigureRow, figures_for
+from dyn_probe.report.figures import FigureRow, figures_for
 from dyn_probe.report.frames import median, tenths
 from dyn_probe.report.needs import missing, remedy
 from dyn_probe.report.overview import Line, overview
 from dyn_probe.report.pair_cards import pair_cards
 from dyn_probe.report.verdicts import TOPICS, Number, Verdict, signed, verdicts, written
-from dyn_probe.report.verdicts.comparison import comparison
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -48,29 +45,6 @@ def report_data(trace: Trace) -> Data:
         "definitions": definitions(trace),
         **stamp(),
     }
-
-
-def comparison_data(traces: Mapping[str, Trace]) -> Data:
-    """Everything that the report of several runs says."""
-    found = comparison(traces)
-    return {
-        "kind": "comparison",
-        "title": " against ".join(traces),
-        "runs": [{"label": label, "status": status(trace)} for label, trace in traces.items()],
-        "facts": facts_side_by_side(traces),
-        "verdicts": [verdict_entry(v) for v in found],
-        "deltas": [delta_entry(line) for line in deltas(traces)],
-        "figures": [
-            {"name": name, "title": row.title, "text": row.text, "missing": ""} for name, row in COMPARISONS.items()
-        ],
-        "definitions": definitions(*traces.values()),
-        **stamp(),
-    }
-
-
-def label_runs(traces: Iterable[Trace]) -> dict[str, Trace]:
-    """Several traces by name, in their order."""
-    return labelled(list(traces))
 
 
 def status(trace: Trace) -> Data:
@@ -153,46 +127,15 @@ def _line_entry(line: Line) -> Data:
     }
 
 
-def delta_entry(line: DeltaLine) -> Data:
-    """One measure of every run with its difference to the first, as text and as numbers."""
-    runs = [
-        {"label": label, "text": value_text(value, line.unit), "value": value, "delta": line.delta(label),
-         "delta_text": _delta_text(line.delta(label), line.unit)}
-        for label, value in line.values.items()
-    ]  # fmt: skip
-    unit = "" if line.unit in ("share", "1") else line.unit
-    return {"name": line.name, "unit": unit, "formula": line.formula, "runs": runs}
-
-
 def value_text(value: float, unit: str) -> str:
     """A value without its unit, which has its own column; shares in per cent; "–" where there is none."""
     return "–" if np.isnan(value) else written(Number("", value, "share" if unit == "share" else ""))
-
-
-def _delta_text(value: float, unit: str) -> str:
-    if np.isnan(value):
-        return ""
-    sign = "+" if value > 0 else "−" if value < 0 else "±"
-    if unit == "share":
-        return f"{sign}{abs(100 * value):.0f} points"
-    return sign + value_text(abs(value), unit)
 
 
 def figure_entry(name: str, row: FigureRow, trace: Trace) -> Data:
     """Title and texts of a figure; `missing` says what was not recorded."""
     lack = "; ".join(dict.fromkeys(remedy(need) for need in missing(trace, row.needs)))
     return {"name": name, "title": row.title, "text": row.text, "missing": lack}
-
-
-def facts_side_by_side(traces: Mapping[str, Trace]) -> list[Data]:
-    """The facts of all runs, one row per label, and whether the runs differ in it."""
-    known = [dict(facts(trace)) for trace in traces.values()]
-    labels = dict.fromkeys(label for run in known for label in run)
-    rows = []
-    for label in labels:
-        texts = [run.get(label, "–") for run in known]
-        rows.append({"label": label, "texts": texts, "differs": len(set(texts)) > 1})
-    return rows
 
 
 def stamp() -> Data:

@@ -73,9 +73,11 @@ def plain(value: Any) -> Any:
 def render(figure: Figure) -> tuple[bytes, bytes]:
     """The figure as (SVG, PNG); texts in the SVG are outlines, so that it looks the same everywhere."""
     svg, png = io.BytesIO(), io.BytesIO()
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine("none")  # the layout stands; savefig would solve it again, twice
     with rc_context(SVG):
         figure.savefig(svg, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
-        figure.set_layout_engine("none")  # the layout stands; do not solve it again
         figure.savefig(png, format="png", dpi=150)
     return svg.getvalue(), png.getvalue()
 

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from dyn_probe.report import derived
 from dyn_probe.report.compare import common_basis, joined
-from dyn_probe.report.frames import Bins, Floats, bands, finite, numbers, step_bins
-from dyn_probe.report.style import RUN_COLOURS, Curve, draw_line, label_ends, name_panel, new_figure, rule, say
+from dyn_probe.report.curves import Curve, draw_line, label_ends
+from dyn_probe.report.frames import Bins, Floats, bands, numbers, step_bins
+from dyn_probe.report.style import RUN_COLOURS, name_panel, new_figure, rule, say, short
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -69,8 +70,8 @@ def compare_entanglement(traces: Traces) -> Figure:
     """Shows: median cosine of the chosen and rejected gradient (left), median ratio of the pulls (middle),
     and the share of pair rows in case 2, both down (right), one line per run.
 
-    How to read: objectives hardly change the cosine; what they change is the ratio of the pulls, and
-    through it the share of case 2.
+    How to read: an objective acts through the ratio of the pulls; the cosine belongs to the model and the
+    data. Less case 2 at the same cosine is the objective's doing.
 
     Needs: the gradients of the pairs and the pulls.
     """
@@ -92,25 +93,32 @@ def compare_pairs(traces: Traces) -> Figure:
 
     How to read: dots above the diagonal are more probable in the other run than in the first.
 
-    Needs: pairs that all runs have recorded.
+    Needs: pairs that the runs share.
     """
     table = joined(traces)
     figure, axes = new_figure(2, height=3.9)
     first, *others = traces
     for ax, side in zip(axes, derived.SIDES, strict=True):
-        name_panel(ax, side.capitalize(), "other run (nats per token)", f"{first} (nats per token)")
+        name_panel(ax, side.capitalize(), "other run (nats per token)", f"{short(first)} (nats per token)")
         ax.xaxis.label.set_parse_math(False)
-        x = table[first][f"logp_per_token_{side}"].to_numpy(dtype=float)
-        if not len(finite(x)):
-            say(ax, "the runs have no pair in common")
-            continue
-        for number, label in enumerate(others, 1):
-            y = table[label][f"logp_per_token_{side}"].to_numpy(dtype=float)
-            ax.scatter(x, y, s=12, alpha=0.5, linewidths=0, color=_colour(number), rasterized=True)
-            ax.annotate(label, (0.03, 1.02 - 0.07 * number), xycoords="axes fraction", color=_colour(number),
-                        fontsize=8.5, fontweight="bold", va="top", parse_math=False)  # fmt: skip
-        ax.axline((float(np.nanmedian(x)),) * 2, slope=1, color="#9AA5B1", linewidth=0.9, linestyle=(0, (2, 2)))
+        points = {label: table[label][f"logp_per_token_{side}"].to_numpy(dtype=float) for label in traces}
+        _dots(ax, points[first], {label: points[label] for label in others})
     return figure
+
+
+def _dots(ax: Axes, x: Floats, others: Mapping[str, Floats]) -> None:
+    known = {label: y for label, y in others.items() if np.isfinite(x - y).any()}
+    if not known:
+        return say(ax, "the runs have no pair in common")
+    for number, (label, y) in enumerate(others.items(), 1):
+        colour = _colour(number)
+        ax.scatter(x, y, s=12, alpha=0.5, linewidths=0, color=colour, rasterized=True)
+        text = short(label) + ("" if label in known else ": no pair in common")
+        place = (0.03, 1.04 - 0.07 * number)
+        ax.annotate(text, place, xycoords="axes fraction", color=colour, fontsize=8.5, fontweight="bold", va="top",
+                    parse_math=False)  # fmt: skip
+    ax.axline((float(np.nanmedian(x)),) * 2, slope=1, color="#9AA5B1", linewidth=0.9, linestyle=(0, (2, 2)))
+    return None
 
 
 def _overlay(ax: Axes, traces: Traces, values: Callable[[pd.DataFrame], Floats], reduce: Reduce) -> None:

@@ -7,18 +7,10 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from dyn_probe.report import derived
+from dyn_probe.report.curves import Curve, draw_bands
 from dyn_probe.report.frames import numbers, step_bins
 from dyn_probe.report.needs import why_absent
-from dyn_probe.report.style import (
-    NEUTRAL,
-    SIDE_COLOURS,
-    Curve,
-    draw_bands,
-    empty_figure,
-    name_panel,
-    new_figure,
-    rule,
-)
+from dyn_probe.report.style import NEUTRAL, SIDE_COLOURS, empty_figure, name_panel, new_figure, rule
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace

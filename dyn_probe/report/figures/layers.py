@@ -21,6 +21,7 @@ from dyn_probe.report.style import (
     empty_figure,
     name_panel,
     new_figure,
+    short,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _layer_ticks(ax: Axes, names: list[str]) -> None:
     every = max(1, int(np.ceil(len(names) / 24)))
     places = sorted({*range(0, len(names), every), 0, len(names) - 1})
     ax.set_yticks(places)
-    ax.set_yticklabels([names[place] for place in places], parse_math=False)
+    ax.set_yticklabels([short(names[place]) for place in places], parse_math=False)
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 

@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dyn_probe.report import derived
+from dyn_probe.report.curves import Curve, draw_bands
 from dyn_probe.report.frames import Floats, finite, numbers, step_bins
 from dyn_probe.report.needs import why_absent
-from dyn_probe.report.style import SIDE_COLOURS, Curve, draw_bands, name_panel, new_figure, rule, say
+from dyn_probe.report.style import SIDE_COLOURS, name_panel, new_figure, rule, say
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace

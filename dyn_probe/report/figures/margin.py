@@ -8,17 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dyn_probe.report import derived
+from dyn_probe.report.curves import Curve, draw_bands, draw_line, fit_steps
 from dyn_probe.report.frames import numbers, recorded, step_bins
-from dyn_probe.report.style import (
-    NEUTRAL,
-    Curve,
-    draw_bands,
-    draw_line,
-    fit_steps,
-    name_panel,
-    new_figure,
-    rule,
-)
+from dyn_probe.report.style import NEUTRAL, name_panel, new_figure, rule
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace

@@ -20,6 +20,8 @@ FORMULA = (
     "case by the signs of Δa = η(d_w‖g_w‖² − d_l⟨g_w,g_l⟩) and Δb = η(d_w⟨g_w,g_l⟩ − d_l‖g_l‖²), "
     "one plain gradient step on the pair alone"
 )
+LASTING = 0.2
+"""A majority over a smaller part of the run's end (and over fewer than two bins) is no turning point."""
 FEW = 8
 """With fewer rows than this a share is only noted."""
 LEVELS: dict[int, Level] = {1: "ok", 2: "warning", 3: "note", 4: "warning"}
@@ -82,12 +84,13 @@ def turning(trace: Trace) -> list[Verdict]:
 
 
 def lasting_majority(bins: Bins, case: Floats) -> tuple[int, int] | None:
-    """(first bin, case) of a majority that lasts to the end over at least two bins; None if there is none."""
+    """(first bin, case) of a majority that lasts to the end over at least LASTING of the bins; None without one."""
+    least = max(2, int(np.ceil(LASTING * len(bins))))
     for number in CASES:
         majority = bins.means(np.where(np.isfinite(case), case == number, np.nan)) > 0.5
         against = np.flatnonzero(~majority)
         start = int(against[-1]) + 1 if len(against) else 0
-        if len(bins) - start >= 2:
+        if len(bins) - start >= least:
             return start, number
     return None
 

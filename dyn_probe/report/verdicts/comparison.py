@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report.compare import deltas, joined, shared_ids
+from dyn_probe.report.compare import deltas, joined, pair_ids
 from dyn_probe.report.facts import look_up, plain_text
 from dyn_probe.report.frames import finite, median, share
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
@@ -30,20 +30,24 @@ def comparison(traces: Mapping[str, Trace]) -> list[Verdict]:
 
 
 def _overlap(traces: Mapping[str, Trace]) -> list[Verdict]:
-    ids = shared_ids(traces)
-    own = {label: int(trace.pairs["pair_id"].nunique()) for label, trace in traces.items()}
-    listed = ", ".join(f"{label} {number:,}" for label, number in own.items())
-    figures = [
-        Number("pairs in all runs", len(ids), "pairs"),
-        *(Number(f"pairs of {k}", v, "pairs") for k, v in own.items()),
-    ]
-    if not ids:
-        sentence = (
-            f"The runs have no pair in common ({listed}): only their run-level numbers are compared, on different data."
+    ids = {label: pair_ids(trace) for label, trace in traces.items()}
+    first, *others = traces
+    found = []
+    for label in others:
+        shared = len(ids[first] & ids[label])
+        words = (
+            f"{count(shared, 'pair')} of {first} ({len(ids[first]):,}) and {label} ({len(ids[label]):,}) are the same"
         )
-        return say("warning", sentence, "pair_id recorded in every run", *figures)
-    sentence = f"{count(len(ids), 'pair')} recorded in all {len(traces)} runs and joined by pair_id ({listed})."
-    return say("ok", sentence, "pair_id recorded in every run", *figures)
+        apart = f"{first} and {label} have no pair in common: only run-level numbers compare, on different pairs"
+        found += say(
+            "ok" if shared else "warning",
+            f"{words if shared else apart}.",
+            "pair_id recorded in both runs; it is a hash of the token ids",
+            Number("pairs in both", shared, "pairs"),
+            Number(f"pairs of {first}", len(ids[first]), "pairs"),
+            Number(f"pairs of {label}", len(ids[label]), "pairs"),
+        )
+    return found
 
 
 def _settings(traces: Mapping[str, Trace]) -> list[Verdict]:

@@ -1,0 +1,67 @@
+"""The comparison of several runs as plain data, for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dyn_probe.report.compare import DeltaLine, deltas
+from dyn_probe.report.data import Data, stamp, status, value_text, verdict_entry
+from dyn_probe.report.definitions import definitions
+from dyn_probe.report.facts import facts
+from dyn_probe.report.figures import COMPARISONS
+from dyn_probe.report.verdicts.comparison import comparison
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+
+def comparison_data(traces: Mapping[str, Trace]) -> Data:
+    """Everything that the report of several runs says."""
+    found = comparison(traces)
+    return {
+        "kind": "comparison",
+        "title": " against ".join(traces),
+        "runs": [{"label": label, "status": status(trace)} for label, trace in traces.items()],
+        "facts": facts_side_by_side(traces),
+        "verdicts": [verdict_entry(v) for v in found],
+        "deltas": [delta_entry(line) for line in deltas(traces)],
+        "figures": [
+            {"name": name, "title": row.title, "text": row.text, "missing": ""} for name, row in COMPARISONS.items()
+        ],
+        "definitions": definitions(*traces.values()),
+        **stamp(),
+    }
+
+
+def facts_side_by_side(traces: Mapping[str, Trace]) -> list[Data]:
+    """The facts of all runs, one row per label, and whether the runs differ in it."""
+    known = [dict(facts(trace)) for trace in traces.values()]
+    labels = dict.fromkeys(label for run in known for label in run)
+    rows = []
+    for label in labels:
+        texts = [run.get(label, "–") for run in known]
+        rows.append({"label": label, "texts": texts, "differs": len(set(texts)) > 1})
+    return rows
+
+
+def delta_entry(line: DeltaLine) -> Data:
+    """One measure of every run with its difference to the first, as text and as numbers."""
+    runs = [
+        {"label": label, "text": value_text(value, line.unit), "value": value, "delta": line.delta(label),
+         "delta_text": _delta_text(line.delta(label), line.unit)}
+        for label, value in line.values.items()
+    ]  # fmt: skip
+    unit = "" if line.unit in ("share", "1") else line.unit
+    return {"name": line.name, "unit": unit, "formula": line.formula, "runs": runs}
+
+
+def _delta_text(value: float, unit: str) -> str:
+    if np.isnan(value):
+        return ""
+    sign = "+" if value > 0 else "−" if value < 0 else "±"
+    if unit == "share":
+        return f"{sign}{abs(100 * value):.0f} points"
+    return sign + value_text(abs(value), unit)

@@ -1,0 +1,117 @@
+"""Several runs: joined by pair id where they share pairs, said plainly where they do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_frames import Options
+from report_runs import new_trace
+
+from dyn_probe.report.build import build_report
+from dyn_probe.report.compare import common_basis, deltas, joined, labelled
+from dyn_probe.report.compare_data import comparison_data
+from dyn_probe.report.figures import COMPARISONS
+from dyn_probe.report.verdicts.comparison import comparison
+from dyn_probe.trace.reader import Trace
+
+BASE = Options(steps=40)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
+    """Two runs on the same pairs and one on others."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {
+        "dpo": new_trace(folder / "dpo", BASE),
+        "gentle": new_trace(folder / "gentle", replace(BASE, regime="case1")),
+        "stranger": new_trace(folder / "stranger", replace(BASE, seed=9)),
+    }
+    assert set(made["dpo"].pairs.pair_id) == set(made["gentle"].pairs.pair_id)
+    return made
+
+
+def last_rows(trace: Trace) -> dict[str, dict]:
+    """The last recorded row of every pair, by a plain loop."""
+    found: dict[str, dict] = {}
+    for row in trace.pairs.sort_values("step").to_dict("records"):
+        found[row["pair_id"]] = row
+    return found
+
+
+def two(runs: dict[str, Trace]) -> dict[str, Trace]:
+    return {name: runs[name] for name in ("dpo", "gentle")}
+
+
+def test_pairs_are_joined_by_id_at_their_last_row(runs: dict[str, Trace]) -> None:
+    table = joined(two(runs))
+    for label in ("dpo", "gentle"):
+        slow = last_rows(runs[label])
+        assert set(table.index) == set(slow)
+        expected = [slow[name]["logp_chosen"] / slow[name]["len_chosen"] for name in table.index]
+        np.testing.assert_allclose(table[label]["logp_per_token_chosen"], expected)
+
+
+def test_sentences_compare_the_same_pairs(runs: dict[str, Trace]) -> None:
+    a, b = last_rows(runs["dpo"]), last_rows(runs["gentle"])
+    gap = np.array([(b[name]["logp_chosen"] - a[name]["logp_chosen"]) / a[name]["len_chosen"] for name in a])
+    found = next(v for v in comparison(two(runs)) if v.sentence.startswith("On the same pairs, chosen"))
+    numbers = {number.name: number.value for number in found.numbers}
+    assert numbers["difference to dpo, median"] == pytest.approx(np.median(gap))
+    assert numbers["pairs in which it is higher"] == pytest.approx((gap > 0).mean())
+    assert "higher in gentle than in dpo" in found.sentence
+
+
+def test_runs_on_other_pairs_say_so_and_still_compare(runs: dict[str, Trace]) -> None:
+    found = comparison(runs)
+    words = "\n".join(verdict.sentence for verdict in found)
+    assert "dpo and stranger have no pair in common" in words
+    assert not any("than in dpo" in v.sentence and "stranger" in v.sentence for v in found)
+    assert "On the same pairs, chosen" in words
+    assert "stranger" in next(v.sentence for v in found if "case 2" in v.sentence)
+
+
+def test_differences_are_to_the_first_run(runs: dict[str, Trace]) -> None:
+    line = next(line for line in deltas(two(runs)) if line.name == "cosine")
+    ends = [trace.pairs[trace.pairs.step >= 36].grad_cosine.median() for trace in two(runs).values()]
+    assert list(line.values.values()) == pytest.approx(ends)
+    assert line.delta("gentle") == pytest.approx(ends[1] - ends[0])
+    assert line.delta("dpo") == 0
+
+
+def test_the_settings_that_differ_are_marked(runs: dict[str, Trace], tmp_path: Path) -> None:
+    other = new_trace(tmp_path / "other", BASE, model={"name": "pythia"})
+    traces = {"dpo": runs["dpo"], "other": other}
+    rows = {row["label"]: row["differs"] for row in comparison_data(traces)["facts"]}
+    assert rows["Model"] and not rows["Objective"]
+    assert any("differ in model.name (dpo: built-in, other: pythia)" in v.sentence for v in comparison(traces))
+
+
+def test_names_are_unique(runs: dict[str, Trace], tmp_path: Path) -> None:
+    a, b = (new_trace(tmp_path / parent / "run", Options(steps=1, batch=1)) for parent in ("x", "y"))
+    assert list(labelled([a, b])) == ["x/run", "y/run"]
+    assert list(labelled([a, a])) == ["1: x/run", "2: x/run"]
+
+
+def test_curves_use_the_best_basis_that_all_runs_have(runs: dict[str, Trace], tmp_path: Path) -> None:
+    bare = new_trace(tmp_path / "bare", replace(BASE, reference=False))
+    once = new_trace(tmp_path / "once", Options(steps=1, reference=False))
+    assert common_basis(two(runs)) == "since_reference"
+    assert common_basis({"a": runs["dpo"], "b": bare}) == "since_first"
+    assert common_basis({"a": runs["dpo"], "b": once}) == "per_token"
+
+
+def test_the_page_of_several_runs(runs: dict[str, Trace]) -> None:
+    page = build_report([trace.path for trace in runs.values()])
+    assert page.parent.name == "compare-dpo-gentle-stranger"
+    html = page.read_text(encoding="utf-8")
+    assert html.count("data:image/svg+xml;base64,") == len(COMPARISONS) and "<script" not in html
+    assert "What differs" in html and "have no pair in common" in html
+    assert {path.name for path in (page.parent / "tables").iterdir()} == {
+        "verdicts.csv",
+        "differences.csv",
+        "same_pairs.csv",
+        "definitions.csv",
+    }

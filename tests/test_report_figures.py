@@ -1,0 +1,176 @@
+"""Figures: every row of the table on every kind of run; what is drawn is what the frames hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from report_frames import DEFAULT, Options
+from report_runs import manifest, new_trace, write_tables
+from report_tables import LAYERS
+
+from dyn_probe.report.curves import spread
+from dyn_probe.report.figures import COMPARISONS, FIGURES, figures_for
+from dyn_probe.report.figures.cases import case_shares
+from dyn_probe.report.figures.clipping import MOST_POINTS, step_norms
+from dyn_probe.report.figures.layers import inner_shares, layer_cosines, layer_names
+from dyn_probe.report.figures.mass import since_start
+from dyn_probe.report.frames import numbers, step_bins
+from dyn_probe.report.style import CHOSEN, REJECTED
+from dyn_probe.trace.reader import Trace, load_trace
+
+RUNS = {
+    "full": Options(turn=0.3, gate=True, mass=True),
+    "bare": Options(steps=20, reference=False, realised=False, gram=False),
+    "one step": Options(steps=1, batch=4),
+    "one row": Options(steps=1, batch=1, pairs=1),
+}
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
+    folder = tmp_path_factory.mktemp("runs")
+    made = {name: new_trace(folder / name, options) for name, options in RUNS.items()}
+    made["empty"] = load_trace(write_tables(folder / "empty", {}, manifest(DEFAULT), "recording"))
+    return made
+
+
+def drawn(figure: Figure) -> Figure:
+    figure.draw_without_rendering()
+    return figure
+
+
+def words(figure: Figure) -> str:
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    return "\n".join(texts).replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("run", [*RUNS, "empty"])
+@pytest.mark.filterwarnings("error")
+def test_every_figure_draws_every_run_and_changes_nothing(name: str, run: str, traces: dict[str, Trace]) -> None:
+    trace = traces[run]
+    tables = {table: getattr(trace, table).copy() for table in ("pairs", "steps", "layers", "mass")}
+    settings = dict(matplotlib.rcParams)
+    figure = drawn(FIGURES[name].draw(trace))
+    assert isinstance(figure, Figure) and figure.axes
+    assert dict(matplotlib.rcParams) == settings
+    for table, before in tables.items():
+        pd.testing.assert_frame_equal(getattr(trace, table), before)
+
+
+@pytest.mark.parametrize("name", [*FIGURES, *COMPARISONS])
+def test_every_figure_says_what_it_shows_how_to_read_it_and_what_it_needs(name: str) -> None:
+    row = {**FIGURES, **COMPARISONS}[name]
+    assert list(row.text) == ["Shows", "How to read", "Needs"]
+    assert all(text.endswith(".") for text in row.text.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("predicted", "needs the same pairs measured again"),
+        ("cases", "needs the same pairs measured again"),
+        ("log_probs", "needs a reference policy"),
+        ("shaping", "no gradient shaping"),
+        ("mass", "needs probe responses"),
+    ],
+)
+def test_what_is_null_is_named_in_the_figure(name: str, said: str, traces: dict[str, Trace]) -> None:
+    assert said in words(FIGURES[name].draw(traces["bare"]))
+    assert said not in words(FIGURES[name].draw(traces["full"]))
+
+
+def test_an_empty_trace_says_so_in_every_figure(traces: dict[str, Trace]) -> None:
+    for name in ("grad_norms", "entanglement", "pulls", "layers", "clipping", "cases", "predicted"):
+        assert "no rows" in (said := words(FIGURES[name].draw(traces["empty"]))) or "not recorded" in said, name
+
+
+def test_optional_figures_are_left_out_where_there_is_nothing(traces: dict[str, Trace]) -> None:
+    left_out = set(FIGURES) - set(figures_for(traces["bare"]))
+    assert {"shaping", "mass"} <= left_out and all(FIGURES[name].optional for name in left_out)
+    assert {"shaping", "mass", "predicted", "layers"} <= set(figures_for(traces["full"]))
+
+
+def test_the_chosen_line_is_the_median_of_the_bins(traces: dict[str, Trace]) -> None:
+    trace = traces["full"]
+    right = drawn(FIGURES["log_probs"].draw(trace)).axes[2]
+    lines = {to_hex(line.get_color(), keep_alpha=False).upper(): line for line in right.lines}
+    pairs, bins = trace.pairs, step_bins(trace.pairs)
+    for colour, side in ((CHOSEN, "chosen"), (REJECTED, "rejected")):
+        value = (pairs[f"logp_{side}"] - pairs[f"ref_logp_{side}"]) / pairs[f"len_{side}"].astype(float)
+        medians = value.groupby(bins.index).median()
+        np.testing.assert_allclose(lines[colour.upper()].get_ydata(), medians)
+
+
+def test_case_shares_add_up_and_count_rows(traces: dict[str, Trace]) -> None:
+    pairs = traces["full"].pairs
+    bins = step_bins(pairs)
+    shares = case_shares(bins, numbers(pairs, "case"))
+    np.testing.assert_allclose(shares.sum(0), 1)
+    first = pairs[pairs.step <= bins.high[0]]
+    assert shares[1, 0] == pytest.approx((first.case == 2).mean())
+
+
+def test_layers_stand_in_order_of_depth_with_their_cosine(traces: dict[str, Trace]) -> None:
+    frame = traces["full"].layers.sample(frac=1, random_state=0).reset_index(drop=True)
+    assert tuple(layer_names(frame)) == LAYERS
+    bins = step_bins(frame)
+    found = layer_cosines(frame, bins, list(LAYERS))
+    rows = frame[(frame.layer == "3") & (bins.index == 5)]
+    slow = rows.grad_inner.sum() / (rows.grad_norm_chosen * rows.grad_norm_rejected).sum()
+    assert found[LAYERS.index("3"), 5] == pytest.approx(slow)
+    assert inner_shares(frame).sum() == pytest.approx(1)
+    heat, _, bars = drawn(FIGURES["layers"].draw(traces["full"])).axes[:3]
+    assert [label.get_text() for label in heat.get_yticklabels()] == list(LAYERS)
+    assert bars is not heat
+
+
+def test_the_heat_map_is_centred_on_zero(traces: dict[str, Trace]) -> None:
+    mesh = FIGURES["layers"].draw(traces["full"]).axes[0].collections[0]
+    assert mesh.get_clim() == (-1, 1) and mesh.get_cmap().name.startswith("RdBu")
+
+
+def test_agreement_is_written_into_the_scatter(traces: dict[str, Trace]) -> None:
+    pairs = traces["full"].pairs
+    same = (np.sign(pairs.batch_delta_chosen) == np.sign(pairs.realised_delta_chosen)).mean()
+    said = words(FIGURES["predicted"].draw(traces["full"]))
+    assert f"chosen: same sign {same:.0%}" in said and f"n = {len(pairs)}" in said
+
+
+def test_long_runs_keep_their_peaks_when_thinned(tmp_path: Path) -> None:
+    count = 3 * MOST_POINTS
+    norms = np.ones(count)
+    norms[7777] = 50.0
+    steps = pd.DataFrame({"step": np.arange(count), "rank": 0, "grad_norm": norms})
+    trace = load_trace(write_tables(tmp_path / "run", {"steps": steps}, {}))
+    step, before, _ = step_norms(trace)
+    assert len(step) <= MOST_POINTS and before.max() == 50.0
+
+
+def test_mass_counts_from_each_responses_own_start(traces: dict[str, Trace]) -> None:
+    frame = traces["full"].mass.sample(frac=1, random_state=1).reset_index(drop=True)
+    found = since_start(frame, numbers(frame, "logp_token"))
+    start = frame[frame.step == 0].set_index(["prompt_id", "kind"]).logp_token
+    slow = [row.logp_token - start[row.prompt_id, row.kind] for row in frame.itertuples()]
+    np.testing.assert_allclose(found, slow)
+
+
+def test_text_from_the_data_is_never_read_as_mathematics(tmp_path: Path, traces: dict[str, Trace]) -> None:
+    run = traces["full"]
+    odd = run.layers.assign(layer=run.layers.layer.replace({"3": "$\\frac{"}))
+    trace = load_trace(write_tables(tmp_path / "$x_{", {"pairs": run.pairs, "layers": odd}, {}))
+    drawn(FIGURES["layers"].draw(trace))
+    for row in COMPARISONS.values():
+        drawn(row.draw({"$x_{": trace, "a": run}))
+
+
+def test_labels_are_moved_apart_but_keep_their_order() -> None:
+    placed = spread([0.5, 0.51, 0.1], 0.1)
+    assert placed[1] - placed[0] == pytest.approx(0.1) and placed[2] < placed[0]
+    assert np.mean(placed) == pytest.approx(np.mean([0.5, 0.51, 0.1]))

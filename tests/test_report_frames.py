@@ -1,0 +1,166 @@
+"""Reductions and derived numbers: every one against a plain loop over the rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_frames import DEFAULT, simulate
+
+from dyn_probe.report import derived
+from dyn_probe.report.agreement import agreement, spearman
+from dyn_probe.report.changes import change, starts_at_reference
+from dyn_probe.report.frames import bands, numbers, recorded, step_bins, tenths
+
+
+@pytest.fixture(scope="module")
+def pairs() -> pd.DataFrame:
+    return simulate(DEFAULT)["pairs"]
+
+
+def row_dicts(frame: pd.DataFrame) -> list[dict]:
+    return frame.to_dict("records")
+
+
+SLOW = {
+    "margin": lambda r: (r["logp_chosen"] - r["ref_logp_chosen"]) - (r["logp_rejected"] - r["ref_logp_rejected"]),
+    "logp_per_token_rejected": lambda r: r["logp_rejected"] / r["len_rejected"],
+    "since_reference_chosen": lambda r: (r["logp_chosen"] - r["ref_logp_chosen"]) / r["len_chosen"],
+    "norm_ratio": lambda r: r["grad_norm_chosen"] / r["grad_norm_rejected"],
+    "needed_ratio": lambda r: r["grad_inner"] / r["grad_norm_chosen"] ** 2,
+    "excess": lambda r: r["grad_inner"] - r["pull_chosen"] / r["pull_rejected"] * r["grad_norm_chosen"] ** 2,
+    "condition_chosen": lambda r: (
+        r["pull_rejected"] * r["grad_inner"] / (r["pull_chosen"] * r["grad_norm_chosen"] ** 2)
+    ),
+    "condition_rejected": lambda r: (
+        r["pull_chosen"] * r["grad_inner"] / (r["pull_rejected"] * r["grad_norm_rejected"] ** 2)
+    ),
+    "pair_grad_norm": lambda r: (
+        (
+            r["pull_chosen"] ** 2 * r["grad_norm_chosen"] ** 2
+            + r["pull_rejected"] ** 2 * r["grad_norm_rejected"] ** 2
+            - 2 * r["pull_chosen"] * r["pull_rejected"] * r["grad_inner"]
+        )
+        ** 0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_derived_numbers_equal_their_formula_row_by_row(name: str, pairs: pd.DataFrame) -> None:
+    np.testing.assert_allclose(
+        derived.DERIVED[name].compute(pairs), [SLOW[name](r) for r in row_dicts(pairs)], atol=1e-12
+    )
+
+
+def test_conditions_say_where_the_prediction_falls(pairs: pd.DataFrame) -> None:
+    falls = numbers(pairs, "predicted_delta_chosen") < 0
+    assert 0.5 < falls.mean() < 1
+    np.testing.assert_array_equal(derived.excess(pairs) > 0, falls)
+    np.testing.assert_array_equal(derived.condition_chosen(pairs) > 1, falls)
+
+
+def test_change_since_first_is_null_on_the_first_row_and_counts_from_it(pairs: pd.DataFrame) -> None:
+    shuffled = pairs.sample(frac=1, random_state=3)
+    found = derived.since_first(shuffled, "chosen")
+    first: dict[str, dict] = {}
+    for row in row_dicts(shuffled.sort_values("step")):
+        first.setdefault(row["pair_id"], row)
+    for row, value in zip(row_dicts(shuffled), found, strict=True):
+        start = first[row["pair_id"]]
+        if row["step"] == start["step"]:
+            assert np.isnan(value)
+        else:
+            assert value == pytest.approx((row["logp_chosen"] - start["logp_chosen"]) / row["len_chosen"])
+
+
+def test_a_null_pair_id_has_no_other_row(pairs: pd.DataFrame) -> None:
+    some = pairs.head(6).assign(pair_id=None)
+    assert np.isnan(derived.since_first(some, "chosen")).all()
+
+
+def test_without_reference_the_margin_is_the_plain_difference(pairs: pd.DataFrame) -> None:
+    bare = pairs.assign(ref_logp_chosen=np.nan, ref_logp_rejected=np.nan)
+    np.testing.assert_allclose(derived.margin(bare), bare.logp_chosen - bare.logp_rejected)
+
+
+def test_zero_pulls_give_no_ratio_and_no_warning(pairs: pd.DataFrame) -> None:
+    idle = pairs.head(5).assign(pull_chosen=0.0, pull_rejected=0.0)
+    with np.errstate(all="raise"):
+        for row in derived.DERIVED.values():
+            row.compute(idle)
+    assert np.isnan(derived.pull_ratio(idle)).all()
+
+
+def test_tenths_are_the_first_and_last_tenth_of_distinct_steps(pairs: pd.DataFrame) -> None:
+    parts = tenths(pairs)
+    assert parts is not None
+    assert (parts.first_steps, parts.last_steps) == ((0, 11), (108, 119))
+    assert sorted(set(pairs.step[parts.first])) == list(range(12))
+    assert tenths(pairs[pairs.step == 7]) is None
+
+
+def test_bins_cover_every_row_once_in_order(pairs: pd.DataFrame) -> None:
+    bins = step_bins(pairs)
+    steps = numbers(pairs, "step")
+    assert len(bins) == 40
+    assert ((steps >= bins.low[bins.index]) & (steps <= bins.high[bins.index])).all()
+    assert (bins.low[1:] > bins.high[:-1]).all()
+    assert sum(len(part) for part in bins.slices(steps)) == len(pairs)
+
+
+def test_bands_are_the_quantiles_of_each_bin_without_nulls(pairs: pd.DataFrame) -> None:
+    holes = pairs.assign(grad_cosine=pairs.grad_cosine.where(pairs.index % 3 > 0))
+    bins = step_bins(holes)
+    found = bands(bins, numbers(holes, "grad_cosine"))
+    for place in range(len(bins)):
+        rows = holes[(holes.step >= bins.low[place]) & (holes.step <= bins.high[place])]
+        np.testing.assert_allclose(found[place], rows.grad_cosine.dropna().quantile([0.05, 0.25, 0.5, 0.75, 0.95]))
+
+
+def test_few_rows_still_get_a_bin_per_step() -> None:
+    few = pd.DataFrame({"step": [3, 4, 9]})
+    assert len(step_bins(few)) == 3
+    assert len(step_bins(few.head(0))) == 0
+
+
+def test_change_takes_the_same_pairs_of_both_tenths(pairs: pd.DataFrame) -> None:
+    moved = change(pairs)
+    assert moved is not None and moved.paired
+    means: dict[str, dict[str, list[float]]] = {}
+    for row in row_dicts(pairs):
+        when = "first" if row["step"] <= 11 else "last" if row["step"] >= 108 else ""
+        if when:
+            means.setdefault(row["pair_id"], {}).setdefault(when, []).append(row["logp_chosen"] / row["len_chosen"])
+    slow = [np.mean(m["last"]) - np.mean(m["first"]) for m in means.values() if len(m) == 2]
+    np.testing.assert_allclose(sorted(moved.chosen), sorted(slow))
+    assert moved.n == len(slow)
+
+
+def test_change_falls_back_to_the_reference_only_if_training_began_there(pairs: pd.DataFrame) -> None:
+    once = pairs.drop_duplicates("pair_id").assign(step=range(pairs.pair_id.nunique()))
+    start = once.step < 5
+    for side in derived.SIDES:
+        once.loc[start, f"logp_{side}"] = once.loc[start, f"ref_logp_{side}"]
+    moved = change(once)
+    assert moved is not None and "against the reference" in moved.basis
+    away = once.assign(logp_chosen=once.logp_chosen - 30)
+    assert not starts_at_reference(away)
+    other = change(away)
+    assert other is not None and not other.paired and "different pairs" in other.basis
+
+
+def test_agreement_counts_signs_and_correlates_ranks() -> None:
+    x = np.array([1.0, -2.0, 3.0, -4.0, np.nan, 0.0])
+    y = np.array([10.0, -1.0, -5.0, -2.0, 1.0, 0.0])
+    found = agreement(x, y)
+    assert (found.n, found.same_sign) == (5, 0.8)
+    assert found.scale == pytest.approx(2.0 / 2.0)
+    assert spearman(np.arange(9.0), np.exp(np.arange(9.0))) == pytest.approx(1)
+    assert np.isnan(spearman(np.ones(5), np.arange(5.0)))
+
+
+def test_recorded_needs_one_value(pairs: pd.DataFrame) -> None:
+    assert recorded(pairs, "gate") is False
+    assert recorded(pairs, "grad_inner") is True
+    assert recorded(pairs, "no_such_column") is False

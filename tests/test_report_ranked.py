@@ -1,0 +1,122 @@
+"""Ranked pairs and the terminal summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_frames import DEFAULT, Options, simulate
+from report_runs import manifest, new_trace, write_run, write_tables
+from rich.console import Console
+from rich.text import Text
+
+from dyn_probe.errors import BadInput
+from dyn_probe.report.overview import overview
+from dyn_probe.report.ranked import COLUMNS, RANKINGS, available, ranked_pairs
+from dyn_probe.report.summary import summary_lines
+from dyn_probe.report.verdicts import verdicts
+from dyn_probe.trace.reader import Trace, load_trace
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    return new_trace(tmp_path_factory.mktemp("runs") / "run", DEFAULT)
+
+
+@pytest.mark.parametrize("by", RANKINGS)
+def test_pairs_come_in_the_order_of_the_ranking(by: str, trace: Trace) -> None:
+    table = ranked_pairs(trace, by, top=None)
+    assert tuple(table.columns) == COLUMNS
+    assert table.pair_id.is_unique and len(table) == trace.pairs.pair_id.nunique()
+    key = table[RANKINGS[by].column].dropna()
+    assert key.is_monotonic_decreasing if RANKINGS[by].largest_first else key.is_monotonic_increasing
+    assert len(key) > 40
+
+
+def test_a_pair_has_its_last_row_its_count_and_its_text(trace: Trace) -> None:
+    first = ranked_pairs(trace, top=1).iloc[0]
+    rows = trace.pairs[trace.pairs.pair_id == first.pair_id].sort_values("step")
+    assert (first.step, first.rows) == (rows.step.iloc[-1], len(rows))
+    last = rows.iloc[-1]
+    excess = last.grad_inner - last.pull_chosen / last.pull_rejected * last.grad_norm_chosen**2
+    assert first.excess == pytest.approx(excess)
+    text = trace.examples.set_index("pair_id").loc[first.pair_id]
+    assert (first.prompt, first.chosen, first.source) == (text.prompt, text.chosen, text.source)
+
+
+def test_one_step_can_be_ranked_alone(trace: Trace) -> None:
+    table = ranked_pairs(trace, "cosine", top=None, step=7)
+    assert set(table.pair_id) == set(trace.pairs[trace.pairs.step == 7].pair_id)
+    assert set(table.step) == {7}
+
+
+def test_wrong_wishes_are_answered_with_the_choices(trace: Trace, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="excess, cosine"):
+        ranked_pairs(trace, "beauty")
+    with pytest.raises(BadInput, match=r"nearest are 117, 118, 119"):
+        ranked_pairs(trace, step=500)
+    bare = new_trace(tmp_path / "bare", Options(steps=3, realised=False))
+    assert "realised" not in available(bare)
+    with pytest.raises(BadInput, match="did not record"):
+        ranked_pairs(bare, "realised")
+
+
+def test_without_gradients_the_next_ranking_is_taken(tmp_path: Path) -> None:
+    tables = simulate(Options(steps=30))
+    tables["pairs"] = tables["pairs"].drop(columns=["grad_inner"])
+    found = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
+    assert "excess" not in available(found)
+    assert ranked_pairs(found).since_first_chosen.dropna().is_monotonic_increasing
+
+
+def test_pairs_without_text_are_still_ranked(tmp_path: Path) -> None:
+    tables = simulate(Options(steps=3))
+    del tables["examples"]
+    assert ranked_pairs(load_trace(write_tables(tmp_path / "run", tables, {}))).prompt.isna().all()
+
+
+def plain(lines: list[str]) -> str:
+    return "\n".join(Text.from_markup(line).plain for line in lines)
+
+
+def test_the_summary_holds_table_and_verdicts(trace: Trace) -> None:
+    text = plain(summary_lines(trace))
+    for line in overview(trace):
+        assert line.name in text
+    for verdict in verdicts(trace):
+        assert verdict.sentence in text
+    assert "steps 0–11" in text and "steps 108–119" in text
+
+
+def test_the_overview_is_median_and_share_of_both_tenths(trace: Trace) -> None:
+    lines = {line.name: line for line in overview(trace)}
+    first, last = trace.pairs[trace.pairs.step <= 11], trace.pairs[trace.pairs.step >= 108]
+    assert lines["log-prob of chosen"].first == pytest.approx((first.logp_chosen / first.len_chosen).median())
+    assert lines["cosine"].last == pytest.approx(last.grad_cosine.median())
+    assert lines["case 2: both down"].last == pytest.approx((last.case == 2).mean())
+    margin = last.logp_chosen - last.ref_logp_chosen - last.logp_rejected + last.ref_logp_rejected
+    assert lines["accuracy"].last == pytest.approx((margin > 0).mean())
+
+
+def test_data_text_is_never_markup_or_control(tmp_path: Path) -> None:
+    about = {**manifest(DEFAULT), "model": {"name": "[red]evil[/red] \x1b[31m"}}
+    run = write_tables(tmp_path / "[bold]run", simulate(Options(steps=3)), about)
+    console = Console(record=True, width=200, file=(tmp_path / "out").open("w"), force_terminal=True)
+    lines = summary_lines(load_trace(run))
+    assert "\x1b" not in "".join(lines)
+    for line in lines:
+        console.print(line)
+    shown = console.export_text()
+    assert "[red]evil[/red]" in shown and "[bold]run" in shown
+
+
+def test_the_summary_of_an_unclosed_empty_trace(tmp_path: Path) -> None:
+    text = plain(summary_lines(load_trace(write_tables(tmp_path / "run", {}, {}, "recording"))))
+    assert "recording" in text and "did not close" in text
+
+
+def test_the_start_is_left_out_with_one_step(tmp_path: Path) -> None:
+    found = load_trace(write_run(tmp_path / "run", Options(steps=1)))
+    assert all(np.isnan(line.first) for line in overview(found))
+    assert "nan" not in plain(summary_lines(found))

@@ -1,0 +1,166 @@
+"""Verdicts about trouble: spikes and their cause, zeros, negative pulls, shaping, squeezing, trust in the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_frames import DEFAULT, Options, simulate
+from report_runs import manifest, new_trace, write_run, write_tables
+
+from dyn_probe.report.verdicts import Verdict, verdicts
+from dyn_probe.report.verdicts.gradients import alignment, clipping, fading, negative_pulls
+from dyn_probe.report.verdicts.mass import squeezing
+from dyn_probe.report.verdicts.shaped import gate, rho
+from dyn_probe.report.verdicts.spikes import spikes, zeros
+from dyn_probe.trace.reader import Trace, load_trace
+
+Tables = dict[str, pd.DataFrame]
+
+
+def run_of(path: Path, edit: Callable[[Tables], None], **fields: object) -> Trace:
+    tables = simulate(Options(steps=60))
+    edit(tables)
+    return load_trace(write_tables(path / "run", tables, {**manifest(DEFAULT), **fields}))
+
+
+def value(verdict: Verdict, name: str) -> float:
+    return next(number.value for number in verdict.numbers if number.name == name)
+
+
+def scaled(column: str, factor: float) -> Callable[[Tables], None]:
+    """Multiply a column of the strongest pair at step 40, whose step norm spikes."""
+
+    def edit(tables: Tables) -> None:
+        pairs = tables["pairs"]
+        row = pairs[pairs.step == 40].index[3]
+        for side in ("chosen", "rejected"):
+            pairs.loc[row, f"{column}_{side}"] *= factor
+        if column == "grad_norm":
+            pairs.loc[row, "grad_inner"] *= factor**2
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("column", "cause"), [("grad_norm", "gradient norms max(‖g_w‖, ‖g_l‖)"), ("pull", "pulls max(|d_w|, |d_l|)")]
+)
+def test_a_spike_is_put_down_to_what_made_it(column: str, cause: str, tmp_path: Path) -> None:
+    found = spikes(run_of(tmp_path, scaled(column, 30.0)))[0]
+    assert "most at step 40" in found.sentence and f": {cause}" in found.sentence
+    assert value(found, f"{cause}, strongest pair over usual") > 15
+    assert value(found, "spikes") == 1
+
+
+def test_a_spike_by_lost_cancellation(tmp_path: Path) -> None:
+    def edit(tables: Tables) -> None:
+        pairs = tables["pairs"]
+        pairs.loc[pairs.step == 40, ["grad_inner", "grad_cosine"]] *= -1
+
+    assert "what the cosine leaves of the two" in spikes(run_of(tmp_path, edit))[0].sentence
+
+
+def test_a_spike_that_no_pair_shows_has_no_cause(tmp_path: Path) -> None:
+    assert "the cause was not recorded" in spikes(run_of(tmp_path, lambda tables: None))[0].sentence
+
+
+def test_a_calm_run_has_no_spike(tmp_path: Path) -> None:
+    def edit(tables: Tables) -> None:
+        tables["steps"].loc[tables["steps"].step == 40, "grad_norm"] = tables["steps"].grad_norm.median()
+
+    found = spikes(run_of(tmp_path, edit))[0]
+    assert found.level == "ok" and "no spikes" in found.sentence
+
+
+def test_zeros_are_split_into_pulls_and_norms(tmp_path: Path) -> None:
+    def edit(tables: Tables) -> None:
+        pairs, steps = tables["pairs"], tables["steps"]
+        pairs.loc[pairs.index < 48, ["pull_chosen", "pull_rejected"]] = 0.0
+        steps.loc[steps.step < 6, "grad_norm"] = 0.0
+
+    found = zeros(run_of(tmp_path, edit))[0]
+    assert value(found, "steps with gradient norm 0") == 6
+    assert value(found, "rows with d_w = d_l = 0") == pytest.approx(48 / 480)
+    assert value(found, "responses with gradient norm 0") == 0
+    assert zeros(new_trace(tmp_path / "calm", DEFAULT)) == []
+
+
+def test_pulls_clipping_and_alignment(tmp_path: Path) -> None:
+    def edit(tables: Tables) -> None:
+        pairs, steps = tables["pairs"], tables["steps"]
+        pairs.loc[pairs.step >= 30, ["pull_chosen", "pull_rejected"]] *= 0.01
+        pairs.loc[pairs.index < 24, "pull_chosen"] *= -1
+        steps["grad_norm_clipped"] = steps.grad_norm / np.where(steps.step < 45, 3.0, 1.0)
+
+    trace = run_of(tmp_path, edit)
+    faded = fading(trace)[0]
+    assert faded.level == "note" and value(faded, "median |pull| on rejected, last over first") < 0.02
+    assert value(negative_pulls(trace)[0], "rows with d_w < 0") == pytest.approx(24 / 480)
+    clipped = clipping(trace)[0]
+    assert value(clipped, "steps clipped") == pytest.approx(0.75)
+    assert value(clipped, "norm before over after, median of the clipped steps") == pytest.approx(3)
+    last = trace.pairs[trace.pairs.step >= 54]
+    assert value(alignment(trace)[0], "cosine, median") == pytest.approx(last.grad_cosine.median())
+
+
+def test_gate_and_rho(tmp_path: Path) -> None:
+    def edit(tables: Tables) -> None:
+        pairs = tables["pairs"]
+        pairs["gate"] = np.where(pairs.index % 4 == 0, 0.1, 0.9)
+        pairs["rho"] = np.where(pairs.index % 2 == 0, 2.0, 1.2)
+
+    trace = run_of(tmp_path, edit)
+    assert value(gate(trace)[0], "rows with g < 0.5") == pytest.approx(0.25)
+    assert value(rho(trace)[0], "rows at the largest ρ") == pytest.approx(0.5)
+
+
+def test_squeezing_is_argmax_minus_observed(tmp_path: Path) -> None:
+    trace = new_trace(tmp_path / "run", Options(mass=True))
+    found = squeezing(trace)[0]
+    frame = trace.mass
+    ends = [frame[frame.step == step].set_index(["prompt_id", "kind"]) for step in (0, 110)]
+    moved = ends[1].logp_token - ends[0].logp_token
+    top = (ends[1].argmax_logp - ends[0].argmax_logp) / 20
+    assert value(found, "squeezing index") == pytest.approx(top.mean() - moved.mean())
+    assert value(found, "change of rejected") == pytest.approx(moved.xs("rejected", level="kind").mean())
+    assert found.level == "warning" and "repetition" in found.sentence
+
+
+def sentences(trace: Trace) -> str:
+    return "\n".join(f"{verdict.level}: {verdict.sentence}" for verdict in verdicts(trace) if verdict.topic == "trust")
+
+
+def test_an_unclosed_run_says_so(tmp_path: Path) -> None:
+    assert "warning: The run did not close" in sentences(load_trace(write_run(tmp_path / "a", DEFAULT, "recording")))
+    stopped = sentences(load_trace(write_run(tmp_path / "b", DEFAULT, "stopped")))
+    assert "warning: The run stopped early because: out of memory" in stopped
+
+
+def test_an_empty_trace_has_only_trust_to_speak_of(tmp_path: Path) -> None:
+    found = verdicts(load_trace(write_tables(tmp_path / "run", {}, {}, "recording")))
+    assert {verdict.topic for verdict in found} == {"trust"}
+    assert any("no pair rows" in verdict.sentence for verdict in found)
+
+
+def test_doubts_about_the_recording_are_named(tmp_path: Path) -> None:
+    def edit(tables: Tables) -> None:
+        tables["pairs"].loc[tables["pairs"].index < 120, "separate_backward"] = True
+        tables["steps"].loc[3, "law1_error"] = 0.5
+
+    doubts = {
+        "certificate": {"max_relative_error": 0.3, "tolerance": 1e-4},
+        "skipped_rows": [{"source": "a:1", "reason": "too long"}, {"source": "a:2", "reason": "too long"}],
+    }
+    found = sentences(run_of(tmp_path, edit, **doubts))
+    assert "warning: The recorder disagrees with plain autograd: largest relative error 0.30" in found
+    assert "warning: The Gram disagrees" in found
+    assert "120 pair rows (25 %) got their gradients from a backward pass of their own" in found
+    assert "2 rows of the data skipped: too long (2)" in found
+
+
+def test_a_skipped_certificate_says_why(tmp_path: Path) -> None:
+    found = sentences(run_of(tmp_path, lambda tables: None, certificate={"skipped": "parameters are sharded"}))
+    assert "not compared with plain autograd: parameters are sharded" in found

@@ -1,0 +1,237 @@
+"""Verdicts: their numbers against an independent computation, and nothing said that was not measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_frames import DEFAULT, Options, simulate
+from report_runs import manifest, new_trace, write_tables
+
+from dyn_probe.entanglement import cases, predicted_delta
+from dyn_probe.report.verdicts import TOPICS, VERDICTS, Verdict, percent, sig, signed, verdicts
+from dyn_probe.report.verdicts.cases import shares, turning
+from dyn_probe.report.verdicts.movement import hidden, overall
+from dyn_probe.report.verdicts.prediction import alone
+from dyn_probe.report.verdicts.reference import turn
+from dyn_probe.report.verdicts.remedies import common_factor, last_rows, needed_weight, nll_weight
+from dyn_probe.report.verdicts.spread import concentration, layers, length
+from dyn_probe.trace.reader import Trace, load_trace
+
+
+@pytest.fixture(scope="module")
+def falling(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    """A run in case 2 from start to end."""
+    return new_trace(tmp_path_factory.mktemp("falling") / "run", DEFAULT)
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    """A run that goes from case 1 to case 2 at step 36 of 120."""
+    return new_trace(tmp_path_factory.mktemp("turned") / "run", Options(turn=0.3))
+
+
+def value(verdict: Verdict, name: str) -> float:
+    return next(number.value for number in verdict.numbers if number.name == name)
+
+
+def only(found: list[Verdict]) -> Verdict:
+    assert len(found) == 1
+    return found[0]
+
+
+def test_both_fall_and_how_far(falling: Trace) -> None:
+    verdict = only(overall(falling))
+    pairs = falling.pairs.assign(per=lambda f: f.logp_chosen / f.len_chosen)
+    early = pairs[pairs.step <= 11].groupby("pair_id").per.mean()
+    late = pairs[pairs.step >= 108].groupby("pair_id").per.mean()
+    moved = (late - early).dropna()
+    assert value(verdict, "change of chosen, median") == pytest.approx(moved.median())
+    assert value(verdict, "pairs whose chosen fell") == pytest.approx((moved < 0).mean())
+    assert value(verdict, "factor on a chosen token's probability") == pytest.approx(math.exp(moved.median()))
+    assert value(verdict, "n") == len(moved)
+    assert verdict.sentence.startswith("Chosen and rejected both fell")
+    assert "not measured" in verdict.sentence and "harmless" in verdict.sentence
+    assert verdict.level == "note" and verdict.knobs
+
+
+def test_a_large_fall_is_a_warning(falling: Trace, tmp_path: Path) -> None:
+    tables = simulate(DEFAULT)
+    late = tables["pairs"].step >= 60
+    tables["pairs"].loc[late, "logp_chosen"] -= 0.5 * tables["pairs"].len_chosen
+    verdict = only(overall(load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))))
+    assert verdict.level == "warning"
+    assert value(verdict, "change of chosen, median") < -0.4
+
+
+def test_the_margin_hides_falling_chosen(falling: Trace) -> None:
+    verdict = only(hidden(falling))
+    assert value(verdict, "pairs with growing margin and falling chosen") > 0.5
+    assert "cannot show" in verdict.sentence and verdict.level == "warning"
+    rising = only(hidden(new_like(falling, "case1")))
+    assert "cannot show" not in rising.sentence and rising.level == "ok"
+
+
+def new_like(trace: Trace, regime: str) -> Trace:
+    return new_trace(trace.path.parent / regime, replace(DEFAULT, regime=regime))
+
+
+def test_chosen_turns_where_it_was_highest(turned: Trace, falling: Trace) -> None:
+    assert "from the start" in only(turn(falling)).sentence
+    pairs = turned.pairs.assign(ratio=lambda f: (f.logp_chosen - f.ref_logp_chosen) / f.len_chosen)
+    tenth = [pairs[(pairs.step >= 12 * k) & (pairs.step < 12 * k + 12)].ratio.median() for k in range(10)]
+    found = turn(turned)
+    if tenth[-1] - max(tenth) < -0.01:
+        assert value(only(found), "change of chosen since its highest tenth") == pytest.approx(tenth[-1] - max(tenth))
+    else:
+        assert found == []
+
+
+def test_the_turning_point_and_its_reason(turned: Trace) -> None:
+    verdict = only(turning(turned))
+    pairs, first = turned.pairs, value(verdict, "first step of the lasting majority")
+    assert first == 36
+    after = pairs[pairs.step >= first]
+    outweighed = after.grad_inner > after.pull_chosen / after.pull_rejected * after.grad_norm_chosen**2
+    assert value(verdict, "rows in case 2") == pytest.approx((after.case == 2).mean())
+    assert value(verdict, "rows in which ⟨g_w,g_l⟩ exceeds (d_w/d_l)‖g_w‖²") == pytest.approx(outweighed.mean())
+    assert verdict.sentence.startswith(f"From step 36 on, {percent((after.case == 2).mean())} of the pair rows")
+    assert verdict.level == "warning"
+
+
+def test_no_turning_point_without_a_lasting_majority(tmp_path: Path) -> None:
+    tables = simulate(DEFAULT)
+    tables["pairs"]["case"] = np.where(tables["pairs"].step % 12 < 6, 1, 2)
+    trace = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
+    assert turning(trace) == []
+    assert only(shares(trace)).sentence.startswith("Pair rows in steps 108–119: 50 %")
+
+
+def test_case_shares_of_both_tenths(turned: Trace) -> None:
+    verdict, pairs = only(shares(turned)), turned.pairs
+    for number in (1, 2, 3, 4):
+        assert value(verdict, f"rows in case {number}") == pytest.approx(
+            (pairs[pairs.step >= 108].case == number).mean()
+        )
+        early = (pairs[pairs.step <= 11].case == number).mean()
+        assert value(verdict, f"rows in case {number}, first tenth") == pytest.approx(early)
+
+
+def test_the_common_factor_does_what_it_says(falling: Trace) -> None:
+    verdict, rows = only(common_factor(falling)), last_rows(falling)
+
+    def ideal(factor: float) -> float:
+        d_w, d_l = rows.pull_chosen * factor, rows.pull_rejected
+        deltas = predicted_delta(d_w, d_l, rows.grad_norm_chosen, rows.grad_norm_rejected, rows.grad_inner, 1.0)
+        return float((cases(*deltas) == 1).mean())
+
+    best = value(verdict, "best common factor on d_w/d_l")
+    assert value(verdict, "rows in case 1 as recorded") == pytest.approx(ideal(1.0))
+    assert value(verdict, "rows in case 1 with it") == pytest.approx(ideal(best))
+    assert ideal(best) >= max(ideal(factor) for factor in np.geomspace(0.1, 10, 41)) - 0.03
+    assert best > 1
+
+
+def test_the_nll_weight_keeps_nine_of_ten_from_falling(falling: Trace) -> None:
+    verdict, rows = only(nll_weight(falling)), last_rows(falling)
+    weight = value(verdict, "λ on the summed log-probability")
+    norms = rows.grad_norm_chosen, rows.grad_norm_rejected, rows.grad_inner
+    up, down = predicted_delta(rows.pull_chosen + weight * 1.0001, rows.pull_rejected, *norms, 1.0)
+    assert 0.89 <= (up >= 0).mean() <= 0.93
+    assert value(verdict, "rows in which rejected would rise") == pytest.approx((down > 0).mean(), abs=0.011)
+    slow = [max(0, r.pull_rejected * r.grad_inner / r.grad_norm_chosen**2 - r.pull_chosen) for r in rows.itertuples()]
+    np.testing.assert_allclose(needed_weight(rows), slow)
+
+
+def test_concentration_length_and_layers(falling: Trace) -> None:
+    pairs = falling.pairs
+    fall = (-pairs.predicted_delta_chosen).clip(lower=0).groupby(pairs.pair_id).sum().sort_values(ascending=False)
+    found = only(concentration(falling))
+    assert value(found, "share of the fall in a tenth of the pairs") == pytest.approx(fall.iloc[:5].sum() / fall.sum())
+    assert fall.index[0] in found.sentence
+    last = pairs[pairs.step >= 108]
+    margin = last.logp_chosen - last.ref_logp_chosen - last.logp_rejected + last.ref_logp_rejected
+    ranks = (last.len_chosen - last.len_rejected).astype(float).rank().corr(margin.rank())
+    assert value(only(length(falling)), "rank correlation of margin and n_w − n_l") == pytest.approx(ranks)
+    shares = falling.layers.groupby("layer").grad_inner.sum() / falling.layers.grad_inner.sum()
+    assert value(only(layers(falling)), "share of head") == pytest.approx(shares["head"])
+    assert shares.idxmax() == "head"
+
+
+def test_a_length_bias_is_named(tmp_path: Path) -> None:
+    tables = simulate(DEFAULT)
+    pairs = tables["pairs"]
+    pairs["logp_chosen"] = pairs.ref_logp_chosen + 0.3 * (pairs.len_chosen - pairs.len_rejected)
+    verdict = only(length(load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))))
+    assert verdict.level == "note" and "longer chosen response have the larger margin" in verdict.sentence
+
+
+def test_the_prediction_is_compared_row_by_row(falling: Trace) -> None:
+    verdict, pairs = only(alone(falling)), falling.pairs
+    same = np.sign(pairs.predicted_delta_chosen) == np.sign(pairs.realised_delta_chosen)
+    assert value(verdict, "same sign, chosen") == pytest.approx(same.mean())
+    r = pairs.predicted_delta_rejected.corr(pairs.realised_delta_rejected)
+    assert value(verdict, "r, rejected") == pytest.approx(r)
+    assert "plain gradient step" in verdict.sentence
+    assert f"commoner sign: {percent((pairs.realised_delta_chosen < 0).mean())}" in verdict.sentence
+
+
+def test_what_was_not_measured_is_not_spoken_of(tmp_path: Path) -> None:
+    tables = simulate(Options(reference=False, realised=False, gram=False))
+    keep = ["step", "pair_id", "rank", "logp_chosen", "logp_rejected", "len_chosen", "len_rejected"]
+    tables["pairs"] = tables["pairs"][keep]
+    tables["steps"] = tables["steps"][["step", "rank", "pairs"]]
+    tables["layers"] = tables["layers"].head(0)
+    found = verdicts(load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT))))
+    assert {verdict.topic for verdict in found} == {"movement", "pairs", "trust"}
+    for word in ("cosine", "case ", "pull", "realised change in", "layers:", "Against the reference"):
+        assert not any(word in verdict.sentence for verdict in found if verdict.topic != "trust")
+    missing = next(verdict for verdict in found if verdict.sentence.startswith("Not measured"))
+    assert "realised changes" in missing.sentence and "reference policy" in missing.sentence
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        DEFAULT,
+        Options(steps=1, batch=1, pairs=1),
+        Options(steps=2, batch=2),
+        Options(regime="case3", gate=True, mass=True),
+    ],
+    ids=["full", "one row", "two steps", "shaped"],
+)
+def test_every_verdict_is_whole(options: Options, tmp_path: Path) -> None:
+    found = verdicts(new_trace(tmp_path / "run", options))
+    assert found
+    for verdict in found:
+        assert verdict.topic in TOPICS and verdict.formula
+        assert verdict.sentence.endswith(".") and "nan" not in verdict.sentence
+        assert all(
+            math.isfinite(number.value) for number in verdict.numbers if not number.name.startswith(("r,", "ρ,"))
+        )
+
+
+def test_topics_and_statements_are_the_same_table() -> None:
+    assert list(TOPICS) == list(VERDICTS)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.01234, "0.0123"), (-1234.5, "−1,234"), (48.0, "48"), (3.1e-7, "3.1e−7"), (0.0, "0"), (float("inf"), "∞")],
+)
+def test_numbers_are_written_shortly(number: float, text: str) -> None:
+    assert sig(number) == text
+
+
+def test_signs_and_shares_are_written_honestly() -> None:
+    assert (signed(0.5), signed(-0.5), signed(0.0)) == ("+0.500", "−0.500", "0")
+    assert (percent(1.0), percent(0.999), percent(0.0), percent(0.001), percent(0.634)) == (
+        "100 %",
+        "over 99 %",
+        "0 %",
+        "under 1 %",
+        "63 %",
+    )
