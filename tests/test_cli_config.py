@@ -111,8 +111,9 @@ class TestResume:
         assert (config.objective, config.steps, config.shaping, config.resume) == ("ipo", 4, ("gate-seq",), True)
         assert config.hyper == {"average": "false"}
 
-    def test_more_steps_are_fine_and_another_objective_is_not(self, run: Path) -> None:
-        assert make_config(None, {"out": str(run), "resume": True, "steps": 9, "objective": "ipo"}).steps == 9
+    def test_the_same_options_are_fine_and_others_are_not(self, run: Path) -> None:
+        given = {"out": str(run), "resume": True, "objective": "ipo", "checkpoint_every": 9}
+        assert make_config(None, given).checkpoint_every == 9
         said = refusal(out=str(run), resume=True, objective="dpo", batch_size=2)
         assert "objective was 'ipo', now 'dpo'" in said and "batch-size was 8, now 2" in said
 

@@ -12,7 +12,7 @@ from dyn_probe.errors import BadInput
 from dyn_probe.train.choices import unknown
 from dyn_probe.train.config import OPTIONS, RunConfig
 
-MAY_CHANGE = ("out", "steps", "checkpoint_every", "device", "resume")
+MAY_CHANGE = ("out", "checkpoint_every", "device", "resume")
 """Fields that a resumed run may be given anew."""
 
 

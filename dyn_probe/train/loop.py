@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.certify import TOLERANCES
 from dyn_probe.errors import BadInput, Diverged
 from dyn_probe.objectives import TokenMask, normalised_pulls, pulls
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
@@ -25,6 +26,7 @@ from dyn_probe.train.objective import forward, losses_of, make_token_mask, terms
 from dyn_probe.train.reference import Reference, live_reference, precomputed_reference
 from dyn_probe.train.schedule import learning_rate, make_optimizer, set_rate
 from dyn_probe.train.setup import Setup, example_rows, manifest_of, prepare
+from dyn_probe.train.token_rows import record_tokens
 from dyn_probe.train.warmup import reading_pairs, supervised_stage
 
 
@@ -102,6 +104,7 @@ def start_run(setup: Setup, writer: TraceWriter, display: Display, state: dict[s
         optimizer=optimizer,
         every=config.every,
         gram_every=config.gram_every,
+        tolerance=TOLERANCES[torch.bfloat16] if config.dtype == "autocast" else None,
         separate=setup.method.masked,
         certify=state is None,
     )
@@ -119,7 +122,7 @@ def make_reference(setup: Setup, display: Display, writer: TraceWriter) -> Refer
             config.pretrain_steps,
             2e-3,
         ),
-        ("SFT", setup.pairs, "sft", config.sft_steps, config.sft_lr),
+        ("SFT", setup.pairs, config.sft_objective, config.sft_steps, config.sft_lr),
     )
     losses = {}
     for title, pairs, objective, steps, lr in stages:
@@ -193,6 +196,7 @@ def train_step(run: Run, step: int) -> str:
     rate = learning_rate(config, step)
     set_rate(run.optimizer, rate)
     run.optimizer.zero_grad(set_to_none=True)
+    record_tokens(run, step)
     order = step_order(len(setup.pairs), config.pairs_per_step, step, config.seed)
     batches, losses = [], []
     for k in range(config.gradient_accumulation):

@@ -17,12 +17,17 @@ from torch import nn
 
 from dyn_probe import __version__
 from dyn_probe.errors import BadInput, TraceError
+from dyn_probe.objectives import objective
+from dyn_probe.objectives.terms import MEANINGS
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.data import load_pairs
 from dyn_probe.train.encode import EncodedPair, encode_pairs
 from dyn_probe.train.models import load_model, pad_token
 from dyn_probe.train.objective import Method
 from dyn_probe.train.records import Skipped, listed, plain_text
+
+KNOWN_TERMS = ("r_w", "r_l", "kl", "progress")
+"""Terms beside log-probabilities that this loop can give an objective."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +96,10 @@ def check_folder(config: RunConfig) -> None:
 
 def check_batch(config: RunConfig, method: Method) -> None:
     """Refuse combinations of options that cannot work together."""
+    unknown = [name for name in objective(method.name).needs(method.hyper) if name not in KNOWN_TERMS]
+    if unknown:
+        said = ", ".join(f"{name} ({MEANINGS[name]})" for name in unknown)
+        raise BadInput(f"{method.name} with these options wants {said}, which no preference file gives; leave them off")
     if method.name == "kto" and config.batch_size < 2:
         raise BadInput("kto estimates its KL from other pairs of the batch; write --batch-size 2 or more")
     if config.lora_rank and method.needs_live_reference and config.dtype == "float64":
