@@ -18,7 +18,7 @@ from dyn_probe.report.curves import spread
 from dyn_probe.report.figures import COMPARISONS, FIGURES, figures_for
 from dyn_probe.report.figures.cases import case_shares
 from dyn_probe.report.figures.clipping import MOST_POINTS, step_norms
-from dyn_probe.report.figures.layers import inner_shares, layer_cosines, layer_names
+from dyn_probe.report.figures.layers import inner_shares, layer_codes, layer_cosines
 from dyn_probe.report.figures.mass import since_start
 from dyn_probe.report.frames import numbers, step_bins
 from dyn_probe.report.style import CHOSEN, REJECTED
@@ -119,9 +119,10 @@ def test_case_shares_add_up_and_count_rows(traces: dict[str, Trace]) -> None:
 
 def test_layers_stand_in_order_of_depth_with_their_cosine(traces: dict[str, Trace]) -> None:
     frame = traces["full"].layers.sample(frac=1, random_state=0).reset_index(drop=True)
-    assert tuple(layer_names(frame)) == LAYERS
+    codes, names = layer_codes(frame)
+    assert tuple(names) == LAYERS and [names[code] for code in codes] == list(frame.layer)
     bins = step_bins(frame)
-    found = layer_cosines(frame, bins, list(LAYERS))
+    found = layer_cosines(frame, bins)
     rows = frame[(frame.layer == "3") & (bins.index == 5)]
     slow = rows.grad_inner.sum() / (rows.grad_norm_chosen * rows.grad_norm_rejected).sum()
     assert found[LAYERS.index("3"), 5] == pytest.approx(slow)

@@ -21,15 +21,16 @@ class Agreement:
     scale: float  # median |y| / median |x|
 
 
-def agreement(x: Floats, y: Floats) -> Agreement:
-    """Compare two columns [rows]; a prediction of exactly 0 agrees with nothing but 0."""
+def agreement(x: Floats, y: Floats, ranks: bool = True) -> Agreement:
+    """Compare two columns [rows]; a prediction of 0 agrees with nothing but 0. Ranks cost a sort: NaN without."""
     both = np.isfinite(x) & np.isfinite(y)
     x, y = x[both], y[both]
     if not len(x):
         return Agreement(0, *[float("nan")] * 4)
     middle = float(np.median(np.abs(x)))
     scale = float(np.median(np.abs(y))) / middle if middle else float("nan")
-    return Agreement(len(x), float((np.sign(x) == np.sign(y)).mean()), pearson(x, y), spearman(x, y), scale)
+    rho = spearman(x, y) if ranks else float("nan")
+    return Agreement(len(x), float((np.sign(x) == np.sign(y)).mean()), pearson(x, y), rho, scale)
 
 
 def pearson(x: Floats, y: Floats) -> float:

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from dyn_probe.report.frames import Bins, Floats, numbers, step_bins
 from dyn_probe.report.needs import why_absent
@@ -42,7 +43,8 @@ def layers(trace: Trace) -> Figure:
     lack = why_absent(trace, "layers.grad_inner")
     if lack:
         return empty_figure("Entanglement by layer", lack)
-    names = layer_names(trace.layers)
+    shares = inner_shares(trace.layers)
+    names = [str(name) for name in shares.index]
     figure, (left, right) = new_figure(2, height=max(2.6, 1.2 + 0.21 * len(names)), ratios=(2.2, 1))
     name_panel(left, "Cosine by layer")
     image = _heat(left, trace.layers, names)
@@ -52,25 +54,29 @@ def layers(trace: Trace) -> Figure:
     bar.ax.tick_params(labelsize=TICK, labelcolor=MUTED, length=0)
     bar.outline.set_visible(False)  # type: ignore[operator]
     name_panel(right, "Share of the inner product", x=r"share of $\sum \langle g_w, g_l\rangle$")
-    _bars(right, inner_shares(trace.layers))
+    _bars(right, shares)
     return figure
 
 
-def layer_names(frame: pd.DataFrame) -> list[str]:
-    """Layer names from input to output."""
-    return list(frame.groupby("layer", observed=True)["depth"].min().sort_values(kind="stable").index)
+def layer_codes(frame: pd.DataFrame) -> tuple[NDArray[np.int64], list[str]]:
+    """(each row's place in the list [rows], layer names from input to output)."""
+    codes, names = pd.factorize(frame["layer"])
+    depth = pd.Series(numbers(frame, "depth")).groupby(codes).min().reindex(range(len(names)))
+    order = np.argsort(depth.to_numpy(), kind="stable")
+    return np.argsort(order)[codes], [str(names[place]) for place in order]
 
 
 def inner_shares(frame: pd.DataFrame) -> pd.Series:
     """Each layer's Σ⟨g_w,g_l⟩ over the total of all layers, input to output; shares add up to 1."""
-    sums = frame.groupby("layer", observed=True)["grad_inner"].sum().reindex(layer_names(frame))
-    return sums / sums.sum()
+    codes, names = layer_codes(frame)
+    sums = np.bincount(codes, np.nan_to_num(numbers(frame, "grad_inner")), len(names))
+    return pd.Series(sums / sums.sum(), index=names)
 
 
-def layer_cosines(frame: pd.DataFrame, bins: Bins, names: list[str]) -> Floats:
+def layer_cosines(frame: pd.DataFrame, bins: Bins) -> Floats:
     """Σ⟨g_w,g_l⟩ / Σ‖g_w‖‖g_l‖ of each layer in each bin: [layers, bins], NaN where a layer has no rows."""
-    place = pd.Categorical(frame["layer"], categories=names).codes.astype(np.int64)
-    cell, size = place * len(bins) + bins.index, len(names) * len(bins)
+    codes, names = layer_codes(frame)
+    cell, size = codes * len(bins) + bins.index, len(names) * len(bins)
     inner = numbers(frame, "grad_inner")
     product = numbers(frame, "grad_norm_chosen") * numbers(frame, "grad_norm_rejected")
     top, bottom = (np.bincount(cell, np.nan_to_num(part), size) for part in (inner, product))
@@ -82,7 +88,7 @@ def _heat(ax: Axes, frame: pd.DataFrame, names: list[str]) -> QuadMesh:
     bins = step_bins(frame, rows=16 * len(names))
     edges = np.append(bins.low - 0.5, bins.high[-1] + 0.5)
     rows = np.arange(len(names) + 1) - 0.5
-    cosine = layer_cosines(frame, bins, names)
+    cosine = layer_cosines(frame, bins)
     image = ax.pcolormesh(edges, rows, cosine, cmap=DIVERGING, vmin=-1, vmax=1, rasterized=True)
     ax.grid(visible=False)
     ax.set_ylabel("layer, from input (top) to output", fontsize=LABEL, color=MUTED)

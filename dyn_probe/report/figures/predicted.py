@@ -61,7 +61,7 @@ def _scatter(ax: Axes, trace: Trace, kind: str) -> None:
         keep = _sample(np.isfinite(x) & np.isfinite(y))
         inside = np.clip(x[keep], -wide, wide), np.clip(y[keep], -high, high)
         ax.scatter(*inside, s=9, alpha=0.35, linewidths=0, color=SIDE_COLOURS[side], rasterized=True)
-        _write(ax, row, side, agreement(x, y))
+        _write(ax, row, side, agreement(x, y, ranks=False))
 
 
 def _limit(values: Floats) -> float:
