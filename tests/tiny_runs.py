@@ -1,0 +1,47 @@
+"""Tiny runs of the reference loop: no warm-up, a handful of pairs, a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dyn_probe import load_trace
+from dyn_probe.objectives import OBJECTIVES, SHAPINGS, pulls
+from dyn_probe.train import loop
+from dyn_probe.train.config import RunConfig
+from dyn_probe.train.objective import STAGES
+
+TRAINED = tuple(name for name in OBJECTIVES if name not in STAGES)
+COMPOSED = [(name, shaping) for name in TRAINED for shaping in SHAPINGS if shaping in OBJECTIVES[name].shapings]
+TINY: dict[str, Any] = dict(
+    max_pairs=12, pretrain_steps=0, sft_steps=0, steps=2, batch_size=3, eval_fraction=0.0, warmup_steps=0, lr=1e-3
+)
+
+
+def tiny(out: Path, **options: Any) -> RunConfig:
+    """The configuration of a tiny run."""
+    return RunConfig(**{**TINY, "out": str(out), **options})
+
+
+def run(out: Path, **options: Any) -> Any:
+    """A tiny run's trace."""
+    return load_trace(loop.record(tiny(out, **options), progress=False))
+
+
+@contextmanager
+def pulls_seen(monkeypatch: Any) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The pulls that the objective's own function gives to the very terms of each micro-batch."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    real = loop.losses_of
+
+    def spy(method: Any, terms: Any) -> Any:
+        seen.append(pulls(method.name, terms, method.hyper, method.shapings))
+        return real(method, terms)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "losses_of", spy)
+        yield seen
