@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {}
 _LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"pairs", "capture", "objectives", "trace"}),
-    frozenset({"gram", "certify"}),
+    frozenset({"gram", "certify", "token_analysis", "theory"}),
     frozenset({"entanglement", "mass", "recording"}),
     frozenset({"probe"}),
     frozenset({"attach", "train"}),
@@ -28,10 +28,10 @@ _LEVELS: tuple[frozenset[str], ...] = (
 for _depth, _level in enumerate(_LEVELS):
     for _room in _level:
         MAY_IMPORT[_room] = frozenset().union(*_LEVELS[:_depth])
-MAY_IMPORT["report"] = frozenset({"errors", "trace", "entanglement", "mass"})
+MAY_IMPORT["report"] = frozenset({"errors", "trace", "entanglement", "token_analysis", "mass"})
 MAY_IMPORT["cli"] = frozenset(MAY_IMPORT)
 
-WITHOUT_TORCH = ("errors", "trace", "report", "entanglement")
+WITHOUT_TORCH = ("errors", "trace", "report", "entanglement", "token_analysis")
 """Rooms that never import torch, neither themselves nor through what they import."""
 
 

@@ -88,6 +88,10 @@ class RunConfig:
     precompute_reference: bool = _option(
         True, "Take reference log-probabilities once, before training, instead of keeping a reference model."
     )
+    tokens_every: int = _option(
+        0, "Record token-by-token gradient products every so many steps, and at the last; 0 never does.", least=0
+    )
+    token_pairs: int = _option(4, "Pairs that --tokens-every follows, drawn by the seed; the same all along.", least=1)
 
     seed: int = _option(0, "Draws weights, warm-up and the order of the pairs.", least=0)
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, …")

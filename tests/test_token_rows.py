@@ -1,0 +1,99 @@
+"""Token rows of a run: the right numbers, the same pairs throughout, and training bitwise as without them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dyn_probe import load_trace, token_gram
+from dyn_probe.token_analysis import recorded_heats
+from dyn_probe.train import loop
+from dyn_probe.train.batches import collate
+from dyn_probe.train.builtin import built_in_tokenizer
+from dyn_probe.train.config import RunConfig
+from dyn_probe.train.setup import prepare
+from dyn_probe.train.token_rows import followed_pairs, follows, token_strings
+
+
+def tiny(out, **options):
+    """A run of a few steps on a dozen pairs, without warm-up."""
+    base = dict(max_pairs=12, pretrain_steps=0, sft_steps=0, steps=4, batch_size=3, eval_fraction=0.0, lr=1e-3)
+    return RunConfig(**{**base, "out": str(out), **options})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same run with and without token rows: (trace, weights, random state, train mode)."""
+    folder = tmp_path_factory.mktemp("runs")
+    real, kept, found = loop.train, {}, {}
+
+    def train(run):
+        real(run)
+        kept["end"] = ([p.detach().clone() for p in run.setup.model.parameters()], run.setup.model.training)
+
+    for name, options in {"with": dict(tokens_every=2, token_pairs=3), "without": {}}.items():
+        loop.train = train
+        try:
+            made = loop.record(tiny(folder / name, steps=4, realised=False, gram_every=0, **options), progress=False)
+        finally:
+            loop.train = real
+        found[name] = (load_trace(made), *kept["end"], torch.random.get_rng_state())
+    return found
+
+
+def test_training_is_bitwise_the_same(runs):
+    (_, weights, mode, rng), (_, plain, plain_mode, plain_rng) = runs["with"], runs["without"]
+    assert all(torch.equal(a, b) for a, b in zip(weights, plain, strict=True))
+    assert mode is plain_mode is True and torch.equal(rng, plain_rng)
+    for column in ("loss", "logp_chosen", "grad_inner"):
+        assert list(runs["with"][0].pairs[column]) == list(runs["without"][0].pairs[column])
+
+
+def test_the_same_pairs_are_followed_to_the_last_step(runs):
+    tokens = runs["with"][0].tokens
+    assert runs["without"][0].tokens.empty
+    assert sorted(tokens["step"].unique()) == [0, 2, 3]
+    by_step = tokens.groupby("step")["pair_id"].agg(set)
+    assert len(by_step[0]) == 3 and all(ids == by_step[0] for ids in by_step)
+    assert set(tokens["side"]) == {"chosen_rejected", "chosen", "rejected"}
+    assert by_step[0] <= set(runs["with"][0].examples["pair_id"])
+
+
+def test_rows_are_the_token_gram_before_the_first_update(runs, tmp_path):
+    setup = prepare(tiny(tmp_path / "x", tokens_every=2, token_pairs=3))
+    pair = followed_pairs(setup)[1]
+    gram = token_gram(setup.model, collate([pair]))
+    heat = recorded_heats(runs["with"][0].tokens, pair.pair_id)[0]
+    np.testing.assert_allclose(heat.inner, gram.chosen_rejected.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(heat.cosine, gram.cosine.numpy(), rtol=1e-6)
+    assert heat.tokens_chosen[-1] == "</s>" and "".join(heat.tokens_chosen[:-1]).lstrip() == pair.text.chosen
+    rows = runs["with"][0].tokens
+    own = rows[(rows["pair_id"] == pair.pair_id) & (rows["side"] == "rejected") & (rows["step"] == 0)].iloc[0]
+    np.testing.assert_allclose(own["inner"], gram.rejected.flatten().numpy(), rtol=1e-6)
+    assert list(own["tokens_columns"]) == list(heat.tokens_rejected)
+
+
+def test_the_schedule(tmp_path):
+    setup = prepare(tiny(tmp_path / "x", steps=6, tokens_every=4, token_pairs=99))
+    assert [step for step in range(6) if follows(setup, step)] == [0, 4, 5]
+    assert len(followed_pairs(setup)) == len(setup.pairs)
+    other = prepare(tiny(tmp_path / "y", steps=6, tokens_every=4, token_pairs=3, seed=1))
+    first = prepare(tiny(tmp_path / "z", steps=6, tokens_every=4, token_pairs=3, seed=0))
+    assert [p.pair_id for p in followed_pairs(other)] != [p.pair_id for p in followed_pairs(first)]
+
+
+def test_token_strings_keep_their_spaces():
+    tokenizer = built_in_tokenizer()
+    ids = tokenizer("It has a positive\nsentiment. é")["input_ids"]
+    strings = token_strings(tokenizer, ids)
+    assert strings[0] == "<s>" and " has" in strings and "\n" in strings
+
+    class Sentencepiece:
+        def convert_ids_to_tokens(self, ids):
+            return ["▁good", "<0x0A>"]
+
+        def decode(self, ids, **_):
+            return {0: "good", 1: "\n"}[ids[0]]
+
+    assert token_strings(Sentencepiece(), [0, 1]) == [" good", "\n"]
