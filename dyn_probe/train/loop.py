@@ -237,7 +237,7 @@ def micro_step(run: Run, step: int, batch: PairBatch, pairs: list[EncodedPair], 
         losses, columns = losses_of(method, terms)
         stop_if_not_finite(losses, step, batch)
         given: dict[str, Any] = {
-            "reference": out.reference, "lengths": batch.lengths, "losses": losses.detach(), "loss_scale": 1.0
+            "reference": out.reference, "lengths": batch.lengths, "losses": losses.detach(), "loss_scale": scale
         }  # fmt: skip
         if method.normalised:
             d_w, d_l = pulls(method.name, terms, method.hyper, method.shapings)
