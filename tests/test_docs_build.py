@@ -43,9 +43,7 @@ def test_site_has_every_page(site: Path) -> None:
 
 
 def test_site_loads_nothing_from_elsewhere(site: Path) -> None:
-    loaded = {
-        page.name: REMOTE_ASSET.findall(page.read_text(encoding="utf-8")) for page in site.glob("*.html")
-    }
+    loaded = {page.name: REMOTE_ASSET.findall(page.read_text(encoding="utf-8")) for page in site.glob("*.html")}
     assert loaded and not any(loaded.values()), loaded
 
 
@@ -70,13 +68,35 @@ def test_a_broken_link_is_found() -> None:
     assert broken_links(ROOT / "README.md", "see [it](docs/nowhere.md)") == ["docs/nowhere.md"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/loop.md"])
+PREAMBLE = {
+    "docs/loop.md": "",
+    "README.md": """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from dyn_probe import PairBatch
+model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                     num_attention_heads=4))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+rows = torch.randint(1, 64, (8, 10))
+response = torch.zeros_like(rows)
+response[:, 6:] = 1
+loader = [PairBatch(rows, torch.ones_like(rows), response)] * 3
+def reference(batch):
+    return torch.full((8,), -16.0)
+def my_loss(logps, reference):
+    chosen, rejected = (logps - reference).chunk(2)
+    return -torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()
+""",
+}
+"""Page → what its examples take for granted."""
+
+
+@pytest.mark.parametrize("page", PREAMBLE)
 def test_python_examples_run(page: str, tmp_path: Path) -> None:
     """All Python blocks of a page, one after the other in one interpreter, in an empty folder."""
     blocks = PYTHON.findall((ROOT / page).read_text(encoding="utf-8"))
     assert blocks
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True
-    )
+    script = "\n".join([PREAMBLE[page], *blocks])
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -1,0 +1,158 @@
+"""Bring the generated blocks of the docs up to date; with --check only say which pages are stale.
+
+A page marks a block by `<!-- generated: NAME -->` and `<!-- end generated -->`. NAME is a row of BLOCKS: its
+function writes what stands between the two from the tables of the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import typer
+from dyn_probe_cli.app import app
+
+from dyn_probe.objectives import Method, describe
+from dyn_probe.report.figures import FIGURES, FigureRow
+from dyn_probe.report.ranked import RANKINGS
+from dyn_probe.report.verdicts import TOPICS, VERDICTS
+from dyn_probe.report.verdicts.knobs import KNOBS
+from dyn_probe.trace.docs import schema_markdown
+
+DOCS = Path(__file__).resolve().parent
+MARKED = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
+
+
+def commands() -> str:
+    """`--help` of every command, as plain text of a fixed width."""
+    group = typer.main.get_command(app)
+    sections = []
+    for name, command in getattr(group, "commands").items():  # noqa: B009
+        command.rich_markup_mode = None
+        context = command.context_class(
+            command, info_name=f"dyn-probe {name}", terminal_width=100, max_content_width=100
+        )
+        lines = (line.rstrip() for line in command.get_help(context).splitlines())
+        sections.append(f"## dyn-probe {name}\n\n```text\n" + "\n".join(lines).strip() + "\n```")
+    return "\n\n".join(sections)
+
+
+def objectives() -> str:
+    """Every objective: an overview, then a section each."""
+    return _methods("objective")
+
+
+def shapings() -> str:
+    """Every shaping: an overview, then a section each."""
+    return _methods("shaping")
+
+
+def _methods(kind: str) -> str:
+    rows = [row for row in describe() if row.kind == kind]
+    overview = _table((kind, "formula"), ((f"[`{row.name}`](#{row.name})", _code(row.formula)) for row in rows))
+    return "\n\n".join([overview, *map(_method, rows)])
+
+
+def _method(row: Method) -> str:
+    other = "Shapings" if row.kind == "objective" else "Objectives"
+    facts = [
+        ("Use it", row.when),
+        ("Dynamics", row.dynamics),
+        ("Reads", ", ".join(map(_code, row.needs)) or "log-probabilities and lengths only"),
+        (other, ", ".join(map(_code, row.composes_with)) or "none"),
+        ("Source", row.paper),
+        ("Note", row.notes),
+    ]
+    options = "\n".join(f"- `{name}`{rest}" for name, rest in (_split(option) for option in row.options))
+    lines = [f"**{label}.** {text}" for label, text in facts if text]
+    return "\n\n".join([f"### {row.name}", f"    {row.formula}", *([options] if options else []), *lines])
+
+
+def _split(option: str) -> tuple[str, str]:
+    name, _, rest = option.partition(":")
+    return name, f": {rest.strip()}" if rest else ""
+
+
+def figures() -> str:
+    """Every figure: what it shows, how to read it, what it needs."""
+    return "\n\n".join(_figure(name, row) for name, row in FIGURES.items())
+
+
+def _figure(name: str, row: FigureRow) -> str:
+    paragraphs = [f"**{label}.** {text[:1].upper()}{text[1:]}" for label, text in row.text.items()]
+    return "\n\n".join([f"### {row.title} {{ #{name} }}", *paragraphs, f"Columns: {', '.join(map(_code, row.needs))}."])
+
+
+def verdicts() -> str:
+    """What the report can say, topic by topic, and the knobs that it names."""
+    rows = ((TOPICS[topic], "<br>".join(map(_first_line, said))) for topic, said in VERDICTS.items())
+    knobs = "\n".join(f"- {text[:1].upper()}{text[1:]}." for text in KNOBS.values())
+    return f"{_table(('topic', 'what is said'), rows)}\n\nWhat a statement may suggest to change:\n\n{knobs}"
+
+
+def rankings() -> str:
+    """The ways to rank pairs."""
+    return _table(("name", "first come"), ((_code(name), row.meaning) for name, row in RANKINGS.items()))
+
+
+def _first_line(statement: Callable[..., object]) -> str:
+    return " ".join((statement.__doc__ or "").split("\n\n")[0].split())
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head), *(list(row) for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |" for line in lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "objectives": objectives,
+    "shapings": shapings,
+    "figures": figures,
+    "verdicts": verdicts,
+    "rankings": rankings,
+    "trace-schema": schema_markdown,
+}
+
+
+def render(text: str) -> str:
+    """The page with every block written anew; an unknown block is an error that lists the known ones."""
+
+    def fill(match: re.Match[str]) -> str:
+        if match[2] not in BLOCKS:
+            raise KeyError(f"no generated block {match[2]!r}; choose from: {', '.join(BLOCKS)}")
+        return f"{match[1]}\n{BLOCKS[match[2]]().strip()}\n\n{match[3]}"
+
+    return MARKED.sub(fill, text)
+
+
+def stale() -> dict[Path, str]:
+    """Pages whose generated blocks differ from the code, with their new text."""
+    pages = {page: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
+    rendered = {page: render(text) for page, text in pages.items()}
+    return {page: text for page, text in rendered.items() if text != pages[page]}
+
+
+def main() -> int:
+    """Write the stale pages, or with --check name them and return 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
+    check = parser.parse_args().check
+    pages = stale()
+    for page, text in pages.items():
+        if not check:
+            page.write_text(text, encoding="utf-8")
+        print(f"{page.name} {'is stale: run make docs' if check else 'written'}")
+    return int(check and bool(pages))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
