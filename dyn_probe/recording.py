@@ -182,7 +182,8 @@ class Recording:
             coefficients: ``[2B]`` ``∂loss/∂(row log-probability)`` of the update.
         """
         assert self._training is not None and self._training.kept is not None
-        add_weighted_gradients(self._training.kept, coefficients, trained_parameters(self.capture.model))
+        with self.capture.quiet():
+            add_weighted_gradients(self._training.kept, coefficients, trained_parameters(self.capture.model))
         self._coefficients = coefficients.detach().double()
         self._training.kept = {}
 

@@ -6,8 +6,8 @@ checkpointing, DDP and FSDP work, and no activation is pinned beyond what autogr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -134,15 +134,12 @@ class Capture:
             return None
         call = Call(use, self.rows, self.length, args, kwargs, tuple(leaves[i] for i in places))
         call.notes["places"] = tuple(places)
-        self._busy = True
         try:
-            with torch.no_grad():
+            with self.quiet(), torch.no_grad():
                 self.claimed[use.module] = explain(call, self.kinds, self.claimed.get(use.module))
         except UnsupportedUse as error:
             self.complaints.append(str(error))
             return None
-        finally:
-            self._busy = False
         outputs = call.outputs
         if call.notes.get("per_batch"):  # used once for the whole batch: give every row its own
             outputs = tuple(t.expand(self.rows, self.length, t.shape[-1]) for t in outputs)
@@ -156,11 +153,17 @@ class Capture:
         return pytree.tree_unflatten(leaves, spec)
 
     def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-        self._busy = True
-        try:
+        with self.quiet():
             self._receiver(call, saved, grads)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Modules that run inside are not tapped: the rules themselves run some again."""
+        was, self._busy = self._busy, True
+        try:
+            yield
         finally:
-            self._busy = False
+            self._busy = was
 
     def check(self) -> None:
         """Raise what the forward could not explain, all of it at once.
