@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dyn_probe.capture.uses import Call, Kind, Use, explain, find_uses
+from dyn_probe.capture.spans import find_spans
+from dyn_probe.capture.uses import Call, Kind, Span, Use, explain, find_uses
 from dyn_probe.errors import BadInput, UnsupportedUse
 
 Receiver = Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], None]
@@ -65,6 +66,7 @@ class Capture:
         self.uses: list[Use] = find_uses(model)
         self.claimed: dict[nn.Module, Kind] = {} if claimed is None else claimed
         self.rows = self.length = 0
+        self.spans: tuple[Span, ...] = ()
         self.calls: dict[nn.Module, int] = {}
         self.taken: dict[str, list[Call]] = {}
         self.complaints: list[str] = []
@@ -110,6 +112,7 @@ class Capture:
                 "[chosen; rejected] (run other passes under torch.no_grad(), or outside probe.step)"
             )
         self.rows, self.length, self._inside = shape[0], shape[1], True
+        self.spans = find_spans(kwargs.get("input_ids"), kwargs.get("attention_mask"))
 
     def _leave_model(self, *_: object) -> None:
         if not self._busy:
@@ -133,6 +136,7 @@ class Capture:
         if not places:
             return None
         call = Call(use, self.rows, self.length, args, kwargs, tuple(leaves[i] for i in places))
+        call.spans = self.spans
         call.notes["places"] = tuple(places)
         try:
             with self.quiet(), torch.no_grad():

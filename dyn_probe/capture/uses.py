@@ -41,6 +41,17 @@ class Use:
     parameters: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Span:
+    """Where a pair's two rows have tokens, ``[start, end)``, and how many of the first tokens they share."""
+
+    start_chosen: int
+    end_chosen: int
+    start_rejected: int
+    end_rejected: int
+    shared: int
+
+
 @dataclass(eq=False)
 class Call:
     """One forward call of a module, in a batch of ``rows`` rows and ``length`` positions."""
@@ -51,6 +62,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outputs: tuple[Tensor, ...]
+    spans: tuple[Span, ...] = ()
     kind: Kind | None = None
     saved: tuple[Tensor, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dyn_probe.capture.uses import Span
+
 
 def upcast(tensor: Tensor) -> Tensor:
     """Half-precision tensors as float32; others as they are. All sums run in float32 or better."""
@@ -26,6 +28,7 @@ class Outer:
     grads: Tensor
     transposed: bool = False
     wide: bool = False
+    spans: tuple[Span, ...] = ()
 
     def dense(self, row: int) -> Tensor:
         left, right = upcast(self.grads[row]), upcast(self.inputs[row])

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from dyn_probe.capture.layout import rows_first
 from dyn_probe.capture.uses import Call
 from dyn_probe.gram.factors import Factor, Outer, Vector, upcast
+from dyn_probe.gram.prefix import pairs_by_prefix
 from dyn_probe.gram.twin import agree
 from dyn_probe.gram.wanted import Wanted
 
@@ -60,7 +61,7 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
     if "weight" in call.trained:
         inputs = rows_first(saved[0], call.rows, call.length)
         wide = outputs.shape[-1] >= WIDE
-        found["weight"] = Outer(inputs, outputs, transposed=isinstance(call.module, Conv1D), wide=wide)
+        found["weight"] = Outer(inputs, outputs, isinstance(call.module, Conv1D), wide, call.spans)
     if "bias" in call.trained:
         found["bias"] = Vector(upcast(outputs).sum(1))
     return found
@@ -76,7 +77,11 @@ def reduce(outer: Outer, wanted: Wanted) -> Tensor:
         return (
             full_by_tokens(inputs, outputs) if cheaper_by_tokens(outer, wanted) else by_blocks(inputs, outputs, wanted)
         )
-    return pairs_by_tokens(inputs, outputs) if cheaper_by_tokens(outer, wanted) else by_blocks(inputs, outputs, wanted)
+    if not cheaper_by_tokens(outer, wanted):
+        return by_blocks(inputs, outputs, wanted)
+    if len(outer.spans) == wanted.pairs and inputs.device.type == "cpu":
+        return pairs_by_prefix(inputs, outputs, outer.spans)
+    return pairs_by_tokens(inputs, outputs)
 
 
 def cheaper_by_tokens(outer: Outer, wanted: Wanted) -> bool:
