@@ -37,6 +37,9 @@ from dyn_probe.report.figures.movement import movement
 from dyn_probe.report.figures.predicted import predicted
 from dyn_probe.report.figures.pulls import pulls
 from dyn_probe.report.figures.shaping import PANELS, shaping
+from dyn_probe.report.figures.token_evolution import token_evolution
+from dyn_probe.report.figures.token_heat import token_heat
+from dyn_probe.report.figures.token_parts import token_parts
 from dyn_probe.report.needs import missing
 
 if TYPE_CHECKING:
@@ -88,6 +91,11 @@ FIGURES: dict[str, FigureRow] = {
         mass_entropy, "Entropy and rank", ("mass.entropy", "mass.rank", "mass.top1"), optional=True
     ),
     "squeezing_toy": FigureRow(squeezing_toy, "Squeezing with fifty classes", ("mass.logp_token",), optional=True),
+    "token_heat": FigureRow(token_heat, "Token heat map", ("tokens.cosine",), optional=True),
+    "token_evolution": FigureRow(
+        token_evolution, "Token heat maps through training", ("tokens.cosine",), optional=True
+    ),
+    "token_parts": FigureRow(token_parts, "Where entanglement comes from", ("tokens.inner",), optional=True),
 }
 
 COMPARISONS: dict[str, FigureRow] = {
