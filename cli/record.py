@@ -22,7 +22,14 @@ def record(config: Path | None = None, **given: Any) -> None:
 
     from dyn_probe.train.loop import record as train
 
-    run = train(made, progress=True)
+    try:
+        run = train(made, progress=True)
+    except KeyboardInterrupt:
+        if not (made.folder / "run.json").is_file():
+            raise
+        typer.echo("\nStopped by Ctrl-C; what was recorded is kept.", err=True)
+        say_next("report", made.folder)
+        raise typer.Exit(130) from None
     say_next("report", run)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -51,6 +52,12 @@ def step_order(pairs: int, per_step: int, step: int, seed: int) -> list[int]:
             f"lower --batch-size or --gradient-accumulation, or add data"
         )
     epoch, place = divmod(step, pairs // per_step)
+    return list(_epoch_order(pairs, epoch, seed)[place * per_step : (place + 1) * per_step])
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(pairs: int, epoch: int, seed: int) -> tuple[int, ...]:
+    """All pairs in the order of one epoch."""
     order = list(range(pairs))
     random.Random(f"{seed}:{epoch}").shuffle(order)
-    return order[place * per_step : (place + 1) * per_step]
+    return tuple(order)

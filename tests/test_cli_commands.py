@@ -1,0 +1,254 @@
+"""The commands as a new user meets them: what they print, what they refuse, and how fast they start."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from dyn_probe_cli.app import COMMANDS, app, main
+from loop_runs import run
+
+from dyn_probe.objectives import OBJECTIVES, SHAPINGS
+from dyn_probe.trace.reader import load_trace
+from dyn_probe.train.config import OPTIONS
+
+QUICK = [
+    "--max-pairs",
+    "60",
+    "--pretrain-steps",
+    "0",
+    "--sft-steps",
+    "2",
+    "--steps",
+    "2",
+    "--batch-size",
+    "4",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recorded run's folder."""
+    return run(tmp_path_factory.mktemp("runs") / "my run").path
+
+
+def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Exit code of ``dyn-probe ARGUMENTS``."""
+    monkeypatch.setattr(sys, "argv", ["dyn-probe", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+def refusal(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error of a command that cannot be carried out."""
+    assert call(arguments, monkeypatch) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("dyn-probe: ")
+    return said.err
+
+
+def loaded_after(arguments: list[str]) -> list[str]:
+    """Which of torch and transformers ``dyn-probe ARGUMENTS`` has loaded at its end."""
+    script = (
+        "import sys\nfrom dyn_probe_cli.app import main\n"
+        f"sys.argv = ['dyn-probe', *{arguments!r}]\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print('LOADED', *[m for m in ('torch', 'transformers', 'pandas', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.rpartition("LOADED")[2].split()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["record", "--help"], ["report", "--help"], ["--version"]], ids=" ".join
+)
+def test_help_starts_without_heavy_imports(arguments: list[str]) -> None:
+    assert loaded_after(arguments) == []
+
+
+def test_reading_commands_never_load_torch(recorded: Path) -> None:
+    for command in ("summary", "pairs"):
+        assert "torch" not in loaded_after([command, str(recorded)])
+
+
+def test_that_check_can_fail() -> None:
+    assert "torch" in loaded_after(["methods"])
+
+
+def test_every_option_stands_in_the_help_with_its_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert call(["record", "--help"], monkeypatch) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for option in OPTIONS.values():
+        assert f"--{option.name}" in text and " ".join(option.help.split()) in text
+    assert "--config FILE.yaml" in text and "--realised / --no-realised" in text
+
+
+def test_record_trains_and_names_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my run"
+    assert call(["record", "--out", str(out), *QUICK, "--objective", "ipo", "--set", "average=false"], monkeypatch) == 0
+    assert capsys.readouterr().out == f"Next: dyn-probe report '{out}'\n"
+    trace = load_trace(out)
+    assert trace.closed and len(trace.pairs) == 8
+    assert trace.manifest["objective"]["name"] == "ipo" and trace.manifest["objective"]["hyper"]["average"] is False
+
+
+def test_the_command_line_wins_over_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"out: {tmp_path / 'run'}\nsteps: 5\nbatch-size: 3\nrealised: false\nobjective: simpo\n")
+    assert call(["record", *QUICK[:6], "--config", str(file), "--steps", "1"], monkeypatch) == 0
+    trace = load_trace(tmp_path / "run")
+    assert len(trace.pairs) == 3 and trace.manifest["objective"]["name"] == "simpo"
+    assert trace.pairs["realised_delta_chosen"].isna().all()
+
+
+def test_nothing_is_overwritten_without_force(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (recorded / "run.json").read_bytes()
+    assert "--force" in refusal(["record", "--out", str(recorded), *QUICK], monkeypatch, capsys)
+    assert (recorded / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["recrod"], "Did you mean 'record'"),
+        (["record", "--stpes", "3"], "--steps"),
+        (["record", "--steps", "some"], "'--steps'"),
+        (["record", "--steps", "0"], "steps wants a whole number from 1; got 0"),
+        (["record", "--objective", "dppo"], "unknown objective 'dppo'"),
+        (["record", "--data", "sentiment:long-sufix"], "did you mean sentiment:long-suffix?"),
+        (["record", "--data", "nothing.jsonl"], "no such file: nothing.jsonl"),
+        (["record", "--config", "nothing.yaml"], "no such file: nothing.yaml"),
+        (["record", "--set", "beta"], "set wants NAME=VALUE"),
+        (["record", "--resume"], "--resume wants the folder of a run"),
+        (["report"], "Missing argument"),
+        (["report", "nothing"], "nothing does not exist"),
+        (["summary", "nothing"], "nothing does not exist"),
+        (["pairs", "nothing"], "nothing does not exist"),
+        (["methods", "gate-sek"], "did you mean gate-seq?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_work_is_one_line_and_leaves_nothing_behind(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(arguments, monkeypatch, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_writes_one_page_and_names_it(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["report", str(recorded), "--out", str(tmp_path / "page")], monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"Report: {tmp_path / 'page' / 'report.html'}", f"Next: dyn-probe summary '{recorded}'"]
+    assert "<html" in (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+
+
+def test_summary_says_what_happened(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["summary", str(recorded)], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "log-prob of chosen" in said and "cosine" in said and said.endswith(f"Next: dyn-probe pairs '{recorded}'\n")
+
+
+def test_pairs_are_ranked_and_exported_with_every_column(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["pairs", str(recorded), "--by", "cosine", "--top", "5"]
+    assert call(arguments, monkeypatch) == 0
+    table = capsys.readouterr().out
+    assert call([*arguments, "--format", "csv"], monkeypatch) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert call([*arguments, "--format", "json"], monkeypatch) == 0
+    objects = json.loads(capsys.readouterr().out)
+    cosines = [float(row["grad_cosine"]) for row in rows]
+    assert len(rows) == 5 and cosines == sorted(cosines, reverse=True)
+    assert [row["pair_id"] for row in rows] == [row["pair_id"] for row in objects]
+    assert all(row["pair_id"] in table and row["prompt"].endswith("Sentiment: ") for row in rows)
+
+
+def test_a_wrong_ranking_or_format_prints_the_choices(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "excess, cosine" in refusal(["pairs", str(recorded), "--by", "luck"], monkeypatch, capsys)
+    assert "table, csv, json" in refusal(["pairs", str(recorded), "--format", "xls"], monkeypatch, capsys)
+
+
+def test_methods_lists_every_objective_and_shaping(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["methods"], monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for row in (*OBJECTIVES.values(), *SHAPINGS.values()):
+        assert any(line.split()[:1] == [row.name] and line.endswith(row.formula) for line in lines)
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, *SHAPINGS])
+def test_methods_explains_each(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    row = OBJECTIVES.get(name) or SHAPINGS[name]
+    assert call(["methods", name], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert row.formula in said and row.dynamics in said and all(f"{key}=" in said for key in row.defaults)
+
+
+def test_every_command_says_what_it_does() -> None:
+    assert [command.__name__ for command in COMMANDS] == ["record", "report", "summary", "pairs", "methods"]
+    assert all(command.__doc__ and command.__doc__.strip().endswith(".") for command in COMMANDS)
+    assert len(app.registered_commands) == len(COMMANDS)
+
+
+def test_ctrl_c_keeps_the_trace_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    script = "from dyn_probe_cli.app import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        "record",
+        "--out",
+        str(out),
+        *QUICK,
+        "--steps",
+        "100000",
+        "--warmup-steps",
+        "5",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not _has_rows(out):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said, complained = process.communicate(timeout=60)
+    assert process.returncode == 130 and said == f"Next: dyn-probe report {out}\n"
+    assert "what was recorded is kept" in complained and "Traceback" not in complained
+    trace = load_trace(out)
+    assert trace.manifest["status"] == "stopped" and len(trace.pairs) > 0
+
+
+def _has_rows(out: Path) -> bool:
+    return (out / "run.json").exists() and len(load_trace(out).pairs) > 0
