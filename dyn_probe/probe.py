@@ -17,7 +17,7 @@ from dyn_probe.certify import Certificate, compare, plain_products, tolerance_fo
 from dyn_probe.errors import BadInput
 from dyn_probe.gram.api import sum_layers
 from dyn_probe.pairs import PairBatch, sequence_logps
-from dyn_probe.recording import Products, Recording
+from dyn_probe.recording import Held, Products, Recording
 from dyn_probe.trace.writer import TraceWriter
 
 Row = dict[str, Any]
@@ -37,6 +37,8 @@ class Probe:
         certify: on the first recorded step, compute one pair again by plain autograd and stop if it disagrees.
         tolerance: largest relative error of that check (default: by dtype, ``certify.TOLERANCES``).
         separate: measure by a backward of its own always: for losses that reach the model by other ways too.
+        update: also record ``update_delta_*``, the first-order change under the optimizer's real update (METHODS §8);
+            it keeps a copy of the trained parameters and the batch's activations until ``after_update``.
         manifest: entries of ``run.json``.
         rank: this process's number.
         force: replace an existing trace at ``out``.
@@ -55,6 +57,7 @@ class Probe:
         certify: bool = True,
         tolerance: float | None = None,
         separate: bool = False,
+        update: bool = False,
         manifest: Mapping[str, Any] | None = None,
         rank: int = 0,
         force: bool = False,
@@ -65,7 +68,7 @@ class Probe:
             raise BadInput("give Probe either out or writer, not both")
         self.model, self.optimizer, self.rank = model, optimizer, rank
         self.every, self.gram_every, self.layers, self.separate = every, gram_every, layers, separate
-        self.tolerance = tolerance
+        self.tolerance, self.update = tolerance, update
         self.certificate: Certificate | None = None
         self._certify = certify
         self._owns = writer is None and out is not None
@@ -77,6 +80,8 @@ class Probe:
         self._steps: dict[int, Row] = {}
         self._recording: Recording | None = None
         self._given: dict[str, Any] = {}
+        self._before: dict[str, Tensor] = {}
+        self._held: list[tuple[list[Row], Held]] = []
 
     @property
     def recording(self) -> bool:
@@ -129,14 +134,15 @@ class Probe:
         clean = full and all(p.grad is None for p in trained_parameters(self.model).values())
         self._given = {}
         try:
-            with Recording(self.model, full, self.separate, self._claimed) as recording:
+            with Recording(self.model, full, self.separate, self._claimed, self.update) as recording:
                 self._recording = recording
                 yield self
-                if self._given:
-                    products = recording.result()
-                    self._check(products)
-                    if self.records(step):
-                        self._take(step, pair_ids, learning_rate, products, clean)
+                if not self._given:
+                    raise BadInput("probe.step was left without a call of probe.pairs(logps, …) in it")
+                products = recording.result()
+                self._check(products)
+                if self.records(step):
+                    self._take(step, pair_ids, learning_rate, products, clean)
         finally:
             self._recording = None
             self._given = {}
@@ -230,7 +236,7 @@ class Probe:
         plain = self._given.get("plain")
         if plain is None:
             return
-        autocast = any(torch.is_autocast_enabled(d) for d in ("cpu", "cuda"))
+        autocast = self._recording is not None and self._recording.capture.autocast
         tolerance = self.tolerance if self.tolerance is not None else tolerance_for(self.model, autocast)
         first = {name: value[0] for name, value in products.pair_entries().items()}
         self.certificate = compare(first, plain, tolerance)
@@ -270,8 +276,29 @@ class Probe:
             for i in range(size)
         ]
         self._fresh += rows
+        self._hold(rows)
         self._write_layers(step, ids, products)
         self._add_to_step(step, rows, rate, products, clean)
+
+    def _hold(self, rows: list[Row]) -> None:
+        """Keep what ``after_update`` needs for the change under the optimizer's own update."""
+        held = self._recording.held() if self.update and self._recording is not None else None
+        if held is None:
+            return
+        if not self._held:
+            self._before = {n: p.detach().clone() for n, p in trained_parameters(self.model).items()}
+        self._held.append((rows, held))
+
+    def _fill_update(self) -> None:
+        """``update_delta_*`` of the rows that are held, once the parameters have moved."""
+        moved = (
+            {n: p.detach() - self._before[n] for n, p in trained_parameters(self.model).items()} if self._held else {}
+        )
+        for rows, held in self._held:
+            change = held.along(moved).tolist()
+            for i, row in enumerate(rows):
+                row["update_delta_chosen"], row["update_delta_rejected"] = change[i], change[i + len(rows)]
+        self._held, self._before = [], {}
 
     def _write_layers(self, step: int, ids: Sequence[str], products: Products) -> None:
         if not self.layers or self.writer is None:
@@ -337,6 +364,7 @@ class Probe:
             before: ``probe.evaluate(batch)`` from before the update; wanted where dropout is on, since the training
                 forward's log-probabilities are then those of another, random model.
         """
+        self._fill_update()
         wanted = {(row["pair_id"]): row for row in self._fresh}
         if not any(i in wanted for i in batch.ids):
             return
@@ -360,6 +388,7 @@ class Probe:
 
     def flush(self) -> None:
         """Hand the rows of the steps done so far to the writer."""
+        self._held, self._before = [], {}
         if self._fresh:
             self.rows = self._fresh
         for step, record in self._steps.items():

@@ -7,7 +7,7 @@ too small to divide by, that pair is measured by a backward of its own, started 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,8 @@ from dyn_probe.errors import BadInput
 from dyn_probe.gram.api import backward_only
 from dyn_probe.gram.assemble import Assembly
 from dyn_probe.gram.coverage import check_coverage
+from dyn_probe.gram.directional import along, settled
+from dyn_probe.gram.factors import Factor
 from dyn_probe.gram.reweight import add_weighted_gradients
 from dyn_probe.gram.table import KINDS
 
@@ -61,6 +63,18 @@ def pair_entries(gram: Tensor) -> Tensor:
     return torch.stack([gram[i, i], gram[j, j], gram[i, j]], 1)
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Every row's gradient in factored form, and the factor that makes it that of the bare log-probability."""
+
+    factors: dict[str, list[Factor]]
+    scale: Tensor
+
+    def along(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """``[2B]`` ``⟨g_i, Δθ⟩`` (nats), NaN for rows that the training backward could not measure."""
+        return along(self.factors, direction, len(self.scale)) * self.scale
+
+
 class Recording:
     """Taps on ``model`` for one forward and backward over ``2B`` rows ``[chosen; rejected]``.
 
@@ -68,6 +82,7 @@ class Recording:
         full: record the full Gram.
         separate: measure every pair by a backward of its own.
         claimed: what earlier recordings learnt about the modules.
+        hold: keep what ``along`` needs until the recording is dropped.
     """
 
     def __init__(
@@ -76,8 +91,9 @@ class Recording:
         full: bool = False,
         separate: bool = False,
         claimed: dict[nn.Module, Kind] | None = None,
+        hold: bool = False,
     ) -> None:
-        self.full, self.separate = full, separate
+        self.full, self.separate, self.hold = full, separate, hold
         self.capture = Capture(model, KINDS, self._receive, claimed)
         self.logps: Tensor | None = None
         self.reentrant = False
@@ -142,7 +158,7 @@ class Recording:
         if bool(self._bad.any()):
             self._measure_apart(self._bad)
         usable = self._coefficients.masked_fill(self._bad.repeat(2), 0.0)
-        self._training = self._active = Assembly(self.capture, self.full, usable)
+        self._training = self._active = Assembly(self.capture, self.full, usable, self.hold)
 
     def _unusable(self, c: Tensor) -> Tensor:
         """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""
@@ -186,6 +202,15 @@ class Recording:
             add_weighted_gradients(self._training.kept, coefficients, trained_parameters(self.capture.model))
         self._coefficients = coefficients.detach().double()
         self._training.kept = {}
+
+    def held(self) -> Held | None:
+        """What the training backward left for directional derivatives; None unless asked for with ``hold``."""
+        if self._training is None or not self._training.kept or self._bad is None:
+            return None
+        with self.capture.quiet():
+            factors = {n: settled(f, self.capture.rows) for n, f in self._training.kept.items()}
+        scale = self._training.row_scale.masked_fill(self._bad.repeat(2).cpu(), float("nan"))
+        return Held(factors, scale)
 
     def result(self) -> Products:
         """The answers, once the backward has run.

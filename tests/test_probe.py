@@ -89,6 +89,32 @@ def test_a_single_pair_moves_as_predicted():
     )
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("rule", [torch.optim.AdamW, torch.optim.SGD])
+def test_the_change_under_the_real_update(family, rule):
+    """⟨g, Δθ⟩ with the optimizer's own Δθ, against plain autograd, and against what happened for a small step."""
+    model, batch = make_model(family), make_batch()
+    optimizer = rule(model.parameters(), lr=1e-6)
+    named = dict(model.named_parameters())
+    before = {n: p.detach().clone() for n, p in named.items()}
+    grads = [
+        torch.autograd.grad(logp, list(named.values()), retain_graph=True) for logp in sequence_logps(model, batch)
+    ]
+    probe = Probe(model, optimizer=optimizer, update=True)
+    run(probe, model, optimizer, [batch])
+    moved = [p.detach() - before[n] for n, p in named.items()]
+    for i, row in enumerate(probe.rows):
+        for side, j in (("chosen", i), ("rejected", i + batch.pairs)):
+            wanted = sum(float((g * d).sum()) for g, d in zip(grads[j], moved, strict=True))
+            assert row[f"update_delta_{side}"] == pytest.approx(wanted, rel=1e-7)
+            assert row[f"realised_delta_{side}"] == pytest.approx(wanted, rel=0.05, abs=1e-7)
+
+
+def test_a_step_without_pairs_is_refused():
+    with pytest.raises(BadInput, match=r"probe\.pairs"), Probe(make_model("gpt2")).step(0):
+        pass
+
+
 def test_schedule_and_micro_batches(tmp_path):
     model = make_model("llama")
     probe = Probe(model, tmp_path / "run", every=2)

@@ -66,6 +66,7 @@ class Capture:
         self.uses: list[Use] = find_uses(model)
         self.claimed: dict[nn.Module, Kind] = {} if claimed is None else claimed
         self.rows = self.length = 0
+        self.autocast = False
         self.spans: tuple[Span, ...] = ()
         self.calls: dict[nn.Module, int] = {}
         self.taken: dict[str, list[Call]] = {}
@@ -112,6 +113,7 @@ class Capture:
                 "[chosen; rejected] (run other passes under torch.no_grad(), or outside probe.step)"
             )
         self.rows, self.length, self._inside = shape[0], shape[1], True
+        self.autocast = torch.is_autocast_enabled(self.anchor.device.type)
         self.spans = find_spans(kwargs.get("input_ids"), kwargs.get("attention_mask"))
 
     def _leave_model(self, *_: object) -> None:

@@ -43,6 +43,12 @@ class Assembly:
             self.divide_by(coefficients)
 
     @property
+    def row_scale(self) -> Tensor:
+        """``[rows]`` by which a kept factor's rows are to be multiplied to be those of the bare log-probability."""
+        ones = torch.ones(self.capture.rows, dtype=torch.float64)
+        return ones if self._inverse is None or self._early else self._inverse.cpu()
+
+    @property
     def wanted(self) -> Wanted:
         return Wanted(self.capture.rows, self.full)
 

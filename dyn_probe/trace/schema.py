@@ -102,10 +102,12 @@ PAIRS = Table(
         ),
         _real("realised_delta_chosen", _SEQ, "a after the optimizer's update minus a before it"),
         _real("realised_delta_rejected", _SEQ, "b after the optimizer's update minus b before it"),
-        _real("gate", "1", "g of Gate-DPO: factor on the rejected contribution"),
+        _real("update_delta_chosen", _SEQ, "Δa = ⟨g_w, Δθ⟩ with the optimizer's own update Δθ: first order, real step"),
         _real(
-            "gate_statistic", "probability", "s of Gate-DPO: the rejected token probability the gate reads"
+            "update_delta_rejected", _SEQ, "Δb = ⟨g_l, Δθ⟩ with the optimizer's own update Δθ: first order, real step"
         ),
+        _real("gate", "1", "g of Gate-DPO: factor on the rejected contribution"),
+        _real("gate_statistic", "probability", "s of Gate-DPO: the rejected token probability the gate reads"),
         _real("rho", "1", "ρ of AdaDPO: factor on the chosen contribution"),
         _real("normaliser_chosen", "1", "factor by which a pairwise-normalised update rescaled d_w"),
         _real("normaliser_rejected", "1", "factor by which a pairwise-normalised update rescaled d_l"),
@@ -170,9 +172,7 @@ TOKENS = Table(
     (
         _STEP,
         _PAIR,
-        Column(
-            "side", "string", "", "chosen_rejected, chosen or rejected: whose tokens the rows and columns are"
-        ),
+        Column("side", "string", "", "chosen_rejected, chosen or rejected: whose tokens the rows and columns are"),
         Column("tokens_rows", "list<string>", "", "token strings of the rows"),
         Column("tokens_columns", "list<string>", "", "token strings of the columns"),
         Column("inner", "list<float64>", _INNER, "token Gram, row by row"),
