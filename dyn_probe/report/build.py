@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from dyn_probe.report.data import report_data
 from dyn_probe.report.figures import COMPARISONS, FIGURES
 from dyn_probe.report.output import check_folder, data_uri, render, write_files
 from dyn_probe.report.tables import comparison_tables, run_tables
+from dyn_probe.report.token_view import script_hash
+from dyn_probe.token_analysis import visible
 from dyn_probe.trace.reader import load_trace
 
 if TYPE_CHECKING:
@@ -96,7 +99,16 @@ def page(data: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]]) -> st
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["letters"] = letters
-    return environment.get_template("report.html.j2").render(data=data, images=images)
+    environment.filters["token"] = visible
+    script = Markup(resource_text("tokens.js") if data.get("tokens") else "")
+    return environment.get_template("report.html.j2").render(
+        data=data, images=images, token_script=script, script_source=script_hash(script) if script else "'none'"
+    )
+
+
+def resource_text(name: str) -> str:
+    """A file of the templates' folder."""
+    return (resources.files("dyn_probe.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def letters(text: str) -> Markup:

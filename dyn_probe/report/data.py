@@ -17,6 +17,7 @@ from dyn_probe.report.frames import median, tenths
 from dyn_probe.report.needs import missing, remedy
 from dyn_probe.report.overview import Line, overview
 from dyn_probe.report.pair_cards import pair_cards
+from dyn_probe.report.token_view import token_view
 from dyn_probe.report.verdicts import TOPICS, Number, Verdict, signed, verdicts, written
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def report_data(trace: Trace) -> Data:
         "knobs": knob_list(found),
         "overview": overview_table(trace),
         "figures": [figure_entry(name, row, trace) for name, row in figures_for(trace).items()],
+        "tokens": token_view(trace),
         "ranked": pair_cards(trace),
         "definitions": definitions(trace),
         **stamp(),

@@ -118,7 +118,7 @@ def heats_figure(heats: Sequence[TokenHeat], columns: int = 3) -> Figure:
         image = draw_heat(ax, heat, small=True)
     for ax in axes[len(heats) :]:
         ax.set_axis_off()
-    colour_bar(figure, image, axes)
+    colour_bar(figure, image, list(axes))
     return figure
 
 
