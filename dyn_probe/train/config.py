@@ -43,7 +43,7 @@ class RunConfig:
     batch_size: int = _option(8, "Pairs in one forward and backward.", least=1)
     gradient_accumulation: int = _option(1, "Batches that one optimizer step adds up.", least=1)
     lr: float | None = _option(
-        None, "Learning rate.", least=0.0, default_text="1e-4 for the built-in model, 1e-5 with LoRA, else 1e-6"
+        None, "Learning rate.", least=0.0, default_text="2e-4 for the built-in model, 1e-5 with LoRA, else 1e-6"
     )
     optimizer: str = _option("adamw", "Optimizer.", choices=("adamw", "rmsprop", "sgd"))
     weight_decay: float = _option(0.0, "Weight decay of the optimizer.", least=0.0)
@@ -61,7 +61,7 @@ class RunConfig:
         None,
         "Steps of supervised warm-up on the chosen responses, before the reference is frozen.",
         least=0,
-        default_text="40 for the built-in model, else 0",
+        default_text="20 for the built-in model, else 0",
     )
     sft_objective: str = _option(
         "sft",
@@ -100,6 +100,12 @@ class RunConfig:
         "Type of the weights; autocast computes in bfloat16 over float32 weights.",
         choices=("float32", "float64", "bfloat16", "autocast"),
     )
+    parallel: str = _option(
+        "ddp",
+        "With several processes (torchrun, accelerate launch): whole copies that average their gradients, or split "
+        "parameters.",
+        choices=("ddp", "fsdp2"),
+    )
     lora_rank: int = _option(0, "Train LoRA adapters of this rank; 0 trains all weights.", least=0)
     gradient_checkpointing: bool = _option(False, "Less memory, more time: compute activations again in the backward.")
     trust_remote_code: bool = _option(False, "Run code that comes with the model.")
@@ -133,11 +139,11 @@ class RunConfig:
     def with_model_defaults(self) -> RunConfig:
         """The same with every default that depends on the model filled in."""
         own = self.model == "built-in"
-        lr = 1e-4 if own else 1e-5 if self.lora_rank else 1e-6
+        lr = 2e-4 if own else 1e-5 if self.lora_rank else 1e-6
         found: dict[str, Any] = {
             "lr": lr,
             "pretrain_steps": 600 if own else 0,
-            "sft_steps": 40 if own else 0,
+            "sft_steps": 20 if own else 0,
             "sft_lr": 2e-4 if own else 1e-5,
         }
         return replace(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
