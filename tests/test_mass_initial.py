@@ -54,6 +54,15 @@ def test_greedy_answers_equal_a_plain_loop(family, batch_size):
     assert any(said)
 
 
+def test_an_answer_keeps_the_space_that_parts_it_from_its_prompt():
+    model, tokenizer = sized(), word_tokenizer()
+    probes = build_probe_set([{**record, "prompt": record["prompt"].removesuffix(" ?")} for record in records()])
+    said = answers(with_initial(probes, model, tokenizer, max_new_tokens=3))
+    assert any(said)
+    assert all(text.startswith(" ") for text in said if text)
+    assert not tokenizer.decode(tokenizer(said[0] or "yes")["input_ids"]).startswith(" ")
+
+
 def test_prompts_too_long_for_the_model_are_listed():
     model, tokenizer, probes = sized(), word_tokenizer(), build_probe_set(records())
     given = with_initial(probes, model, tokenizer, max_new_tokens=61)  # 64 positions
@@ -83,9 +92,12 @@ def test_model_and_random_state_stay_as_they_were(seed):
     model, tokenizer, probes = sized(), word_tokenizer(), build_probe_set(records())
     model.transformer.h[0].eval()
     modes, state = [m.training for m in model.modules()], torch.get_rng_state()
+    settings, written = model.generation_config, model.generation_config.to_dict()
     with_initial(probes, model, tokenizer, max_new_tokens=2, seed=seed)
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
+    assert model.generation_config is settings
+    assert settings.to_dict() == written
 
 
 def test_empty_answers_are_listed_and_earlier_ones_go():

@@ -153,6 +153,7 @@ def test_an_interrupted_reading_lets_go():
         for _ in readout.logits(ids, mask, wanted):
             raise KeyboardInterrupt
     assert snapshot(model) == before
+    assert readout.relayed[1].kept.output is None  # the hidden states are let go
 
 
 class Bare(nn.Module):
