@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from dyn_probe.train.records import Skipped
 
@@ -21,7 +22,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line of plain text."""
-        self.console.print(escape(text))
+        self.console.print(escape(text), soft_wrap=True)
 
     def warn_skipped(self, skipped: Sequence[Skipped], usable: int, most: int = 10) -> None:
         """List the rows that are left out."""
@@ -37,13 +38,16 @@ class Display:
     def bar(self, title: str, total: int) -> Iterator[Callable[..., None]]:
         """A bar; what it yields is called with ``(advance, text)``."""
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(title))),
+            BarColumn(bar_width=10),
+            TextColumn(
+                "{task.completed:.0f}/{task.total:.0f}",
+                table_column=Column(no_wrap=True, min_width=2 * len(str(total)) + 1),
+            ),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         )
-        with Progress(*columns, console=self.console, transient=False, disable=self.console.quiet) as progress:
+        with Progress(*columns, console=self.console, expand=True, disable=self.console.quiet) as progress:
             task = progress.add_task(title, total=total, note="")
 
             def advance(by: float = 1, note: str = "") -> None:
@@ -53,7 +57,8 @@ class Display:
 
 
 def live_numbers(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> str:
-    """The numbers that matter while training: loss, accuracy, change of both sides since the start, cosine, case 2.
+    """The numbers that matter while training: loss, margin, accuracy, change of both sides since the start, cosine,
+    share of case 2.
 
     Args:
         rows: the step's rows of the ``pairs`` table.
@@ -68,10 +73,11 @@ def live_numbers(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> str
     loss = sum(r["loss"] for r in rows) / len(rows)
     won = [r["logp_chosen"] - (r.get("ref_logp_chosen") or 0.0) for r in rows]
     lost = [r["logp_rejected"] - (r.get("ref_logp_rejected") or 0.0) for r in rows]
+    margin = (sum(won) - sum(lost)) / len(rows)
     accuracy = sum(w > v for w, v in zip(won, lost, strict=True)) / len(rows)
     cosine = sum(r["grad_cosine"] for r in rows) / len(rows)
     falling = sum(r.get("case") == 2 for r in rows) / len(rows)
     return (
-        f"loss {loss:.3f} acc {accuracy:.0%} cos {cosine:+.2f} both down {falling:.0%} "
-        f"Δchosen {sides['chosen']:+.3f} Δrejected {sides['rejected']:+.3f} nats/token"
+        f"loss {loss:.3f} margin {margin:+.2f} acc {accuracy:.0%} "
+        f"Δchosen {sides['chosen']:+.3f} Δrejected {sides['rejected']:+.3f} cos {cosine:+.2f} both down {falling:.0%}"
     )

@@ -1,0 +1,50 @@
+"""What a person sees while a run is recorded."""
+
+from __future__ import annotations
+
+import pytest
+
+from dyn_probe.train.display import Display, live_numbers
+from dyn_probe.train.records import Skipped
+
+ROW = {
+    "logp_chosen": -8.0, "len_chosen": 4, "logp_rejected": -20.0, "len_rejected": 5, "ref_logp_chosen": -6.0,
+    "ref_logp_rejected": -10.0, "loss": 0.25, "grad_cosine": 0.5, "case": 2,
+}  # fmt: skip
+
+
+def test_live_numbers_are_means_and_changes_since_the_start() -> None:
+    start: dict[str, float] = {}
+    before = ROW | {"logp_chosen": -6.0, "logp_rejected": -10.0, "case": 1}
+    assert "Δchosen +0.000 Δrejected +0.000" in live_numbers([before, before], start)
+    said = live_numbers([ROW, before], start)
+    assert said == "loss 0.250 margin +4.00 acc 50% Δchosen -0.250 Δrejected -1.000 cos +0.50 both down 50%"
+
+
+def test_a_step_that_is_not_recorded_has_no_numbers() -> None:
+    assert live_numbers([], {}) == ""
+
+
+def test_skipped_rows_are_listed_one_to_a_line_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Skipped(f"data[red].jsonl:{i}", "chosen empty " + "x" * 100) for i in range(13)]
+    Display().warn_skipped(rows, usable=7)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "13 rows cannot be used and are left out (7 are used):"
+    assert lines[1] == f"  data[red].jsonl:0: chosen empty {'x' * 100}" and len(lines) == 12
+    assert lines[-1] == "  and 3 more; all of them are listed in run.json"
+
+
+def test_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(shown=False)
+    display.warn_skipped([Skipped("a", "b")], 1)
+    with display.bar("title", 3) as advance:
+        advance(3, "note")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_title_is_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    with Display().bar("dpo_shift   ", 3) as advance:
+        advance(3, "loss " * 30)
+    said = capsys.readouterr().err
+    assert "dpo_shift" in said and "3/3" in said and len(said.splitlines()) == 1
