@@ -7,6 +7,7 @@ import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
+from dyn_probe_cli.heatmap import heatmap
 from dyn_probe_cli.methods import methods
 from dyn_probe_cli.pairs import pairs
 from dyn_probe_cli.record import record
@@ -28,7 +29,7 @@ app = typer.Typer(
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for a command line it cannot read, whichever click it brings along."""
 
-COMMANDS = (record, report, summary, pairs, methods)
+COMMANDS = (record, report, summary, pairs, heatmap, methods)
 
 for command in COMMANDS:
     app.command(command.__name__)(command)

@@ -75,6 +75,23 @@ def recorded_heats(tokens: pd.DataFrame, pair: str | None = None) -> list[TokenH
     return [_heat(row) for row in rows.to_dict("records")]
 
 
+def named_pair(tokens: pd.DataFrame, name: str | None = None) -> str:
+    """The recorded pair of that id, whose id begins so, or of that number in order of appearance; None is the first.
+
+    Raises:
+        BadInput: none or several.
+    """
+    known = list(dict.fromkeys(map(str, tokens["pair_id"])))
+    if name is None or name in known:
+        return known[0] if name is None else name
+    starting = [one for one in known if name and one.startswith(name)]
+    if len(starting) == 1:
+        return starting[0]
+    if name.isascii() and name.isdigit() and int(name) < len(known):
+        return known[int(name)]
+    raise BadInput(f"{name!r} names {len(starting) or 'no'} recorded pairs; recorded are: {', '.join(known)}")
+
+
 def _heat(row: dict[Any, Any]) -> TokenHeat:
     chosen, rejected = (tuple(map(str, row[name])) for name in ("tokens_rows", "tokens_columns"))
     shape = len(chosen), len(rejected)

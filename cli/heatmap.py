@@ -1,0 +1,115 @@
+"""``dyn-probe heatmap``: token by token, where a pair's entanglement comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from dyn_probe_cli.next_step import say_next
+
+from dyn_probe.errors import BadInput
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dyn_probe.token_analysis import TokenHeat
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def heatmap(
+    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Trace folder, or a model as in record --model.")],
+    pair: Annotated[
+        str | None,
+        typer.Option(help="Pair id, its beginning, or its number.", show_default="the first"),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="With a model: the pairs, as in record --data.")] = None,
+    params: Annotated[
+        str, typer.Option(help="With a model: all, head, last-block, or a regular expression on parameter names.")
+    ] = "all",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="PNG, SVG or PDF file.", show_default="heatmap-PAIR.png, of a run in it"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Draw the cosines of a pair's chosen and rejected tokens: as recorded in a run, or computed from a model."""
+    _check_file(out, force)
+    if (Path(source) / "run.json").is_file():
+        if data is not None or params != "all":
+            raise BadInput(f"{source} is a recorded run; --data and --params are for a model")
+        heats = _recorded(Path(source), pair)
+        figure, folder = _course(heats), Path(source)
+    else:
+        heats = [_computed(source, data, pair or "0", params)]
+        figure, folder = _single(heats[0], f"{source}, {params}"), Path()
+    place = out or folder / f"heatmap-{heats[0].pair_id}.png"
+    _check_file(place, force)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(place, dpi=150)
+    _say(heats[-1])
+    typer.echo(f"Heat map: {place}")
+    if folder != Path():
+        say_next("report", folder)
+
+
+def _check_file(place: Path | None, force: bool) -> None:
+    if place is None:
+        return
+    if place.suffix.lower() not in SUFFIXES:
+        raise BadInput(f"--out wants a file that ends in {', '.join(SUFFIXES)}; got {place}")
+    if place.exists() and not force:
+        raise BadInput(f"{place} exists; write --force to replace it, or another --out")
+
+
+def _recorded(run: Path, pair: str | None) -> list[TokenHeat]:
+    """The recorded maps of one pair of a run, by step."""
+    from dyn_probe.token_analysis import named_pair, recorded_heats
+    from dyn_probe.trace.reader import load_trace
+
+    tokens = load_trace(run).tokens
+    if tokens.empty:
+        raise BadInput(f"{run} holds no token heat maps; record with --tokens-every N, or name a model and --data")
+    return recorded_heats(tokens, named_pair(tokens, pair))
+
+
+def _computed(model: str, data: str | None, pair: str, params: str) -> TokenHeat:
+    if data is None:
+        raise BadInput(
+            f"{model!r} is no recorded run (it has no run.json); for a model, name its pairs: "
+            f"dyn-probe heatmap {model} --data FILE --pair {pair}"
+        )
+    from rich.progress import Progress
+
+    from dyn_probe.train.heat import pair_heat
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("token gradients", total=None)
+        return pair_heat(
+            model, data, pair, params, progress=lambda done, total: progress.update(task, completed=done, total=total)
+        )
+
+
+def _course(heats: list[TokenHeat]) -> Figure:
+    from dyn_probe.report.token_draw import heats_figure, spread_steps
+
+    return heats_figure(spread_steps(heats, 9)) if len(heats) > 1 else _single(heats[0])
+
+
+def _single(heat: TokenHeat, title: str = "") -> Figure:
+    from dyn_probe.report.token_draw import heat_figure
+
+    return heat_figure(heat, f"pair {heat.pair_id}, {title}" if title else "")
+
+
+def _say(heat: TokenHeat) -> None:
+    """The split and the counterparts in words."""
+    from dyn_probe.token_analysis import counterparts, region_inner, visible
+
+    typer.echo(f"pair {heat.pair_id}: <g_w,g_l> = {heat.total:.4g}")
+    for name, value in region_inner(heat).items():
+        typer.echo(f"  {name:6} the first differing token {value:12.4g}")
+    low = sorted((one for one in counterparts(heat) if one.significant), key=lambda one: one.cosine)[:5]
+    for one in low:
+        typer.echo(f"  significant: {visible(one.chosen)} / {visible(one.rejected)}  cosine {one.cosine:.3f}")
