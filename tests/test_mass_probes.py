@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import pytest
 from mass_samples import records, word_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import KINDS, ProbeSet, SkippedResponse, build_probe_set, encode_probes, read_probe_set
 from dyn_probe.mass.building import shuffle_words
+from dyn_probe.mass.conversations import prompt_text
 
 
 def line(number, **changed):
@@ -172,16 +174,57 @@ def test_records_may_be_objects_and_defects_are_listed():
         Record("p", " yes it was", " no", "a:1"),
         Record("p", " other", " no", "a:2"),
         Record("q", "", " no", "a:3"),
-        Record("r", [{"role": "user"}], " no", "a:4"),
+        Record("r", [{"role": "assistant"}], " no", "a:4"),
         Record("s", " green", " blue", "a:5"),
     ]
     probes = build_probe_set(given)
     assert [p.source for p in probes.prompts] == ["a:1", "a:5"]
     listed = {(s.source, s.kind): s.reason for s in probes.skipped}
     assert listed[("a:2", "*")] == "the same prompt as a:1"
-    assert listed[("a:3", "chosen")] == listed[("a:4", "chosen")] == "wanted non-empty text"
+    wanted = "wanted non-empty text or a conversation, its answer one message"
+    assert listed[("a:3", "chosen")] == listed[("a:4", "chosen")] == wanted
     assert listed[("a:5", "random_permute")] == "cannot be built: fewer than two different words"
     assert "random_permute" not in probes.prompts[1].responses
+
+
+def turns(*contents):
+    """A conversation of alternating user and assistant messages."""
+    return tuple({"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents))
+
+
+def test_conversations_without_a_template_become_lines():
+    def answer(text):
+        return ({"role": "assistant", "content": text},)
+
+    given = [
+        Record(turns("why ?", "because", "how ?"), answer("yes it was"), answer("no")),
+        Record(turns("red ?"), answer("green it was"), turns("no", "yes")),
+    ]
+    probes = build_probe_set(given, tokenizer=word_tokenizer())
+    assert [p.prompt for p in probes.prompts] == ["User: why ?\nAssistant: because\nUser: how ?\nAssistant:"]
+    assert probes.prompts[0].responses["chosen"] == " yes it was"
+    assert probes.prompts[0].responses["rejected"] == " no"
+    assert [s.kind for s in probes.skipped if "one message" in s.reason] == ["rejected"]
+    assert build_probe_set(given) == probes
+
+
+def test_conversations_are_written_by_the_chat_template():
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+    record = Record(turns("why ?"), ({"role": "assistant", "content": "yes it was"},), turns("no")[:1])
+    (prompt,) = build_probe_set([record], tokenizer=tokenizer).prompts
+    assert prompt.prompt == "[user] why ?\n[assistant] "
+    assert prompt.responses["chosen"] == "yes it was"
+
+
+def test_a_beginning_of_sequence_is_not_doubled():
+    tokenizer = word_tokenizer(end="</s>")
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    assert prompt_text(turns("why ?"), tokenizer) == "<s>why ?"  # this tokenizer adds none by itself
+    add = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = add
+    assert prompt_text(turns("why ?"), tokenizer) == "why ?"
 
 
 def test_an_unrelated_answer_is_never_the_rejected_one():

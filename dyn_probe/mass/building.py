@@ -6,27 +6,32 @@ import random
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from dyn_probe.mass.conversations import answer_text, prompt_text
 from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
 
 
 class PreferenceRecord(Protocol):
-    """What a preference record must have: three texts."""
+    """What a preference record must have: three texts, or three conversations."""
 
     @property
-    def prompt(self) -> str:
+    def prompt(self) -> Any:
         """The prompt."""
 
     @property
-    def chosen(self) -> str:
+    def chosen(self) -> Any:
         """The preferred response."""
 
     @property
-    def rejected(self) -> str:
+    def rejected(self) -> Any:
         """The dispreferred response."""
 
 
 def build_probe_set(
-    records: Iterable[PreferenceRecord | Mapping[str, Any]], *, prompts: int | None = 64, seed: int = 0
+    records: Iterable[PreferenceRecord | Mapping[str, Any]],
+    *,
+    prompts: int | None = 64,
+    seed: int = 0,
+    tokenizer: Any = None,
 ) -> ProbeSet:
     """A probe set of ``prompts`` records drawn by ``seed``, with the kinds that preference records can give.
 
@@ -35,14 +40,16 @@ def build_probe_set(
     give the same set.
 
     Args:
-        records: objects or mappings with ``prompt``, ``chosen``, ``rejected``; a repeated prompt counts once.
+        records: objects or mappings with ``prompt``, ``chosen``, ``rejected``; a repeated prompt counts once. In a
+            conversation the prompt is written by the chat template, the answer is its one message's content.
         prompts: how many to draw; None takes all.
+        tokenizer: whose chat template writes conversations; without one, as ``User: …`` and ``Assistant:`` lines.
 
     Raises:
         BadInput: no record can be used.
     """
     skipped: list[SkippedResponse] = []
-    usable = _usable(records, skipped)
+    usable = _usable(records, tokenizer, skipped)
     if prompts is not None and len(usable) > prompts:
         keep = set(random.Random(f"{seed}:prompts").sample(range(len(usable)), prompts))
         usable = [prompt for i, prompt in enumerate(usable) if i in keep]
@@ -66,16 +73,20 @@ def shuffle_words(text: str, seed: str) -> str | None:
 
 
 def _usable(
-    records: Iterable[PreferenceRecord | Mapping[str, Any]], skipped: list[SkippedResponse]
+    records: Iterable[PreferenceRecord | Mapping[str, Any]], tokenizer: Any, skipped: list[SkippedResponse]
 ) -> list[ProbePrompt]:
     """Records with three non-empty texts, one per prompt, in order."""
     found: dict[str, ProbePrompt] = {}
     for number, record in enumerate(records, start=1):
         source = str(_field(record, "source") or f"record {number}")
-        fields = {name: _field(record, name) for name in ("prompt", "chosen", "rejected")}
+        fields = {name: answer_text(_field(record, name), tokenizer) for name in ("chosen", "rejected")}
+        fields["prompt"] = prompt_text(_field(record, "prompt"), tokenizer)
         wrong = [name for name, text in fields.items() if not isinstance(text, str) or not text.strip()]
         if wrong:
-            skipped += [SkippedResponse(source, name, "wanted non-empty text") for name in wrong]
+            skipped += [
+                SkippedResponse(source, name, "wanted non-empty text or a conversation, its answer one message")
+                for name in wrong
+            ]
         elif fields["prompt"] in found:
             skipped.append(SkippedResponse(source, "*", f"the same prompt as {found[fields['prompt']].source}"))
         else:

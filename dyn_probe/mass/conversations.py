@@ -1,0 +1,44 @@
+"""Conversations as a prompt text and an answer text: probe sets are made of text. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def prompt_text(prompt: Any, tokenizer: Any) -> Any:
+    """A conversation up to where the answer begins, by the chat template; anything else as it is.
+
+    Without a template: ``User: …`` lines and ``Assistant:``. A beginning-of-sequence token that the tokenizer adds
+    by itself is left to it.
+    """
+    if not _is_conversation(prompt):
+        return prompt
+    if getattr(tokenizer, "chat_template", None) is None:
+        turns = [f"{message['role'].capitalize()}: {message['content']}" for message in prompt]
+        return "\n".join([*turns, "Assistant:"])
+    text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+    start = getattr(tokenizer, "bos_token", None)
+    doubled = bool(start) and text.startswith(start) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(start) if doubled else text
+
+
+def answer_text(answer: Any, tokenizer: Any) -> Any:
+    """The content of an answer of one message; anything else, such as an answer of several turns, as it is."""
+    if not _is_conversation(answer) or len(answer) != 1:
+        return answer
+    content = answer[0]["content"]
+    return content if getattr(tokenizer, "chat_template", None) else f" {content}"
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether ``value`` is a sequence of messages with role and content as text."""
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(
+            isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+            for turn in value
+        )
+    )
