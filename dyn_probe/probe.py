@@ -130,7 +130,7 @@ class Probe:
             raise BadInput("probe.step cannot be entered twice at once")
         if step not in self._steps:
             self.flush()
-        full = self.gram_every > 0 and step % self.gram_every == 0
+        full = self.gram_every > 0 and step % self.gram_every == 0 and not _distributed()
         clean = full and all(p.grad is None for p in trained_parameters(self.model).values())
         self._given = {}
         try:

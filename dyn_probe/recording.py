@@ -155,7 +155,7 @@ class Recording:
             raise BadInput("the recorded log-probabilities were backpropagated twice in one probe.step")
         self._coefficients = gradient.detach().double()
         self._bad = self._unusable(self._coefficients)
-        if bool(self._bad.any()):
+        if self._anywhere(bool(self._bad.any())):
             self._measure_apart(self._bad)
         usable = self._coefficients.masked_fill(self._bad.repeat(2), 0.0)
         self._training = self._active = Assembly(self.capture, self.full, usable, self.hold)
@@ -167,6 +167,14 @@ class Recording:
         pairs = rows[: len(c) // 2] | rows[len(c) // 2 :]
         everything = self.separate or (self.full and bool(pairs.any()))
         return torch.ones_like(pairs) if everything else pairs
+
+    def _anywhere(self, wanted: bool) -> bool:
+        """Whether any process wants it, where parameters are split: then all must run the same backwards."""
+        if not any(hasattr(p, "placements") for p in trained_parameters(self.capture.model).values()):
+            return wanted
+        flag = torch.tensor(float(wanted), device=self.capture.anchor.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)
 
     def _measure_apart(self, pairs: Tensor) -> None:
         """A backward of the bare log-probabilities of these pairs, inside the training backward."""

@@ -71,6 +71,7 @@ class Capture:
         self.calls: dict[nn.Module, int] = {}
         self.taken: dict[str, list[Call]] = {}
         self.complaints: list[str] = []
+        self.leaves: dict[int, str] = {}
         self.anchor = torch.zeros((), requires_grad=True)
         self._inside = self._busy = False
         self._forwards = 0
@@ -124,6 +125,8 @@ class Capture:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if self._busy or not self._forwards:
                 return None
+            for local, name in use.parameters.items():  # FSDP2 puts whole parameters in place for the forward
+                self.leaves[id(module._parameters[local])] = name
             if self._inside:
                 self.calls[module] = self.calls.get(module, 0) + 1
             if not torch.is_grad_enabled():

@@ -15,10 +15,11 @@ from dyn_probe.errors import BadInput
 FOLDER = "checkpoints"
 
 
-def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, **more: Any) -> Path:
+def save_checkpoint(run: Path, step: int, model: dict[str, Any], optimizer: dict[str, Any], **more: Any) -> Path:
     """Write ``RUN/checkpoints/step-N.pt`` in one move; older ones are removed. ``step`` steps are done.
 
     Args:
+        model, optimizer: their states.
         more: further state of tensors, numbers, texts, lists and dicts (reference table, token mask).
     """
     folder = run / FOLDER
@@ -26,8 +27,8 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: torch.opt
     path = folder / f"step-{step}.pt"
     state = {
         "step": step,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": model,
+        "optimizer": optimizer,
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         **more,
@@ -55,10 +56,16 @@ def newest_checkpoint(run: Path) -> dict[str, Any]:
         raise BadInput(f"cannot read the checkpoint {found[-1].name} of {run}: {str(error).splitlines()[0]}") from error
 
 
-def restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's state back; returns the number of steps that are done."""
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+def restore(state: dict[str, Any], model: nn.Module | None, optimizer: torch.optim.Optimizer | None) -> int:
+    """Put a checkpoint's state back, random numbers included; returns the number of steps that are done.
+
+    Args:
+        model, optimizer: None where theirs is put back elsewhere.
+    """
+    if model is not None:
+        model.load_state_dict(state["model"])
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])
     if state["random_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["random_cuda"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,10 @@ from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.train.batches import pad
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.encode import EncodedPair, Row
-from dyn_probe.train.reference import Autocast, Reference
+from dyn_probe.train.reference import Reference
+
+if TYPE_CHECKING:
+    from dyn_probe.train.setup import Setup
 
 STAGES = ("sft", "extended_sft")
 
@@ -100,21 +103,26 @@ class Forward:
 def forward(
     model: nn.Module,
     batch: PairBatch,
-    pairs: list[EncodedPair],
-    method: Method,
+    whole: list[EncodedPair],
+    setup: Setup,
     reference: Reference | None,
     mask: TokenMask | None,
     progress: float,
-    pad_id: int,
-    autocast: Autocast,
 ) -> Forward:
-    """The policy's forward with gradients, and the reference's values."""
+    """The policy's forward with gradients, and the reference's values.
+
+    Args:
+        model: the module to call.
+        whole: the pairs of the batch over all processes.
+        progress: share of training done.
+    """
     hidden: list[Tensor] = []
+    method, autocast = setup.method, setup.autocast
     with autocast():
         if mask is None:
             tokens = token_logps(batch_logits(model, batch), batch)
         else:
-            tokens = token_logps(_logits_and_hidden(model, batch, hidden), batch)
+            tokens = token_logps(_logits_and_hidden(model, setup.model, batch, hidden), batch)
     more: dict[str, Any] = {"progress": progress, "token_logps": tokens, "response_mask": batch.response_mask}
     rows = None
     if method.needs_reference and reference is not None:
@@ -123,13 +131,13 @@ def forward(
             more["token_mask"] = mask(hidden[0]).to(tokens.dtype)
         rows = reference.rows(batch).to(tokens.dtype)
     if method.name == "kto" and reference is not None:
-        more["kl"] = _kl(model, pairs, reference, pad_id, autocast, batch.input_ids.device)
+        more["kl"] = _kl(model, whole, reference, setup)
     return Forward(tokens.sum(1), rows, more)
 
 
-def _logits_and_hidden(model: nn.Module, batch: PairBatch, hidden: list[Tensor]) -> Tensor:
+def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch, hidden: list[Tensor]) -> Tensor:
     """Logits, and the head's input caught on its way (``[2B, L', d]``, put back to ``[2B, L, d]``)."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = inner.get_output_embeddings()  # type: ignore[operator]
 
     def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
         hidden.append(args[0])
@@ -146,20 +154,20 @@ def _logits_and_hidden(model: nn.Module, batch: PairBatch, hidden: list[Tensor])
 
 
 @torch.no_grad()
-def _kl(
-    model: nn.Module, pairs: list[EncodedPair], reference: Reference, pad_id: int, autocast: Autocast, device: Any
-) -> Tensor:
-    """KTO's reference point: prompts of the batch with other prompts' responses."""
-    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    partners = mismatched_rows(len(pairs))
+def _kl(model: nn.Module, whole: list[EncodedPair], reference: Reference, setup: Setup) -> Tensor:
+    """KTO's reference point: prompts of the whole batch with other prompts' responses; every process does its share."""
+    rows = [pair.chosen for pair in whole] + [pair.rejected for pair in whole]
+    partners = mismatched_rows(len(whole))
     mixed = [
         Row((*row.ids[: row.start], *rows[j].ids[rows[j].start :]), row.start)
         for row, j in zip(rows, partners, strict=True)
     ]
-    batch = PairBatch(*pad(mixed, pad_id)).to(device)
-    with autocast():
+    own = [*setup.processes.share(mixed[: len(whole)]), *setup.processes.share(mixed[len(whole) :])]
+    batch = PairBatch(*pad(own, setup.pad_id)).to(setup.device)
+    with setup.autocast():
         ours = token_logps(batch_logits(model, batch), batch).sum(1)
-    return kl_estimate(ours, reference.rows(batch).to(ours.dtype))
+    theirs = reference.rows(batch).to(ours.dtype)
+    return kl_estimate(setup.processes.stacked(ours), setup.processes.stacked(theirs))
 
 
 def terms_of(out: Forward, batch: PairBatch) -> Terms:

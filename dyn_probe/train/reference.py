@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.train.batches import collate
 from dyn_probe.train.encode import EncodedPair
+from dyn_probe.train.parallel import Processes
 
 Autocast = Callable[[], Any]
 
@@ -59,8 +60,10 @@ def precomputed_reference(
     device: torch.device,
     autocast: Autocast,
     progress: Callable[[int], None],
+    processes: Processes,
 ) -> Reference:
-    """The policy's log-probabilities of all pairs as it is now, in eval mode, in batches of like length.
+    """The policy's log-probabilities of all pairs as it is now, in eval mode, in batches of like length; the processes
+    take turns.
 
     Args:
         progress: called with the number of pairs done in each batch.
@@ -69,13 +72,16 @@ def precomputed_reference(
     training = model.training
     model.eval()
     ordered = sorted(pairs, key=lambda pair: len(pair.chosen.ids) + len(pair.rejected.ids))
-    for start in range(0, len(ordered), batch_size):
+    for turn, start in enumerate(range(0, len(ordered), batch_size)):
         part = ordered[start : start + batch_size]
+        progress(len(part))
+        if turn % processes.count != processes.rank:
+            continue
         batch = collate(part, pad_id).to(device)
         with autocast():
             values = token_logps(batch_logits(model, batch), batch).sum(1).double().tolist()
         for i, pair in enumerate(part):
             table[pair.pair_id] = (values[i], values[i + len(part)])
-        progress(len(part))
     model.train(training)
-    return Reference(table, None, autocast)
+    whole = {name: values for part in processes.gathered(table) for name, values in part.items()}
+    return Reference(whole, None, autocast)

@@ -19,11 +19,13 @@ from dyn_probe import __version__
 from dyn_probe.errors import BadInput, TraceError
 from dyn_probe.objectives import objective
 from dyn_probe.objectives.terms import MEANINGS
-from dyn_probe.train.config import RunConfig
+from dyn_probe.train.config import OPTIONS, RunConfig
+from dyn_probe.train.config_file import resumed
 from dyn_probe.train.data import load_pairs
 from dyn_probe.train.encode import EncodedPair, encode_pairs
 from dyn_probe.train.models import load_model, pad_token
 from dyn_probe.train.objective import Method
+from dyn_probe.train.parallel import ALONE, Processes
 from dyn_probe.train.records import Skipped, listed, plain_text
 
 KNOWN_TERMS = ("r_w", "r_l", "kl", "progress")
@@ -44,9 +46,10 @@ class Setup:
     pad_id: int
     device: torch.device
     autocast: Callable[[], Any]
+    processes: Processes = ALONE
 
 
-def prepare(config: RunConfig) -> Setup:
+def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
     """Check the configuration, then load data and model.
 
     Raises:
@@ -54,14 +57,18 @@ def prepare(config: RunConfig) -> Setup:
     """
     config = config.with_model_defaults()
     method = Method.of(config)
-    check_folder(config)
+    if config.resume:
+        resumed(config, tuple(OPTIONS))
+    if processes.first:
+        check_folder(config)
     check_batch(config, method)
+    check_processes(config, method, processes)
     torch.manual_seed(config.seed)
     texts, skipped = load_pairs(config.data, count=config.max_pairs)
     model, tokenizer = load_model(
         config.model,
         dtype=config.dtype,
-        device=config.device,
+        device=processes.device or config.device,
         seed=config.seed,
         lora_rank=config.lora_rank,
         trust_remote_code=config.trust_remote_code,
@@ -81,7 +88,9 @@ def prepare(config: RunConfig) -> Setup:
     device = next(model.parameters()).device
     wanted = config.dtype == "autocast"
     autocast = partial(torch.autocast, device.type, torch.bfloat16) if wanted else nullcontext
-    return Setup(config, method, model, tokenizer, pairs, held_out, skipped, pad_token(tokenizer), device, autocast)
+    return Setup(
+        config, method, model, tokenizer, pairs, held_out, skipped, pad_token(tokenizer), device, autocast, processes
+    )
 
 
 def check_folder(config: RunConfig) -> None:
@@ -104,6 +113,21 @@ def check_batch(config: RunConfig, method: Method) -> None:
         raise BadInput("kto estimates its KL from other pairs of the batch; write --batch-size 2 or more")
     if config.lora_rank and method.needs_live_reference and config.dtype == "float64":
         raise BadInput("LoRA with a live reference is not available in float64; write --dtype float32")
+
+
+def check_processes(config: RunConfig, method: Method, processes: Processes) -> None:
+    """Refuse what several processes cannot do exactly."""
+    if config.batch_size % processes.count:
+        raise BadInput(
+            f"--batch-size counts the pairs of all processes and must be divisible by their number; got "
+            f"{config.batch_size} pairs for {processes.count} processes"
+        )
+    if processes.sharded and (method.normalised or method.masked):
+        names = ", ".join(one.name for one in method.shapings)
+        raise BadInput(
+            f"--parallel fsdp2 splits every parameter, and {names} needs whole gradients of its own making; "
+            "write --parallel ddp"
+        )
 
 
 def fitting_length(config: RunConfig, model: nn.Module) -> int:
@@ -139,6 +163,7 @@ def manifest_of(setup: Setup) -> dict[str, Any]:
             "hyper": setup.method.hyper,
             "shaping": [f"{one.name}: {one.options}" for one in setup.method.shapings],
         },
+        "processes": {"count": setup.processes.count, "parallel": setup.processes.kind or None},
         "skipped_rows": [dataclasses.asdict(row) for row in setup.skipped],
         "versions": {"dyn_probe": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
     }

@@ -1,0 +1,59 @@
+"""A run in progress, and weights after a warm-up that several runs share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from dyn_probe.objectives import TokenMask
+from dyn_probe.probe import Probe
+from dyn_probe.trace.writer import TraceWriter
+from dyn_probe.train.config import RunConfig
+from dyn_probe.train.display import Display
+from dyn_probe.train.reference import Reference
+from dyn_probe.train.setup import Setup
+
+
+@dataclass(eq=False)
+class WarmStart:
+    """The policy after its supervised stages. The first run fills it, later runs of the same model, data and seed
+    start from it."""
+
+    weights: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Run:
+    """A run in progress. ``module`` is the model as the steps call it: itself, in DDP, or split by FSDP2."""
+
+    setup: Setup
+    writer: TraceWriter
+    display: Display
+    module: nn.Module
+    probe: Probe
+    optimizer: torch.optim.Optimizer
+    reference: Reference | None = None
+    mask: TokenMask | None = None
+    first: int = 0
+    start: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def config(self) -> RunConfig:
+        return self.setup.config
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Every parameter that the optimizer moves, those of a token mask included."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def not_averaged(self) -> list[nn.Parameter]:
+        """Parameters whose gradients no wrapper averages over the processes: all of them where updates are
+        pairwise-normalised (DDP sees no backward then), the token mask's otherwise."""
+        if self.setup.method.normalised:
+            return self.trained
+        return [] if self.mask is None else list(self.mask.parameters())

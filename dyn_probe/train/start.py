@@ -1,0 +1,149 @@
+"""How a run begins: supervised warm-up and reference, or a checkpoint in their place; then optimizer and probe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dyn_probe.certify import TOLERANCES
+from dyn_probe.probe import Probe
+from dyn_probe.trace.writer import TraceWriter
+from dyn_probe.train.batches import step_order
+from dyn_probe.train.checkpoints import restore, save_checkpoint
+from dyn_probe.train.display import Display
+from dyn_probe.train.encode import EncodedPair
+from dyn_probe.train.objective import make_token_mask
+from dyn_probe.train.parallel import full_state, full_weights, load_full_state, shard
+from dyn_probe.train.reference import Reference, live_reference, precomputed_reference
+from dyn_probe.train.run import Run, WarmStart
+from dyn_probe.train.schedule import make_optimizer
+from dyn_probe.train.setup import Setup
+from dyn_probe.train.warmup import reading_pairs, supervised_stage
+
+READING_RATE = 2e-3
+"""Learning rate at which the built-in model reads."""
+
+
+def start_run(
+    setup: Setup, writer: TraceWriter, display: Display, state: dict[str, Any] | None, warm: WarmStart | None = None
+) -> Run:
+    """Warm-up and reference, or a checkpoint's ``state`` in their place; then optimizer and probe."""
+    config, model, processes = setup.config, setup.model, setup.processes
+    if state is None:
+        warm_up(setup, display, writer, warm)
+        reference = make_reference(setup, display)
+    else:
+        reference = resumed_reference(setup, state)
+    if processes.sharded and reference is not None and reference.model is not None:
+        shard(reference.model)
+    mask = make_token_mask(setup.method, model)
+    module = processes.wrapped(model)
+    optimizer = make_optimizer(config, [*model.parameters(), *(mask.parameters() if mask else ())], config.lr or 0.0)
+    first = 0 if state is None else resume(state, model, optimizer, mask, processes.sharded)
+    probe = Probe(
+        module,
+        writer=writer,
+        optimizer=optimizer,
+        every=config.every,
+        gram_every=config.gram_every,
+        tolerance=TOLERANCES[torch.bfloat16] if config.dtype == "autocast" else None,
+        separate=setup.method.masked,
+        certify=state is None,
+        rank=processes.rank,
+    )
+    return Run(setup, writer, display, module, probe, optimizer, reference, mask, first)
+
+
+def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart | None) -> None:
+    """Supervised stages (every process does the same), or the weights that an earlier run left in ``warm``."""
+    config, model = setup.config, setup.model
+    losses: dict[str, float] = {}
+    if warm is not None and warm.weights:
+        model.load_state_dict(warm.weights)
+        losses = warm.losses
+    else:
+        reading = reading_pairs(setup.tokenizer) if config.pretrain_steps else []
+        stages = (
+            ("reading", reading, "sft", config.pretrain_steps, READING_RATE),
+            ("SFT", setup.pairs, config.sft_objective, config.sft_steps, config.sft_lr),
+        )
+        for title, pairs, objective, steps, lr in stages:
+            if steps:
+                losses[title] = _stage(setup, display, title, pairs, objective, steps, lr or 0.0)
+    if warm is not None and not warm.weights:
+        warm.weights = {name: value.clone() for name, value in model.state_dict().items()}
+        warm.losses = losses
+    writer.update_manifest(warmup=losses)
+
+
+def _stage(
+    setup: Setup, display: Display, title: str, pairs: list[EncodedPair], objective: str, steps: int, lr: float
+) -> float:
+    with display.bar(f"{title:<12}", steps) as advance:
+        return supervised_stage(setup, pairs, objective, steps, lr, lambda loss: advance(1, f"loss {loss:.3f}"))
+
+
+def make_reference(setup: Setup, display: Display) -> Reference | None:
+    """The reference policy: the policy as it is now."""
+    config, model = setup.config, setup.model
+    if not setup.method.needs_reference:
+        return None
+    if setup.method.needs_live_reference or not config.precompute_reference:
+        return live_reference(model, setup.autocast)
+    used = pairs_used(setup)
+    with display.bar("reference   ", len(used)) as advance:
+        return precomputed_reference(
+            model, used, setup.pad_id, 2 * config.batch_size, setup.device, setup.autocast, advance, setup.processes
+        )
+
+
+def pairs_used(setup: Setup) -> list[EncodedPair]:
+    """The pairs that the run's steps meet, and the held-out ones."""
+    config = setup.config
+    met = {
+        i
+        for step in range(config.steps)
+        for i in step_order(len(setup.pairs), config.pairs_per_step, step, config.seed)
+    }
+    return [*(setup.pairs[i] for i in sorted(met)), *setup.held_out]
+
+
+def resumed_reference(setup: Setup, state: dict[str, Any]) -> Reference | None:
+    """The reference of the run that is resumed: its table, or the weights it had."""
+    if not setup.method.needs_reference:
+        return None
+    if "reference_model" in state:
+        reference = live_reference(setup.model, setup.autocast)
+        assert reference.model is not None
+        reference.model.load_state_dict(state["reference_model"])
+        return reference
+    return Reference({k: (v[0], v[1]) for k, v in state["reference"].items()}, None, setup.autocast)
+
+
+def resume(
+    state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, mask: nn.Module | None, sharded: bool
+) -> int:
+    """Put a checkpoint's state back; returns the number of steps that are done."""
+    if sharded:
+        load_full_state(model, optimizer, state["model"], state["optimizer"])
+    done = restore(state, None if sharded else model, None if sharded else optimizer)
+    if mask is not None:
+        mask.load_state_dict(state["mask"])
+    return done
+
+
+def checkpoint(run: Run, done: int) -> None:
+    """Save what a resumed run needs; rank 0 writes it."""
+    model, optimizer = run.setup.model, run.optimizer
+    more: dict[str, Any] = {} if run.mask is None else {"mask": run.mask.state_dict()}
+    sharded = run.setup.processes.sharded
+    if run.reference is not None and run.reference.model is not None:
+        twin = run.reference.model
+        more["reference_model"] = full_weights(twin) if sharded else twin.state_dict()
+    elif run.reference is not None:
+        more["reference"] = {k: list(v) for k, v in run.reference.table.items()}
+    states = full_state(model, optimizer) if sharded else (model.state_dict(), optimizer.state_dict())
+    if run.setup.processes.first:
+        save_checkpoint(run.config.folder, done, *states, **more)
