@@ -210,8 +210,8 @@ def test_conversations_without_a_template_become_lines():
 
 def test_conversations_are_written_by_the_chat_template():
     tokenizer = word_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    turn = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    tokenizer.chat_template = turn + "{% if add_generation_prompt %}[assistant] {% endif %}"
     record = Record(turns("why ?"), ({"role": "assistant", "content": "yes it was"},), turns("no")[:1])
     (prompt,) = build_probe_set([record], tokenizer=tokenizer).prompts
     assert prompt.prompt == "[user] why ?\n[assistant] "
