@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -9,5 +10,6 @@ import typer
 
 
 def say_next(command: str, *runs: Path | str) -> None:
-    """Print the command that carries on from here, ready to be copied."""
-    typer.echo(f"Next: dyn-probe {command} {shlex.join(map(str, runs))}")
+    """Print the command that carries on from here, ready to be copied. Of several processes, the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"Next: dyn-probe {command} {shlex.join(map(str, runs))}")

@@ -28,6 +28,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "mask": {"shaping": ["token-mask"]},
 }
 LAUNCHED = [(name, kind) for name in RUNS for kind in ("ddp", "fsdp2")]
+PARTS = {"objective": "kto", "optimizer": "adamw", "lr": 1e-3, "checkpoint_every": 2, "steps": 4, "max_pairs": 20}
 REFUSED = [("normalised", "fsdp2"), ("mask", "fsdp2")]
 
 
@@ -43,6 +44,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs of two processes, from one launch."""
     folder = tmp_path_factory.mktemp("runs")
     wanted = [{**PLAIN, **RUNS[n], "parallel": kind, "out": str(folder / f"{n}-{kind}")} for n, kind in LAUNCHED]
+    for kind in ("ddp", "fsdp2"):
+        parts = {**PLAIN, **PARTS, "parallel": kind, "out": str(folder / f"parts-{kind}")}
+        wanted += [parts | {"stop": 3}, parts | {"resume": True}]
+    wanted += [{"odd": odd, "out": str(folder / f"odd-{odd}")} for odd in ("none", "called", "stranger")]
     (folder / "runs.json").write_text(json.dumps(wanted))
     done = launch(str(Path(__file__).with_name("multiprocess_runs.py")), str(folder / "runs.json"))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -79,6 +84,28 @@ def test_two_processes_give_the_numbers_of_one(name: str, kind: str, folder: Pat
     if name != "mask":
         np.testing.assert_allclose(got["realised_delta_chosen"], wanted["realised_delta_chosen"], atol=2e-3)
     assert got["batch_delta_chosen"].isna().all()  # one process does not know the others' gradients
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_processes_run_extra_backwards_together_when_one_needs_them(kind: str, folder: Path) -> None:
+    """A hinge that is satisfied for the pairs of one process only."""
+    needed = load_trace(folder / f"slic_hf-{kind}").pairs.groupby(["step", "rank"])["separate_backward"].any()
+    assert needed.unstack().nunique(axis=1).max() == 2
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(kind: str, folder: Path, tmp_path: Path) -> None:
+    together = load_trace(folder / f"parts-{kind}")
+    assert together.closed and "on purpose" in (folder / f"parts-{kind}.error").read_text()
+    alone = run(tmp_path / "one", **PLAIN | PARTS)
+    assert worst(sorted_pairs(together), sorted_pairs(alone)) < 1e-4
+
+
+@pytest.mark.parametrize(("odd", "said"), [("called", "layer.weight: used 2 times"), ("stranger", r"shape [8, 8]")])
+def test_parameters_of_a_split_model_used_elsewhere_are_refused(odd: str, said: str, folder: Path) -> None:
+    assert not (folder / "odd-none.error").exists()
+    error = (folder / f"odd-{odd}.error").read_text()
+    assert error.startswith("UnsupportedUse") and said in error
 
 
 def test_a_pair_that_moved_is_seen(tmp_path: Path) -> None:
