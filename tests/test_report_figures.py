@@ -164,11 +164,11 @@ def test_mass_counts_from_each_responses_own_start(traces: dict[str, Trace]) -> 
 
 def test_text_from_the_data_is_never_read_as_mathematics(tmp_path: Path, traces: dict[str, Trace]) -> None:
     run = traces["full"]
-    odd = run.layers.assign(layer=run.layers.layer.replace({"3": "$\\frac{"}))
-    trace = load_trace(write_tables(tmp_path / "$x_{", {"pairs": run.pairs, "layers": odd}, {}))
+    odd = run.layers.assign(layer=run.layers.layer.replace({"3": "$\\frac{$"}))
+    trace = load_trace(write_tables(tmp_path / "$x_{$", {"pairs": run.pairs, "layers": odd}, {}))
     drawn(FIGURES["layers"].draw(trace))
     for row in COMPARISONS.values():
-        drawn(row.draw({"$x_{": trace, "a": run}))
+        drawn(row.draw({"$x_{$": trace, "a": run}))
 
 
 def test_labels_are_moved_apart_but_keep_their_order() -> None:

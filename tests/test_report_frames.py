@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,7 +49,8 @@ SLOW = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_derived_numbers_equal_their_formula_row_by_row(name: str, pairs: pd.DataFrame) -> None:
+def test_derived_numbers_equal_their_formula_row_by_row(name: str) -> None:
+    pairs = simulate(replace(DEFAULT, gate=True, steps=20))["pairs"]  # gated: d_w and d_l differ
     np.testing.assert_allclose(
         derived.DERIVED[name].compute(pairs), [SLOW[name](r) for r in row_dicts(pairs)], atol=1e-12
     )
@@ -116,6 +119,12 @@ def test_bands_are_the_quantiles_of_each_bin_without_nulls(pairs: pd.DataFrame) 
     for place in range(len(bins)):
         rows = holes[(holes.step >= bins.low[place]) & (holes.step <= bins.high[place])]
         np.testing.assert_allclose(found[place], rows.grad_cosine.dropna().quantile([0.05, 0.25, 0.5, 0.75, 0.95]))
+
+
+def test_bin_means_leave_out_nulls_and_infinities() -> None:
+    bins = step_bins(pd.DataFrame({"step": [0, 0, 0, 1, 1, 2]}))
+    values = np.array([1.0, 4.0, np.nan, np.inf, 6.0, np.nan])
+    np.testing.assert_array_equal(bins.means(values), [2.5, 6.0, np.nan])
 
 
 def test_few_rows_still_get_a_bin_per_step() -> None:

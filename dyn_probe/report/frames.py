@@ -93,11 +93,10 @@ class Bins:
         clean = np.nan_to_num(values, posinf=0, neginf=0)
         return np.bincount(self.index, clean, minlength=len(self)).astype(np.float64)
 
-    def means(self, values: Floats, weights: Floats | None = None) -> Floats:
-        """(Weighted) mean of each bin's finite values [bins], NaN where there is none."""
-        weight = np.where(np.isfinite(values), 1.0 if weights is None else weights, 0.0)
-        total = self.sums(weight)
-        return np.divide(self.sums(values * weight), total, out=np.full(len(self), np.nan), where=total > 0)
+    def means(self, values: Floats) -> Floats:
+        """Mean of each bin's finite values [bins], NaN where there is none."""
+        known = self.sums(np.isfinite(values).astype(np.float64))
+        return np.divide(self.sums(values), known, out=np.full(len(self), np.nan), where=known > 0)
 
 
 def step_bins(frame: pd.DataFrame, limit: int = 40, rows: int = 24) -> Bins:

@@ -1,0 +1,209 @@
+"""The sentiment study judged: claims with expected and measured numbers, the paper's figures, one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dyn_probe.report.curves import Curve, draw_line, label_ends
+from dyn_probe.report.frames import Floats, numbers
+from dyn_probe.report.output import check_folder, csv_bytes, data_uri, render, write_files
+from dyn_probe.report.style import RUN_COLOURS, name_panel, new_figure, rule
+from dyn_probe.report.token_draw import heat_figure
+from dyn_probe.token_analysis import TokenHeat, align, recorded_heats
+from dyn_probe.trace.reader import Trace
+
+Runs = Mapping[str, Sequence[Trace]]
+"""Style → its traces, one per seed."""
+
+COLOURS = dict(zip(("single-token", "short-suffix", "long-suffix", "prefix-suffix"), RUN_COLOURS, strict=False))
+LATE = 0.25
+"""The last share of the recorded steps over which "at the end" is a mean."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of the paper, and what these runs say: ``by_seed`` are the numbers that must all fit."""
+
+    claim: str
+    expected: str
+    measured: str
+    holds: bool
+    by_seed: str
+
+
+def by_step(traces: Sequence[Trace], value: Callable[[Trace], Floats]) -> tuple[Floats, Floats]:
+    """(steps ``[S]``, mean over the pairs of a step and then its seeds ``[seeds, S]``)."""
+    steps = np.unique(numbers(traces[0].pairs, "step"))
+    means = [[float(np.mean(value(trace)[numbers(trace.pairs, "step") == step])) for step in steps] for trace in traces]
+    return steps, np.array(means)
+
+
+def change(side: str) -> Callable[[Trace], Floats]:
+    """Change of log π since the reference, per row (nats/sequence)."""
+    return lambda trace: numbers(trace.pairs, f"logp_{side}") - numbers(trace.pairs, f"ref_logp_{side}")
+
+
+def cosine(trace: Trace) -> Floats:
+    """Cosine of the chosen and rejected gradient, per row."""
+    return numbers(trace.pairs, "grad_cosine")
+
+
+def at_end(traces: Sequence[Trace], value: Callable[[Trace], Floats]) -> Floats:
+    """``[seeds]`` mean over the last steps."""
+    steps, means = by_step(traces, value)
+    return means[:, -max(1, round(LATE * len(steps))) :].mean(1)
+
+
+def at_start(traces: Sequence[Trace], value: Callable[[Trace], Floats]) -> Floats:
+    """``[seeds]`` mean over the first steps, before training has moved much."""
+    steps, means = by_step(traces, value)
+    return means[:, : max(1, round(LATE / 2 * len(steps)))].mean(1)
+
+
+def token_cosines(traces: Sequence[Trace], same: bool) -> Floats:
+    """``[seeds]`` mean cosine of aligned tokens, the same on both sides or not, at the first record."""
+    return np.array([_aligned_cosine(trace, same) for trace in traces])
+
+
+def _aligned_cosine(trace: Trace, same: bool) -> float:
+    heats = [heat for heat in recorded_heats(trace.tokens) if heat.step == int(trace.tokens["step"].min())]
+    found = [
+        heat.cosine[i, j]
+        for heat in heats
+        for i, j in align(heat.tokens_chosen, heat.tokens_rejected)
+        if i is not None and j is not None and (heat.tokens_chosen[i] == heat.tokens_rejected[j]) == same
+    ]
+    return float(np.nanmean(found))
+
+
+def claims(runs: Runs) -> list[Claim]:
+    """Every claim of the paper's §4.3, judged: it holds where the mean over seeds fits and so does each seed."""
+    rose = {style: at_end(traces, change("chosen")) for style, traces in runs.items()}
+    first = {style: at_start(traces, cosine) for style, traces in runs.items()}
+    single, short, long = (rose[style] for style in ("single-token", "short-suffix", "long-suffix"))
+    differ, same = (token_cosines(runs["prefix-suffix"], same) for same in (False, True))
+    return [
+        _claim("chosen rises for single-token (Fig. 3)", "Δ chosen > 0", "Δ chosen", single, single > 0),
+        _claim("chosen falls with a short suffix (Fig. 3)", "Δ chosen < 0", "Δ chosen", short, short < 0),
+        _claim("chosen falls with a long suffix (Fig. 3)", "Δ chosen < 0", "Δ chosen", long, long < 0),
+        _claim("more so with the long one (Fig. 3)", "long − short < 0", "difference", long - short, long < short),
+        _claim(
+            "cosine is negative for single-token (Fig. 4a)", "cosine < 0 at the start", "cosine",
+            first["single-token"], first["single-token"] < 0,
+        ),
+        _claim(
+            "cosine is larger with a suffix (Fig. 4a)", "short − single > 0 at the start", "difference",
+            first["short-suffix"] - first["single-token"], first["short-suffix"] > first["single-token"],
+        ),
+        _claim(
+            "and larger still with a longer one (Fig. 4a)", "long − short > 0 at the start", "difference",
+            first["long-suffix"] - first["short-suffix"], first["long-suffix"] > first["short-suffix"],
+        ),
+        _claim(
+            "cosine is positive with the long suffix (Fig. 4a)", "cosine > 0 at the start", "cosine",
+            first["long-suffix"], first["long-suffix"] > 0,
+        ),
+        _claim("differing tokens tell the pair apart (Fig. 4b)", "token cosine < 0", "cosine", differ, differ < 0),
+        _claim("identical tokens do not (Fig. 4b)", "token cosine > 0.5", "cosine", same, same > 0.5),
+    ]  # fmt: skip
+
+
+def _claim(claim: str, expected: str, name: str, values: Floats, fits: Any) -> Claim:
+    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+    return Claim(
+        claim, expected, f"{name} {values.mean():+.3f}{spread}", bool(np.all(fits)),
+        ", ".join(f"{value:+.3f}" for value in values),
+    )  # fmt: skip
+
+
+def figure_3(runs: Runs) -> Figure:
+    """Change of the chosen and the rejected log-probability over training, a line per style."""
+    figure, axes = new_figure(2, height=3.3)
+    for ax, side in zip(axes, ("chosen", "rejected"), strict=True):
+        name_panel(ax, f"{side.capitalize()}: change since the reference", y="Δ log π (nats/sequence)")
+        _lines(ax, runs, change(side))
+        rule(ax, 0)
+    return figure
+
+
+def figure_4a(runs: Runs) -> Figure:
+    """Cosine of the two gradients over training, a line per style."""
+    figure, (ax,) = new_figure(1, height=3.3, width=6.4)
+    name_panel(ax, "Cosine of chosen and rejected gradient", y=r"$\cos(g_w, g_l)$")
+    _lines(ax, runs, cosine)
+    rule(ax, 0)
+    return figure
+
+
+def figure_4b(runs: Runs) -> Figure:
+    """Token cosines of one prefix-suffix pair before the first update."""
+    return heat_figure(first_heat(runs), "prefix-suffix, before the first update")
+
+
+def first_heat(runs: Runs) -> TokenHeat:
+    """The first followed pair's first map in the prefix-suffix style."""
+    return recorded_heats(runs["prefix-suffix"][0].tokens)[0]
+
+
+FIGURES: dict[str, tuple[Callable[[Runs], Figure], str]] = {
+    "figure_3": (figure_3, "Figure 3: log-probabilities through training"),
+    "figure_4a": (figure_4a, "Figure 4a: cosine of the gradients"),
+    "figure_4b": (figure_4b, "Figure 4b: cosines of single tokens"),
+}
+
+
+def _lines(ax: Axes, runs: Runs, value: Callable[[Trace], Floats]) -> None:
+    """Mean over seeds as a line, their range as a band; means of three steps, against a batch's noise."""
+    ends = []
+    for style, traces in runs.items():
+        steps, means = by_step(traces, value)
+        smooth = np.array([np.convolve(row, np.ones(3) / 3, mode="valid") for row in means])
+        x = steps[1:-1] if len(steps) > 2 else steps
+        smooth = smooth if len(steps) > 2 else means
+        ax.fill_between(x, smooth.min(0), smooth.max(0), color=COLOURS[style], alpha=0.15, linewidth=0)
+        ends.append(draw_line(ax, x, smooth.mean(0), Curve(style, smooth.mean(0), COLOURS[style])))
+    label_ends(ax, [end for end in ends if end is not None])
+
+
+def write_study(runs: Runs, out: Path, settings: Mapping[str, Any], force: bool = False) -> tuple[Path, list[Claim]]:
+    """Judge and draw; returns the page (report.html, its figures and claims.csv beside it) and the claims.
+
+    Raises:
+        BadInput: ``out`` is a folder of something else.
+    """
+    check_folder(out, force)
+    judged = claims(runs)
+    files: dict[str, bytes] = {"claims.csv": csv_bytes([asdict(one) for one in judged])}
+    images = []
+    for name, (draw, title) in FIGURES.items():
+        svg, png = render(draw(runs))
+        files |= {f"{name}.png": png, f"{name}.svg": svg}
+        images.append({"title": title, "text": " ".join((draw.__doc__ or "").split()), "address": data_uri(svg)})
+    data = {
+        "claims": [asdict(one) for one in judged],
+        "settings": {name: str(value) for name, value in settings.items()},
+        "seeds": len(next(iter(runs.values()))),
+    }
+    environment = Environment(
+        loader=PackageLoader("dyn_probe.report", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    html = environment.get_template("study.html.j2").render(data=data, images=images)
+    files["report.html"] = html.encode("utf-8")
+    write_files(out, files, data)
+    return out / "report.html", judged
+
+
+def study_lines(judged: Sequence[Claim]) -> list[str]:
+    """The claims as lines for a terminal."""
+    wide = max(len(one.claim) for one in judged)
+    return [
+        f"{'holds' if one.holds else 'FAILS':6} {one.claim:{wide}}  {one.expected}: {one.measured}" for one in judged
+    ]
