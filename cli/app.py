@@ -12,6 +12,7 @@ from dyn_probe_cli.methods import methods
 from dyn_probe_cli.pairs import pairs
 from dyn_probe_cli.record import record
 from dyn_probe_cli.report import report
+from dyn_probe_cli.reproduce import reproduce
 from dyn_probe_cli.summary import summary
 
 from dyn_probe import __version__
@@ -29,7 +30,7 @@ app = typer.Typer(
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for a command line it cannot read, whichever click it brings along."""
 
-COMMANDS = (record, report, summary, pairs, heatmap, methods)
+COMMANDS = (record, report, summary, pairs, heatmap, reproduce, methods)
 
 for command in COMMANDS:
     app.command(command.__name__)(command)

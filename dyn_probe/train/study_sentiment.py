@@ -1,0 +1,108 @@
+"""The sentiment study of Yuan et al. 2024, §4.3: the four styles trained alike, recorded, ready to be judged.
+
+Per seed the built-in model reads once; from there each style has its own supervised stage and DPO, all with the same
+settings. They were chosen on seed 0 so that the styles differ as in the paper: a larger learning rate than its 5e-6 for
+GPT-2 small, since the model is smaller, and a short supervised stage, since a suffix that is certain has no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dyn_probe.errors import BadInput
+from dyn_probe.train.config import RunConfig
+from dyn_probe.train.loop import record
+from dyn_probe.train.sentiment import STYLES, read_statements
+from dyn_probe.train.setup import prepare
+from dyn_probe.train.warmup import reading_pairs, supervised_stage
+
+
+@dataclass(frozen=True)
+class Study:
+    """Settings of the study, the same for every style."""
+
+    seeds: int = 3
+    statements: str = ""
+    pairs: int = 104
+    reading_steps: int = 600
+    sft_steps: int = 14
+    sft_lr: float = 1e-4
+    steps: int = 72
+    batch_size: int = 8
+    lr: float = 2e-4
+    beta: float = 0.1
+    every: int = 2
+    tokens_every: int = 12
+    token_pairs: int = 4
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise BadInput(f"--seeds wants 1 or more; got {self.seeds}")
+        if self.statements:
+            read_statements(Path(self.statements))
+
+
+Progress = Callable[[str], None]
+
+
+def train_styles(folder: Path, study: Study, progress: Progress = print) -> dict[str, list[Path]]:
+    """Train and record every style with every seed.
+
+    Args:
+        folder: holds one run per style and seed, ``STYLE-SEED``; older ones of the same names are replaced.
+        study: the settings.
+        progress: called with a line before each part.
+
+    Returns:
+        Style → its runs, by seed.
+    """
+    runs: dict[str, list[Path]] = {style: [] for style in STYLES}
+    for seed in range(study.seeds):
+        progress(f"seed {seed}: the model reads")
+        model = reading_model(folder / "models" / str(seed), study, seed)
+        for style in STYLES:
+            progress(f"seed {seed}: {style}")
+            with quiet():
+                runs[style].append(record(run_config(folder / f"{style}-{seed}", model, style, study, seed), False))
+    return runs
+
+
+def run_config(out: Path, model: Path, style: str, study: Study, seed: int) -> RunConfig:
+    """One style's run."""
+    data = f"sentiment:{style}" + (f"@{study.statements}" if study.statements else "")
+    return RunConfig(
+        out=str(out), model=str(model), data=data, max_pairs=study.pairs, objective="dpo", beta=study.beta,
+        steps=study.steps, batch_size=study.batch_size, lr=study.lr, pretrain_steps=0, sft_steps=study.sft_steps,
+        sft_lr=study.sft_lr, eval_fraction=0.0, every=study.every, gram_every=0, realised=False, seed=seed,
+        tokens_every=study.tokens_every, token_pairs=study.token_pairs, force=True,
+    )  # fmt: skip
+
+
+def reading_model(folder: Path, study: Study, seed: int) -> Path:
+    """The built-in model after its reading stage, saved where ``record`` can load it; styles of a seed share it."""
+    config = RunConfig(out=str(folder / "none"), data="sentiment:single-token", seed=seed, max_pairs=study.batch_size)
+    setup = prepare(replace(config, batch_size=1))
+    supervised_stage(setup, reading_pairs(setup.tokenizer), "sft", study.reading_steps, 2e-3, lambda _: None)
+    model: Any = setup.model
+    with quiet():
+        model.save_pretrained(folder)
+        setup.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

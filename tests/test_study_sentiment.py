@@ -1,0 +1,122 @@
+"""The sentiment study: claims are judged by the numbers, the page says so, and a small one trains end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from dyn_probe_cli.app import app
+from report_frames import Options, simulate
+from report_runs import manifest, write_tables
+from token_samples import heat_of, table_rows
+from typer.testing import CliRunner
+
+from dyn_probe import BadInput, load_trace
+from dyn_probe.report.study_sentiment import FIGURES, at_end, change, claims, cosine, study_lines, write_study
+from dyn_probe.trace.reader import Trace
+from dyn_probe.train.sentiment import STYLES
+from dyn_probe.train.study_sentiment import Study, run_config, train_styles
+
+RISE = {"single-token": 0.4, "short-suffix": -0.5, "long-suffix": -2.0, "prefix-suffix": -1.0}
+COSINE = {"single-token": -0.3, "short-suffix": 0.2, "long-suffix": 0.5, "prefix-suffix": 0.5}
+TAIL = (" sentiment", ".")
+
+
+def synthetic(folder: Path, style: str, seed: int, rise: dict[str, float] = RISE) -> Trace:
+    """A run in which chosen ends at the style's change and the gradients have its cosine."""
+    tables = simulate(Options(steps=20, batch=2, pairs=4, seed=seed))
+    pairs = tables["pairs"]
+    part = np.minimum(1, pairs["step"].to_numpy() / 15)
+    pairs["logp_chosen"] = pairs["ref_logp_chosen"] + part * (rise[style] + 0.01 * seed)
+    pairs["grad_cosine"] = COSINE[style]
+    labels = (f" {name}" for name in ("positive", "negative"))
+    heat = heat_of(*((" a", label, *TAIL) for label in labels))
+    heat.cosine[1, 1] = -0.9
+    tables["tokens"] = pd.DataFrame(table_rows(heat))
+    return load_trace(write_tables(folder / f"{style}-{seed}", tables, manifest(Options())))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    return {style: [synthetic(folder, style, seed) for seed in range(3)] for style in STYLES}
+
+
+def test_a_study_like_the_papers_holds(runs):
+    judged = claims(runs)
+    assert all(one.holds for one in judged), [one for one in judged if not one.holds]
+    assert judged[0].measured.startswith("Δ chosen +0.410 ± 0.010") and judged[0].by_seed == "+0.400, +0.410, +0.420"
+    np.testing.assert_allclose(at_end(runs["long-suffix"], change("chosen")), [-2, -1.99, -1.98])
+
+
+def test_each_claim_fails_on_its_own(runs, tmp_path):
+    fallen = {**RISE, "single-token": -0.1}
+    worse = {**runs, "single-token": [*runs["single-token"][:2], synthetic(tmp_path / "a", "single-token", 2, fallen)]}
+    failing = [one.claim for one in claims(worse) if not one.holds]
+    assert failing == ["chosen rises for single-token (Fig. 3)"]
+    swapped = {**runs, "short-suffix": runs["long-suffix"], "long-suffix": runs["short-suffix"]}
+    failing = [one.claim for one in claims(swapped) if not one.holds]
+    assert failing == ["more so with the long one (Fig. 3)", "and larger still with a longer one (Fig. 4a)"]
+    mixed = {**runs, "prefix-suffix": [synthetic(tmp_path / "b", "prefix-suffix", 0)]}
+    tokens = mixed["prefix-suffix"][0].tokens
+    tokens["cosine"] = [-np.asarray(values) for values in tokens["cosine"]]
+    failing = [one.claim for one in claims(mixed) if not one.holds]
+    assert failing == ["differing tokens tell the pair apart (Fig. 4b)", "identical tokens do not (Fig. 4b)"]
+
+
+def test_figures_show_every_style(runs):
+    left, right = FIGURES["figure_3"][0](runs).axes
+    assert all(len([line for line in ax.lines if len(line.get_xdata()) > 2]) == 4 for ax in (left, right))
+    words = [text.get_text() for text in left.texts]
+    assert set(STYLES) <= set(words)
+    for draw, _ in FIGURES.values():
+        draw(runs).draw_without_rendering()
+    assert cosine(runs["single-token"][0])[0] == -0.3
+
+
+def test_the_page_says_what_does_not_hold(runs, tmp_path):
+    swapped = {**runs, "single-token": runs["long-suffix"]}
+    page, judged = write_study(swapped, tmp_path / "report", {"lr": "<b>1</b>"})
+    html = page.read_text(encoding="utf-8")
+    assert html.count("does not hold</span>") == sum(not one.holds for one in judged) > 0
+    assert "&lt;b&gt;1" in html and "<script" not in html
+    assert {"figure_3.png", "figure_4a.png", "figure_4b.png", "claims.csv"} <= {p.name for p in page.parent.iterdir()}
+    lines = study_lines(judged)
+    assert len(lines) == len(judged) and lines[0].startswith("FAILS")
+
+
+def test_settings_and_refusals(tmp_path):
+    study = Study(seeds=1, statements="")
+    config = run_config(tmp_path / "x", tmp_path / "model", "long-suffix", study, 4)
+    assert (config.seed, config.lr, config.data, config.tokens_every) == (
+        4,
+        study.lr,
+        "sentiment:long-suffix",
+        study.tokens_every,
+    )
+    (tmp_path / "s.jsonl").write_text('{"text": "x", "sentiment": "odd"}\n')
+    with pytest.raises(BadInput, match="sentiment positive or negative"):
+        Study(statements=str(tmp_path / "s.jsonl"))
+    with pytest.raises(BadInput, match="--seeds"):
+        Study(seeds=0)
+    call = CliRunner().invoke
+    assert "choose one of: sentiment" in str(call(app, ["reproduce", "nothing"]).exception)
+    assert "--force" in str(call(app, ["reproduce", "sentiment", "--out", str(tmp_path)]).exception)
+
+
+@pytest.mark.slow
+def test_a_small_study_trains_and_is_judged(tmp_path):
+    study = Study(seeds=1)
+    runs = train_styles(tmp_path, study, lambda _: None)
+    traces = {style: [load_trace(path) for path in paths] for style, paths in runs.items()}
+    page, judged = write_study(traces, tmp_path / "report", {})
+    assert page.is_file()
+    held = {one.claim for one in judged if one.holds}
+    assert {
+        "more so with the long one (Fig. 3)",
+        "cosine is negative for single-token (Fig. 4a)",
+        "cosine is larger with a suffix (Fig. 4a)",
+        "differing tokens tell the pair apart (Fig. 4b)",
+    } <= held, judged
