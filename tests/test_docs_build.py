@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -66,6 +67,15 @@ def test_links_resolve(page: Path) -> None:
 
 def test_a_broken_link_is_found() -> None:
     assert broken_links(ROOT / "README.md", "see [it](docs/nowhere.md)") == ["docs/nowhere.md"]
+
+
+def test_notebooks_carry_no_outputs() -> None:
+    notebooks = {
+        path.name: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "notebooks").glob("*.ipynb")
+    }
+    cells = [(name, cell) for name, book in notebooks.items() for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert [name for name, cell in cells if cell["outputs"] or cell["execution_count"]] == []
 
 
 PREAMBLE = {
