@@ -8,6 +8,8 @@ import torch
 from tiny_runs import COMPOSED, TRAINED, run, pulls_seen
 
 from dyn_probe.objectives import SHAPINGS
+from dyn_probe.train.builtin import built_in_model
+from dyn_probe.train.checkpoints import newest_checkpoint
 
 
 def check_rows(trace, seen, normalised=False, masked=False) -> None:
@@ -83,3 +85,24 @@ def test_a_token_mask_learns(tmp_path):
     masks = trace.pairs.groupby("step")["mask_chosen"].mean()
     assert masks.iloc[0] == pytest.approx(0.5) and masks.iloc[-1] < masks.iloc[0]
     assert trace.pairs["case"].isna().all() and trace.pairs["predicted_delta_chosen"].isna().all()
+
+
+@pytest.mark.parametrize("shaping", [(), ("pairwise-normalised",), ("token-mask",)])
+def test_accumulated_batches_make_the_update_of_one_large_batch(shaping, tmp_path):
+    options = dict(shaping=shaping, dtype="float64", optimizer="sgd", lr=0.1, steps=1, checkpoint_every=1)
+    weights = []
+    for size, parts in ((8, 1), (4, 2)):
+        folder = tmp_path / str(size)
+        run(folder, **options, max_pairs=8, batch_size=size, gradient_accumulation=parts, realised=False)
+        weights.append(newest_checkpoint(folder)["model"])
+    start = built_in_model(0).double().state_dict()
+    moved = max(float((weights[0][n] - start[n]).abs().max()) for n in start)
+    assert moved > 1e-3
+    assert max(float((weights[0][n] - weights[1][n]).abs().max()) for n in start) < 1e-6 * moved
+
+
+def test_clipping_is_written_down_and_kept(tmp_path):
+    steps = run(tmp_path / "run", max_grad_norm=1e-3, optimizer="sgd", lr=1.0).steps
+    assert (steps["grad_norm"] > 1e-2).all() and np.allclose(steps["grad_norm_clipped"], 1e-3)
+    free = run(tmp_path / "free", max_grad_norm=0.0, optimizer="sgd", lr=1e-6).steps
+    assert (free["grad_norm"] == free["grad_norm_clipped"]).all()
