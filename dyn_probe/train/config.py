@@ -92,6 +92,16 @@ class RunConfig:
         0, "Record token-by-token gradient products every so many steps, and at the last; 0 never does.", least=0
     )
     token_pairs: int = _option(4, "Pairs that --tokens-every follows, drawn by the seed; the same all along.", least=1)
+    mass_every: int = _option(
+        0, "Measure the probe responses every so many steps, and at both ends of the run; 0 never does.", least=0
+    )
+    probe_set: str = _option(
+        "",
+        "File of probe responses: JSON lines with a prompt and a field per kind of response.",
+        default_text="built from the held-out pairs, or from the training pairs where none are held out",
+    )
+    probe_size: int = _option(64, "Use at most this many prompts of the probe set.", least=1)
+    probe_initial: bool = _option(False, "Probe also what the model itself answers before preference training.")
 
     seed: int = _option(0, "Draws weights, warm-up and the order of the pairs.", least=0)
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, …")

@@ -20,6 +20,7 @@ from dyn_probe.train.checkpoints import newest_checkpoint, remove_checkpoints
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display, live_numbers
 from dyn_probe.train.encode import EncodedPair
+from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.objective import forward, losses_of, terms_of
 from dyn_probe.train.parallel import Processes, averaging, start_processes, stop_processes
 from dyn_probe.train.run import Run, WarmStart
@@ -70,6 +71,7 @@ def _record(config: RunConfig, processes: Processes, display: Display, warm: War
             remove_checkpoints(config.folder)
             writer.add("examples", example_rows(setup.pairs))
         run = start_run(setup, writer, display, state, warm)
+        start_probes(run, fresh=state is None)
         train(run)
     return config.folder
 
@@ -81,6 +83,7 @@ def train(run: Run) -> None:
     with run.probe, run.display.bar(f"{setup.method.name:<12}", config.steps) as advance:
         advance(run.first)
         for step in range(run.first, config.steps):
+            record_mass(run, step)
             if setup.held_out and step % config.eval_every == 0:
                 run.probe.log(step, **evaluate(run))
             advance(1, train_step(run, step))
@@ -91,6 +94,8 @@ def train(run: Run) -> None:
                 checkpoint(run, step + 1)
         if setup.held_out:
             run.writer.update_manifest(held_out=evaluate(run))
+        record_mass(run, config.steps)
+        finish_mass(run)
 
 
 def train_step(run: Run, step: int) -> str:

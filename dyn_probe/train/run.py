@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dyn_probe.mass.tokens import TokenProbes
 from dyn_probe.objectives import TokenMask
 from dyn_probe.probe import Probe
 from dyn_probe.trace.writer import TraceWriter
@@ -39,6 +40,7 @@ class Run:
     reference: Reference | None = None
     mask: TokenMask | None = None
     first: int = 0
+    probes: TokenProbes | None = None
     start: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -17,12 +17,14 @@ from torch import nn
 
 from dyn_probe import __version__
 from dyn_probe.errors import BadInput, TraceError
+from dyn_probe.mass.probes import ProbeSet
 from dyn_probe.objectives import objective
 from dyn_probe.objectives.terms import MEANINGS
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.config_file import resumed
 from dyn_probe.train.data import load_pairs
 from dyn_probe.train.encode import EncodedPair, encode_pairs
+from dyn_probe.train.mass_rows import choose_probes
 from dyn_probe.train.models import load_model, pad_token
 from dyn_probe.train.objective import Method
 from dyn_probe.train.parallel import ALONE, Processes
@@ -47,6 +49,8 @@ class Setup:
     device: torch.device
     autocast: Callable[[], Any]
     processes: Processes = ALONE
+    max_length: int = 0
+    probes: ProbeSet | None = None
 
 
 def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
@@ -73,7 +77,8 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
         lora_rank=config.lora_rank,
         trust_remote_code=config.trust_remote_code,
     )
-    encoded, more = encode_pairs(texts, tokenizer, fitting_length(config, model), config.truncation)
+    max_length = fitting_length(config, model)
+    encoded, more = encode_pairs(texts, tokenizer, max_length, config.truncation)
     skipped = [*skipped, *more]
     if not encoded:
         raise BadInput(f"no pair of {config.data} can be used: {listed(skipped)}")
@@ -83,14 +88,16 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
             f"a step takes {config.pairs_per_step} pairs (batch size × accumulation) and {len(pairs)} can be used; "
             "lower --batch-size or --eval-fraction, or add data"
         )
+    probes = choose_probes(config, processes, pairs, held_out, tokenizer, max_length)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     device = next(model.parameters()).device
     wanted = config.dtype == "autocast"
     autocast = partial(torch.autocast, device.type, torch.bfloat16) if wanted else nullcontext
     return Setup(
-        config, method, model, tokenizer, pairs, held_out, skipped, pad_token(tokenizer), device, autocast, processes
-    )
+        config, method, model, tokenizer, pairs, held_out, skipped, pad_token(tokenizer), device, autocast, processes,
+        max_length, probes,
+    )  # fmt: skip
 
 
 def check_folder(config: RunConfig) -> None:
@@ -122,6 +129,8 @@ def check_processes(config: RunConfig, method: Method, processes: Processes) -> 
             f"--batch-size counts the pairs of all processes and must be divisible by their number; got "
             f"{config.batch_size} pairs for {processes.count} processes"
         )
+    if processes.sharded and config.tokens_every:
+        raise BadInput("--tokens-every reads whole weights, and --parallel fsdp2 splits them; write --parallel ddp")
     if processes.sharded and (method.normalised or method.masked):
         names = ", ".join(one.name for one in method.shapings)
         raise BadInput(
