@@ -80,6 +80,7 @@ def test_notebooks_carry_no_outputs() -> None:
 
 PREAMBLE = {
     "docs/loop.md": "",
+    "docs/token-heatmaps.md": "",
     "README.md": """
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM

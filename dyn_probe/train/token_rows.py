@@ -11,7 +11,7 @@ from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.setup import Setup
 
 if TYPE_CHECKING:
-    from dyn_probe.train.loop import Run
+    from dyn_probe.train.run import Run
 
 
 def follows(setup: Setup, step: int) -> bool:
@@ -29,9 +29,9 @@ def followed_pairs(setup: Setup) -> list[EncodedPair]:
 
 def record_tokens(run: Run, step: int) -> None:
     """Write the followed pairs' token Grams before the step's update. Gradients, random state and train mode stay as
-    they are."""
+    they are. Of several processes the first does it, on its whole copy of the model."""
     setup = run.setup
-    if not follows(setup, step):
+    if not (setup.processes.first and follows(setup, step)):
         return
     for pair in followed_pairs(setup):
         with setup.autocast():
