@@ -1,0 +1,48 @@
+"""``dyn-probe grid``: many methods on the same data and from the same policy, compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from dyn_probe_cli.next_step import say_next
+
+from dyn_probe.errors import BadInput
+
+
+def grid(
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OBJECTIVE[+SHAPING]",
+            help="A method, e.g. ipo or dpo+gate-seq:form=gradient; repeatable.",
+            show_default="ten of the field",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat every method with this many seeds.")] = 1,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs and of their report.")] = Path(
+        "runs/grid"
+    ),
+    data: Annotated[str | None, typer.Option(help="As in record.", show_default="record's")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of every run.", show_default="record's")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="All other options of record, for every run.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an older grid in the folder.")] = False,
+) -> None:
+    """Train several methods from the same starting policy on the same pairs, and write a report that compares them."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
+        raise BadInput(f"{out} exists; write --force to replace the grid in it, or another --out")
+
+    from dyn_probe.report.build import build_report
+    from dyn_probe.train.config_file import make_config
+    from dyn_probe.train.grid import METHODS, configurations, outcome_lines, outcomes, train_grid
+
+    given: dict[str, Any] = {"data": data, "steps": steps, "force": force}
+    base = make_config(config, {name: value for name, value in given.items() if value is not None})
+    runs = configurations(base, out, methods or METHODS, seeds)
+    folders = train_grid(runs, typer.echo)
+    typer.echo("\n".join(["", *outcome_lines(outcomes(runs))]))
+    typer.echo(f"Report: {build_report(folders, out / 'report', force)}")
+    say_next("summary", folders[0])

@@ -1,0 +1,129 @@
+"""Methods × seeds on the same data: every method of a seed starts from the same warmed-up policy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+from dyn_probe.errors import BadInput
+from dyn_probe.trace.reader import Trace, load_trace
+from dyn_probe.train.config import RunConfig
+from dyn_probe.train.loop import record
+from dyn_probe.train.objective import Method
+from dyn_probe.train.run import WarmStart
+
+METHODS = (
+    "dpo", "ipo", "simpo", "kto", "cal_dpo", "dpop", "dpo_shift", "dpo+gate-seq", "dpo+adadpo",
+    "dpo+pairwise-normalised",
+)  # fmt: skip
+"""What is compared where nothing is named: OBJECTIVE, or OBJECTIVE+SHAPING, each with its default options."""
+REMEDY = "pairwise-normalised"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did to the held-out pairs, last minus first (nats per sequence, means over the pairs)."""
+
+    method: str
+    seed: int
+    chosen: float
+    rejected: float
+    accuracy: float
+
+    @property
+    def margin(self) -> float:
+        """Change of chosen minus change of rejected."""
+        return self.chosen - self.rejected
+
+
+def configurations(
+    base: RunConfig, out: Path, methods: Sequence[str] = METHODS, seeds: int = 1
+) -> dict[tuple[str, int], RunConfig]:
+    """``(method, seed)`` → its run, all seeds of a method apart and all else as in ``base``.
+
+    Raises:
+        BadInput: a method is unknown, its parts do not compose, or it is named twice; or nothing is held out.
+    """
+    if len(set(methods)) < len(methods):
+        raise BadInput(f"wanted each method once; got {', '.join(methods)}")
+    if not base.eval_fraction:
+        raise BadInput("the methods are compared on held-out pairs; write --eval-fraction above 0")
+    found = {}
+    for seed in range(base.seed, base.seed + seeds):
+        for method in methods:
+            objective, *shapings = re.split(r"\+(?=[a-z])", method)
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", method)
+            config = replace(
+                base, out=str(out / f"{name}-seed{seed}"), objective=objective, shaping=tuple(shapings), seed=seed
+            )
+            Method.of(config)
+            found[method, seed] = config
+    return found
+
+
+def train_grid(
+    runs: Mapping[tuple[str, int], RunConfig], say: Callable[[str], None] = print, progress: bool = True
+) -> list[Path]:
+    """Train the runs one after the other; those of one seed share their warm-up.
+
+    Returns:
+        Folders of the traces, in the order of ``runs``.
+    """
+    warm: dict[int, WarmStart] = {}
+    folders = []
+    for number, ((method, seed), config) in enumerate(runs.items(), start=1):
+        say(f"{number} of {len(runs)}: {method}, seed {seed}")
+        folders.append(record(config, progress=progress, warm=warm.setdefault(seed, WarmStart())))
+    return folders
+
+
+def outcome(trace: Trace, method: str, seed: int) -> Outcome:
+    """What the run did to its held-out pairs."""
+    first, last = trace.steps.sort_values("step").iloc[0], trace.manifest["held_out"]
+    return Outcome(
+        method,
+        seed,
+        last["eval_logp_chosen"] - first["eval_logp_chosen"],
+        last["eval_logp_rejected"] - first["eval_logp_rejected"],
+        last["eval_accuracy"],
+    )
+
+
+def outcomes(runs: Mapping[tuple[str, int], RunConfig]) -> list[Outcome]:
+    """Every run's outcome, from the traces."""
+    return [outcome(load_trace(config.folder), *key) for key, config in runs.items()]
+
+
+def outcome_lines(found: Sequence[Outcome]) -> list[str]:
+    """A table of means over seeds, and what it says about normalised updates."""
+    means = {name: mean_outcome([one for one in found if one.method == name]) for name in {o.method: 0 for o in found}}
+    width = max(len(name) for name in means)
+    lines = [f"{'held-out pairs, end − start':{width}}  {'Δchosen':>9} {'Δrejected':>9} {'margin':>9}  accuracy"]
+    lines += [
+        f"{name:{width}}  {one.chosen:+9.2f} {one.rejected:+9.2f} {one.margin:+9.2f}  {one.accuracy:8.0%}"
+        for name, one in means.items()
+    ]
+    return [*lines, *filter(None, [remedy_line(means)])]
+
+
+def mean_outcome(found: Sequence[Outcome]) -> Outcome:
+    """The mean over the seeds of one method."""
+    numbers = [fmean(getattr(one, name) for one in found) for name in ("chosen", "rejected", "accuracy")]
+    return Outcome(found[0].method, found[0].seed, *numbers)
+
+
+def remedy_line(means: Mapping[str, Outcome]) -> str:
+    """Whether chosen rises under pairwise-normalised updates where it falls without them; empty if they were not
+    compared."""
+    plain, shaped = means.get("dpo"), means.get(f"dpo+{REMEDY}")
+    if plain is None or shaped is None:
+        return ""
+    numbers = f"{shaped.chosen:+.2f} against {plain.chosen:+.2f} nats/sequence"
+    if shaped.chosen > 0 > plain.chosen:
+        return f"As theory says, chosen rises under {REMEDY} updates where plain DPO lowers it: {numbers}."
+    if plain.chosen >= 0:
+        return f"Plain DPO does not lower chosen here, so there was nothing for {REMEDY} to mend: {numbers}."
+    return f"Against what theory says of single pairs, chosen does not rise under {REMEDY} updates: {numbers}."
