@@ -63,8 +63,13 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
         wide = outputs.shape[-1] >= WIDE
         found["weight"] = Outer(inputs, outputs, isinstance(call.module, Conv1D), wide, call.spans)
     if "bias" in call.trained:
-        found["bias"] = Vector(upcast(outputs).sum(1))
+        found["bias"] = Vector(summed(upcast(outputs)))
     return found
+
+
+def summed(outputs: Tensor) -> Tensor:
+    """``[rows, q]`` sums over positions, as a product with ones (twice as fast as ``sum`` for wide layers)."""
+    return torch.bmm(outputs.new_ones(outputs.shape[0], 1, outputs.shape[1]), outputs).squeeze(1)
 
 
 def reduce(outer: Outer, wanted: Wanted) -> Tensor:
@@ -155,21 +160,9 @@ def response_rows(outer: Outer) -> list[tuple[Tensor, Tensor]]:
 
 def by_rows(rows: Sequence[tuple[Tensor, Tensor]], wanted: Wanted) -> Tensor:
     """The wanted products by token Grams of rows of unequal length."""
-    if not wanted.full:
-        return wanted.of_groups([_ragged_gram([rows[i] for i in group]) for group in wanted.groups()])
     values = []
     for i, j in wanted.combos():
-        (a_i, b_i), (a_j, b_j) = (tuple(map(upcast, rows[k])) for k in (i, j))
-        values.append(((a_i.to(b_i.dtype) @ a_j.to(b_j.dtype).T) * (b_i @ b_j.T)).sum().double())
-    return wanted.from_combos(torch.stack(values))
-
-
-def _ragged_gram(rows: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """``[n, n]`` Gram of a few rows in two products over all their positions at once."""
-    lengths = [len(a) for a, _ in rows]
-    outputs = upcast(torch.cat([b for _, b in rows]))
-    inputs = upcast(torch.cat([a for a, _ in rows])).to(outputs.dtype)
-    tokens = (inputs @ inputs.T) * (outputs @ outputs.T)
-    return torch.stack(
-        [torch.stack([block.sum() for block in part.split(lengths, 1)]) for part in tokens.split(lengths, 0)]
-    ).double()
+        (a_i, b_i), (a_j, b_j) = rows[i], rows[j]
+        outputs = upcast(b_i) @ upcast(b_j).T
+        values.append(((upcast(a_i) @ upcast(a_j).T).to(outputs.dtype) * outputs).sum())
+    return wanted.from_combos(torch.stack(values).double())

@@ -43,16 +43,14 @@ def _cut(inputs: Tensor, outputs: Tensor, start: int, end: int) -> tuple[Tensor,
 def _products(a_w: Tensor, b_w: Tensor, a_l: Tensor, b_l: Tensor, shared: int) -> tuple[float, float, float]:
     """The three products of one pair whose first ``shared`` inputs are equal."""
     (p_w, r_w), (p_l, r_l) = (b_w[:shared], b_w[shared:]), (b_l[:shared], b_l[shared:])
-    prefix, rest_w, rest_l = a_w[:shared], a_w[shared:], a_l[shared:]
-    ww, ll, wl = (
-        _dot(r_w, rest_w @ rest_w.T @ r_w),
-        _dot(r_l, rest_l @ rest_l.T @ r_l),
-        _dot(r_w, rest_w @ rest_l.T @ r_l),
-    )
+    rest_w, rest_l = a_w[shared:], a_l[shared:]
+    by_w = a_w @ rest_w.T @ r_w
+    by_l = torch.cat([a_w, rest_l]) @ rest_l.T @ r_l
+    y_w, y_l, z_w, z_wl, z_l = by_w[:shared], by_l[:shared], by_w[shared:], by_l[shared : len(a_w)], by_l[len(a_w) :]
+    ww, ll, wl = _dot(r_w, z_w), _dot(r_l, z_l), _dot(r_w, z_wl)
     if shared:
-        square = prefix @ prefix.T
+        square = a_w[:shared] @ a_w[:shared].T
         x_w, x_l = square @ p_w, square @ p_l
-        y_w, y_l = prefix @ rest_w.T @ r_w, prefix @ rest_l.T @ r_l
         ww += _dot(p_w, x_w) + 2 * _dot(p_w, y_w)
         ll += _dot(p_l, x_l) + 2 * _dot(p_l, y_l)
         wl += _dot(p_w, x_l) + _dot(p_l, y_w) + _dot(p_w, y_l)

@@ -75,7 +75,7 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
     if "weight" in call.trained:
         with torch.no_grad():
             hats = rows_first(normalised(call.module, upcast(saved[0])), call.rows, call.length, features)
-        found["weight"] = Vector(torch.einsum("rpn,rpn->rn", outputs.flatten(2), hats.flatten(2).to(outputs.dtype)))
+        found["weight"] = Vector((outputs * hats.to(outputs.dtype)).sum(1).flatten(1))
     if "bias" in call.trained:
         found["bias"] = Vector(outputs.sum(1).flatten(1))
     return found
