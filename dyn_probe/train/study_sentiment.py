@@ -27,16 +27,16 @@ class Study:
 
     seeds: int = 3
     statements: str = ""
-    pairs: int = 104
+    pairs: int = 2048
     reading_steps: int = 600
-    sft_steps: int = 14
+    sft_steps: int = 10
     sft_lr: float = 1e-4
-    steps: int = 72
-    batch_size: int = 8
-    lr: float = 2e-4
+    steps: int = 100
+    batch_size: int = 16
+    lr: float = 3e-4
     beta: float = 0.1
     every: int = 2
-    tokens_every: int = 12
+    tokens_every: int = 20
     token_pairs: int = 4
 
     def __post_init__(self) -> None:
