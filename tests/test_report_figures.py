@@ -14,11 +14,11 @@ from report_frames import DEFAULT, Options
 from report_runs import manifest, new_trace, write_tables
 from report_tables import LAYERS
 
-from dyn_probe.report.curves import spread
+from dyn_probe.report.by_layer import cosine_parts, layer_codes, layer_cosines
+from dyn_probe.report.curves import decades, spread
 from dyn_probe.report.figures import COMPARISONS, FIGURES, figures_for
 from dyn_probe.report.figures.cases import case_shares
 from dyn_probe.report.figures.clipping import MOST_POINTS, step_norms
-from dyn_probe.report.figures.layers import inner_shares, layer_codes, layer_cosines
 from dyn_probe.report.figures.mass import since_start
 from dyn_probe.report.frames import numbers, step_bins
 from dyn_probe.report.style import CHOSEN, REJECTED
@@ -122,14 +122,30 @@ def test_layers_stand_in_order_of_depth_with_their_cosine(traces: dict[str, Trac
     codes, names = layer_codes(frame)
     assert tuple(names) == LAYERS and [names[code] for code in codes] == list(frame.layer)
     bins = step_bins(frame)
-    found = layer_cosines(frame, bins)
     rows = frame[(frame.layer == "3") & (bins.index == 5)]
-    slow = rows.grad_inner.sum() / (rows.grad_norm_chosen * rows.grad_norm_rejected).sum()
-    assert found[LAYERS.index("3"), 5] == pytest.approx(slow)
-    assert inner_shares(frame).sum() == pytest.approx(1)
-    heat, _, bars = drawn(FIGURES["layers"].draw(traces["full"])).axes[:3]
+    slow = (rows.grad_inner / (rows.grad_norm_chosen * rows.grad_norm_rejected)).mean()
+    assert layer_cosines(frame, bins)[LAYERS.index("3"), 5] == pytest.approx(slow)
+    heat, bars = drawn(FIGURES["layers"].draw(traces["full"])).axes[:2]
     assert [label.get_text() for label in heat.get_yticklabels()] == list(LAYERS)
-    assert bars is not heat
+    widths = [patch.get_width() for patch in bars.patches]
+    assert sum(widths) == pytest.approx(traces["full"].pairs.query("step >= 108").grad_cosine.mean())
+
+
+def test_parts_of_the_cosine_add_up_to_the_mean_cosine(traces: dict[str, Trace]) -> None:
+    trace = traces["full"]
+    parts = cosine_parts(trace.layers.sample(frac=1, random_state=2))
+    assert parts.sum() == pytest.approx(trace.pairs.grad_cosine.mean())
+    assert tuple(parts.index) == LAYERS
+
+
+def test_long_tails_get_a_scale_that_still_shows_the_middle(tmp_path: Path, traces: dict[str, Trace]) -> None:
+    calm = drawn(FIGURES["entanglement"].draw(traces["full"])).axes[0]
+    assert calm.get_yscale() == "linear"
+    pairs = traces["full"].pairs.copy()
+    pairs.loc[pairs.index % 10 == 0, "grad_inner"] *= 1e4
+    wild = load_trace(write_tables(tmp_path / "wild", {"pairs": pairs}, {}))
+    assert drawn(FIGURES["entanglement"].draw(wild)).axes[0].get_yscale() == "symlog"
+    assert decades(2.0, 5e4) == [-1e4, -1e2, 0.0, 1e2, 1e4]
 
 
 def test_the_heat_map_is_centred_on_zero(traces: dict[str, Trace]) -> None:

@@ -13,7 +13,6 @@ from report_runs import manifest, new_trace, write_run, write_tables
 
 from dyn_probe.report.verdicts import Verdict, verdicts
 from dyn_probe.report.verdicts.gradients import alignment, clipping, fading, negative_pulls
-from dyn_probe.report.verdicts.mass import squeezing
 from dyn_probe.report.verdicts.shaped import gate, rho
 from dyn_probe.report.verdicts.spikes import spikes, zeros
 from dyn_probe.trace.reader import Trace, load_trace
@@ -115,18 +114,6 @@ def test_gate_and_rho(tmp_path: Path) -> None:
     trace = run_of(tmp_path, edit)
     assert value(gate(trace)[0], "rows with g < 0.5") == pytest.approx(0.25)
     assert value(rho(trace)[0], "rows at the largest ρ") == pytest.approx(0.5)
-
-
-def test_squeezing_is_argmax_minus_observed(tmp_path: Path) -> None:
-    trace = new_trace(tmp_path / "run", Options(mass=True))
-    found = squeezing(trace)[0]
-    frame = trace.mass
-    ends = [frame[frame.step == step].set_index(["prompt_id", "kind"]) for step in (0, 110)]
-    moved = ends[1].logp_token - ends[0].logp_token
-    top = (ends[1].argmax_logp - ends[0].argmax_logp) / 20
-    assert value(found, "squeezing index") == pytest.approx(top.mean() - moved.mean())
-    assert value(found, "change of rejected") == pytest.approx(moved.xs("rejected", level="kind").mean())
-    assert found.level == "warning" and "repetition" in found.sentence
 
 
 def sentences(trace: Trace) -> str:

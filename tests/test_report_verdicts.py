@@ -16,6 +16,7 @@ from dyn_probe.report.verdicts import TOPICS, VERDICTS, Verdict, percent, sig, s
 from dyn_probe.report.verdicts.cases import shares, turning
 from dyn_probe.report.verdicts.movement import hidden, overall
 from dyn_probe.report.verdicts.prediction import alone
+from dyn_probe.report.verdicts.realised import measured, origin
 from dyn_probe.report.verdicts.reference import turn
 from dyn_probe.report.verdicts.remedies import common_factor, last_rows, needed_weight, nll_weight
 from dyn_probe.report.verdicts.spread import concentration, layers, length
@@ -149,7 +150,7 @@ def test_the_nll_weight_keeps_nine_of_ten_from_falling(falling: Trace) -> None:
     np.testing.assert_allclose(needed_weight(rows), slow)
 
 
-def test_concentration_length_and_layers(falling: Trace) -> None:
+def test_concentration_and_length(falling: Trace) -> None:
     pairs = falling.pairs
     fall = (-pairs.predicted_delta_chosen).clip(lower=0).groupby(pairs.pair_id).sum().sort_values(ascending=False)
     found = only(concentration(falling))
@@ -159,9 +160,33 @@ def test_concentration_length_and_layers(falling: Trace) -> None:
     margin = last.logp_chosen - last.ref_logp_chosen - last.logp_rejected + last.ref_logp_rejected
     ranks = (last.len_chosen - last.len_rejected).astype(float).rank().corr(margin.rank())
     assert value(only(length(falling)), "rank correlation of margin and n_w − n_l") == pytest.approx(ranks)
-    shares = falling.layers.groupby("layer").grad_inner.sum() / falling.layers.grad_inner.sum()
-    assert value(only(layers(falling)), "share of head") == pytest.approx(shares["head"])
-    assert shares.idxmax() == "head"
+
+
+def test_layers_carry_parts_of_the_mean_cosine(falling: Trace) -> None:
+    verdict, pairs = only(layers(falling)), falling.pairs[falling.pairs.step >= 108]
+    size = pairs.set_index(["step", "pair_id"]).eval("grad_norm_chosen * grad_norm_rejected")
+    head = falling.layers[(falling.layers.layer == "head") & (falling.layers.step >= 108)].set_index(
+        ["step", "pair_id"]
+    )
+    part = (head.grad_inner / size).mean()
+    assert value(verdict, "mean cosine") == pytest.approx(pairs.grad_cosine.mean())
+    assert value(verdict, "share of head") == pytest.approx(part / pairs.grad_cosine.mean())
+    assert value(verdict, "n") == len(pairs)
+
+
+def test_measured_cases_and_the_origin_of_falls(falling: Trace) -> None:
+    pairs = falling.pairs
+    fell = pairs.realised_delta_chosen < 0
+    found = only(measured(falling))
+    assert value(found, "rows in which chosen fell") == pytest.approx(fell.mean())
+    assert value(found, "rows in case 2") == pytest.approx((fell & (pairs.realised_delta_rejected <= 0)).mean())
+    verdict = only(origin(falling))
+    own = pairs.predicted_delta_chosen < 0
+    assert value(verdict, "falls predicted from the pair alone") == pytest.approx(own[fell].mean())
+    rest = fell & ~own
+    assert value(verdict, "n of these") == rest.sum()
+    by_others = (pairs.batch_delta_chosen[rest] < 0).mean()
+    assert value(verdict, "of the other falls, by other pairs") == pytest.approx(by_others)
 
 
 def test_a_length_bias_is_named(tmp_path: Path) -> None:
@@ -190,7 +215,7 @@ def test_what_was_not_measured_is_not_spoken_of(tmp_path: Path) -> None:
     tables["layers"] = tables["layers"].head(0)
     found = verdicts(load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT))))
     assert {verdict.topic for verdict in found} == {"movement", "pairs", "trust"}
-    for word in ("cosine", "case ", "pull", "realised change in", "layers:", "Against the reference"):
+    for word in ("cosine", "case ", "pull", "realised change in", "Measured", "layers carry", "Against the reference"):
         assert not any(word in verdict.sentence for verdict in found if verdict.topic != "trust")
     missing = next(verdict for verdict in found if verdict.sentence.startswith("Not measured"))
     assert "realised changes" in missing.sentence and "reference policy" in missing.sentence

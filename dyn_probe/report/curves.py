@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from dyn_probe.report.frames import Bins, Floats, bands
+from dyn_probe.report.frames import Bins, Floats, bands, median
 from dyn_probe.report.style import LABEL, short
+
+HEAVY = 20.0
+"""Tails over HEAVY times the median size get a scale that is logarithmic beyond it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ def draw_bands(
     `within` caps the vertical axis, for ratios whose tails would flatten everything else.
     """
     ends = []
+    if wide:
+        edges = np.concatenate([bands(bins, curve.values)[:, [0, 4]].ravel() for curve in curves])
+        values = np.concatenate([curve.values for curve in curves])
+        widen(ax, "y", values, float(np.nanmax(np.abs(edges), initial=0.0)))
     for curve in curves:
         low5, low, middle, high, high95 = bands(bins, curve.values).T
         if wide:
@@ -48,6 +56,27 @@ def draw_bands(
         ax.autoscale_view()
         ax.set_ylim(max(within[0], ax.get_ylim()[0]), min(within[1], ax.get_ylim()[1]))
     label_ends(ax, [end for end in ends if end is not None])
+
+
+def widen(ax: Axes, name: str, values: Floats, reach: float) -> None:
+    """Scale an axis ("x" or "y") linearly up to the median size and logarithmically beyond, if `reach` is far."""
+    typical = median(np.abs(values))
+    if not 0 < HEAVY * typical < reach:
+        return
+    if name == "x":
+        ax.set_xscale("symlog", linthresh=typical)
+    else:
+        ax.set_yscale("symlog", linthresh=typical)
+    axis = ax.xaxis if name == "x" else ax.yaxis
+    axis.set_major_locator(FixedLocator(decades(typical, reach)))
+    axis.set_minor_locator(NullLocator())
+
+
+def decades(typical: float, reach: float, most: int = 3) -> list[float]:
+    """0 and at most `most` powers of ten on either side, none so near to 0 that the labels would touch."""
+    powers = range(int(np.ceil(np.log10(2 * typical))), int(np.floor(np.log10(reach))) + 1)
+    kept = [10.0**power for power in list(powers)[:: -max(1, -(-len(powers) // most))]]
+    return [*(-value for value in kept), 0.0, *reversed(kept)]
 
 
 def draw_line(ax: Axes, x: Floats, y: Floats, curve: Curve) -> tuple[float, str, str] | None:
@@ -67,6 +96,8 @@ def fit_steps(ax: Axes, bins: Bins) -> None:
         low, high = float(bins.low[0]), float(bins.high[-1])
         pad = 0.5 if low == high else 0.0
         ax.set_xlim(low - pad, high + pad)
+        if low == high:
+            ax.set_xticks([low], [f"{low:.0f}"])
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.075) -> None:

@@ -69,6 +69,12 @@ def tenths(frame: pd.DataFrame) -> Tenths | None:
     )
 
 
+def last_tenth(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the last tenth of the steps; all rows with fewer than two steps."""
+    parts = tenths(frame)
+    return frame if parts is None else frame[parts.last]
+
+
 @dataclass(frozen=True)
 class Bins:
     """Steps grouped into consecutive bins: `index` [rows] is a row's bin; `low`, `high`, `centre` [bins]."""

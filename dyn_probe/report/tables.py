@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from dyn_probe.errors import BadInput
+from dyn_probe.report.by_layer import cosine_parts
 from dyn_probe.report.compare import JOINED, joined
-from dyn_probe.report.figures.layers import inner_shares
-from dyn_probe.report.frames import recorded, step_bins
+from dyn_probe.report.frames import last_tenth, recorded, step_bins
 from dyn_probe.report.output import csv_bytes
 from dyn_probe.report.overview import MEASURES
 from dyn_probe.report.ranked import ranked_pairs
@@ -100,10 +100,10 @@ def curve_rows(trace: Trace) -> list[dict[str, object]]:
 
 
 def layer_rows(trace: Trace) -> list[dict[str, object]]:
-    """Each layer's share of Σ⟨g_w,g_l⟩ over the run, input to output."""
+    """Each layer's part of the mean cosine in the last tenth of the steps, input to output."""
     if not recorded(trace.layers, "grad_inner"):
         return []
-    return [{"layer": name, "share_of_inner": value} for name, value in inner_shares(trace.layers).items()]
+    return [{"layer": name, "part_of_cosine": value} for name, value in cosine_parts(last_tenth(trace.layers)).items()]
 
 
 def pair_table(trace: Trace) -> pd.DataFrame:

@@ -42,6 +42,8 @@ def clipping(trace: Trace) -> Figure:
         ax.set_yscale("log")
     else:
         ax.set_ylim(bottom=0)
+    if len(step) == 1:
+        ax.set_xticks(step)
     label_ends(ax, [end for end in ends if end is not None])
     return figure
 

@@ -24,7 +24,8 @@ def entanglement(trace: Trace) -> Figure:
     How to read: the inner product is what pushing rejected down takes away from chosen. In the right panel,
     a chosen ratio above 1 means that the push on rejected outweighs the push on chosen, so chosen falls; a
     rejected ratio above 1 means that rejected rises. Both below 1 is the ideal case 1. Values below 0 mean
-    that the two pushes help each other. The right axis ends at ±3.
+    that the two pushes help each other. The left axis is logarithmic beyond
+    the median size where the tails are long; the right axis ends at ±3.
 
     Needs: the gradients of the pairs; the right panel the pulls.
     """

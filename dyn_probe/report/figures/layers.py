@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from dyn_probe.report.frames import Bins, Floats, numbers, step_bins
+from dyn_probe.report.by_layer import cosine_parts, layer_codes, layer_cosines
+from dyn_probe.report.frames import last_tenth, step_bins
 from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import (
     DIVERGING,
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 
 def layers(trace: Trace) -> Figure:
-    """Shows: left, the cosine of the chosen and rejected gradient within each layer (inner products of all
-    pairs of the bin over the products of their norms), depth against steps; right, each layer's share of
-    the whole ⟨g_w,g_l⟩, summed over the run.
+    """Shows: left, the cosine of the chosen and rejected gradient within each layer (mean over the pairs of a
+    bin), depth against steps; right, each layer's part of the whole cosine at the end (last tenth of the
+    steps): ⟨g_w,g_l⟩ of the layer over ‖g_w‖‖g_l‖ of the whole model, mean over pairs.
 
-    How to read: red layers push both responses the same way, blue ones tell them apart. A layer matters as
-    much as its share on the right: inner products add up over layers, cosines do not. A head that is tied
-    to the embedding counts as embedding.
+    How to read: red layers push both responses the same way, blue ones tell them apart. How much a layer
+    matters stands on the right: these parts add up to the mean cosine of the pairs. A head that is tied to
+    the embedding counts as embedding.
 
     Needs: per-layer gradients.
     """
     lack = why_absent(trace, "layers.grad_inner")
     if lack:
         return empty_figure("Entanglement by layer", lack)
-    shares = inner_shares(trace.layers)
-    names = [str(name) for name in shares.index]
+    parts = cosine_parts(last_tenth(trace.layers))
+    names = layer_codes(trace.layers)[1]
     figure, (left, right) = new_figure(2, height=max(2.6, 1.2 + 0.21 * len(names)), ratios=(2.2, 1))
     name_panel(left, "Cosine by layer")
     image = _heat(left, trace.layers, names)
@@ -53,35 +53,9 @@ def layers(trace: Trace) -> Figure:
     bar.set_ticks([-1, -0.5, 0, 0.5, 1])
     bar.ax.tick_params(labelsize=TICK, labelcolor=MUTED, length=0)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    name_panel(right, "Share of the inner product", x=r"share of $\sum \langle g_w, g_l\rangle$")
-    _bars(right, shares)
+    name_panel(right, "Part of the cosine", x="part of the mean cosine")
+    _bars(right, parts.reindex(names))
     return figure
-
-
-def layer_codes(frame: pd.DataFrame) -> tuple[NDArray[np.int64], list[str]]:
-    """(each row's place in the list [rows], layer names from input to output)."""
-    codes, names = pd.factorize(frame["layer"])
-    depth = pd.Series(numbers(frame, "depth")).groupby(codes).min().reindex(range(len(names)))
-    order = np.argsort(depth.to_numpy(), kind="stable")
-    return np.argsort(order)[codes], [str(names[place]) for place in order]
-
-
-def inner_shares(frame: pd.DataFrame) -> pd.Series:
-    """Each layer's Σ⟨g_w,g_l⟩ over the total of all layers, input to output; shares add up to 1."""
-    codes, names = layer_codes(frame)
-    sums = np.bincount(codes, np.nan_to_num(numbers(frame, "grad_inner")), len(names))
-    return pd.Series(sums / sums.sum(), index=names)
-
-
-def layer_cosines(frame: pd.DataFrame, bins: Bins) -> Floats:
-    """Σ⟨g_w,g_l⟩ / Σ‖g_w‖‖g_l‖ of each layer in each bin: [layers, bins], NaN where a layer has no rows."""
-    codes, names = layer_codes(frame)
-    cell, size = codes * len(bins) + bins.index, len(names) * len(bins)
-    inner = numbers(frame, "grad_inner")
-    product = numbers(frame, "grad_norm_chosen") * numbers(frame, "grad_norm_rejected")
-    top, bottom = (np.bincount(cell, np.nan_to_num(part), size) for part in (inner, product))
-    cosine = np.divide(top, bottom, out=np.full(size, np.nan), where=bottom > 0)
-    return cosine.reshape(len(names), len(bins))
 
 
 def _heat(ax: Axes, frame: pd.DataFrame, names: list[str]) -> QuadMesh:
@@ -92,6 +66,8 @@ def _heat(ax: Axes, frame: pd.DataFrame, names: list[str]) -> QuadMesh:
     image = ax.pcolormesh(edges, rows, cosine, cmap=DIVERGING, vmin=-1, vmax=1, rasterized=True)
     ax.grid(visible=False)
     ax.set_ylabel("layer, from input (top) to output", fontsize=LABEL, color=MUTED)
+    if len(bins) == 1:
+        ax.set_xticks(bins.centre, [f"{bins.low[0]:.0f}"])
     _layer_ticks(ax, names)
     return image
 
@@ -104,10 +80,10 @@ def _layer_ticks(ax: Axes, names: list[str]) -> None:
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _bars(ax: Axes, shares: pd.Series) -> None:
-    values = shares.to_numpy(dtype=float)
+def _bars(ax: Axes, parts: pd.Series) -> None:
+    values = parts.to_numpy(dtype=float)
     ax.barh(np.arange(len(values)), values, color=NEUTRAL, height=0.72)
     ax.grid(visible=False, axis="y")
     ax.grid(axis="x", color="#E6E9ED")
     ax.axvline(0, color="#B8C0CA", linewidth=0.8)
-    _layer_ticks(ax, [str(name) for name in shares.index])
+    _layer_ticks(ax, [str(name) for name in parts.index])

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from dyn_probe.report import derived
 from dyn_probe.report.curves import Curve, draw_bands, draw_line, fit_steps
 from dyn_probe.report.frames import numbers, recorded, step_bins
-from dyn_probe.report.style import NEUTRAL, name_panel, new_figure, rule
+from dyn_probe.report.needs import why_absent
+from dyn_probe.report.style import NEUTRAL, empty_figure, name_panel, new_figure, rule
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -27,6 +28,9 @@ def margin(trace: Trace) -> Figure:
 
     Needs: log-probabilities; the loss panel the pairs' losses.
     """
+    lack = why_absent(trace, "pairs.logp_chosen", "pairs.logp_rejected")
+    if lack:
+        return empty_figure("Margin, accuracy, loss", lack)
     figure, (left, middle, right) = new_figure(3, height=2.9)
     bins, value = step_bins(trace.pairs), derived.margin(trace.pairs)
     reference = recorded(trace.pairs, "ref_logp_chosen")

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dyn_probe.report.agreement import Agreement, agreement
+from dyn_probe.report.curves import widen
 from dyn_probe.report.derived import SIDES
 from dyn_probe.report.frames import Floats, finite, numbers
 from dyn_probe.report.needs import why_absent
@@ -28,7 +29,8 @@ def predicted(trace: Trace) -> Figure:
 
     How to read: points in the shaded quadrants have the predicted sign. Look at signs and order: adaptive
     optimizers stretch the vertical axis. If the batch panel agrees and the pair panel does not, other pairs
-    of the batch move this one. Points beyond the 1st and 99th percentile are drawn on the border.
+    of the batch move this one. Points beyond the 1st and 99th percentile are drawn on the border;
+    where the tails are long the axes are logarithmic beyond the median size.
 
     Needs: realised changes; the right panel the full Gram of the batch.
     """
@@ -49,18 +51,23 @@ def _scatter(ax: Axes, trace: Trace, kind: str) -> None:
         side: (numbers(trace.pairs, f"{kind}_delta_{side}"), numbers(trace.pairs, f"realised_delta_{side}"))
         for side in SIDES
     }
-    wide = _limit(np.concatenate([x for x, _ in points.values()]))
-    high = _limit(np.concatenate([y for _, y in points.values()]))
+    xs, ys = (np.concatenate(values) for values in zip(*points.values(), strict=True))
+    wide, high = _limit(xs), _limit(ys)
     ax.set(xlim=(-1.05 * wide, 1.05 * wide), ylim=(-1.05 * high, 1.05 * high))
     for corner in (-1, 1):
         ax.fill_between([0, corner * 1.05 * wide], 0, corner * 1.05 * high, color="#EEF2F6", zorder=0)
     ax.axhline(0, color="#B8C0CA", linewidth=0.8)
     ax.axvline(0, color="#B8C0CA", linewidth=0.8)
-    ax.axline((0, 0), slope=1, color="#9AA5B1", linewidth=0.9, linestyle=(0, (2, 2)))
+    along = np.linspace(-1, 1, 201) * max(wide, high) * 1.05
+    ax.plot(along, along, color="#9AA5B1", linewidth=0.9, linestyle=(0, (2, 2)), scalex=False, scaley=False)
+    widen(ax, "x", xs, wide)
+    widen(ax, "y", ys, high)
     for row, (side, (x, y)) in enumerate(points.items()):
         keep = _sample(np.isfinite(x) & np.isfinite(y))
         inside = np.clip(x[keep], -wide, wide), np.clip(y[keep], -high, high)
-        ax.scatter(*inside, s=9, alpha=0.35, linewidths=0, color=SIDE_COLOURS[side], rasterized=True)
+        ax.scatter(
+            *inside, s=9 if len(keep) > 200 else 22, alpha=0.35, linewidths=0, color=SIDE_COLOURS[side], rasterized=True
+        )
         _write(ax, row, side, agreement(x, y, ranks=False))
 
 
@@ -75,7 +82,8 @@ def _sample(mask: np.ndarray) -> np.ndarray:
 
 
 def _write(ax: Axes, row: int, side: str, found: Agreement) -> None:
-    text = f"{side}: same sign {found.same_sign:.0%}, r = {found.pearson:.2f}, n = {found.n:,}"
+    correlation = "" if np.isnan(found.pearson) else f"r = {found.pearson:.2f}, "
+    text = f"{side}: same sign {found.same_sign:.0%}, {correlation}n = {found.n:,}"
     ax.annotate(
         text,
         (0.02, 0.97 - 0.065 * row),

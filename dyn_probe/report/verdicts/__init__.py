@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from dyn_probe.report.verdicts import (
     cases,
     gradients,
-    mass,
+    mass_went,
     movement,
     prediction,
+    realised,
     reference,
     remedies,
     shaped,
@@ -44,10 +45,10 @@ __all__ = [
 
 VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
     "movement": (movement.overall, movement.hidden, reference.distance, reference.turn),
-    "cases": (cases.turning, cases.shares, gradients.alignment),
+    "cases": (cases.turning, cases.shares, realised.measured, realised.origin, gradients.alignment),
     "change": (remedies.common_factor, remedies.nll_weight),
     "pairs": (spread.concentration, spread.length),
-    "mass": (mass.squeezing,),
+    "mass": (mass_went.went, mass_went.gated),
     "gradient": (spikes.spikes, spikes.zeros, gradients.fading, gradients.negative_pulls, gradients.clipping),
     "layers": (spread.layers,),
     "shaping": (shaped.gate, shaped.rho),

@@ -105,9 +105,9 @@ def shares(trace: Trace) -> list[Verdict]:
     most = max(CASES, key=lambda number: (case == number).mean())
     lasting = lasting_majority(step_bins(trace.pairs), numbers(trace.pairs, "case"))
     why, figures = reason(rows, most) if lasting is None else ("", [])
-    sentence = f"Pair rows in {step_span(rows)}: {_listed(case)}" + (f": {why}" if why else "")
+    sentence = f"Pair rows in {step_span(rows)}: {listed(case)}" + (f": {why}" if why else "")
     early = _known(trace.pairs[parts.first]) if parts is not None else np.empty(0)
-    sentence += f"; in {span(parts.first_steps)}: {_listed(early)}." if parts and len(early) else "."
+    sentence += f"; in {span(parts.first_steps)}: {listed(early)}." if parts and len(early) else "."
     clear = lasting is None and share(case == most) > 0.5 and len(case) >= FEW
     level: Level = LEVELS[most] if clear else "note"
     return say(
@@ -127,7 +127,7 @@ def _known(rows: pd.DataFrame) -> Floats:
     return case[np.isfinite(case)]
 
 
-def _listed(case: Floats) -> str:
+def listed(case: Floats) -> str:
     """Cases that occur, most frequent first: `96 % in case 2 (both down), 4 % in case 1 (…)`."""
     found = sorted(CASES, key=lambda number: -(case == number).mean())
     return ", ".join(f"{percent(share(case == n))} in case {n} ({CASES[n]})" for n in found if (case == n).any())

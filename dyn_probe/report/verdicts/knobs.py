@@ -14,5 +14,6 @@ KNOBS: dict[str, str] = {
     "early": "stop earlier, or keep the checkpoint from before this",
     "clip": "relax clipping or lower the learning rate: at present the norm is set by clipping",
     "objective": "another objective changes d_w and d_l, the only way in which a loss acts on a pair",
+    "others": "look at what is in a batch: balancing the pulls of the pair itself would not stop this fall",
     "record": "record more in the next run",
 }

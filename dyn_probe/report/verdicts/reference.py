@@ -8,7 +8,7 @@ import numpy as np
 
 from dyn_probe.report import derived
 from dyn_probe.report.changes import span, step_span
-from dyn_probe.report.frames import Floats, finite, median, numbers, tenths
+from dyn_probe.report.frames import Floats, finite, last_tenth, median, numbers
 from dyn_probe.report.verdicts.movement import LARGE, STILL
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, say, sig, signed
 
@@ -21,8 +21,7 @@ MENTIONED = 0.01
 
 def distance(trace: Trace) -> list[Verdict]:
     """Distance to the reference per token at the end of the run."""
-    parts = tenths(trace.pairs)
-    rows = trace.pairs if parts is None else trace.pairs[parts.last]
+    rows = last_tenth(trace.pairs)
     values = {side: finite(derived.since_reference(rows, side)) for side in derived.SIDES}
     if not all(len(value) for value in values.values()):
         return []

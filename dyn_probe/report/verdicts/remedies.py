@@ -9,7 +9,7 @@ import pandas as pd
 
 from dyn_probe.report import derived
 from dyn_probe.report.changes import step_span
-from dyn_probe.report.frames import Floats, numbers, share, tenths
+from dyn_probe.report.frames import Floats, last_tenth, numbers, share
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ FEW = 5
 
 def last_rows(trace: Trace) -> pd.DataFrame:
     """Rows of the last tenth with both pulls above 0 and gradients recorded."""
-    parts = tenths(trace.pairs)
-    rows = trace.pairs if parts is None else trace.pairs[parts.last]
+    rows = last_tenth(trace.pairs)
     positive = ("pull_chosen", "pull_rejected", "grad_norm_chosen", "grad_norm_rejected")
     usable = np.isfinite(numbers(rows, "grad_inner"))
     for name in positive:

@@ -9,10 +9,10 @@ import pandas as pd
 
 from dyn_probe.report import derived
 from dyn_probe.report.agreement import spearman
-from dyn_probe.report.changes import span
-from dyn_probe.report.figures.layers import inner_shares
-from dyn_probe.report.frames import finite, median, numbers, recorded, share, tenths
-from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, signed
+from dyn_probe.report.by_layer import cosine_parts
+from dyn_probe.report.changes import span, step_span
+from dyn_probe.report.frames import finite, last_tenth, median, numbers, recorded, share, tenths
+from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, sig, signed
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -79,29 +79,31 @@ def length(trace: Trace) -> list[Verdict]:
 
 
 def layers(trace: Trace) -> list[Verdict]:
-    """Which layers carry the inner product."""
+    """Which layers carry the cosine at the end of the run."""
     if not recorded(trace.layers, "grad_inner"):
         return []
-    total = Number("Σ⟨g_w,g_l⟩", float(np.nansum(numbers(trace.layers, "grad_inner"))), "(nats/parameter unit)²")
-    formula = "Σ⟨g_w,g_l⟩ of the layer over Σ⟨g_w,g_l⟩ of all layers, summed over all recorded rows"
-    if total.value <= 0:
-        sentence = "Summed over the run ⟨g_w,g_l⟩ is not positive: no layer can be said to carry entanglement."
-        return say("ok", sentence, formula, total)
-    shares = inner_shares(trace.layers)
-    top = shares.sort_values(ascending=False, kind="stable").iloc[:3]
-    words = ", ".join(f"{layer_words(str(name))} ({percent(value)})" for name, value in top.items())
-    sentence = (
-        f"{percent(float(top.sum()))} of ⟨g_w,g_l⟩ comes from {len(top)} of {len(shares)} layers: "
-        f"{words}; an "
-        f"even split would give {percent(len(top) / len(shares))}."
+    rows = last_tenth(trace.layers)
+    parts = cosine_parts(rows)
+    whole = Number("mean cosine", float(parts.sum()), "1")
+    formula = (
+        "mean over pairs of ⟨g_w,g_l⟩ of the layer / (‖g_w‖‖g_l‖ of the whole model); the parts add up to the mean "
+        "cosine; share = part / mean cosine"
     )
+    if not whole.value > 0:
+        sentence = f"The mean cosine in {step_span(rows)} is {sig(whole.value)}: no layer carries entanglement."
+        return say("ok", sentence, formula, whole)
+    top = (parts / parts.sum()).sort_values(ascending=False, kind="stable").iloc[:3]
+    words = ", ".join(f"{layer_words(str(name))} {percent(value)}" for name, value in top.items())
+    against = [layer_words(str(name)) for name, value in parts.items() if value < 0]
+    less = f"; against it: {', '.join(against[:3])}{', …' if len(against) > 3 else ''}" if against else ""
     return say(
         "note",
-        sentence,
+        f"Of the mean cosine {sig(whole.value)} in {step_span(rows)}, {len(top)} of {len(parts)} layers carry "
+        f"{percent(float(top.sum()))}: {words}{less}.",
         formula,
         *(Number(f"share of {layer_words(str(name))}", float(value), "share") for name, value in top.items()),
-        total,
-        Number("n", len(trace.layers), "layer rows"),
+        whole,
+        Number("n", len(rows) // len(parts), "pair rows"),
     )
 
 
