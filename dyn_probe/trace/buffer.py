@@ -103,9 +103,7 @@ class Buffer:
                 f"write only from the process that opened the trace"
             )
         if self._closed:
-            raise TraceError(
-                "the trace is closed; open it again with TraceWriter(..., resume=True) to add rows"
-            )
+            raise TraceError("the trace is closed; open it again with TraceWriter(..., resume=True) to add rows")
 
     def close(self) -> None:
         """Flush, then close the streams. A second call does nothing."""

@@ -104,8 +104,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
         raise TraceError(f"{wanted}; {run / RUN_FILE} cannot be read as JSON: {error}") from error
     if not _is_manifest(manifest):
         raise TraceError(
-            f"{wanted}; {run / RUN_FILE} is something else's: it lacks schema_version, "
-            f"dyn_probe_version or status"
+            f"{wanted}; {run / RUN_FILE} is something else's: it lacks schema_version, dyn_probe_version or status"
         )
     if manifest["schema_version"] > SCHEMA_VERSION:
         raise TraceError(
@@ -143,17 +142,14 @@ def plain(fields: Mapping[str, object]) -> dict[str, Any]:
     content = _plain(fields, "", problems)
     if problems:
         raise TraceError(
-            "run.json takes text, numbers, truth values, null, lists and mappings; came "
-            + ", ".join(problems)
+            "run.json takes text, numbers, truth values, null, lists and mappings; came " + ", ".join(problems)
         )
     return content
 
 
 def _plain(value: Any, name: str, problems: list[str]) -> Any:
     if isinstance(value, Mapping):
-        return {
-            str(key): _plain(entry, f"{name}.{key}".lstrip("."), problems) for key, entry in value.items()
-        }
+        return {str(key): _plain(entry, f"{name}.{key}".lstrip("."), problems) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry, f"{name}[{number}]", problems) for number, entry in enumerate(value)]
     if isinstance(value, Path):

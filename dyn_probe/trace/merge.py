@@ -52,9 +52,7 @@ def collect(run: Path, table: Table) -> Rows:
     the Parquet file first and removes the streams last, so every row is met, and where it is met twice the
     Parquet file names its stream.
     """
-    streams = {
-        name: rows for name in list_streams(run) if name.table == table.name and (rows := _stream(run, name))
-    }
+    streams = {name: rows for name in list_streams(run) if name.table == table.name and (rows := _stream(run, name))}
     resumes = read_manifest(run).get("resumes", ())
     base = _parquet(run, table)
     fresh = [name for name in streams if name.file not in base.streams]
@@ -80,9 +78,7 @@ def _parquet(run: Path, table: Table) -> Rows:
         with pq.ParquetFile(path) as file:
             known = _described(file.schema_arrow.metadata)
             if known is None:
-                raise TraceError(
-                    f"{path} was not written by dyn-probe: it names no streams; move it out of the trace"
-                )
+                raise TraceError(f"{path} was not written by dyn-probe: it names no streams; move it out of the trace")
             data = _conform(file.read(), table, path.name)
     except FileNotFoundError:
         return Rows(arrow_schema(table).empty_table())
@@ -120,8 +116,7 @@ def _conform(data: pa.Table | None, table: Table, file: str) -> pa.Table:
             f"read it with the version of dyn-probe that wrote it"
         )
     columns = [
-        data[column.name] if column.name in data.column_names else pa.nulls(len(data), column.type)
-        for column in schema
+        data[column.name] if column.name in data.column_names else pa.nulls(len(data), column.type) for column in schema
     ]
     try:
         return pa.table(columns, names=list(table.names)).cast(schema)

@@ -32,9 +32,7 @@ def user_fields(fields: Mapping[str, object]) -> dict[str, Any]:
     """``fields`` as JSON values; a field that the writer fills itself is an error."""
     taken = [name for name in fields if name in MANIFEST]
     if taken:
-        raise TraceError(
-            f"run.json fields that the writer fills itself: {', '.join(taken)}; choose other names"
-        )
+        raise TraceError(f"run.json fields that the writer fills itself: {', '.join(taken)}; choose other names")
     return plain(fields)
 
 
@@ -103,16 +101,12 @@ def _remove_trace(run: Path) -> None:
     try:
         read_manifest(run)
     except TraceError as error:
-        raise TraceError(
-            f"{run} is not removed, because it is not a trace that this version knows: {error}"
-        ) from error
+        raise TraceError(f"{run} is not removed, because it is not a trace that this version knows: {error}") from error
     tables = [parquet_file(run, table) for table in TABLES]
     foreign = [path.name for path in tables if path.exists() and not is_own_parquet(path)]
     if foreign or (run / STREAMS).is_symlink():
         names = ", ".join(foreign or [f"{STREAMS} (a link)"])
-        raise TraceError(
-            f"{run} is not overwritten: {names} was not written by dyn-probe; move it away first"
-        )
+        raise TraceError(f"{run} is not overwritten: {names} was not written by dyn-probe; move it away first")
     for path in own_files(run):
         path.unlink()
 

@@ -29,9 +29,7 @@ class Trace:
 
     path: Path
     manifest: dict[str, Any]
-    _read: dict[str, tuple[Rows, pd.DataFrame]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _read: dict[str, tuple[Rows, pd.DataFrame]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def closed(self) -> bool:

@@ -47,9 +47,7 @@ def _field(column: Column) -> pa.Field:
     return pa.field(column.name, arrow_type(column.type), nullable=not column.required, metadata=described)
 
 
-def record_batch(
-    table: Table, rows: Iterable[Mapping[str, object]], fill: Mapping[str, object]
-) -> pa.RecordBatch:
+def record_batch(table: Table, rows: Iterable[Mapping[str, object]], fill: Mapping[str, object]) -> pa.RecordBatch:
     """``rows`` as one Arrow batch.
 
     A missing column, ``None`` and NaN become null; NumPy and torch scalars are taken by their ``.item()``.
@@ -64,10 +62,7 @@ def record_batch(
     """
     rows = list(rows)
     problems = list(_misnamed(table, rows))
-    arrays = [
-        _array(column, [_look_up(row, column.name, fill) for row in rows], problems)
-        for column in table.columns
-    ]
+    arrays = [_array(column, [_look_up(row, column.name, fill) for row in rows], problems) for column in table.columns]
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise TraceError(
@@ -104,14 +99,10 @@ def _array(column: Column, values: list[object], problems: list[str]) -> pa.Arra
         try:
             plain.append(convert(value))
         except (ValueError, OverflowError):
-            problems.append(
-                f"column {column.name!r}: wanted {column.type}, came {_show(value)} in row {number}"
-            )
+            problems.append(f"column {column.name!r}: wanted {column.type}, came {_show(value)} in row {number}")
             return None
     if column.required and None in plain:
-        problems.append(
-            f"column {column.name!r}: wanted a value in every row, came none in row {plain.index(None)}"
-        )
+        problems.append(f"column {column.name!r}: wanted a value in every row, came none in row {plain.index(None)}")
         return None
     try:
         return pa.array(plain, arrow_type(column.type))

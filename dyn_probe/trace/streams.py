@@ -35,9 +35,7 @@ class StreamFile:
     def append(self, batch: pa.RecordBatch) -> None:
         """Write one batch; what an earlier, failed attempt left behind is cut off first."""
         if not self.path.exists():
-            raise TraceError(
-                f"{self.path} was removed while it was written: another process overwrote this trace"
-            )
+            raise TraceError(f"{self.path} was removed while it was written: another process overwrote this trace")
         content = (b"" if self._size else self._head) + batch.serialize().to_pybytes()
         try:
             if os.fstat(self._file).st_size != self._size:

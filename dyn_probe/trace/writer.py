@@ -151,9 +151,7 @@ class TraceWriter:
         if failure:
             raise failure
         if unmerged:
-            warnings.warn(
-                f"the streams of {self.path} are not merged: {unmerged}", RuntimeWarning, stacklevel=3
-            )
+            warnings.warn(f"the streams of {self.path} are not merged: {unmerged}", RuntimeWarning, stacklevel=3)
             return
         remove_merged_streams(self.path)
         for mark in list_open_marks(self.path):
@@ -188,8 +186,7 @@ def _check(
     """Arguments of the writer that do not fit one another are an error before anything is touched."""
     if rank < 0 or flush_seconds < 0 or flush_rows < 1:
         raise TraceError(
-            f"wanted rank >= 0, flush_seconds >= 0 and flush_rows >= 1; "
-            f"came {rank}, {flush_seconds}, {flush_rows}"
+            f"wanted rank >= 0, flush_seconds >= 0 and flush_rows >= 1; came {rank}, {flush_seconds}, {flush_rows}"
         )
     if force and resume:
         raise TraceError("force removes the older trace and resume goes on with it; write only one of them")
@@ -206,9 +203,7 @@ def _put_mark(mark: Path, rank: int) -> None:
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
-        raise TraceError(
-            f"two processes record as rank {rank} ({mark}); give each process its own rank"
-        ) from None
+        raise TraceError(f"two processes record as rank {rank} ({mark}); give each process its own rank") from None
     except OSError as error:
         raise TraceError(f"cannot record as rank {rank}: {error}") from error
 
