@@ -29,12 +29,12 @@ def add_weighted_gradients(
     with torch.no_grad():
         for name, factors in held.items():
             parameter = parameters[name]
-            total = (
-                torch.stack([weighted(f, coefficients, parameter) for f in factors]).sum(0)
-                if len(factors) > 1
-                else None
-            )
-            total = weighted(factors[0], coefficients, parameter) if total is None else total
+            if not factors:
+                continue
+            ordered = sorted(factors, key=lambda factor: isinstance(factor, Lookup))  # they add into what is there
+            total = weighted(ordered[0], coefficients, parameter)
+            for factor in ordered[1:]:
+                total = added(total, factor, coefficients, parameter)
             total = total.to(parameter.dtype)
             parameter.grad = total if parameter.grad is None else parameter.grad + total
 
@@ -44,14 +44,20 @@ def weighted(factor: Factor, coefficients: Tensor, parameter: nn.Parameter) -> T
     if isinstance(factor, Outer):
         return _outer(factor, coefficients)
     if isinstance(factor, Lookup):
-        grads = upcast(factor.grads) * coefficients[:, None, None].to(upcast(factor.grads).dtype)
-        table = grads.new_zeros(parameter.shape)
-        return table.index_add_(0, factor.ids.flatten(), grads.flatten(0, 1))
+        return added(upcast(factor.grads).new_zeros(parameter.shape), factor, coefficients, parameter)
     if isinstance(factor, Vector):
         values = upcast(factor.values)
         return (coefficients.to(values.dtype) @ values).reshape(parameter.shape)
     rows = [c * factor.dense(i) for i, c in enumerate(coefficients.to(upcast(parameter).dtype))]
     return torch.stack(rows).sum(0).reshape(parameter.shape)
+
+
+def added(total: Tensor, factor: Factor, coefficients: Tensor, parameter: nn.Parameter) -> Tensor:
+    """``total`` and another use's ``Σ_i c_i g_i``; a lookup adds only the entries it read."""
+    if not isinstance(factor, Lookup):
+        return total.add_(weighted(factor, coefficients, parameter))
+    grads = upcast(factor.grads) * coefficients[:, None, None].to(upcast(factor.grads).dtype)
+    return total.index_add_(0, factor.ids.flatten(), grads.flatten(0, 1).to(total.dtype))
 
 
 def _outer(factor: Outer, coefficients: Tensor) -> Tensor:
