@@ -1,7 +1,7 @@
 """The sentiment study of Yuan et al. 2024, §4.3: the four styles trained alike, recorded, ready to be judged.
 
 Per seed the built-in model reads once; from there each style has its own supervised stage and DPO, all with the same
-settings. They were chosen on seed 0 so that the styles differ as in the paper: a larger learning rate than its 5e-6 for
+settings. They were chosen on seeds 0 and 1 so that the styles differ as in the paper: a larger learning rate than its 5e-6 for
 GPT-2 small, since the model is smaller, and a short supervised stage, since a suffix that is certain has no gradient.
 """
 
@@ -34,6 +34,8 @@ class Study:
     steps: int = 100
     batch_size: int = 16
     lr: float = 3e-4
+    schedule: str = "linear"
+    warmup_steps: int = 10
     beta: float = 0.1
     every: int = 2
     tokens_every: int = 20
@@ -76,7 +78,8 @@ def run_config(out: Path, model: Path, style: str, study: Study, seed: int) -> R
     data = f"sentiment:{style}" + (f"@{study.statements}" if study.statements else "")
     return RunConfig(
         out=str(out), model=str(model), data=data, max_pairs=study.pairs, objective="dpo", beta=study.beta,
-        steps=study.steps, batch_size=study.batch_size, lr=study.lr, pretrain_steps=0, sft_steps=study.sft_steps,
+        steps=study.steps, batch_size=study.batch_size, lr=study.lr, schedule=study.schedule,
+        warmup_steps=study.warmup_steps, pretrain_steps=0, sft_steps=study.sft_steps,
         sft_lr=study.sft_lr, eval_fraction=0.0, every=study.every, gram_every=0, realised=False, seed=seed,
         tokens_every=study.tokens_every, token_pairs=study.token_pairs, force=True,
     )  # fmt: skip
