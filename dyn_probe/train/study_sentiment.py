@@ -1,8 +1,9 @@
 """The sentiment study of Yuan et al. 2024, §4.3: the four styles trained alike, recorded, ready to be judged.
 
 Per seed the built-in model reads once; from there each style has its own supervised stage and DPO, all with the same
-settings. They were chosen on seeds 0 and 1 so that the styles differ as in the paper: a larger learning rate than its 5e-6 for
-GPT-2 small, since the model is smaller, and a short supervised stage, since a suffix that is certain has no gradient.
+settings: a larger learning rate than the paper's 5e-6 for GPT-2 small, since the model is smaller, and a short
+supervised stage, since a suffix that is certain has no gradient. They were chosen on seeds 0 and 1 so that the styles
+differ as in the paper; seed 2 was not looked at before.
 """
 
 from __future__ import annotations
