@@ -137,9 +137,7 @@ def loaded_by(modules: list[str], names: tuple[str, ...] = ("torch", "transforme
         f"for module in {modules!r}: importlib.import_module(module)\n"
         f"print(*[name for name in {names!r} if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 

@@ -59,12 +59,8 @@ def undocumented(source: str) -> list[str]:
     tree = ast.parse(source)
     top = list(_public(tree))
     methods = [child for node in top if isinstance(node, ast.ClassDef) for child in _public(node)]
-    silent = [
-        f"line {node.lineno}: {node.name} has no docstring" for node in top if not ast.get_docstring(node)
-    ]
-    return silent + [
-        f"line {node.lineno}: {node.name} lacks {bare}" for node in top + methods if (bare := _bare(node))
-    ]
+    silent = [f"line {node.lineno}: {node.name} has no docstring" for node in top if not ast.get_docstring(node)]
+    return silent + [f"line {node.lineno}: {node.name} lacks {bare}" for node in top + methods if (bare := _bare(node))]
 
 
 def _public(node: ast.Module | ast.ClassDef) -> Iterator[Definition]:
@@ -126,9 +122,7 @@ def test_a_foreign_name_is_found(text: str) -> None:
     assert foreign(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["see https://arxiv.org/abs/2410.13828", "a/work/b", "GET https://x.example/home/me"]
-)
+@pytest.mark.parametrize("text", ["see https://arxiv.org/abs/2410.13828", "a/work/b", "GET https://x.example/home/me"])
 def test_an_ordinary_text_passes(text: str) -> None:
     assert foreign(text) == []
 
