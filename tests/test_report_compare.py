@@ -56,12 +56,22 @@ def test_pairs_are_joined_by_id_at_their_last_row(runs: dict[str, Trace]) -> Non
 
 def test_sentences_compare_the_same_pairs(runs: dict[str, Trace]) -> None:
     a, b = last_rows(runs["dpo"]), last_rows(runs["gentle"])
-    gap = np.array([(b[name]["logp_chosen"] - a[name]["logp_chosen"]) / a[name]["len_chosen"] for name in a])
+    both = [name for name in a if a[name]["step"] >= 36 and b[name]["step"] >= 36]
+    assert 5 < len(both) < len(a)
+    gap = np.array([(b[name]["logp_chosen"] - a[name]["logp_chosen"]) / a[name]["len_chosen"] for name in both])
     found = next(v for v in comparison(two(runs)) if v.sentence.startswith("On the same pairs, chosen"))
     numbers = {number.name: number.value for number in found.numbers}
     assert numbers["difference to dpo, median"] == pytest.approx(np.median(gap))
     assert numbers["pairs in which it is higher"] == pytest.approx((gap > 0).mean())
-    assert "higher in gentle than in dpo" in found.sentence
+    assert "higher in gentle than in dpo" in found.sentence and "chosen ends" in found.sentence
+
+
+def test_all_shared_pairs_are_compared_where_few_are_seen_at_the_end(tmp_path: Path) -> None:
+    sparse = Options(steps=20, batch=1, pairs=20)
+    traces = {name: new_trace(tmp_path / name, replace(sparse, regime=name)) for name in ("case1", "case2")}
+    found = next(v for v in comparison(traces) if v.sentence.startswith("On the same pairs, chosen"))
+    assert "when the pair was last recorded" in found.sentence
+    assert found.numbers[-1].value == len(set(traces["case1"].pairs.pair_id))
 
 
 def test_runs_on_other_pairs_say_so_and_still_compare(runs: dict[str, Trace]) -> None:

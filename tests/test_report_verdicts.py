@@ -102,7 +102,7 @@ def test_the_turning_point_and_its_reason(turned: Trace) -> None:
     outweighed = after.grad_inner > after.pull_chosen / after.pull_rejected * after.grad_norm_chosen**2
     assert value(verdict, "rows in case 2") == pytest.approx((after.case == 2).mean())
     assert value(verdict, "rows in which ⟨g_w,g_l⟩ exceeds (d_w/d_l)‖g_w‖²") == pytest.approx(outweighed.mean())
-    assert verdict.sentence.startswith(f"From step 36 on, {percent((after.case == 2).mean())} of the pair rows")
+    assert verdict.sentence.startswith(f"From step 36 on, {percent((after.case == 2).mean())} of the pair rows are")
     assert verdict.level == "warning"
 
 
@@ -111,7 +111,7 @@ def test_no_turning_point_without_a_lasting_majority(tmp_path: Path) -> None:
     tables["pairs"]["case"] = np.where(tables["pairs"].step % 12 < 6, 1, 2)
     trace = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
     assert turning(trace) == []
-    assert only(shares(trace)).sentence.startswith("Pair rows in steps 108–119: 50 %")
+    assert only(shares(trace)).sentence.startswith("Predicted in steps 108–119: 50 %")
 
 
 def test_case_shares_of_both_tenths(turned: Trace) -> None:
@@ -174,6 +174,17 @@ def test_layers_carry_parts_of_the_mean_cosine(falling: Trace) -> None:
     assert value(verdict, "n") == len(pairs)
 
 
+def test_without_entanglement_no_layer_is_blamed(tmp_path: Path) -> None:
+    tables = simulate(DEFAULT)
+    tables["layers"]["grad_inner"] *= np.where(tables["layers"].layer == "head", -1.0, 1.0)
+    verdict = only(layers(load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))))
+    assert "against it work head" in verdict.sentence
+    assert sum(n.value for n in verdict.numbers if n.unit == "share") <= 1
+    tables["layers"]["grad_inner"] *= 0.01
+    verdict = only(layers(load_trace(write_tables(tmp_path / "other", tables, manifest(DEFAULT)))))
+    assert verdict.level == "ok" and "no entanglement to share out" in verdict.sentence
+
+
 def test_measured_cases_and_the_origin_of_falls(falling: Trace) -> None:
     pairs = falling.pairs
     fell = pairs.realised_delta_chosen < 0
@@ -218,7 +229,7 @@ def test_what_was_not_measured_is_not_spoken_of(tmp_path: Path) -> None:
     for word in ("cosine", "case ", "pull", "realised change in", "Measured", "layers carry", "Against the reference"):
         assert not any(word in verdict.sentence for verdict in found if verdict.topic != "trust")
     missing = next(verdict for verdict in found if verdict.sentence.startswith("Not measured"))
-    assert "realised changes" in missing.sentence and "reference policy" in missing.sentence
+    assert "--realised" in missing.sentence and "reference policy" in missing.sentence
 
 
 @pytest.mark.parametrize(

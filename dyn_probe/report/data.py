@@ -136,7 +136,8 @@ def value_text(value: float, unit: str) -> str:
 
 def figure_entry(name: str, row: FigureRow, trace: Trace) -> Data:
     """Title and texts of a figure; `missing` says what was not recorded."""
-    lack = "; ".join(dict.fromkeys(remedy(need) for need in missing(trace, row.needs)))
+    absent = () if row.optional else missing(trace, row.needs)
+    lack = "; ".join(dict.fromkeys(remedy(need) for need in absent))
     return {"name": name, "title": row.title, "text": row.text, "missing": lack}
 
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
 REMEDIES: dict[str, str] = {
-    "pairs.realised": "the same pairs measured again after the update (realised changes)",
-    "pairs.batch_delta": "the full Gram of the batch",
+    "pairs.realised": "the same pairs measured again after the update (--realised)",
+    "pairs.batch_delta": "the full Gram of the batch (--gram-every)",
     "pairs.logp": "log-probabilities of the pairs",
     "pairs.ref_logp": "a reference policy",
     "pairs.grad": "the gradients of the pairs",
@@ -26,7 +26,7 @@ REMEDIES: dict[str, str] = {
     "pairs.mask": "token-mask shaping",
     "steps.grad_norm": "gradient norms of the steps",
     "layers": "per-layer gradients",
-    "mass": "probe responses (mass dynamics)",
+    "mass": "probe responses (--mass-every)",
     "tokens": "token heat maps of followed pairs (record --tokens-every)",
 }
 """Beginning of a column's name → what has to be recorded for it."""

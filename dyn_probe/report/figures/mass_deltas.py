@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ PANELS = {
     "delta_argmax": "Δ argmax",
 }
 """Run-level figure → panel title."""
+
+OPTIONS = re.compile(r": \{[^}]*\}")
+"""The options of a shaping, for which a label has no room."""
 
 
 def compare_deltas(traces: Mapping[str, Trace]) -> Figure:
@@ -55,7 +59,7 @@ def method_of(trace: Trace) -> str:
     names = []
     for places in (("objective.name", "config.objective"), ("objective.shaping", "config.shaping")):
         values = [value for place in places if (value := look_up(trace.manifest, place)) not in (None, "", [], {})]
-        names += [plain_text(values[0])] if values else []
+        names += [OPTIONS.sub("", plain_text(values[0]))] if values else []
     return "\n".join(names) or "unnamed"
 
 

@@ -67,7 +67,7 @@ def turning(trace: Trace) -> list[Verdict]:
     now, before = share(case == most, after & known), share(case == most, ~after & known)
     why, figures = reason(trace.pairs[after], most)
     when = "Over the whole run" if start == 0 else f"From step {int(bins.low[start])} on"
-    sentence = f"{when}, {percent(now)} of the pair rows are in case {most} ({CASES[most]})"
+    sentence = f"{when}, {percent(now)} of the pair rows are predicted in case {most} ({CASES[most]})"
     sentence += f": {why}" if why else ""
     sentence += f". It holds the majority in each of the {len(bins) - start} step bins"
     sentence += "." if start == 0 else f" since; before, {percent(before)} were in it."
@@ -105,7 +105,7 @@ def shares(trace: Trace) -> list[Verdict]:
     most = max(CASES, key=lambda number: (case == number).mean())
     lasting = lasting_majority(step_bins(trace.pairs), numbers(trace.pairs, "case"))
     why, figures = reason(rows, most) if lasting is None else ("", [])
-    sentence = f"Pair rows in {step_span(rows)}: {listed(case)}" + (f": {why}" if why else "")
+    sentence = f"Predicted in {step_span(rows)}: {listed(case)}" + (f": {why}" if why else "")
     early = _known(trace.pairs[parts.first]) if parts is not None else np.empty(0)
     sentence += f"; in {span(parts.first_steps)}: {listed(early)}." if parts and len(early) else "."
     clear = lasting is None and share(case == most) > 0.5 and len(case) >= FEW

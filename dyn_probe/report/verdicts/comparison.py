@@ -10,7 +10,7 @@ import pandas as pd
 
 from dyn_probe.report.compare import deltas, joined, pair_ids
 from dyn_probe.report.facts import look_up, plain_text
-from dyn_probe.report.frames import finite, median, share
+from dyn_probe.report.frames import finite, median, share, tenths
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ SPOKEN = (
     ("margin", "the margin", "nats/sequence"),
 )
 SAME = ("model.name", "data.name")
+FEW = 5
+"""With fewer pairs seen at the end of both runs, all shared pairs are compared."""
 
 
 def comparison(traces: Mapping[str, Trace]) -> list[Verdict]:
@@ -65,11 +67,22 @@ def _same_pairs(traces: Mapping[str, Trace]) -> list[Verdict]:
     first, *others = traces
     found = []
     for label in others:
+        rows, when = _rows_to_compare(table, traces, first, label)
         for column, what, unit in SPOKEN:
-            gap = finite((table[label][column] - table[first][column]).to_numpy(dtype=float))
+            gap = finite((rows[label][column] - rows[first][column]).to_numpy(dtype=float))
             if len(gap):
-                found += _gap(label, first, what, unit, gap)
+                found += _gap(label, first, f"{what} {when}", unit, gap)
     return found
+
+
+def _rows_to_compare(table: pd.DataFrame, traces: Mapping[str, Trace], *pair: str) -> tuple[pd.DataFrame, str]:
+    """Pairs that both runs saw in the last tenth of their steps; all shared pairs if there are under FEW of those."""
+    late = np.ones(len(table), bool)
+    for label in pair:
+        parts = tenths(traces[label].pairs)
+        if parts is not None:
+            late &= table[label]["step"].to_numpy(dtype=float) >= parts.last_steps[0]
+    return (table[late], "ends") if late.sum() >= FEW else (table, "is, when the pair was last recorded,")
 
 
 def _gap(label: str, first: str, what: str, unit: str, gap: np.ndarray) -> list[Verdict]:
@@ -77,13 +90,14 @@ def _gap(label: str, first: str, what: str, unit: str, gap: np.ndarray) -> list[
     direction = "higher" if middle >= 0 else "lower"
     part = higher if middle >= 0 else share(gap < 0)
     sentence = (
-        f"On the same pairs, {what} ends {sig(abs(middle))} {unit} {direction} in {label} than in {first} (median; "
+        f"On the same pairs, {what} {sig(abs(middle))} {unit} {direction} in {label} than in {first} (median; "
         f"{direction} in {percent(part)} of {count(len(gap), 'pair')})."
     )
     return say(
         "note",
         sentence,
-        "difference at the pair's last recorded step of each run; per token for chosen and rejected",
+        "difference at the pair's last recorded step of each run (of pairs seen in both last tenths, if there are "
+        "enough); per token for chosen and rejected",
         Number(f"difference to {first}, median", middle, unit),
         Number("pairs in which it is higher", higher, "share"),
         Number("n", len(gap), "pairs"),

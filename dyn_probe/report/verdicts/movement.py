@@ -71,7 +71,8 @@ def _judge(trace: Trace, chosen: float, rejected: float) -> tuple[Level, str]:
     """Level, and what can be said about harm: size against LARGE, and whether the lost mass was followed."""
     if chosen > -STILL:
         return ("ok" if rejected < STILL else "note"), ""
-    words = f" That is {'more' if chosen < -LARGE else 'less'} than {LARGE} nats/token, a large fall by this report."
+    size = "more" if chosen < -LARGE else "less"
+    words = f" That is {size} than the {LARGE} nats/token that this report calls a large fall."
     if missing(trace, ("mass.logp_token",)):
         words += " Where the lost probability went was not measured, so it cannot be called harmless."
     return ("warning" if chosen < -LARGE else "note"), words

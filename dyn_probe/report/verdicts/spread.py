@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CLEAR = 0.4
 """A rank correlation with length that is worth acting on."""
+ENTANGLED = 0.05
+"""A mean cosine from which it is worth saying which layers carry it."""
 
 
 def concentration(trace: Trace) -> list[Verdict]:
@@ -87,19 +89,25 @@ def layers(trace: Trace) -> list[Verdict]:
     whole = Number("mean cosine", float(parts.sum()), "1")
     formula = (
         "mean over pairs of ⟨g_w,g_l⟩ of the layer / (‖g_w‖‖g_l‖ of the whole model); the parts add up to the mean "
-        "cosine; share = part / mean cosine"
+        "cosine; share = part / sum of the parts above 0"
     )
-    if not whole.value > 0:
-        sentence = f"The mean cosine in {step_span(rows)} is {sig(whole.value)}: no layer carries entanglement."
+    where = f"the mean cosine in {step_span(rows)}, {sig(whole.value)},"
+    if whole.value < ENTANGLED:
+        low, high = (layer_words(str(name)) for name in (parts.idxmin(), parts.idxmax()))
+        sentence = (
+            f"There is no entanglement to share out: {where} has parts from {signed(float(parts.min()))} ({low}) to "
+            f"{signed(float(parts.max()))} ({high})."
+        )
         return say("ok", sentence, formula, whole)
-    top = (parts / parts.sum()).sort_values(ascending=False, kind="stable").iloc[:3]
+    positive = parts.clip(lower=0)
+    top = (positive / positive.sum()).sort_values(ascending=False, kind="stable").iloc[:3]
     words = ", ".join(f"{layer_words(str(name))} {percent(value)}" for name, value in top.items())
     against = [layer_words(str(name)) for name, value in parts.items() if value < 0]
-    less = f"; against it: {', '.join(against[:3])}{', …' if len(against) > 3 else ''}" if against else ""
+    less = f"; against it work {', '.join(against[:3])}{' and others' if len(against) > 3 else ''}" if against else ""
     return say(
         "note",
-        f"Of the mean cosine {sig(whole.value)} in {step_span(rows)}, {len(top)} of {len(parts)} layers carry "
-        f"{percent(float(top.sum()))}: {words}{less}.",
+        f"What makes up {where} comes to {percent(float(top.sum()))} from {len(top)} of {len(parts)} layers: "
+        f"{words}{less}.",
         formula,
         *(Number(f"share of {layer_words(str(name))}", float(value), "share") for name, value in top.items()),
         whole,
