@@ -4,48 +4,99 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from dyn_probe_cli.next_step import say_next
 
 from dyn_probe.errors import BadInput
 
-STUDIES = ("sentiment",)
+OPTIONS = {"sentiment": ("statements",), "squeezing": ("probe_file", "preset")}
+"""Study → the options that it alone has."""
 
 
 def reproduce(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help=f"One of: {', '.join(STUDIES)}.")],
+    study: Annotated[str, typer.Argument(metavar="STUDY", help=f"One of: {', '.join(OPTIONS)}.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of runs and report.", show_default="runs/STUDY")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Repeat with this many seeds.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Repeat with this many seeds.", show_default="3; preset tiny: 1")
+    ] = None,
     statements: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Your own statements: JSON lines with text and sentiment.", show_default="generated"
+            metavar="FILE",
+            help="sentiment: your own statements, JSON lines with text and sentiment.",
+            show_default="generated",
         ),
+    ] = None,
+    probe_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="squeezing: probe responses to train on and to measure, JSON lines with prompt, chosen, rejected "
+            "and more kinds.",
+            show_default="generated",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="squeezing: its size, tiny, cpu or gpu.", show_default="cpu"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an older study in the folder.")] = False,
 ) -> None:
-    """Train a study of the literature again on the built-in model, and say which of its claims hold here.
+    """Train a study of the literature again on a small model, and say which of its claims hold here.
 
     sentiment: the four answer styles of Yuan et al. 2024, §4.3, with the equivalents of its Figures 3, 4a and 4b.
+
+    squeezing: where each method sends the probability mass (Ren & Sutherland 2024; Mouiche 2026), the published Δ table
+    beside the measured one.
     """
-    if study not in STUDIES:
-        raise BadInput(f"unknown study {study!r}; choose one of: {', '.join(STUDIES)}")
+    if study not in OPTIONS:
+        raise BadInput(f"unknown study {study!r}; choose one of: {', '.join(OPTIONS)}")
+    given = {"statements": statements, "probe_file": probe_file, "preset": preset}
+    foreign = [name for name, value in given.items() if value is not None and name not in OPTIONS[study]]
+    if foreign:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise BadInput(f"{study} has no {names}; leave it out")
     folder = out or Path("runs") / study
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise BadInput(f"{folder} exists; write --force to replace the study in it, or another --out")
+    train = {"sentiment": _sentiment, "squeezing": _squeezing}[study]
+    train(folder, force, seeds, **{name: given[name] for name in OPTIONS[study]})
 
+
+def _sentiment(folder: Path, force: bool, seeds: int | None, statements: str | None) -> None:
     from dyn_probe.report.study_sentiment import study_lines, write_study
     from dyn_probe.trace.reader import load_trace
     from dyn_probe.train.study_sentiment import Study, train_styles
 
-    settings = Study(seeds=seeds, statements=statements or "")
+    settings = Study(**_known(seeds=seeds, statements=statements))
     runs = train_styles(folder, settings, typer.echo)
     traces = {style: [load_trace(path) for path in paths] for style, paths in runs.items()}
     page, judged = write_study(traces, folder / "report", asdict(settings), force)
     typer.echo("\n".join(study_lines(judged)))
     typer.echo(f"Report: {page}")
     say_next("report", *(paths[0] for paths in runs.values()))
+
+
+def _squeezing(folder: Path, force: bool, seeds: int | None, probe_file: Path | None, preset: str | None) -> None:
+    from dyn_probe.report.study_squeezing import study_lines, write_study
+    from dyn_probe.trace.reader import load_trace
+    from dyn_probe.train.display import Display
+    from dyn_probe.train.study_squeezing import preset_named, train_methods
+
+    settings = preset_named(preset or "cpu", seeds)
+    runs = train_methods(folder, settings, probe_file, Display())
+    traces = {method: [load_trace(path) for path in paths] for method, paths in runs.items()}
+    about = asdict(settings) | {"probe file": str(probe_file or "generated")}
+    page, frame = write_study(traces, folder / "report", about, force)
+    typer.echo("\n".join(study_lines(frame)))
+    typer.echo(f"Report: {page}")
+    say_next("report", *(paths[0] for paths in list(runs.values())[:4]))
+
+
+def _known(**values: Any) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name, value in values.items() if value is not None}

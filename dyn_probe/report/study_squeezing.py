@@ -1,0 +1,239 @@
+"""The squeezing study judged: the published Δ table beside the measured one, agreement per column, claims, one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from dyn_probe.errors import BadInput
+from dyn_probe.mass.published import COLUMNS, PUBLISHED
+from dyn_probe.mass.squeezing import run_figures
+from dyn_probe.report.frames import Floats
+from dyn_probe.report.output import check_folder, csv_bytes, data_uri, render, write_files
+from dyn_probe.report.study_sentiment import Claim
+from dyn_probe.report.style import MUTED, RUN_COLOURS, name_panel, new_figure
+from dyn_probe.trace.reader import Trace
+
+PRINTED = tuple(name for name in COLUMNS if name != "delta_argmax")
+"""Columns of the published table."""
+
+ABOVE_DPO = ("Gate-DPO seq", "Gate-DPO q10", "Cal-DPO", "Gate-Cal-DPO seq", "Gate-Cal-DPO q10")
+"""Methods whose Δ chosen stands above that of DPO."""
+
+
+def measured(runs: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
+    """One row per method and seed: run-level figures of its probe responses (nats/sequence; index: nats/token)."""
+    return pd.DataFrame(
+        [
+            {"method": method, "seed": seed, **run_figures(trace.mass).row()}
+            for method, traces in runs.items()
+            for seed, trace in enumerate(traces)
+        ]
+    )
+
+
+def published() -> pd.DataFrame:
+    """The published table, one row per method."""
+    return pd.DataFrame(
+        [{"method": name, **{column: getattr(row, column) for column in PRINTED}} for name, row in PUBLISHED.items()]
+    ).set_index("method")
+
+
+def beside(frame: pd.DataFrame) -> pd.DataFrame:
+    """Method × column: published, mean over seeds, and standard deviation over seeds (NaN for one seed)."""
+    groups = frame.groupby("method")
+    rows = []
+    for method in [name for name in PUBLISHED if name in groups.groups]:
+        seeds = groups.get_group(method)
+        row: dict[str, Any] = {"method": method}
+        for column in COLUMNS:
+            row[f"{column}_published"] = getattr(PUBLISHED[method], column, float("nan"))
+            row[f"{column}_measured"] = float(seeds[column].mean())
+            row[f"{column}_sd"] = float(seeds[column].std(ddof=1)) if len(seeds) > 1 else float("nan")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def spearman(first: Floats, second: Floats) -> float:
+    """Rank correlation, ties at their mean rank; NaN where one side has fewer than two different values."""
+    ranks = [pd.Series(values).rank().to_numpy(dtype=float) for values in (first, second)]
+    if any(len(set(r.tolist())) < 2 for r in ranks):
+        return float("nan")
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def agreement(frame: pd.DataFrame) -> pd.DataFrame:
+    """Per seed and for the mean over seeds, per published column: methods of equal sign, methods in all, Spearman ρ."""
+    wide = {"mean": frame.groupby("method")[list(PRINTED)].mean()}
+    wide |= {f"seed {seed}": rows.set_index("method")[list(PRINTED)] for seed, rows in frame.groupby("seed")}
+    rows = []
+    for of, found in wide.items():
+        wanted = published().loc[[name for name in PUBLISHED if name in found.index]]
+        for column in PRINTED:
+            ours, theirs = (table.loc[wanted.index, column].to_numpy(dtype=float) for table in (found, wanted))
+            same = int((np.sign(ours) == np.sign(theirs)).sum())
+            rows.append(
+                {"of": of, "column": column, "same_sign": same, "methods": len(wanted), "rho": spearman(ours, theirs)}
+            )
+    return pd.DataFrame(rows)
+
+
+def claims(frame: pd.DataFrame) -> list[Claim]:
+    """The study's statements, judged: a statement holds where every seed agrees."""
+    wide = frame.pivot(index="method", columns="seed")
+    value = {name: wide.loc[name] for name in wide.index}
+
+    def seeds(method: str, column: str) -> Floats:
+        return value[method][column].to_numpy(dtype=float)
+
+    dpo = seeds("DPO", "delta_chosen")
+    found = [
+        _claim("DPO lowers chosen", "Δ chosen < 0", dpo, dpo < 0),
+        _claim(
+            "while the argmax tokens rise under DPO", "Δ argmax > 0",
+            seeds("DPO", "delta_argmax"), seeds("DPO", "delta_argmax") > 0,
+        ),
+        _claim(
+            "DPO squeezes", "squeezing index > 0", seeds("DPO", "index"), seeds("DPO", "index") > 0,
+        ),
+    ]  # fmt: skip
+    for method in ABOVE_DPO:
+        gain = seeds(method, "delta_chosen") - dpo
+        found.append(_claim(f"{method} keeps chosen above DPO's", f"Δ chosen − {sig(dpo)} > 0", gain, gain > 0))
+    for method in ABOVE_DPO:
+        rise = seeds(method, "delta_chosen")
+        found.append(_claim(f"{method} prevents squeezing", "Δ chosen > 0", rise, rise > 0))
+    return found
+
+
+def sig(values: Floats) -> str:
+    """The mean, signed."""
+    return f"({values.mean():+.2f})"
+
+
+def _claim(claim: str, expected: str, values: Floats, fits: Any) -> Claim:
+    spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+    by_seed = ", ".join(f"{value:+.2f}" for value in values)
+    return Claim(claim, expected, f"{values.mean():+.2f}{spread}", bool(np.all(fits)), by_seed)
+
+
+def strips(frame: pd.DataFrame) -> Figure:
+    """Shows: per figure, the published change (ring) and the measured one of every seed (dots) for each method.
+
+    How to read: sizes differ with model and number of steps; compare signs, and the order of the methods.
+    """
+    figure, axes = new_figure(len(COLUMNS), height=3.9, width=11)
+    methods = [name for name in PUBLISHED if name in set(frame["method"])]
+    places = np.arange(len(methods))[::-1]
+    for ax, (column, title) in zip(axes, COLUMNS.items(), strict=True):
+        name_panel(ax, title, x="nats per sequence")
+        for place, method in zip(places, methods, strict=True):
+            dots = frame.loc[frame["method"] == method, column].to_numpy(dtype=float)
+            ax.scatter(dots, np.full(len(dots), place), s=22, color=RUN_COLOURS[0], alpha=0.8, linewidths=0, zorder=3)
+            if column in PRINTED:
+                ax.scatter(
+                    getattr(PUBLISHED[method], column), place, s=34, facecolors="none", edgecolors=RUN_COLOURS[2]
+                )
+        ax.axvline(0, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
+        ax.set_yticks(places, methods if ax is axes[0] else [""] * len(methods))
+        ax.grid(axis="x", color="#E6E9ED")
+    return figure
+
+
+def ranks(frame: pd.DataFrame) -> Figure:
+    """Shows: rank of each method by Δ chosen and Δ others, published against measured (mean over seeds).
+
+    How to read: on the diagonal the order is the published one.
+    """
+    figure, axes = new_figure(2, height=3.9)
+    means = frame.groupby("method")[list(PRINTED)].mean()
+    wanted = published().loc[[name for name in PUBLISHED if name in means.index]]
+    for ax, column in zip(axes, ("delta_chosen", "delta_others"), strict=True):
+        name_panel(ax, f"Rank by {COLUMNS[column]}", y="measured (1 = highest)", x="published (1 = highest)")
+        theirs, ours = (t.loc[wanted.index, column].rank(ascending=False) for t in (wanted, means))
+        ax.plot([1, len(wanted)], [1, len(wanted)], color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
+        ax.scatter(theirs, ours, s=26, color=RUN_COLOURS[0], zorder=3)
+        for method in wanted.index:
+            ax.annotate(method, (theirs[method], ours[method]), (4, 3), textcoords="offset points", fontsize=7)
+        ax.margins(0.14)
+    return figure
+
+
+FIGURES = {"deltas": (strips, "Published and measured changes"), "ranks": (ranks, "The order of the methods")}
+
+
+def write_study(
+    runs: Mapping[str, Sequence[Trace]], out: Path, settings: Mapping[str, Any], force: bool = False
+) -> tuple[Path, pd.DataFrame]:
+    """Judge and draw; returns the page and the measured rows. CSV tables and figures lie beside the page.
+
+    Raises:
+        BadInput: ``out`` is a folder of something else, or a run holds no probe responses.
+    """
+    check_folder(out, force)
+    if "DPO" not in runs:
+        raise BadInput(f"the study compares with DPO; got runs of {', '.join(runs) or 'no method'}")
+    frame = measured(runs)
+    judged, table, agreed = claims(frame), beside(frame), agreement(frame)
+    files = {
+        "measured.csv": csv_bytes(frame),
+        "table.csv": csv_bytes(table),
+        "agreement.csv": csv_bytes(agreed),
+        "claims.csv": csv_bytes([asdict(one) for one in judged]),
+    }
+    images = []
+    for name, (draw, title) in FIGURES.items():
+        svg, png = render(draw(frame))
+        files |= {f"{name}.png": png, f"{name}.svg": svg}
+        images.append({"title": title, "text": " ".join((draw.__doc__ or "").split()), "address": data_uri(svg)})
+    data = {
+        "claims": [asdict(one) for one in judged],
+        "columns": COLUMNS,
+        "table": table.to_dict("records"),
+        "agreement": agreed.to_dict("records"),
+        "settings": {name: str(value) for name, value in settings.items()},
+        "seeds": int(frame["seed"].nunique()),
+    }
+    files["report.html"] = page(data, images).encode("utf-8")
+    write_files(out, files, data)
+    return out / "report.html", frame
+
+
+def page(data: Mapping[str, Any], images: Sequence[Mapping[str, str]]) -> str:
+    """The HTML page; all text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("dyn_probe.report", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["nats"] = nats
+    return environment.get_template("squeezing.html.j2").render(data=data, images=images)
+
+
+def nats(value: float) -> str:
+    """A change with its sign and two decimals; a dash where there is none."""
+    return "–" if value is None or not np.isfinite(value) else f"{value:+.2f}".replace("-", "−")
+
+
+def study_lines(frame: pd.DataFrame) -> list[str]:
+    """Table, agreement and claims as lines for a terminal."""
+    table, lines = beside(frame), []
+    lines.append(f"{'published | measured':22}" + "".join(f"{title:>20}" for title in COLUMNS.values()))
+    for row in table.to_dict("records"):
+        cells = (f"{nats(row[f'{c}_published'])} | {nats(row[f'{c}_measured'])}" for c in COLUMNS)
+        lines.append(f"{row['method']:22}" + "".join(f"{cell:>20}" for cell in cells))
+    lines.append("")
+    for of, rows in agreement(frame).groupby("of", sort=False):
+        cells = (f"{r.same_sign}/{r.methods}, {nats(r.rho)}" for r in rows.itertuples())
+        lines.append(f"{'same sign, ρ: ' + str(of):22}" + "".join(f"{cell:>20}" for cell in cells))
+    judged = claims(frame)
+    wide = max(len(one.claim) for one in judged)
+    return [*lines, ""] + [
+        f"{'holds' if one.holds else 'FAILS':6} {one.claim:{wide}}  {one.expected}: {one.measured} ({one.by_seed})"
+        for one in judged
+    ]

@@ -1,0 +1,207 @@
+"""The squeezing study (Ren & Sutherland 2024; Mouiche 2026) at the scale of this machine, recorded.
+
+Per seed one small model reads the text of the probe file and has its supervised stage on the chosen responses. Every
+method then starts from that same model and trains on the same pairs in the same order, with the same settings. The
+responses of the probe set are measured before and after.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dyn_probe.errors import BadInput
+from dyn_probe.mass.building import build_probe_set
+from dyn_probe.mass.kinds import GROUPS, kinds_of
+from dyn_probe.mass.probes import ProbePrompt, ProbeSet
+from dyn_probe.mass.published import PUBLISHED, Published
+from dyn_probe.mass.reading import read_probe_set
+from dyn_probe.train.answers import varied_answer
+from dyn_probe.train.builtin import fast_tokenizer, learnt_tokenizer, small_model
+from dyn_probe.train.choices import unknown
+from dyn_probe.train.config import RunConfig
+from dyn_probe.train.display import Display
+from dyn_probe.train.loop import record
+from dyn_probe.train.models import pick_device
+from dyn_probe.train.schedule import set_rate
+from dyn_probe.train.sentiment import sentiment_prompt
+from dyn_probe.train.setup import prepare
+from dyn_probe.train.statements import SENTIMENTS, generate_statements
+from dyn_probe.train.study_sentiment import quiet
+from dyn_probe.train.warmup import supervised_stage
+
+KINDS = tuple(kind for group in GROUPS for kind in kinds_of(group))
+"""Kinds of response that the table is about."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of the study, the same for every method."""
+
+    pairs: int
+    probes: int
+    seeds: int
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    reading_steps: int
+    sft_epochs: int
+    epochs: int
+    batch_size: int = 8
+    reading_lr: float = 2e-3
+    sft_lr: float = 5e-4
+    lr: float = 3e-4
+    beta: float = 0.1
+    prompt_length: int = 120
+    """Most characters of a prompt: its end is kept, from a whole word on."""
+    answer_length: int = 200
+    """Most characters of a response: its beginning is kept, to a whole word."""
+
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(24, 12, 1, 600, 64, 2, 4, 60, 2, 4),
+    "cpu": Preset(96, 32, 3, 2048, 128, 3, 4, 400, 3, 5),
+    "gpu": Preset(500, 200, 3, 8192, 512, 8, 8, 4000, 3, 5, 16, 1e-3, 2e-4, 1e-4, 0.1, 400, 600),
+}
+"""Name → settings: seconds to a minute, minutes on two cores, minutes on a GPU."""
+
+
+def preset_named(name: str, seeds: int | None = None) -> Preset:
+    """A row of PRESETS, with another number of seeds if one is given."""
+    if name not in PRESETS:
+        raise BadInput(unknown("preset", name, PRESETS))
+    return PRESETS[name] if seeds is None else replace(PRESETS[name], seeds=seeds)
+
+
+def train_methods(
+    out: Path, preset: Preset, probe_file: Path | None = None, display: Display | None = None
+) -> dict[str, list[Path]]:
+    """Train and record every method with every seed.
+
+    Args:
+        out: holds the probe set and one run per method and seed, ``METHOD-SEED``; older ones are replaced.
+        probe_file: JSON lines with prompt, chosen, rejected and more kinds; without it a set is generated.
+
+    Returns:
+        Method → its runs, by seed.
+
+    Raises:
+        BadInput: the probe file cannot be used.
+    """
+    shown = display or Display(False)
+    probes, texts = read_data(probe_file, preset)
+    file = probes.save(out / "probe_set.jsonl", force=True)
+    runs: dict[str, list[Path]] = {method: [] for method in PUBLISHED}
+    for seed in range(preset.seeds):
+        model = warm_model(out / "models" / str(seed), file, texts, preset, seed, shown)
+        with shown.bar(f"seed {seed}: methods", len(PUBLISHED)) as advance:
+            for method, row in PUBLISHED.items():
+                advance(0, method)
+                run = out / f"{method.replace(' ', '-').lower()}-{seed}"
+                with quiet():
+                    runs[method].append(record(run_config(run, model, file, row, preset, seed), progress=False))
+                advance(1, method)
+    return runs
+
+
+def run_config(out: Path, model: Path, file: Path, method: Published, preset: Preset, seed: int) -> RunConfig:
+    """One method's run. Responses are measured at both ends and three times between."""
+    steps = preset.epochs * (preset.pairs // preset.batch_size)
+    return RunConfig(
+        out=str(out), model=str(model), data=str(file), max_pairs=preset.pairs, objective=method.objective,
+        shaping=method.shaping, beta=preset.beta, steps=steps, batch_size=preset.batch_size, lr=preset.lr,
+        pretrain_steps=0, sft_steps=0, eval_fraction=0.0, every=max(1, steps // 5), gram_every=0, realised=False,
+        mass_every=-(-steps // 4), probe_set=str(file), probe_size=preset.probes, seed=seed, force=True,
+    )  # fmt: skip
+
+
+def warm_model(folder: Path, file: Path, texts: Sequence[str], preset: Preset, seed: int, display: Display) -> Path:
+    """The small model after reading and its supervised stage, saved where ``record`` can load it."""
+    tokenizer = fast_tokenizer(learnt_tokenizer(texts, preset.vocabulary))
+    model = small_model(tokenizer, seed, width=preset.width, layers=preset.layers, heads=preset.heads)
+    model.to(pick_device("auto"))  # type: ignore[arg-type]
+    with display.bar(f"seed {seed}: reading", preset.reading_steps) as advance:
+        read(model, tokenizer, texts, preset, seed, lambda loss: advance(1, f"loss {loss:.2f}"))
+    save(model, tokenizer, folder)
+    config = RunConfig(out=str(folder / "none"), model=str(folder), data=str(file), max_pairs=preset.pairs, seed=seed)
+    setup = prepare(replace(config, batch_size=preset.batch_size, eval_fraction=0.0))
+    steps = preset.sft_epochs * max(1, len(setup.pairs) // 16)
+    with display.bar(f"seed {seed}: SFT", steps) as advance:
+        supervised_stage(setup, setup.pairs, "sft", steps, preset.sft_lr, lambda loss: advance(1, f"loss {loss:.2f}"))
+    return save(setup.model, tokenizer, folder)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> Path:
+    """Model and tokenizer in a folder."""
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def read(
+    model: Any, tokenizer: Any, texts: Sequence[str], preset: Preset, seed: int, progress: Callable[[float], None]
+) -> None:
+    """Language modelling on blocks of the texts, with AdamW and a falling learning rate."""
+    length, place = 128, next(model.parameters()).device
+    ids = [i for text in texts for i in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    blocks = torch.tensor(ids[: len(ids) // length * length], device=place).view(-1, length)
+    draw = random.Random(f"{seed}:reading")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=preset.reading_lr)
+    for step in range(preset.reading_steps):
+        set_rate(optimizer, preset.reading_lr * (1 - step / preset.reading_steps))
+        batch = blocks[[draw.randrange(len(blocks)) for _ in range(12)]]
+        logits = model(input_ids=batch).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        progress(float(loss.detach()))
+
+
+def read_data(file: Path | None, preset: Preset) -> tuple[ProbeSet, list[str]]:
+    """The probe set that is trained on and measured, cut to the preset's size, and the texts that the model reads."""
+    whole = generated_set(4 * preset.pairs) if file is None else read_probe_set(file)
+    paired = [p for p in whole.prompts if {"chosen", "rejected"} <= set(p.responses)]
+    if len(paired) < preset.batch_size:
+        raise BadInput(
+            f"the study wants at least {preset.batch_size} prompts with chosen and rejected; {file} has {len(paired)}"
+        )
+    if not any(kind in kinds_of("others") for p in paired for kind in p.responses):
+        records = [{"prompt": p.prompt, **p.responses, "source": p.source} for p in paired]
+        paired = list(build_probe_set(records, prompts=None).prompts)
+    read = [p.prompt + p.responses["chosen"] for p in paired]
+    read += [text.strip() for p in paired for kind, text in p.responses.items() if kind.startswith("irr_")]
+    return ProbeSet(tuple(_cut(p, preset) for p in paired[: preset.pairs]), whole.skipped), read
+
+
+def generated_set(count: int) -> ProbeSet:
+    """Statements with a sentiment: chosen states it, rejected its opposite, each in a wording of its own."""
+    draw = random.Random("squeezing")
+    records = []
+    for number, statement in enumerate(generate_statements(count)):
+        other = SENTIMENTS[1 - SENTIMENTS.index(statement.sentiment)]
+        chosen, rejected = (varied_answer(label, draw) for label in (statement.sentiment, other))
+        prompt = sentiment_prompt(statement.text)
+        records.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "source": f"generated #{number}"})
+    return build_probe_set(records, prompts=None)
+
+
+def _cut(prompt: ProbePrompt, preset: Preset) -> ProbePrompt:
+    """The end of the prompt and the beginning of every response the table is about."""
+    text = prompt.prompt
+    if len(text) > preset.prompt_length:
+        text = text[-preset.prompt_length :].partition(" ")[2] or text[-preset.prompt_length :]
+    answers = {kind: _start(prompt.responses[kind], preset.answer_length) for kind in KINDS if kind in prompt.responses}
+    return replace(prompt, prompt=text, responses=answers)
+
+
+def _start(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most].rpartition(" ")[0] or text[:most]
