@@ -89,6 +89,7 @@ def claims(runs: Runs) -> list[Claim]:
     rose = {style: at_end(traces, change("chosen")) for style, traces in runs.items()}
     first = {style: at_start(traces, cosine) for style, traces in runs.items()}
     single, short, long = (rose[style] for style in ("single-token", "short-suffix", "long-suffix"))
+    last = at_end(runs["single-token"], cosine)
     differ, same = (token_cosines(runs["prefix-suffix"], same) for same in (False, True))
     return [
         _claim("chosen rises for single-token (Fig. 3)", "Δ chosen > 0", "Δ chosen", single, single > 0),
@@ -99,6 +100,7 @@ def claims(runs: Runs) -> list[Claim]:
             "cosine is negative for single-token (Fig. 4a)", "cosine < 0 at the start", "cosine",
             first["single-token"], first["single-token"] < 0,
         ),
+        _claim("and stays so (Fig. 4a)", "cosine < 0 at the end", "cosine", last, last < 0),
         _claim(
             "cosine is larger with a suffix (Fig. 4a)", "short − single > 0 at the start", "difference",
             first["short-suffix"] - first["single-token"], first["short-suffix"] > first["single-token"],
