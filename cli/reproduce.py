@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,8 +64,7 @@ def reproduce(
     folder = out or Path("runs") / study
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise BadInput(f"{folder} exists; write --force to replace the study in it, or another --out")
-    train = {"sentiment": _sentiment, "squeezing": _squeezing}[study]
-    train(folder, force, seeds, **{name: given[name] for name in OPTIONS[study]})
+    STUDIES[study](folder, force, seeds, **{name: given[name] for name in OPTIONS[study]})
 
 
 def _sentiment(folder: Path, force: bool, seeds: int | None, statements: str | None) -> None:
@@ -95,6 +95,9 @@ def _squeezing(folder: Path, force: bool, seeds: int | None, probe_file: Path | 
     typer.echo("\n".join(study_lines(frame)))
     typer.echo(f"Report: {page}")
     say_next("report", *(paths[0] for paths in list(runs.values())[:4]))
+
+
+STUDIES: dict[str, Callable[..., None]] = {"sentiment": _sentiment, "squeezing": _squeezing}
 
 
 def _known(**values: Any) -> dict[str, Any]:

@@ -20,8 +20,6 @@ from dyn_probe.mass.published import COLUMNS, PUBLISHED
 from dyn_probe.mass.squeezing import run_figures
 from dyn_probe.report.study_squeezing import (
     ABOVE_DPO,
-    FIGURES,
-    PRINTED,
     agreement,
     beside,
     claims,
@@ -31,6 +29,7 @@ from dyn_probe.report.study_squeezing import (
     study_lines,
     write_study,
 )
+from dyn_probe.report.study_squeezing_figures import FIGURES, PRINTED
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.objective import Method
 from dyn_probe.train.study_squeezing import KINDS, PRESETS, preset_named, read_data, run_config, train_methods

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.published import COLUMNS, PUBLISHED
@@ -18,11 +17,8 @@ from dyn_probe.mass.squeezing import run_figures
 from dyn_probe.report.frames import Floats
 from dyn_probe.report.output import check_folder, csv_bytes, data_uri, render, write_files
 from dyn_probe.report.study_sentiment import Claim
-from dyn_probe.report.style import MUTED, RUN_COLOURS, name_panel, new_figure
+from dyn_probe.report.study_squeezing_figures import FIGURES, PRINTED, published
 from dyn_probe.trace.reader import Trace
-
-PRINTED = tuple(name for name in COLUMNS if name != "delta_argmax")
-"""Columns of the published table."""
 
 ABOVE_DPO = ("Gate-DPO seq", "Gate-DPO q10", "Cal-DPO", "Gate-Cal-DPO seq", "Gate-Cal-DPO q10")
 """Methods whose Δ chosen stands above that of DPO."""
@@ -37,13 +33,6 @@ def measured(runs: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
             for seed, trace in enumerate(traces)
         ]
     )
-
-
-def published() -> pd.DataFrame:
-    """The published table, one row per method."""
-    return pd.DataFrame(
-        [{"method": name, **{column: getattr(row, column) for column in PRINTED}} for name, row in PUBLISHED.items()]
-    ).set_index("method")
 
 
 def beside(frame: pd.DataFrame) -> pd.DataFrame:
@@ -66,7 +55,7 @@ def spearman(first: Floats, second: Floats) -> float:
     ranks = [pd.Series(values).rank().to_numpy(dtype=float) for values in (first, second)]
     if any(len(set(r.tolist())) < 2 for r in ranks):
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def agreement(frame: pd.DataFrame) -> pd.DataFrame:
@@ -122,51 +111,6 @@ def _claim(claim: str, expected: str, values: Floats, fits: Any) -> Claim:
     spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
     by_seed = ", ".join(f"{value:+.2f}" for value in values)
     return Claim(claim, expected, f"{values.mean():+.2f}{spread}", bool(np.all(fits)), by_seed)
-
-
-def strips(frame: pd.DataFrame) -> Figure:
-    """Shows: per figure, the published change (ring) and the measured one of every seed (dots) for each method.
-
-    How to read: sizes differ with model and number of steps; compare signs, and the order of the methods.
-    """
-    figure, axes = new_figure(len(COLUMNS), height=3.9, width=11)
-    methods = [name for name in PUBLISHED if name in set(frame["method"])]
-    places = np.arange(len(methods))[::-1]
-    for ax, (column, title) in zip(axes, COLUMNS.items(), strict=True):
-        name_panel(ax, title, x="nats per sequence")
-        for place, method in zip(places, methods, strict=True):
-            dots = frame.loc[frame["method"] == method, column].to_numpy(dtype=float)
-            ax.scatter(dots, np.full(len(dots), place), s=22, color=RUN_COLOURS[0], alpha=0.8, linewidths=0, zorder=3)
-            if column in PRINTED:
-                ax.scatter(
-                    getattr(PUBLISHED[method], column), place, s=34, facecolors="none", edgecolors=RUN_COLOURS[2]
-                )
-        ax.axvline(0, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
-        ax.set_yticks(places, methods if ax is axes[0] else [""] * len(methods))
-        ax.grid(axis="x", color="#E6E9ED")
-    return figure
-
-
-def ranks(frame: pd.DataFrame) -> Figure:
-    """Shows: rank of each method by Δ chosen and Δ others, published against measured (mean over seeds).
-
-    How to read: on the diagonal the order is the published one.
-    """
-    figure, axes = new_figure(2, height=3.9)
-    means = frame.groupby("method")[list(PRINTED)].mean()
-    wanted = published().loc[[name for name in PUBLISHED if name in means.index]]
-    for ax, column in zip(axes, ("delta_chosen", "delta_others"), strict=True):
-        name_panel(ax, f"Rank by {COLUMNS[column]}", y="measured (1 = highest)", x="published (1 = highest)")
-        theirs, ours = (t.loc[wanted.index, column].rank(ascending=False) for t in (wanted, means))
-        ax.plot([1, len(wanted)], [1, len(wanted)], color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
-        ax.scatter(theirs, ours, s=26, color=RUN_COLOURS[0], zorder=3)
-        for method in wanted.index:
-            ax.annotate(method, (theirs[method], ours[method]), (4, 3), textcoords="offset points", fontsize=7)
-        ax.margins(0.14)
-    return figure
-
-
-FIGURES = {"deltas": (strips, "Published and measured changes"), "ranks": (ranks, "The order of the methods")}
 
 
 def write_study(
@@ -229,7 +173,7 @@ def study_lines(frame: pd.DataFrame) -> list[str]:
         lines.append(f"{row['method']:22}" + "".join(f"{cell:>20}" for cell in cells))
     lines.append("")
     for of, rows in agreement(frame).groupby("of", sort=False):
-        cells = (f"{r.same_sign}/{r.methods}, {nats(r.rho)}" for r in rows.itertuples())
+        cells = (f"{r['same_sign']}/{r['methods']}, {nats(r['rho'])}" for r in rows.to_dict("records"))
         lines.append(f"{'same sign, ρ: ' + str(of):22}" + "".join(f"{cell:>20}" for cell in cells))
     judged = claims(frame)
     wide = max(len(one.claim) for one in judged)
