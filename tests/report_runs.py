@@ -41,9 +41,7 @@ def write_run(path: Path, options: Options = DEFAULT, status: str = "closed", **
     return write_tables(path, tables, {**manifest(options), **fields}, status)
 
 
-def write_tables(
-    path: Path, tables: dict[str, pd.DataFrame], about: dict[str, object], status: str = "closed"
-) -> Path:
+def write_tables(path: Path, tables: dict[str, pd.DataFrame], about: dict[str, object], status: str = "closed") -> Path:
     """Record tables with the trace writer, null columns left out; status `recording` leaves it unclosed."""
     writer = TraceWriter(path, about, flush_rows=100_000)
     for name, frame in tables.items():

@@ -49,8 +49,7 @@ def texts(ids: list[str]) -> pd.DataFrame:
         {
             "pair_id": ids,
             "prompt": [
-                f"Statement {number}: the film was long but rewarding. Sentiment?"
-                for number in range(len(ids))
+                f"Statement {number}: the film was long but rewarding. Sentiment?" for number in range(len(ids))
             ],
             "chosen": [f"It has a positive sentiment ({number})." for number in range(len(ids))],
             "rejected": [f"It has a negative sentiment ({number})." for number in range(len(ids))],

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from report_checks import value
 from report_frames import DEFAULT, Options, simulate
 from report_runs import manifest, new_trace, write_run, write_tables
 
-from dyn_probe.report.verdicts import Verdict, verdicts
+from dyn_probe.report.verdicts import verdicts
 from dyn_probe.report.verdicts.gradients import alignment, clipping, fading, negative_pulls
 from dyn_probe.report.verdicts.shaped import gate, rho
 from dyn_probe.report.verdicts.spikes import spikes, zeros
@@ -24,10 +25,6 @@ def run_of(path: Path, edit: Callable[[Tables], None], **fields: object) -> Trac
     tables = simulate(Options(steps=60))
     edit(tables)
     return load_trace(write_tables(path / "run", tables, {**manifest(DEFAULT), **fields}))
-
-
-def value(verdict: Verdict, name: str) -> float:
-    return next(number.value for number in verdict.numbers if number.name == name)
 
 
 def scaled(column: str, factor: float) -> Callable[[Tables], None]:
