@@ -48,11 +48,11 @@ class PairBatch:
         if shapes[0][0] == 0 or shapes[0][0] % 2:
             raise BadInput(f"PairBatch wants 2B rows, B chosen and then B rejected; got {shapes[0][0]} rows")
         attended, response = self.attention_mask.bool(), self.response_mask.bool()
-        first_attended = (attended.cumsum(1) == 1) & attended
+        behind = torch.nn.functional.pad(attended, (1, 0))[:, :-1]
         for wrong, complaint in (
             ((response & ~attended).any(1), "a response token on padding"),
             (~response.any(1), "an empty response"),
-            ((response & first_attended).any(1), "a response that begins at the row's first token"),
+            ((response & ~behind).any(1), "a response token with no token right before it to predict it"),
         ):
             if bool(wrong.any()):
                 raise BadInput(f"PairBatch rows {wrong.nonzero().flatten().tolist()} have {complaint}")

@@ -7,20 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dyn_probe import entanglement
 from dyn_probe.capture.uses import Kind, Layer, layers_of, trained_parameters
 from dyn_probe.certify import Certificate, compare, plain_products, tolerance_for
 from dyn_probe.errors import BadInput
 from dyn_probe.gram.api import sum_layers
 from dyn_probe.pairs import PairBatch, sequence_logps
-from dyn_probe.recording import Held, Products, Recording
+from dyn_probe.recording import Held, Products, Recording, distributed, dropout_on
+from dyn_probe.rows import Row, layer_rows, pair_columns, pair_rows, step_means
 from dyn_probe.trace.writer import TraceWriter
-
-Row = dict[str, Any]
 
 
 class Probe:
@@ -80,6 +77,7 @@ class Probe:
         self._steps: dict[int, Row] = {}
         self._recording: Recording | None = None
         self._given: dict[str, Any] = {}
+        self._armed = False
         self._before: dict[str, Tensor] = {}
         self._held: list[tuple[list[Row], Held]] = []
 
@@ -123,14 +121,15 @@ class Probe:
             learning_rate: η of the predictions (default: the optimizer's).
             measure: measure in steps that are not recorded too, since the update itself needs the norms.
         """
-        if not (self.records(step) or measure):
+        self._armed = self.records(step)
+        if not (self._armed or measure):
             yield self
             return
         if self._recording is not None:
             raise BadInput("probe.step cannot be entered twice at once")
         if step not in self._steps:
             self.flush()
-        full = self.gram_every > 0 and step % self.gram_every == 0 and not _distributed()
+        full = self.gram_every > 0 and step % self.gram_every == 0 and not distributed()
         clean = full and all(p.grad is None for p in trained_parameters(self.model).values())
         self._given = {}
         try:
@@ -224,13 +223,14 @@ class Probe:
         """The first pair by plain autograd, where the model allows it; the manifest says so where it does not."""
         assert self._recording is not None
         sharded = any(hasattr(p, "placements") for p in trained_parameters(self.model).values())
-        if sharded or self._recording.reentrant:
-            why = "parameters are sharded" if sharded else "reentrant gradient checkpointing refuses autograd.grad"
+        reentrant = self._recording.reentrant
+        if sharded or (reentrant and distributed()):
+            why = "parameters are sharded" if sharded else "reentrant gradient checkpointing in several processes"
             self._certify = False
             self._manifest(certificate={"skipped": f"{why}; run a step without it to certify"})
             return None
         with self._recording.quiet():
-            return plain_products(self.model, logps[0], logps[logps.shape[0] // 2])
+            return plain_products(self.model, logps[0], logps[logps.shape[0] // 2], reentrant)
 
     def _check(self, products: Products) -> None:
         plain = self._given.get("plain")
@@ -266,15 +266,7 @@ class Probe:
         ids = list(pair_ids) if pair_ids is not None else [f"{step}-{self.rank}-{i}" for i in range(size)]
         if len(ids) != size:
             raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
-        rows = [
-            {
-                "step": step,
-                "pair_id": ids[i],
-                "rank": self.rank,
-                **{k: _item(v[i]) for k, v in columns.items()},
-            }
-            for i in range(size)
-        ]
+        rows = pair_rows(step, self.rank, ids, columns)
         self._fresh += rows
         self._hold(rows)
         self._write_layers(step, ids, products)
@@ -306,22 +298,7 @@ class Probe:
         entries = products.pair_entries()
         if not self._layers and self._recording is not None:
             self._layers = layers_of(list(entries), self._recording.capture.uses)
-        rows = []
-        for layer, values in sum_layers(entries, self._layers).items():
-            norms = values[:, :2].clamp(min=0).sqrt().tolist()
-            for i, pair in enumerate(ids):
-                rows.append(
-                    {
-                        "step": step,
-                        "pair_id": pair,
-                        "layer": layer.label,
-                        "depth": layer.depth,
-                        "grad_norm_chosen": norms[i][0],
-                        "grad_norm_rejected": norms[i][1],
-                        "grad_inner": float(values[i, 2]),
-                    }
-                )
-        self.writer.add("layers", rows)
+        self.writer.add("layers", layer_rows(step, ids, sum_layers(entries, self._layers)))
 
     def _add_to_step(self, step: int, rows: list[Row], rate: float | None, products: Products, clean: bool) -> None:
         first = step not in self._steps or "separate_rows" not in self._steps[step]
@@ -330,7 +307,7 @@ class Probe:
         )
         record["separate_rows"] += 2 * int(products.separate.sum())
         gram = products.gram
-        if gram is not None and clean and first and not _distributed():
+        if gram is not None and clean and first and not distributed():
             record["law1_error"] = self._law_one(gram, products.coefficients)
         self._steps[step] = record
 
@@ -365,10 +342,13 @@ class Probe:
                 forward's log-probabilities are then those of another, random model.
         """
         self._fill_update()
-        wanted = {(row["pair_id"]): row for row in self._fresh}
+        wanted: dict[str, list[Row]] = {}
+        for row in self._fresh if self._armed else ():
+            if "realised_delta_chosen" not in row:
+                wanted.setdefault(row["pair_id"], []).append(row)
         if not any(i in wanted for i in batch.ids):
             return
-        if before is None and _dropout_on(self.model):
+        if before is None and dropout_on(self.model):
             raise BadInput(
                 "after_update cannot compare with log-probabilities taken under dropout; call "
                 "before = probe.evaluate(batch) before optimizer.step(), then probe.after_update(batch, before)"
@@ -376,7 +356,8 @@ class Probe:
         after = _numbers(self.evaluate(batch))
         old = None if before is None else _numbers(before)
         for i, pair in enumerate(batch.ids):
-            if (row := wanted.get(pair)) is not None:
+            if rows := wanted.get(pair):
+                row = rows.pop(0)
                 for side, j in (("chosen", i), ("rejected", i + batch.pairs)):
                     start = row[f"logp_{side}"] if old is None else old[j]
                     row[f"realised_delta_{side}"] = float(after[j] - start)
@@ -401,79 +382,6 @@ class Probe:
         self._fresh, self._steps = [], {}
 
 
-def pair_columns(given: Mapping[str, Any], products: Products, rate: float | None) -> dict[str, Any]:
-    """Columns of the ``pairs`` table, ``[B]`` each, from what the loop gave and what the recording found."""
-    logps, half = given["logps"], len(given["logps"]) // 2
-    entries = torch.stack(list(products.pair_entries().values())).sum(0).numpy()
-    norm_w, norm_l = np.sqrt(np.maximum(entries[:, 0], 0)), np.sqrt(np.maximum(entries[:, 1], 0))
-    pull = products.coefficients.numpy() * half / given["scale"]
-    d_w, d_l = (-pull[:half], pull[half:]) if given["pulls"] is None else given["pulls"]
-    up, down = entanglement.predicted_delta(d_w, d_l, norm_w, norm_l, entries[:, 2], 1.0 if rate is None else rate)
-    columns: dict[str, Any] = {
-        "logp_chosen": logps[:half],
-        "logp_rejected": logps[half:],
-        "pull_chosen": d_w,
-        "pull_rejected": d_l,
-        "grad_norm_chosen": norm_w,
-        "grad_norm_rejected": norm_l,
-        "grad_inner": entries[:, 2],
-        "grad_cosine": entanglement.cosine(norm_w, norm_l, entries[:, 2]),
-        "case": entanglement.cases(up, down),
-        "separate_backward": products.separate.numpy(),
-        **given["columns"],
-    }
-    if given["pulls"] is not None:
-        del columns["case"]
-    elif rate is not None:
-        columns |= {"predicted_delta_chosen": up, "predicted_delta_rejected": down}
-        if products.gram is not None:
-            sides = entanglement.batch_delta(products.gram.numpy(), d_w, d_l, rate)
-            columns |= dict(zip(("batch_delta_chosen", "batch_delta_rejected"), sides, strict=True))
-    for name, key in (("ref_logp", "reference"), ("len", "lengths")):
-        if given[key] is not None:
-            columns |= {f"{name}_chosen": given[key][:half], f"{name}_rejected": given[key][half:]}
-    if given["losses"] is not None:
-        columns["loss"] = given["losses"]
-    return columns
-
-
-def step_means(rows: Sequence[Row]) -> Row:
-    """The ``steps`` columns that are means over a step's pair rows."""
-    if not rows:
-        return {}
-    a, b = (np.array([r[f"logp_{side}"] for r in rows]) for side in ("chosen", "rejected"))
-    r_w, r_l = (np.array([r.get(f"ref_logp_{side}", 0.0) for r in rows]) for side in ("chosen", "rejected"))
-    margin = (a - r_w) - (b - r_l)
-    losses = [r["loss"] for r in rows if r.get("loss") is not None]
-    return {
-        "pairs": len(rows),
-        "logp_chosen": float(a.mean()),
-        "logp_rejected": float(b.mean()),
-        "margin": float(margin.mean()),
-        "accuracy": float((margin > 0).mean()),
-        **({"loss": float(np.mean(losses))} if losses else {}),
-    }
-
-
-def _numbers(values: Tensor) -> np.ndarray:
+def _numbers(values: Tensor) -> Any:
+    """Values as a float64 array on the CPU."""
     return values.detach().double().cpu().numpy()
-
-
-def _item(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
-def _dropout_on(model: nn.Module) -> bool:
-    """Whether a forward in the present mode draws random numbers for dropout."""
-    config = getattr(model, "config", None)
-    attention = any(bool(getattr(config, name, 0.0)) for name in ("attention_dropout", "attn_pdrop"))
-    modules = any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in model.modules())
-    return model.training and (modules or attention)
-
-
-def _distributed() -> bool:
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from dyn_probe.capture.tap import Capture
 from dyn_probe.capture.uses import Call, Kind, trained_parameters
 from dyn_probe.errors import BadInput
-from dyn_probe.gram.api import backward_only
+from dyn_probe.gram.api import backward_only, refuse_missed
 from dyn_probe.gram.assemble import Assembly
-from dyn_probe.gram.coverage import check_coverage
+from dyn_probe.gram.coverage import check_coverage, check_rows
 from dyn_probe.gram.directional import along, settled
 from dyn_probe.gram.factors import Factor
 from dyn_probe.gram.reweight import add_weighted_gradients
@@ -145,6 +145,11 @@ class Recording:
         if logps.grad_fn is None:
             raise BadInput("probe.pairs wants log-probabilities that carry a gradient; these are detached")
         self.reentrant = check_coverage(self.capture, logps)
+        if not self._split():
+            with self.quiet():
+                check_rows(
+                    self.capture, logps, lambda loss: backward_only(loss, self.capture, self.reentrant, retain=True)
+                )
         self.logps = logps
         self._handle = logps.register_hook(self._on_gradient)
 
@@ -168,9 +173,13 @@ class Recording:
         everything = self.separate or (self.full and bool(pairs.any()))
         return torch.ones_like(pairs) if everything else pairs
 
+    def _split(self) -> bool:
+        """Whether parameters are split over processes (FSDP2)."""
+        return any(hasattr(p, "placements") for p in trained_parameters(self.capture.model).values())
+
     def _anywhere(self, wanted: bool) -> bool:
         """Whether any process wants it, where parameters are split: then all must run the same backwards."""
-        if not any(hasattr(p, "placements") for p in trained_parameters(self.capture.model).values()):
+        if not self._split():
             return wanted
         flag = torch.tensor(float(wanted), device=self.capture.anchor.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
@@ -232,6 +241,9 @@ class Recording:
                 "probe.step, with a loss computed from that very tensor"
             )
         if self._found is None:
+            if self.reentrant:  # the graph hid what is inside; what has a gradient now must have been tapped
+                trained = trained_parameters(self.capture.model)
+                refuse_missed([n for n, p in trained.items() if p.grad is not None and n not in self.capture.taken])
             self._found = self._training.finish()
         found = self._found
         if self._apart is not None:
@@ -240,3 +252,20 @@ class Recording:
             found = {name: torch.where(keep, apart[name], value) for name, value in found.items()}
         stacked = torch.stack(list(found.values())).cpu()
         return Products(dict(zip(found, stacked, strict=True)), self._coefficients.cpu(), self._bad.cpu(), self.full)
+
+
+def dropout_on(model: nn.Module) -> bool:
+    """Whether a forward in the present mode draws random numbers for dropout."""
+    config = getattr(model, "config", None)
+    attention = any(bool(getattr(config, name, 0.0)) for name in ("attention_dropout", "attn_pdrop"))
+    modules = any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in model.modules())
+    return model.training and (modules or attention)
+
+
+def distributed() -> bool:
+    """Whether this is one of several processes."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )

@@ -16,6 +16,7 @@ from reference.gradients import grams, row_gradients
 from reference.same_graph import gram_of
 
 from dyn_probe import Probe, pair_gradients, row_gram, sequence_logps
+from dyn_probe.gram import linear
 from dyn_probe.recording import Recording, pair_entries
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -87,6 +88,27 @@ SETTINGS = {
 def test_float64(family, setting):
     make, batch = SETTINGS[setting]
     check(family, f"float64, {setting}", make(family), make_batch(**batch))
+
+
+ROUTES = {
+    "token Grams": dict(tokens=True, spans=False, wide=False),
+    "blocks": dict(tokens=False, spans=True, wide=False),
+    "shared prompts": dict(tokens=True, spans=True, wide=False),
+    "wide head": dict(tokens=True, spans=True, wide=True),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_every_route_is_exact(family, tie, route, monkeypatch):
+    chosen = ROUTES[route]
+    monkeypatch.setattr(linear, "cheaper_by_tokens", lambda *_: chosen["tokens"])
+    if not chosen["spans"]:
+        monkeypatch.setattr("dyn_probe.capture.tap.find_spans", lambda *_: ())
+    if chosen["wide"]:
+        monkeypatch.setattr(linear, "WIDE", 64)
+    check(family, f"float64, {route}", make_model(family, tie_word_embeddings=tie), make_batch())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

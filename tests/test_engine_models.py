@@ -16,10 +16,12 @@ from dyn_probe import (
     PairBatch,
     Probe,
     UnsupportedUse,
+    pair_gradients,
     row_gram,
     sequence_logps,
     token_logps,
 )
+from dyn_probe.recording import pair_entries
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +31,13 @@ def really_double():
 
 
 def error_of(model, batch) -> float:
-    """Relative error of ``row_gram`` against plain autograd on the same kind of graph."""
+    """Largest relative error of ``row_gram`` and ``pair_gradients`` against plain autograd."""
     got, wanted = row_gram(model, batch), gram_of(sequence_logps(model, batch), model)
     norms = wanted.diagonal().sqrt()
-    return float(((got - wanted).abs() / (norms[:, None] * norms[None])).nan_to_num(float("inf")).max())
+    full = float(((got - wanted).abs() / (norms[:, None] * norms[None])).nan_to_num(float("inf")).max())
+    pairs, entries = pair_gradients(model, batch).totals, pair_entries(wanted)
+    scale = torch.stack([entries[:, 0], entries[:, 1], (entries[:, 0] * entries[:, 1]).sqrt()], 1)
+    return max(full, float(((pairs - entries).abs() / scale).nan_to_num(float("inf")).max()))
 
 
 class Base(nn.Module):

@@ -22,6 +22,7 @@ _LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"pairs", "capture", "objectives", "trace"}),
     frozenset({"gram", "certify", "token_analysis", "theory"}),
     frozenset({"entanglement", "mass", "recording"}),
+    frozenset({"rows"}),
     frozenset({"probe"}),
     frozenset({"attach", "train"}),
 )

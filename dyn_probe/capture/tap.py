@@ -72,6 +72,9 @@ class Capture:
         self.taken: dict[str, list[Call]] = {}
         self.complaints: list[str] = []
         self.leaves: dict[int, str] = {}
+        self.widened: list[str] = []
+        self.entry: tuple[Any, Any, Tensor] | None = None
+        self.output: Any = None
         self.anchor = torch.zeros((), requires_grad=True)
         self._inside = self._busy = False
         self._forwards = 0
@@ -85,7 +88,7 @@ class Capture:
         try:
             self._add(self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True))
             for use in self.uses:
-                self._add(use.module.register_forward_hook(self._hook_of(use), with_kwargs=True))
+                self._add(use.module.register_forward_hook(self._hook_of(use), with_kwargs=True, prepend=True))
             self._add(self.model.register_forward_hook(self._leave_model, always_call=True))
         except BaseException:
             self._hooks.close()
@@ -94,6 +97,7 @@ class Capture:
 
     def __exit__(self, *_: object) -> None:
         self._hooks.close()
+        self.entry = self.output = None
 
     def _add(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
@@ -116,10 +120,12 @@ class Capture:
         self.rows, self.length, self._inside = shape[0], shape[1], True
         self.autocast = torch.is_autocast_enabled(self.anchor.device.type)
         self.spans = find_spans(kwargs.get("input_ids"), kwargs.get("attention_mask"))
+        self.entry = (args, kwargs, torch.get_rng_state())
 
-    def _leave_model(self, *_: object) -> None:
-        if not self._busy:
+    def _leave_model(self, _: nn.Module, args: object, output: Any) -> None:
+        if not self._busy and self._inside:
             self._inside = False
+            self.output = output if self.widened else None
 
     def _hook_of(self, use: Use) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -151,7 +157,8 @@ class Capture:
             return None
         outputs = call.outputs
         if call.notes.get("per_batch"):  # used once for the whole batch: give every row its own
-            outputs = tuple(t.expand(self.rows, self.length, t.shape[-1]) for t in outputs)
+            outputs = tuple(t.expand(self.rows, self.length, t.shape[-1]).clone() for t in outputs)
+            self.widened.append(use.name)
         call.forget()
         for name in use.parameters.values():
             self.taken.setdefault(name, []).append(call)
@@ -173,6 +180,15 @@ class Capture:
             yield
         finally:
             self._busy = was
+
+    @contextmanager
+    def receiving(self, receiver: Receiver) -> Iterator[None]:
+        """Backwards that run inside report to ``receiver``."""
+        was, self._receiver = self._receiver, receiver
+        try:
+            yield
+        finally:
+            self._receiver = was
 
     def check(self) -> None:
         """Raise what the forward could not explain, all of it at once.

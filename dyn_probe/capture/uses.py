@@ -88,7 +88,7 @@ def plain_name(name: str) -> str:
 
 def find_uses(model: nn.Module) -> list[Use]:
     """Every module with trained parameters of its own. A parameter shared by two modules has one name in both."""
-    names = {id(p): plain_name(n) for n, p in model.named_parameters() if p.requires_grad}
+    names = {id(p): n for n, p in trained_parameters(model).items()}
     uses = []
     for module_name, module in model.named_modules():
         own = {local: names[id(p)] for local, p in module._parameters.items() if p is not None and id(p) in names}
@@ -98,8 +98,10 @@ def find_uses(model: nn.Module) -> list[Use]:
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained parameters by plain name; shared ones once."""
-    return {plain_name(n): p for n, p in model.named_parameters() if p.requires_grad}
+    """The trained parameters by plain name (by their full names if two would be one); shared ones once."""
+    full = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    plain = {plain_name(n): p for n, p in full.items()}
+    return plain if len(plain) == len(full) else full
 
 
 def explain(call: Call, kinds: Iterable[Kind], claimed: Kind | None = None) -> Kind:
@@ -109,11 +111,17 @@ def explain(call: Call, kinds: Iterable[Kind], claimed: Kind | None = None) -> K
         claimed: the kind that took this module before, asked first.
     """
     ordered = list(kinds) if claimed is None else [claimed, *(k for k in kinds if k is not claimed)]
+    failed = "no rule explains this use"
     for kind in ordered:
-        if kind.claims(call.module) and kind.keep(call):
-            call.kind = kind
-            return kind
-    raise UnsupportedUse(f"{call.use.name} ({type(call.module).__name__}): no rule explains this use")
+        try:
+            if kind.claims(call.module) and kind.keep(call):
+                call.kind = kind
+                return kind
+        except UnsupportedUse:
+            raise
+        except Exception as error:  # a module of any kind runs inside a rule, and may raise anything
+            failed = f"{failed}; the {kind.name} rule met {type(error).__name__}: {str(error).splitlines()[0]}"
+    raise UnsupportedUse(f"{call.use.name} ({type(call.module).__name__}): {failed}")
 
 
 _BLOCK = re.compile(r"\.(\d+)\.")

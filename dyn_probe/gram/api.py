@@ -12,7 +12,7 @@ from dyn_probe.capture.tap import Capture
 from dyn_probe.capture.uses import Layer, layers_of, trained_parameters
 from dyn_probe.errors import BadInput, UnsupportedUse
 from dyn_probe.gram.assemble import Assembly
-from dyn_probe.gram.coverage import check_coverage
+from dyn_probe.gram.coverage import check_coverage, check_rows
 from dyn_probe.gram.table import KINDS
 from dyn_probe.pairs import PairBatch, sequence_logps
 
@@ -101,7 +101,9 @@ def _products(model: nn.Module, batch: PairBatch, full: bool) -> tuple[dict[str,
         logps = sequence_logps(model, batch)
         if logps.grad_fn is None:
             raise BadInput("the model's log-probabilities carry no gradient; is every parameter frozen?")
-        backward_only(logps.sum(), capture, check_coverage(capture, logps))
+        reentrant = check_coverage(capture, logps)
+        check_rows(capture, logps, lambda loss: backward_only(loss, capture, reentrant, retain=True))
+        backward_only(logps.sum(), capture, reentrant)
     return assembly.finish(), logps.detach(), capture.uses
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dyn_probe.capture.tap import Capture
 from dyn_probe.capture.uses import Call
+from dyn_probe.errors import UnsupportedUse
 from dyn_probe.gram import tied
 from dyn_probe.gram.factors import Factor, Lookup, Outer, PerRow, Vector
 from dyn_probe.gram.table import reduce
@@ -64,6 +65,11 @@ class Assembly:
         assert call.kind is not None
         with torch.no_grad(), torch.autocast(self.capture.anchor.device.type, enabled=False):
             found = call.kind.factors(call, saved, [self._rescaled(g) for g in grads] if self._early else grads)
+            if found.keys() != call.trained:
+                lost = ", ".join(sorted(call.trained - found.keys()))
+                raise UnsupportedUse(
+                    f"{call.use.name} ({type(call.module).__name__}): no rule for its parameter {lost}"
+                )
             if self.kept is not None:
                 for name, factor in found.items():
                     self.kept.setdefault(call.use.parameters[name], []).append(factor)

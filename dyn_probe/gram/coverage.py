@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from dyn_probe.capture.tap import Capture
-from dyn_probe.capture.uses import trained_parameters
+from dyn_probe.capture.uses import Call, trained_parameters
 from dyn_probe.errors import UnsupportedUse
 
 
-def graph_nodes(root: Tensor) -> tuple[Counter[int], dict[int, Tensor], bool]:
-    """``(uses by id(leaf), leaves by id, has reentrant checkpoints)`` of the graph behind ``root``."""
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """What stands behind a tensor: uses by ``id(leaf)``, the leaves, the tapped calls, reentrant checkpoints."""
+
+    uses: Counter[int]
+    leaves: dict[int, Tensor]
+    calls: frozenset[Call]
+    reentrant: bool
+
+
+def graph_behind(root: Tensor) -> Graph:
+    """Walk the autograd graph behind ``root``."""
     seen: set[Any] = set()
     uses: Counter[int] = Counter()
     leaves: dict[int, Tensor] = {}
+    calls: set[Call] = set()
     reentrant = False
     stack = [root.grad_fn]
     while stack:
@@ -25,12 +41,14 @@ def graph_nodes(root: Tensor) -> tuple[Counter[int], dict[int, Tensor], bool]:
             continue
         seen.add(node)
         reentrant |= "CheckpointFunction" in node.name()
+        if isinstance(call := getattr(node, "call", None), Call):
+            calls.add(call)
         for following, _ in node.next_functions:
             if following is not None and hasattr(following, "variable"):
                 uses[id(following.variable)] += 1
                 leaves[id(following.variable)] = following.variable
             stack.append(following)
-    return uses, leaves, reentrant
+    return Graph(uses, leaves, frozenset(calls), reentrant)
 
 
 def check_coverage(capture: Capture, logps: Tensor) -> bool:
@@ -40,24 +58,24 @@ def check_coverage(capture: Capture, logps: Tensor) -> bool:
         UnsupportedUse: listing every parameter with a use outside its module, or with more uses than taps.
     """
     capture.check()
-    uses, leaves, reentrant = graph_nodes(logps)
-    names = {id(p): name for name, p in trained_parameters(capture.model).items()} | capture.leaves
+    graph = graph_behind(logps)
+    trained = trained_parameters(capture.model)
+    names = {id(p): name for name, p in trained.items()} | capture.leaves
     counted: Counter[str] = Counter()
-    for leaf, count in uses.items():
+    for leaf, count in graph.uses.items():
         counted[names.get(leaf, "")] += count
-    complaints = _strangers(capture, {i: leaf for i, leaf in leaves.items() if i not in names})
-    for name in trained_parameters(capture.model):
-        calls = capture.taken.get(name, [])
-        found = counted[name]
-        generic = any(call.kind is not None and call.kind.name == "generic" for call in calls)
-        if found > len(calls) and not (generic and calls):
-            complaints.append(f"{name}: used {found} times, {len(calls)} of them through its own module")
+    complaints = _strangers(capture, {i: leaf for i, leaf in graph.leaves.items() if i not in names})
+    for name in trained:
+        calls = [call for call in capture.taken.get(name, []) if graph.reentrant or call in graph.calls]
+        explained = sum(call.notes.get("uses", {}).get(name, 1) for call in calls)
+        if counted[name] > explained:
+            complaints.append(f"{name}: used {counted[name]} times, {explained} of them through its own module")
     if complaints:
         raise UnsupportedUse(
             "cannot record this model exactly; parameters are used outside the module that owns them:\n  "
             + "\n  ".join(complaints)
         )
-    return reentrant
+    return graph.reentrant
 
 
 def _strangers(capture: Capture, leaves: dict[int, Tensor]) -> list[str]:
@@ -70,3 +88,57 @@ def _strangers(capture: Capture, leaves: dict[int, Tensor]) -> list[str]:
         for leaf in leaves.values()
         if isinstance(leaf, nn.Parameter)
     ]
+
+
+_CHECKED: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
+"""Models whose rows were seen to be apart (with as many positions as rows, which is a case of its own, or not)."""
+
+
+def check_rows(capture: Capture, logps: Tensor, run: Callable[[Tensor], None]) -> None:
+    """Once per model: see that every tap's first dimension really is the rows, and that taps changed no output.
+
+    The last row's log-probability alone is sent back: whatever reaches another row in a tap's output-gradient was
+    flattened or ordered otherwise than it looks, or mixed between rows.
+
+    Args:
+        run: backward of a scalar behind ``logps``, which keeps the graph and touches no ``.grad``.
+
+    Raises:
+        UnsupportedUse: listing every module whose rows are not apart.
+    """
+    kind = capture.rows == capture.length
+    if capture.rows < 2 or kind in _CHECKED.get(capture.model, set()):
+        return
+    wrong: dict[str, None] = {}
+
+    def receive(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        for grad in grads:
+            if grad is not None and bool(grad.reshape(capture.rows, -1)[:-1].any()):
+                wrong[f"{call.use.name} ({type(call.module).__name__})"] = None
+
+    with capture.receiving(receive):
+        run(logps[-1])
+    if wrong:
+        raise UnsupportedUse(
+            "cannot record this model exactly; rows of the batch are not apart, or not the first dimension, in:\n  "
+            + "\n  ".join(wrong)
+        )
+    _check_output(capture)
+    _CHECKED.setdefault(capture.model, set()).add(kind)
+
+
+def _check_output(capture: Capture) -> None:
+    """Tables read once for the whole batch were widened to its rows: the model's output must be what it was."""
+    if not capture.widened or capture.entry is None:
+        return
+    args, kwargs, state = capture.entry
+    with torch.no_grad(), capture.quiet(), torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(state)
+        plain = capture.model(*args, **kwargs)
+    pairs = zip(pytree.tree_leaves(plain), pytree.tree_leaves(capture.output), strict=False)
+    same = [bool(torch.equal(a, b)) for a, b in pairs if isinstance(a, Tensor) and a.is_floating_point()]
+    if not same or not same[0]:
+        raise UnsupportedUse(
+            "cannot record this model: a table read once for the whole batch is used otherwise than by adding it to "
+            f"every row: {', '.join(dict.fromkeys(capture.widened))}; read it with ids of shape [rows, positions]"
+        )

@@ -22,7 +22,9 @@ from dyn_probe.gram.wanted import Wanted, gram
 
 def claims(module: nn.Module) -> bool:
     """Embeddings by type."""
-    return isinstance(module, nn.Embedding)
+    return isinstance(module, nn.Embedding) and {n for n, p in module._parameters.items() if p is not None} == {
+        "weight"
+    }
 
 
 def keep(call: Call) -> bool:

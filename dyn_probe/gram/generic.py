@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from dyn_probe.capture.uses import Call
 from dyn_probe.errors import UnsupportedUse
+from dyn_probe.gram.coverage import graph_behind
 from dyn_probe.gram.factors import Factor, PerRow
 from dyn_probe.gram.twin import agree, twin
 
@@ -47,7 +49,34 @@ def keep(call: Call) -> bool:
                 f"{call.use.name} ({type(call.module).__name__}): one row alone gives other outputs than in the batch "
                 "(rows are mixed, or random numbers are drawn), so its per-row gradient is not defined"
             )
+    call.notes["uses"] = _uses(call)
     return True
+
+
+_COUNTED: WeakSet[nn.Module] = WeakSet()
+"""Modules whose own uses of their parameters were counted once."""
+
+
+def _uses(call: Call) -> dict[str, float]:
+    """How often the module itself uses each of its parameters: what the graph has beyond that is used elsewhere.
+
+    Raises:
+        UnsupportedUse: the module reaches its parameter by another way than its name, so that no twin can replace it.
+    """
+    names = dict(call.use.parameters)
+    if call.module in _COUNTED:
+        return {name: float("inf") for name in names.values()}
+    originals = {id(p) for p in call.module._parameters.values() if p is not None}
+    with torch.enable_grad():
+        own = {
+            n: p.detach().requires_grad_() for n, p in call.module._parameters.items() if n in names and p is not None
+        }
+        outputs = _outputs(call, _rerun(call, call.saved, None, own))
+        graph = graph_behind(torch.stack([o.sum() for o in outputs if o.requires_grad]).sum())
+    if originals & graph.uses.keys():
+        raise UnsupportedUse(f"{call.use.name} ({type(call.module).__name__}): it holds its parameter by a second name")
+    _COUNTED.add(call.module)
+    return {names[n]: graph.uses[id(p)] for n, p in own.items()}
 
 
 def row_of(tensor: Tensor, row: int, call: Call) -> Tensor:
@@ -59,11 +88,11 @@ def row_of(tensor: Tensor, row: int, call: Call) -> Tensor:
     return tensor
 
 
-def _rerun(call: Call, saved: Sequence[Tensor], row: int, parameters: dict[str, Tensor]) -> Any:
-    """The module's output on one row, with ``parameters`` in the place of its own."""
+def _rerun(call: Call, saved: Sequence[Tensor], row: int | None, parameters: dict[str, Tensor]) -> Any:
+    """The module's output on one row (on all for None), with ``parameters`` in the place of its own."""
     leaves = list(call.notes["rest"])
     for place, tensor in zip(call.notes["tensors"], saved, strict=True):
-        leaves[place] = row_of(tensor, row, call).clone()
+        leaves[place] = (tensor.detach() if row is None else row_of(tensor, row, call)).clone()
     args, kwargs = pytree.tree_unflatten(leaves, call.notes["spec"])
     device = saved[0].device.type if saved else "cpu"
     with torch.autocast(device, enabled=call.notes["autocast"]):

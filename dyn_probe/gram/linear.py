@@ -31,7 +31,8 @@ CHUNK = 1 << 24
 
 def claims(module: nn.Module) -> bool:
     """Linear layers by type; what a subclass computes is verified in ``keep``."""
-    return isinstance(module, (nn.Linear, Conv1D))
+    own = {name for name, p in module._parameters.items() if p is not None}
+    return isinstance(module, (nn.Linear, Conv1D)) and own <= {"weight", "bias"} and "weight" in own
 
 
 def keep(call: Call) -> bool:

@@ -47,11 +47,12 @@ def keep(call: Call) -> bool:
 
 
 def _elementwise(module: nn.Module, inputs: Tensor, weight: Tensor, output: Tensor) -> bool:
-    """Whether the output is affine in the weight, entry by entry, on this input."""
+    """Whether the output is affine in the weight, entry by entry, on this input: at its own weight and at another."""
     with torch.autocast(inputs.device.type, enabled=False):
-        rest = twin(module, weight=torch.zeros_like(weight)).forward(inputs)
-        wanted = rest + weight * normalised(module, inputs)
-    return agree(output, wanted)
+        rest, hats = twin(module, weight=torch.zeros_like(weight)).forward(inputs), normalised(module, inputs)
+        other = torch.linspace(-0.7, 1.3, weight.numel(), device=weight.device).reshape(weight.shape).to(weight.dtype)
+        elsewhere = twin(module, weight=other).forward(inputs)
+        return agree(output, rest + weight * hats) and agree(elsewhere, rest + other * hats)
 
 
 def normalised(module: nn.Module, inputs: Tensor) -> Tensor:

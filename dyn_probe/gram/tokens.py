@@ -19,7 +19,7 @@ from dyn_probe.capture.tap import Capture
 from dyn_probe.capture.uses import Call, layers_of, trained_parameters
 from dyn_probe.errors import BadInput
 from dyn_probe.gram.api import backward_only
-from dyn_probe.gram.coverage import check_coverage
+from dyn_probe.gram.coverage import check_coverage, check_rows
 from dyn_probe.gram.factors import Lookup, Outer, upcast
 from dyn_probe.gram.table import KINDS
 from dyn_probe.gram.token_products import Part, dense_part, lookup_part, outer_part, part_products, point_part
@@ -149,7 +149,9 @@ def _collect(
 
     with Capture(model, KINDS, receive) as capture, torch.enable_grad():
         logps = logps_of_tokens(model, side.ids, side.positions[start:stop])
-        backward_only(logps.sum(), capture, check_coverage(capture, logps))
+        reentrant = check_coverage(capture, logps)
+        check_rows(capture, logps, lambda loss: backward_only(loss, capture, reentrant, retain=True))
+        backward_only(logps.sum(), capture, reentrant)
 
 
 def _part(factor: object, start: int, call: Call) -> Part:

@@ -15,6 +15,7 @@ def twin(module: nn.Module, **parameters: Tensor | None) -> nn.Module:
     """A shallow copy of ``module`` whose own parameters are the given tensors; the module is left as it is."""
     other = copy.copy(module)
     other.__dict__["_parameters"] = {**module._parameters, **parameters}
+    other.__dict__["_buffers"] = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
     for hooks in _HOOKS:
         other.__dict__[hooks] = OrderedDict()
     return other
