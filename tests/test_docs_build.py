@@ -81,6 +81,14 @@ def test_notebooks_carry_no_outputs() -> None:
 PREAMBLE = {
     "docs/loop.md": "",
     "docs/token-heatmaps.md": "",
+    "docs/mass-dynamics.md": """
+from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
+from dyn_probe.train.config import RunConfig
+from dyn_probe.train.loop import record
+model, tokenizer = built_in_model(), built_in_tokenizer()
+small = dict(max_pairs=12, batch_size=2, steps=2, pretrain_steps=0, sft_steps=0, mass_every=1)
+record(RunConfig(out="runs/mine", **small), False)
+""",
     "README.md": """
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -3,6 +3,9 @@
 Per seed one small model reads the text of the probe file and has its supervised stage on the chosen responses. Every
 method then starts from that same model and trains on the same pairs in the same order, with the same settings. The
 responses of the probe set are measured before and after.
+
+The published protocol is five epochs; a small model learns a few hundred pairs by heart in that time, and chosen rises
+under every method. The cpu preset meets every pair once, at a learning rate chosen on seed 0 under DPO alone.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(24, 12, 1, 600, 64, 2, 4, 60, 2, 4),
-    "cpu": Preset(96, 32, 3, 2048, 128, 3, 4, 400, 3, 5),
+    "cpu": Preset(400, 32, 3, 2048, 128, 3, 4, 400, 1, 1, lr=7e-4),
     "gpu": Preset(500, 200, 3, 8192, 512, 8, 8, 4000, 3, 5, 16, 1e-3, 2e-4, 1e-4, 0.1, 400, 600),
 }
 """Name → settings: seconds to a minute, minutes on two cores, minutes on a GPU."""
