@@ -11,6 +11,7 @@ from report_frames import DEFAULT, simulate
 from report_runs import manifest, new_trace, write_tables
 
 from dyn_probe.entanglement import cases, predicted_delta
+from dyn_probe.report.by_layer import cosine_parts
 from dyn_probe.report.verdicts import percent
 from dyn_probe.report.verdicts.prediction import alone
 from dyn_probe.report.verdicts.realised import measured, origin
@@ -80,7 +81,9 @@ def test_without_entanglement_no_layer_is_blamed(tmp_path: Path) -> None:
     tables["layers"]["grad_inner"] *= np.where(tables["layers"].layer == "head", -1.0, 1.0)
     verdict = only(layers(load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))))
     assert "against it work head" in verdict.sentence
-    assert sum(n.value for n in verdict.numbers if n.unit == "share") <= 1
+    parts = cosine_parts(tables["layers"][tables["layers"].step >= 108])
+    positive = parts[parts > 0]
+    assert value(verdict, "share of final_norm") == pytest.approx(parts["final_norm"] / positive.sum())
     tables["layers"]["grad_inner"] *= 0.01
     verdict = only(layers(load_trace(write_tables(tmp_path / "other", tables, manifest(DEFAULT)))))
     assert verdict.level == "ok" and "no entanglement to share out" in verdict.sentence

@@ -9,7 +9,7 @@ from report_frames import DEFAULT, simulate
 
 from dyn_probe.report import derived
 from dyn_probe.report.agreement import agreement, spearman
-from dyn_probe.report.changes import change, starts_at_reference
+from dyn_probe.report.changes import LEAST_PAIRS, change, starts_at_reference
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,15 @@ def test_change_falls_back_to_the_reference_only_if_training_began_there(pairs: 
     assert not starts_at_reference(away)
     other = change(away)
     assert other is not None and not other.paired and "different pairs" in other.basis
+
+
+def test_a_handful_of_same_pairs_yields_to_the_reference(pairs: pd.DataFrame) -> None:
+    start = set(pairs[pairs.step == 0].pair_id)
+    seen = pairs.groupby("step").pair_id.agg(lambda names: len(start & set(names)))
+    last = seen[(seen > 0) & (seen < LEAST_PAIRS)].index[-1]
+    few = pairs[pairs.step.isin([0, last])]
+    moved = change(few)
+    assert moved is not None and "against the reference" in moved.basis
 
 
 def test_agreement_counts_signs_and_correlates_ranks() -> None:

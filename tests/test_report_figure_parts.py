@@ -18,6 +18,7 @@ from dyn_probe.report.figures import COMPARISONS, FIGURES
 from dyn_probe.report.figures.clipping import MOST_POINTS, step_norms
 from dyn_probe.report.figures.mass import since_start
 from dyn_probe.report.frames import numbers, step_bins
+from dyn_probe.report.style import short
 from dyn_probe.trace.reader import Trace, load_trace
 
 RUNS = {
@@ -102,3 +103,8 @@ def test_text_from_the_data_is_never_read_as_mathematics(tmp_path: Path, traces:
     drawn(FIGURES["layers"].draw(trace))
     for row in COMPARISONS.values():
         drawn(row.draw({"$x_{$": trace, "a": run}))
+
+
+def test_long_names_are_cut_to_what_a_figure_has_room_for() -> None:
+    assert short("run") == "run"
+    assert short("x" * 99) == "x" * 27 + "…"
