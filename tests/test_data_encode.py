@@ -140,6 +140,16 @@ def test_pairs_that_cannot_be_trained_on_are_skipped_with_a_reason(
     assert not encoded and skipped[0].source == pair.source and reason in skipped[0].reason
 
 
+def test_keep_end_leaves_both_sides_the_same_prompt() -> None:
+    pair = PreferencePair(
+        "a prompt of many words that is long enough to be cut: ", "short", "a much longer response", "x"
+    )
+    (whole,) = encode([pair])
+    (cut,) = encode([pair], max_length=len(whole.rejected.ids) - 3, truncation="keep_end")
+    assert cut.chosen.start == cut.rejected.start == whole.chosen.start - 3
+    assert cut.chosen.ids[: cut.chosen.start] == cut.rejected.ids[: cut.rejected.start]
+
+
 def test_a_response_without_anything_before_it_is_skipped() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -74,7 +74,7 @@ def encode_pairs(
     encoded: dict[str, EncodedPair] = {}
     skipped: list[Skipped] = []
     for pair in pairs:
-        rows = [_cut(row, max_length, truncation) for row in _rows(pair, tokenizer)]
+        rows = _cut(_rows(pair, tokenizer), max_length, truncation)
         name = pair_id(rows[0].marked, rows[1].marked)
         reason = next((why for row in rows if (why := _unusable(row, max_length))), None)
         if reason is None and rows[0] == rows[1]:
@@ -124,11 +124,14 @@ def _plain_ids(text: str, tokenizer: Any, ended: bool) -> list[int]:
     return [*ids, end]
 
 
-def _cut(row: Row, max_length: int | None, truncation: str) -> Row:
-    over = 0 if max_length is None else max(len(row.ids) - max_length, 0)
+def _cut(rows: tuple[Row, Row], max_length: int | None, truncation: str) -> list[Row]:
+    """Both rows within the length. ``keep_end`` takes the same tokens off both prompts, so that they stay one prompt."""
+    if max_length is None:
+        return list(rows)
     if truncation == "keep_start":
-        return Row(row.ids[: len(row.ids) - over], row.start)
-    return Row(row.ids[over:], row.start - over)
+        return [Row(row.ids[:max_length], row.start) for row in rows]
+    over = max(0, *(len(row.ids) - max_length for row in rows))
+    return [Row(row.ids[over:], row.start - over) for row in rows]
 
 
 def _unusable(row: Row, max_length: int | None) -> str | None:
