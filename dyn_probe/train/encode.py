@@ -125,7 +125,7 @@ def _plain_ids(text: str, tokenizer: Any, ended: bool) -> list[int]:
 
 
 def _cut(rows: tuple[Row, Row], max_length: int | None, truncation: str) -> list[Row]:
-    """Both rows within the length. ``keep_end`` takes the same tokens off both prompts, so that they stay one prompt."""
+    """Both rows within the length. ``keep_end`` takes the same off both, so that they keep one prompt."""
     if max_length is None:
         return list(rows)
     if truncation == "keep_start":
