@@ -39,6 +39,7 @@ def _process(rank: int, segment: int) -> str:
 
 
 def parquet_file(run: Path, table: str) -> Path:
+    """The table's merged file."""
     return run / f"{table}.parquet"
 
 
