@@ -21,9 +21,7 @@ def word_tokenizer(words=WORDS, end="</s>"):
     vocabulary = {word: i for i, word in enumerate(["<unk>", end, "<pad>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token=end, pad_token="<pad>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token=end, pad_token="<pad>")
 
 
 def records(count=6):
