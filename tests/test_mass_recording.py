@@ -23,7 +23,7 @@ from dyn_probe.train.mass_rows import PROBE_FILE, choose_probes
 from dyn_probe.train.parallel import Processes
 from dyn_probe.train.setup import prepare
 
-RUN: dict[str, Any] = dict(steps=5, gram_every=0, realised=False, shaping=("gate-seq",))
+RUN: dict[str, Any] = dict(steps=5, gram_every=0, realised=False, shaping=("gate-seq:tau=0.006",))
 PROBED: dict[str, Any] = dict(mass_every=2, probe_size=3, probe_initial=True)
 KINDS = ("chosen", "chosen_initial", "rejected", "irr_train", "random_permute", "random_nonhum")
 
@@ -89,7 +89,8 @@ def test_run_json_holds_the_figures(runs: dict[str, Any]) -> None:
     trace = runs["with"][0]
     said, figures = trace.manifest["mass"], run_figures(trace.mass).row()
     assert {name: said[name] for name in figures} == pytest.approx(figures)
-    assert said["gating_rate"] == gating(trace.pairs, 0.10).rate
+    assert said["gating_rate"] == gating(trace.pairs, 0.006).rate
+    assert 0 < said["gating_rate"] < 1
     assert said["mean_gate"] == pytest.approx(trace.pairs["gate"].mean())
     assert set(said["kinds"]) == set(KINDS) and said["responses"] == 18
 
