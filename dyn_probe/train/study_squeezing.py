@@ -133,7 +133,8 @@ def warm_model(folder: Path, file: Path, texts: Sequence[str], preset: Preset, s
         read(model, tokenizer, texts, preset, seed, lambda loss: advance(1, f"loss {loss:.2f}"))
     save(model, tokenizer, folder)
     config = RunConfig(out=str(folder / "none"), model=str(folder), data=str(file), max_pairs=preset.pairs, seed=seed)
-    setup = prepare(replace(config, batch_size=preset.batch_size, eval_fraction=0.0))
+    with quiet():
+        setup = prepare(replace(config, batch_size=preset.batch_size, eval_fraction=0.0))
     steps = preset.sft_epochs * max(1, len(setup.pairs) // 16)
     with display.bar(f"seed {seed}: SFT", steps) as advance:
         supervised_stage(setup, setup.pairs, "sft", steps, preset.sft_lr, lambda loss: advance(1, f"loss {loss:.2f}"))
