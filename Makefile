@@ -20,7 +20,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(VENV)/.stamp-package  ## install, record a run on the built-in model and data, write its report
-	OMP_NUM_THREADS=1 $(BIN)/dyn-probe record --out $(RUN) --max-pairs 200 --mass-every 20 --tokens-every 20 --force
+	OMP_NUM_THREADS=1 $(BIN)/dyn-probe record --out $(RUN) --max-pairs 200 --update --mass-every 20 --tokens-every 20 --force
 	$(BIN)/dyn-probe report $(RUN) --force
 	@echo
 	@echo "The report is one file, made from the run just recorded:"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 REMEDIES: dict[str, str] = {
     "pairs.realised": "the same pairs measured again after the update (--realised)",
+    "pairs.update": "the change under the optimizer's own update (--update)",
     "pairs.batch_delta": "the full Gram of the batch (--gram-every)",
     "pairs.logp": "log-probabilities of the pairs",
     "pairs.ref_logp": "a reference policy",

@@ -85,6 +85,11 @@ class RunConfig:
     every: int = _option(1, "Record every so many steps.", least=1)
     gram_every: int = _option(10, "Record the batch's full Gram every so many steps; 0 never does.", least=0)
     realised: bool = _option(True, "Evaluate recorded pairs again after the step: the realised change.")
+    update: bool = _option(
+        False,
+        "Also record the first-order change under the optimizer's own update; it keeps a copy of the trained "
+        "weights and the activations of the step.",
+    )
     precompute_reference: bool = _option(
         True, "Take reference log-probabilities once, before training, instead of keeping a reference model."
     )

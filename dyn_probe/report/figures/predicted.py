@@ -23,19 +23,20 @@ MOST_POINTS = 3000
 
 def predicted(trace: Trace) -> Figure:
     """Shows: for each pair and step, the first-order prediction (horizontal) against the change measured
-    after the update (vertical). Left: predicted from the pair alone; right: from the whole batch. Both
+    after the update (vertical). Left: predicted from the pair alone; middle: from the whole batch. Both
     predictions are one plain gradient step at the recorded learning rate; the optimizer's own scaling,
-    momentum and clipping are not in them.
+    momentum and clipping are not in them. Right: along the optimizer's own update, with all of these in it.
 
     How to read: points in the shaded quadrants have the predicted sign. Look at signs and order: adaptive
     optimizers stretch the vertical axis. If the batch panel agrees and the pair panel does not, other pairs
     of the batch move this one. Points beyond the 1st and 99th percentile are drawn on the border;
     where the tails are long the axes are logarithmic beyond the median size.
 
-    Needs: realised changes; the right panel the full Gram of the batch.
+    Needs: realised changes; the middle panel the full Gram of the batch, the right one --update.
     """
-    figure, (left, right) = new_figure(2, height=3.9)
-    for ax, kind, title in ((left, "predicted", "Each pair alone"), (right, "batch", "Whole batch")):
+    figure, axes = new_figure(3, height=3.9, width=12.6)
+    kinds = (("predicted", "Each pair alone"), ("batch", "Whole batch"), ("update", "The optimizer's update"))
+    for ax, (kind, title) in zip(axes, kinds, strict=True):
         name_panel(ax, title, "realised change (nats per sequence)", "predicted change (nats per sequence)")
         needs = [f"pairs.{name}_delta_{side}" for name in (kind, "realised") for side in SIDES]
         lack = why_absent(trace, *needs)

@@ -52,7 +52,7 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
     "gradient": (spikes.spikes, spikes.zeros, gradients.fading, gradients.negative_pulls, gradients.clipping),
     "layers": (spread.layers,),
     "shaping": (shaped.gate, shaped.rho),
-    "prediction": (prediction.alone, prediction.batch),
+    "prediction": (prediction.alone, prediction.batch, prediction.update),
     "trust": (
         status.ending,
         status.certificate,

@@ -28,6 +28,11 @@ def batch(trace: Trace) -> list[Verdict]:
     return _compare(trace, "batch", "from the whole batch", "")
 
 
+def update(trace: Trace) -> list[Verdict]:
+    """The first-order change along the optimizer's own update against the realised change."""
+    return _compare(trace, "update", "along the optimizer's own update", "")
+
+
 def _compare(trace: Trace, kind: str, source: str, footing: str) -> list[Verdict]:
     found, base = {}, {}
     for side in SIDES:
