@@ -34,14 +34,20 @@ def strips(frame: pd.DataFrame) -> Figure:
         name_panel(ax, title, x="nats per sequence")
         for place, method in zip(places, methods, strict=True):
             dots = frame.loc[frame["method"] == method, column].to_numpy(dtype=float)
-            ax.scatter(dots, np.full(len(dots), place), s=22, color=RUN_COLOURS[0], alpha=0.8, linewidths=0, zorder=3)
+            first = ax is axes[0] and method == methods[0]
+            ax.scatter(
+                dots, np.full(len(dots), place), s=22, color=RUN_COLOURS[0], alpha=0.8, linewidths=0, zorder=3,
+                label="measured" if first else None,
+            )  # fmt: skip
             if column in PRINTED:
                 ax.scatter(
-                    getattr(PUBLISHED[method], column), place, s=34, facecolors="none", edgecolors=RUN_COLOURS[2]
-                )
+                    getattr(PUBLISHED[method], column), place, s=34, facecolors="none", edgecolors=RUN_COLOURS[2],
+                    label="published" if first else None,
+                )  # fmt: skip
         ax.axvline(0, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
         ax.set_yticks(places, methods if ax is axes[0] else [""] * len(methods))
         ax.grid(axis="x", color=GRID)
+    axes[0].legend(fontsize=7.5, frameon=False, loc="lower left", labelcolor=MUTED)
     return figure
 
 
