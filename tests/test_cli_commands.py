@@ -237,7 +237,14 @@ def test_ctrl_c_keeps_the_trace_and_says_so(tmp_path: Path) -> None:
         "--warmup-steps",
         "5",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits it as ignored
+    )
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not _has_rows(out):
         assert process.poll() is None, process.communicate()

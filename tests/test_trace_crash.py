@@ -312,7 +312,7 @@ def test_reading_while_it_is_written_and_merged(tmp_path: Path) -> None:
         writer.close()
         assert process.stdout
         seen = json.loads(process.stdout.read())
-    assert len(seen) > 5
+    assert len(seen) >= 2
     last = 0
     for _, pairs, steps in seen:
         assert pairs == list(range(len(pairs)))
