@@ -9,7 +9,9 @@ from reference.same_graph import gram_of
 
 from dyn_probe import PairBatch, pair_gradients, sequence_logps
 from dyn_probe.capture.spans import find_spans
+from dyn_probe.capture.uses import Span
 from dyn_probe.gram import linear, prefix
+from dyn_probe.gram.prefix import hull, work
 from dyn_probe.recording import pair_entries
 
 
@@ -50,29 +52,46 @@ def test_shared_prompts_are_exact(family, side, monkeypatch):
     assert error_of(make_model(family), long_prompts(side)) <= 1e-9
 
 
-def test_the_shorter_way_is_taken_and_would_be_caught(monkeypatch):
+@pytest.fixture
+def taken(monkeypatch):
+    """``(pairs in one product, shared positions)`` of every product."""
     monkeypatch.setattr(linear, "cheaper_by_tokens", lambda *_: True)
-    seen = []
-    honest = prefix._products
+    seen, honest = [], prefix._agreed
 
-    def wrong(*arguments):
-        seen.append(arguments[-1])
-        ww, ll, wl = honest(*arguments)
-        return (ww * 1.01 if arguments[-1] else ww), ll, wl
+    def agreed(chosen, *rest):
+        seen.append((len(chosen), honest(chosen, *rest)))
+        return seen[-1][1]
 
-    monkeypatch.setattr(prefix, "_products", wrong)
+    monkeypatch.setattr(prefix, "_agreed", agreed)
+    return seen
+
+
+def test_the_shorter_way_is_taken_and_would_be_caught(taken, monkeypatch):
+    honest = prefix._squared
+    monkeypatch.setattr(prefix, "_squared", lambda a, b, square: honest(a, b, square * 1.01))
     assert error_of(make_model("llama"), long_prompts()) > 1e-4
-    assert 20 in seen
+    assert (3, 20) in taken
 
 
-def test_dropout_makes_prompts_differ(monkeypatch):
+@pytest.mark.parametrize("together", [0.0, float("inf")])
+def test_pairs_one_by_one_and_all_together_are_exact(taken, together, monkeypatch):
+    monkeypatch.setattr(prefix, "TOGETHER", together)
+    assert error_of(make_model("gpt2"), long_prompts()) <= 1e-9
+    assert set(taken) == ({(3, 20)} if together else {(1, 20), (1, 22), (1, 24)})
+
+
+def test_pairs_of_very_unequal_lengths_go_one_by_one():
+    short, long = Span(0, 20, 0, 24, 8), Span(0, 200, 0, 180, 100)
+    assert hull([short, long]) == Span(0, 200, 0, 180, 8)
+    assert hull([Span(3, 9, 3, 8, 4), Span(1, 9, 1, 9, 5)]) == Span(1, 9, 1, 9, 5)
+    assert hull([Span(3, 9, 3, 8, 4), Span(1, 9, 2, 9, 0)]).shared == 0
+    assert 4 * work(hull([short] * 3 + [long])) > prefix.TOGETHER * (3 * work(short) + work(long))
+
+
+def test_dropout_makes_prompts_differ(taken):
     """Under dropout the two rows see other inputs at the same tokens; the shared way must not be taken."""
-    monkeypatch.setattr(linear, "cheaper_by_tokens", lambda *_: True)
-    seen = []
-    honest = prefix._products
-    monkeypatch.setattr(prefix, "_products", lambda *a: seen.append(a[-1]) or honest(*a))
     pair_gradients(make_model("gpt2", embd_pdrop=0.3), long_prompts())
-    assert set(seen) == {0}
+    assert {shared for _, shared in taken} == {0}
 
 
 def test_spans():

@@ -127,7 +127,7 @@ class Assembly:
         self._heads, self._held = {}, {}
         answers = {n: self.answers.get(n) for use in self.capture.uses for n in use.parameters.values()}
         zeros = torch.zeros(self.wanted.shape(), dtype=torch.float64, device=self.capture.anchor.device)
-        done = {name: zeros if answer is None else answer for name, answer in answers.items()}
+        done = {name: zeros if answer is None else self.wanted.symmetric(answer) for name, answer in answers.items()}
         if self._inverse is not None and not self._early:
             return {name: self.wanted.weighted(answer, self._inverse) for name, answer in done.items()}
         return done

@@ -124,13 +124,12 @@ def full_by_tokens(inputs: Tensor, outputs: Tensor) -> Tensor:
     """``[rows, rows]`` by token Grams, one row against all at a time."""
     rows, length, _ = inputs.shape
     a_all, b_all = inputs.flatten(0, 1), outputs.flatten(0, 1)
-    answer = torch.stack(
+    return torch.stack(
         [
             ((a_i @ a_all.T) * (b_i @ b_all.T)).view(length, rows, length).sum((0, 2))
             for a_i, b_i in zip(inputs, outputs, strict=True)
         ]
     ).double()
-    return (answer + answer.T) / 2
 
 
 def by_blocks(inputs: Tensor, outputs: Tensor, wanted: Wanted) -> Tensor:

@@ -53,6 +53,10 @@ class Wanted:
         stacked = torch.stack(list(grams))
         return torch.stack([stacked[:, 0, 0], stacked[:, 1, 1], stacked[:, 0, 1]], 1)
 
+    def symmetric(self, answer: Tensor) -> Tensor:
+        """``answer`` without what rounding left of a difference between ``(i, j)`` and ``(j, i)``."""
+        return (answer + answer.T) / 2 if self.full else answer
+
     def of_rows(self, values: Tensor) -> Tensor:
         """The answer from the gradients themselves, ``values [rows, n]``."""
         if self.full:
