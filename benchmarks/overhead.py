@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
+from common import peak_mib, timed
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dyn_probe import PairBatch, Probe, sequence_logps
@@ -88,16 +87,6 @@ def runner(variant: str, model, optimizer, batch):
     return lambda: train_step(model, optimizer, batch, probe)
 
 
-def timed(step, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def time_all(length: int, pairs: int, rounds: int, device: str) -> dict[str, list[float]]:
     """Seconds per step of each variant, taking turns."""
     model = gpt2_small(device)
@@ -109,7 +98,7 @@ def time_all(length: int, pairs: int, rounds: int, device: str) -> dict[str, lis
     seconds: dict[str, list[float]] = {v: [] for v in VARIANTS}
     for _ in range(rounds):
         for variant, step in steps.items():
-            seconds[variant].append(timed(step, device))
+            seconds[variant].append(timed(step, device)[0])
     return seconds
 
 
@@ -126,12 +115,7 @@ def print_peak(variant: str, length: int, pairs: int, device: str) -> None:
     step = runner(variant, model, optimizer, batch_of(pairs, length, device))
     for _ in range(3):
         step()
-    cuda = device == "cuda"
-    print(
-        torch.cuda.max_memory_allocated() / 2**20
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    )
+    print(peak_mib(device))
 
 
 def main() -> None:

@@ -5,27 +5,29 @@
 The model has GPT-2 small's shape (124 M parameters, tied head, random weights); both responses have ``--tokens``
 tokens, so the plain way holds twice as many gradients of the model's size (16 GB at 16). The variants take turns; the
 table shows median seconds, the ratio to ``token_gram``, and the peak memory of a fresh process per variant beyond that
-of the loaded model. It also prints by how much the two answers differ.
+of the loaded model, with a training step's for comparison. It also prints by how much the two answers differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
+from common import peak_mib, timed
+from overhead import dpo_loss
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from dyn_probe import PairBatch, token_gram, token_logps
+from dyn_probe import PairBatch, sequence_logps, token_gram, token_logps
 from dyn_probe.pairs import batch_logits
 
 VARIANTS = ("token_gram", "a backward per token")
+STEP = "a training step"
+"""Two steps of DPO with AdamW on the same pair: for comparison of the memory only."""
 TINY = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 1000, "bos_token_id": 0, "eos_token_id": 0}
 
 
@@ -59,22 +61,24 @@ def backward_per_token(model: GPT2LMHeadModel, batch: PairBatch) -> torch.Tensor
     return torch.stack([torch.stack([a @ b for b in grads[half:]]) for a in grads[:half]])
 
 
+def training_steps(model: GPT2LMHeadModel, batch: PairBatch) -> torch.Tensor:
+    """Two steps, so that AdamW's moments stand beside the second one's gradients."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    for _ in range(2):
+        loss = dpo_loss(sequence_logps(model, batch))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
 def runner(variant: str, model: GPT2LMHeadModel, batch: PairBatch) -> Callable[[], torch.Tensor]:
     """A function that computes the chosen-against-rejected Gram by the variant."""
     if variant == "token_gram":
         return lambda: token_gram(model, batch).chosen_rejected
+    if variant == STEP:
+        return lambda: training_steps(model.train(), batch)
     return lambda: backward_per_token(model, batch)
-
-
-def timed(call: Callable[[], torch.Tensor], device: str) -> tuple[float, torch.Tensor]:
-    """(seconds, answer)."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    answer = call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, answer
 
 
 def peak(variant: str, options: argparse.Namespace) -> float:
@@ -85,20 +89,13 @@ def peak(variant: str, options: argparse.Namespace) -> float:
     return float(done.stdout.strip().splitlines()[-1])
 
 
-def memory(device: str) -> float:
-    """Peak memory of this process so far, MiB."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def print_peak(options: argparse.Namespace) -> None:
     """Run one variant once and print the memory it took beyond the loaded model."""
     model = model_of(options.device, options.tiny)
     batch = pair_of(model, options.prompt, options.tokens, options.device)
-    call, before = runner(options.peak, model, batch), memory(options.device)
+    call, before = runner(options.peak, model, batch), peak_mib(options.device)
     call()
-    print(memory(options.device) - before)
+    print(peak_mib(options.device) - before)
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
@@ -126,7 +123,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a model of two small layers, to try the script")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--json", help="also write the numbers to this file")
-    parser.add_argument("--peak", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=(*VARIANTS, STEP), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         print_peak(options)
@@ -146,6 +143,9 @@ def main() -> None:
         shown = "" if found is None else f"{found:10.0f}"
         print(f"{variant:<24}{middle:>9.3f}{middle / base:>8.2f}{shown}", flush=True)
         results[variant] = {"seconds": middle, "peak_mib": found}
+    if not options.no_memory:
+        results[STEP] = {"seconds": None, "peak_mib": peak(STEP, options)}
+        print(f"{STEP:<24}{'':>17}{results[STEP]['peak_mib']:10.0f}")
     print(f"largest difference of the answers, relative to the largest entry: {apart:.1e}")
     if options.json:
         with open(options.json, "w") as file:
