@@ -9,9 +9,10 @@ import torch
 from families import FAMILIES, double_throughout, make_batch, make_model
 from reference.token_gradients import token_gradients
 from test_engine_models import OnlyGeneric, Shared, TopLevelParameter, TransposedTie
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dyn_probe import BadInput, pair_gradients, token_gram
-from dyn_probe.gram import linear, token_products
+from dyn_probe.gram import linear, token_products, tokens
 
 
 @pytest.fixture(autouse=True)
@@ -78,22 +79,26 @@ def test_tiles_and_passes_do_not_change_the_answer(tile, budget):
     assert error_of(token_gram(model, batch, 2, tile=tile, budget=budget), *slow(model, batch, 2)) <= 1e-9
 
 
-@pytest.mark.parametrize("kind", [OnlyGeneric, TopLevelParameter, Shared, TransposedTie])
-def test_hand_written_models(kind):
-    class Named(kind):
+def with_output(model):
+    """The same model with transformers' kind of output, for the slow twin."""
+
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class Named(type(model)):
         def forward(self, input_ids, attention_mask=None):
-            class Output:
-                logits = super(Named, self).forward(input_ids)
+            return Output(super().forward(input_ids))
 
-            return Output
-
-    class Wrapped(kind):
-        pass
-
-    model, batch = Wrapped(), make_batch()
     twin = Named()
     twin.load_state_dict(model.state_dict())
-    assert error_of(token_gram(model, batch, 0, tile=4), *slow(twin, batch, 0)) <= 1e-9
+    return twin
+
+
+@pytest.mark.parametrize("kind", [OnlyGeneric, TopLevelParameter, Shared, TransposedTie])
+def test_hand_written_models(kind):
+    model, batch = kind(), make_batch()
+    assert error_of(token_gram(model, batch, 0, tile=4), *slow(with_output(model), batch, 0)) <= 1e-9
 
 
 @pytest.mark.parametrize("params", ["head", "last-block", r"mlp\.c_proj", "ln_f"])
@@ -104,11 +109,50 @@ def test_a_subset_of_the_parameters(params, tie):
     assert error_of(found, *slow(model, batch, 0, set(found.parameters))) <= 1e-9
 
 
-def test_a_wide_head_is_exact(monkeypatch):
-    monkeypatch.setattr(linear, "WIDE", 64)
-    for tie in (True, False):
-        model, batch = make_model("llama", tie_word_embeddings=tie), make_batch()
-        assert error_of(token_gram(model, batch, 0, tile=4), *slow(model, batch, 0)) <= 1e-9
+@pytest.mark.parametrize("wide", [16, 64])
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wide_layers_are_exact(family, tie, wide, monkeypatch):
+    """Wide means many outputs, not "head": with 16 every hidden layer is wide too, with 64 most often the head alone.
+
+    Tiles of one token and of four: a row whose gradient has one live position stands beside rows with several.
+    """
+    monkeypatch.setattr(linear, "WIDE", wide)
+    model, batch = make_model(family, tie_word_embeddings=tie), make_batch()
+    for tile in (1, 4):
+        assert error_of(token_gram(model, batch, 1, tile=tile), *slow(model, batch, 1)) <= 1e-9
+
+
+def wide_llama():
+    """Two layers whose MLP is as wide as a small vocabulary, unpatched."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=8, intermediate_size=linear.WIDE, num_hidden_layers=2, num_attention_heads=2)
+    config = LlamaConfig(vocab_size=97, max_position_embeddings=64, **sizes)
+    return LlamaForCausalLM._from_config(config, attn_implementation="eager").double()
+
+
+def test_a_really_wide_mlp_is_exact():
+    model, batch = wide_llama(), make_batch()
+    found = token_gram(model, batch, 0)
+    assert error_of(found, *slow(model, batch, 0)) <= 1e-9
+    pairs = pair_gradients(model.eval(), batch)
+    assert float(found.chosen.sum()) == pytest.approx(float(pairs.norm_chosen[0]) ** 2, rel=1e-9)
+
+
+def test_keeping_one_position_of_a_wide_layer_is_caught(monkeypatch):
+    def first_live(factor):
+        return (factor.grads != 0).any(-1).long().argmax(1)
+
+    monkeypatch.setattr(tokens, "one_position_per_row", first_live)
+    model, batch = wide_llama(), make_batch()
+    assert error_of(token_gram(model, batch, 0), *slow(model, batch, 0)) > 1e-4
+
+
+@pytest.mark.parametrize("kind", [OnlyGeneric, TopLevelParameter, Shared, TransposedTie])
+def test_wide_layers_of_hand_written_models(kind, monkeypatch):
+    monkeypatch.setattr(linear, "WIDE", 16)
+    model, batch = kind(), make_batch()
+    assert error_of(token_gram(model, batch, 0, tile=4), *slow(with_output(model), batch, 0)) <= 1e-9
 
 
 def test_lora():

@@ -1,12 +1,12 @@
 """Products between parts: what one use of a parameter left for one tile of tokens.
 
 Letters: ``n`` tokens of a tile, ``P`` positions, ``A [P, p]`` inputs that all rows share,
-``B [n, P, q]`` output-gradients.
+``B [n, P, q]`` output-gradients. A point has one live position per row: ``A [n, p]``, ``B [n, q]``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,38 +21,40 @@ class Part:
 
     kind: str
     start: int
-    use: str
     shared: Tensor
     grads: Tensor
 
 
-def outer_part(factor: Outer, start: int, use: str) -> Part:
+def outer_part(factor: Outer, start: int) -> Part:
     """``grad_i = Σ_t B_i[t] ⊗ A[t]`` with the inputs of the first row."""
-    part = Part("outer", start, use, upcast(factor.inputs[0]), upcast(factor.grads))
-    return Part("outer-transposed", *part_fields(part)) if factor.transposed else part
+    kind = "outer-transposed" if factor.transposed else "outer"
+    return Part(kind, start, upcast(factor.inputs[0]), upcast(factor.grads))
 
 
-def part_fields(part: Part) -> tuple[int, str, Tensor, Tensor]:
-    """A part's fields behind its kind."""
-    return part.start, part.use, part.shared, part.grads
-
-
-def lookup_part(factor: Lookup, start: int, use: str) -> Part:
+def lookup_part(factor: Lookup, start: int) -> Part:
     """``grad_i = Σ_t e_{x[t]} ⊗ D_i[t]``."""
-    return Part("lookup", start, use, factor.ids[0], upcast(factor.grads))
+    return Part("lookup", start, factor.ids[0], upcast(factor.grads))
 
 
-def point_part(factor: Outer, start: int, use: str) -> Part:
-    """A head's use: row i has a gradient at the one position that predicts its token, so ``A [n, p]``, ``B [n, V]``."""
-    alive = ~((factor.grads.amax(-1) == 0) & (factor.grads.amin(-1) == 0))
-    position = alive.long().argmax(1)
+def one_position_per_row(factor: Outer) -> Tensor | None:
+    """``[n]`` the only position of each row that has a gradient; None if any row has more than one.
+
+    A head has one: row i has a gradient where its token is predicted. A hidden layer mostly has more.
+    """
+    alive = ~((factor.grads.amax(-1) == 0) & (factor.grads.amin(-1) == 0))  # NaN counts as alive
+    return alive.long().argmax(1) if bool((alive.sum(1) <= 1).all()) else None
+
+
+def point_part(factor: Outer, position: Tensor, start: int) -> Part:
+    """``grad_i = B_i ⊗ A_i`` at each row's one live position: ``A [n, p]``, ``B [n, q]``."""
+    kind = "point-transposed" if factor.transposed else "point"
     rows = torch.arange(len(position), device=position.device)
-    return Part("point", start, use, upcast(factor.inputs[rows, position]), upcast(factor.grads[rows, position]))
+    return Part(kind, start, upcast(factor.inputs[rows, position]), upcast(factor.grads[rows, position]))
 
 
-def dense_part(values: Tensor, start: int, use: str) -> Part:
+def dense_part(values: Tensor, start: int) -> Part:
     """Gradients as they are, ``[n, m]``."""
-    return Part("dense", start, use, values.new_zeros(0), values)
+    return Part("dense", start, values.new_zeros(0), values)
 
 
 def part_products(chosen: Sequence[Part], rejected: Sequence[Part]) -> Tensor:
@@ -78,30 +80,43 @@ def tokens(parts: Sequence[Part]) -> int:
 
 def product(left: Part, right: Part) -> Tensor:
     """``[n, n']`` inner products of two parts of one parameter."""
-    kinds = (left.kind, right.kind)
-    if kinds in (("outer", "outer"), ("outer-transposed", "outer-transposed")):
-        return _through(left.grads, (left.shared @ right.shared.T).to(left.grads.dtype), right.grads)
-    if kinds == ("lookup", "lookup"):
-        match = (left.shared[:, None] == right.shared[None, :]).to(left.grads.dtype)
-        return _through(left.grads, match, right.grads)
-    if kinds == ("point", "point"):
-        return (left.shared @ right.shared.T) * (left.grads @ right.grads.T)
-    if kinds == ("dense", "dense"):
-        return left.grads @ right.grads.T
-    if kinds == ("point", "lookup"):
-        return _head_and_table(left, right)
-    if kinds == ("lookup", "point"):
-        return _head_and_table(right, left).T
-    if kinds == ("outer", "lookup"):
-        return _outer_and_table(left, right)
-    if kinds == ("lookup", "outer"):
-        return _outer_and_table(right, left).T
-    raise AssertionError(f"no product of {kinds}")
+    found = PRODUCTS.get((left.kind, right.kind))
+    if found is not None:
+        return found(left, right)
+    turned = PRODUCTS.get((right.kind, left.kind))
+    assert turned is not None, f"no product of {left.kind} and {right.kind}"
+    return turned(right, left).T
+
+
+def _outers(left: Part, right: Part) -> Tensor:
+    """``⟨B_i, S B'_j⟩`` with ``S = A A'ᵀ``."""
+    return _through(left.grads, (left.shared @ right.shared.T).to(left.grads.dtype), right.grads)
+
+
+def _lookups(left: Part, right: Part) -> Tensor:
+    """The same with ``S[t, s] = [x_t = x'_s]``."""
+    match = (left.shared[:, None] == right.shared[None, :]).to(left.grads.dtype)
+    return _through(left.grads, match, right.grads)
 
 
 def _through(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
     """``⟨B_i, S B'_j⟩``."""
     return left.flatten(1) @ torch.einsum("ts,nsq->ntq", middle, right).flatten(1).T
+
+
+def _points(left: Part, right: Part) -> Tensor:
+    """``(A_i·A'_j) (B_i·B'_j)``."""
+    return (left.shared @ right.shared.T) * (left.grads @ right.grads.T)
+
+
+def _point_and_outer(point: Part, outer: Part) -> Tensor:
+    """``Σ_t (A_i·A'[t]) (B_i·B'_j[t])``."""
+    outputs = torch.einsum("iq,jtq->jit", point.grads, outer.grads)
+    return (outputs * (point.shared @ outer.shared.T).to(outputs.dtype)).sum(2).T
+
+
+def _dense(left: Part, right: Part) -> Tensor:
+    return left.grads @ right.grads.T
 
 
 def _head_and_table(head: Part, table: Part) -> Tensor:
@@ -116,3 +131,18 @@ def _outer_and_table(outer: Part, table: Part) -> Tensor:
     columns = outer.grads[:, :, table.shared]
     mixed = torch.einsum("its,td->isd", columns, outer.shared.to(columns.dtype))
     return mixed.flatten(1) @ table.grads.to(mixed.dtype).flatten(1).T
+
+
+PRODUCTS: dict[tuple[str, str], Callable[[Part, Part], Tensor]] = {
+    ("outer", "outer"): _outers,
+    ("outer-transposed", "outer-transposed"): _outers,
+    ("point", "point"): _points,
+    ("point-transposed", "point-transposed"): _points,
+    ("point", "outer"): _point_and_outer,
+    ("point-transposed", "outer-transposed"): _point_and_outer,
+    ("lookup", "lookup"): _lookups,
+    ("point", "lookup"): _head_and_table,
+    ("outer", "lookup"): _outer_and_table,
+    ("dense", "dense"): _dense,
+}
+"""Kinds that can meet in one parameter → their products; the other order is the transpose."""

@@ -22,7 +22,15 @@ from dyn_probe.gram.api import backward_only
 from dyn_probe.gram.coverage import check_coverage, check_rows
 from dyn_probe.gram.factors import Lookup, Outer, upcast
 from dyn_probe.gram.table import KINDS
-from dyn_probe.gram.token_products import Part, dense_part, lookup_part, outer_part, part_products, point_part
+from dyn_probe.gram.token_products import (
+    Part,
+    dense_part,
+    lookup_part,
+    one_position_per_row,
+    outer_part,
+    part_products,
+    point_part,
+)
 from dyn_probe.pairs import PairBatch, logps_of_tokens
 
 BUDGET = 1 << 30
@@ -156,14 +164,13 @@ def _collect(
 
 def _part(factor: object, start: int, call: Call) -> Part:
     """What one use of one tile leaves, small: inputs once for all rows, output-gradients per row."""
-    if isinstance(factor, Outer) and factor.wide:
-        return point_part(factor, start, call.use.name)
     if isinstance(factor, Outer):
-        return outer_part(factor, start, call.use.name)
+        points = one_position_per_row(factor) if factor.wide else None
+        return outer_part(factor, start) if points is None else point_part(factor, points, start)
     if isinstance(factor, Lookup):
-        return lookup_part(factor, start, call.use.name)
+        return lookup_part(factor, start)
     values = torch.stack([upcast(factor.dense(row)) for row in range(call.rows)])  # type: ignore[attr-defined]
-    return dense_part(values, start, call.use.name)
+    return dense_part(values, start)
 
 
 def select_parameters(model: nn.Module, params: str) -> set[str]:
