@@ -22,7 +22,12 @@ def make_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter], lr: fl
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
-    """η of a step: rising over the warm-up, then constant, or falling to 0 at the last step."""
+    """η of step k of n, counted from 0, with w steps of warm-up.
+
+    In the warm-up (k+1)/(w+1) of the peak, so that already the first step moves; then, as in the schedules of
+    transformers, all of it (constant), its share (n−k)/(n−w) (linear), or ½(1 + cos π(k−w)/(n−w)) (cosine). The
+    last step is above 0.
+    """
     assert config.lr is not None, "with_model_defaults fills it in"
     if step < config.warmup_steps:
         return config.lr * (step + 1) / (config.warmup_steps + 1)
