@@ -1,7 +1,8 @@
-"""``dyn-probe methods``: objectives and shapings, their formulas and options."""
+"""``dyn-probe methods``: objectives, warm-up stages and shapings, their formulas, defaults and papers."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,7 +10,12 @@ import typer
 from dyn_probe.errors import BadInput
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dyn_probe.objectives import Method
+
+WIDTH = 100
+"""Columns of the tables where no terminal and no COLUMNS says how many there are."""
 
 
 def methods(
@@ -17,13 +23,13 @@ def methods(
         str | None, typer.Argument(metavar="[NAME]", help="Explain one; without it, list all of them.")
     ] = None,
 ) -> None:
-    """List the objectives and shapings, or explain one: formula, options, dynamics, source."""
+    """List the objectives and shapings with formulas, defaults and papers, or explain one of them."""
     from dyn_probe.objectives import describe
     from dyn_probe.train.choices import unknown
 
     rows = describe()
     if name is None:
-        typer.echo("\n".join(_overview(rows)))
+        _print_overview(rows)
         return
     found = next((row for row in rows if row.name == name), None)
     if found is None:
@@ -31,17 +37,43 @@ def methods(
     typer.echo("\n".join(_explained(found)))
 
 
-def _overview(rows: list[Method]) -> list[str]:
-    width = max(len(row.name) for row in rows)
-    lines = []
-    for kind in dict.fromkeys(row.kind for row in rows):
-        lines += [f"{kind.capitalize()}s (--{kind} NAME)"]
-        lines += [f"  {row.name:{width}}  {row.formula}" for row in rows if row.kind == kind] + [""]
-    return [*lines, "Next: dyn-probe methods NAME"]
+def _print_overview(rows: list[Method]) -> None:
+    from rich.console import Console
+
+    from dyn_probe.objectives.describe import KINDS
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH
+    widths = (max(len(row.name) for row in rows), max(len(text) for row in rows for text in row.defaults))
+    for kind, flag in KINDS.items():
+        console.print(f"{kind.capitalize()}s ({flag})", style="bold", markup=False)
+        console.print(_table([row for row in rows if row.kind == kind], *widths))
+    typer.echo("Next: dyn-probe methods NAME")
+
+
+def _table(rows: list[Method], name: int, default: int) -> Table:
+    """A line per method, wrapped within its columns.
+
+    Args:
+        name, default: least widths at which no name and no default is broken.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False)
+    table.add_column("name", no_wrap=True, min_width=name)
+    table.add_column("formula", ratio=4, overflow="fold")
+    table.add_column("defaults", min_width=default)
+    table.add_column("paper", ratio=3, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, (row.name, row.formula, "\n".join(row.defaults) or "–", row.paper)))
+    return table
 
 
 def _explained(row: Method) -> list[str]:
-    other = "Shapings" if row.kind == "objective" else "Objectives"
+    other = "Objectives" if row.kind == "shaping" else "Shapings"
     parts = {
         "Formula": row.formula,
         "When": row.when,
@@ -52,6 +84,6 @@ def _explained(row: Method) -> list[str]:
         "Note": row.notes,
     }
     lines = [f"{row.kind} {row.name}", *(f"{label + ':':10} {text}" for label, text in parts.items() if text)]
-    flag = "--set" if row.kind == "objective" else f"--shaping {row.name}:"
+    flag = f"--shaping {row.name}:" if row.kind == "shaping" else "--set "
     options = [f"  {option}" for option in row.options]
-    return [*lines, *([f"Options ({flag} NAME=VALUE)".replace(": ", ":"), *options] if options else [])]
+    return [*lines, *([f"Options ({flag}NAME=VALUE)", *options] if options else [])]

@@ -45,6 +45,11 @@ def objectives() -> str:
     return _methods("objective")
 
 
+def warm_up_stages() -> str:
+    """Every warm-up stage: an overview, then a section each."""
+    return _methods("warm-up stage")
+
+
 def shapings() -> str:
     """Every shaping: an overview, then a section each."""
     return _methods("shaping")
@@ -52,12 +57,16 @@ def shapings() -> str:
 
 def _methods(kind: str) -> str:
     rows = [row for row in describe() if row.kind == kind]
-    overview = _table((kind, "formula"), ((f"[`{row.name}`](#{row.name})", _code(row.formula)) for row in rows))
+    overview = _table((kind, "formula", "defaults", "paper"), map(_overview, rows))
     return "\n\n".join([overview, *map(_method, rows)])
 
 
+def _overview(row: Method) -> tuple[str, ...]:
+    return f"[`{row.name}`](#{row.name})", _code(row.formula), ", ".join(map(_code, row.defaults)) or "–", row.paper
+
+
 def _method(row: Method) -> str:
-    other = "Shapings" if row.kind == "objective" else "Objectives"
+    other = "Objectives" if row.kind == "shaping" else "Shapings"
     facts = [
         ("Use it", row.when),
         ("Dynamics", row.dynamics),
@@ -115,6 +124,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "objectives": objectives,
+    "warm-up-stages": warm_up_stages,
     "shapings": shapings,
     "figures": figures,
     "verdicts": verdicts,

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from dyn_probe_cli.app import COMMANDS, app, main
 from loop_runs import run
 
-from dyn_probe.objectives import OBJECTIVES, SHAPINGS
+from dyn_probe.objectives import OBJECTIVES, SHAPINGS, describe
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.config import OPTIONS
 
@@ -201,10 +202,37 @@ def test_a_wrong_ranking_or_format_prints_the_choices(
 def test_methods_lists_every_objective_and_shaping(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
     assert call(["methods"], monkeypatch) == 0
     lines = capsys.readouterr().out.splitlines()
-    for row in (*OBJECTIVES.values(), *SHAPINGS.values()):
-        assert any(line.split()[:1] == [row.name] and line.endswith(row.formula) for line in lines)
+    for row in describe():
+        line = next(line for line in lines if line.split()[:1] == [row.name])
+        assert row.formula in line and row.paper in line
+        below = lines[lines.index(line) :][: max(1, len(row.defaults))]
+        assert all(default in text.split() for default, text in zip(row.defaults, below, strict=False))
+
+
+def test_methods_puts_the_warm_up_stages_under_a_heading_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["methods"], monkeypatch) == 0
+    said = capsys.readouterr().out
+    objectives, found, rest = said.partition("Warm-up stages (--sft-objective NAME)")
+    stages, also_found, _ = rest.partition("Shapings (--shaping NAME)")
+    assert said.startswith("Objectives (--objective NAME)") and found and also_found
+    assert "sft" not in objectives and {"sft", "extended_sft"} <= set(stages.split())
+
+
+def test_methods_fits_a_hundred_columns_without_breaking_a_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert call(["methods"], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 100 + 2  # two letters carry a combining bar
+    assert all(text in said.split() for row in describe() for text in (row.name, *row.defaults))
+    letters = "".join(said.split())
+    assert all(word in letters for row in describe() for word in re.findall(r"\d{4}\.\d{5}", row.paper))
 
 
 @pytest.mark.parametrize("name", [*OBJECTIVES, *SHAPINGS])

@@ -14,7 +14,7 @@ import typer
 from dyn_probe_cli.app import app
 from families import FAMILIES
 
-from dyn_probe.objectives import OBJECTIVES, SHAPINGS
+from dyn_probe.objectives import OBJECTIVES, SHAPINGS, describe
 from dyn_probe.report.figures import FIGURES
 from dyn_probe.trace.schema import TABLES
 
@@ -54,6 +54,23 @@ def command_names() -> list[str]:
 def test_every_row_of_the_tables_is_in_the_docs(page: str, names: list[str]) -> None:
     assert names
     assert absent(names, (DOCS / page).read_text(encoding="utf-8")) == []
+
+
+def test_the_overview_of_methods_has_formulas_defaults_and_papers() -> None:
+    text = (DOCS / "methods.md").read_text(encoding="utf-8")
+    for row in describe():
+        defaults = ", ".join(f"`{default}`" for default in row.defaults) or "–"
+        formula = row.formula.replace("|", "∣")
+        assert f"| [`{row.name}`](#{row.name}) | `{formula}` | {defaults} | {row.paper} |\n" in text
+
+
+def test_warm_up_stages_stand_under_a_heading_of_their_own() -> None:
+    text = (DOCS / "methods.md").read_text(encoding="utf-8")
+    objectives, _, rest = text.partition("\n## Warm-up stages (`--sft-objective NAME`)\n")
+    stages, _, _ = rest.partition("\n## Shapings (`--shaping NAME`)\n")
+    for row in describe():
+        assert (f"### {row.name}\n" in objectives) is (row.kind == "objective")
+        assert (f"### {row.name}\n" in stages) is (row.kind == "warm-up stage")
 
 
 def test_a_missing_row_is_found() -> None:

@@ -25,9 +25,12 @@ from dyn_probe.objectives import (
     pulls,
     resolve_hyper,
 )
+from dyn_probe.objectives.describe import KINDS
 from dyn_probe.objectives.options import OPTIONS
 from dyn_probe.objectives.terms import MEANINGS
 from dyn_probe.trace.schema import PAIRS
+from dyn_probe.train.config import OPTIONS as CONFIG
+from dyn_probe.train.objective import STAGES
 
 
 def simple(**more: Any) -> Terms:
@@ -78,7 +81,10 @@ def test_all_shapings_that_compose_fill_their_columns_and_keep_pulls_finite(name
 
 
 def test_unknown_names_are_answered_with_the_choices() -> None:
-    with pytest.raises(BadInput, match=rf"unknown objective 'dopo'.*{', '.join(OBJECTIVES)}"):
+    choices = (
+        f"{', '.join(name for name in OBJECTIVES if name not in STAGES)} (or a warm-up stage: {', '.join(STAGES)})"
+    )
+    with pytest.raises(BadInput, match=rf"unknown objective 'dopo'.*{re.escape(choices)}"):
         pair_loss("dopo", simple())
     with pytest.raises(BadInput, match=rf"unknown shaping 'gate'.*{', '.join(SHAPINGS)}"):
         parse_shaping("gate")
@@ -186,12 +192,23 @@ def test_float_terms_keep_the_precision_of_the_log_probabilities() -> None:
 def test_describe_says_everything_of_every_row() -> None:
     rows = describe()
     assert [(r.kind, r.name) for r in rows] == [
-        *(("objective", name) for name in OBJECTIVES), *(("shaping", name) for name in SHAPINGS)
-    ]  # fmt: skip
+        *(("objective", name) for name in OBJECTIVES if name not in STAGES),
+        *(("warm-up stage", name) for name in STAGES),
+        *(("shaping", name) for name in SHAPINGS),
+    ]
+    assert set(KINDS) == {row.kind for row in rows}
     for row in rows:
         assert row.formula and row.paper and row.when.endswith(".") and row.dynamics.endswith(".")
         assert not row.notes or row.notes.endswith(".")
-        table: Any = OBJECTIVES if row.kind == "objective" else SHAPINGS
+        table: Any = SHAPINGS if row.kind == "shaping" else OBJECTIVES
         assert [option.partition("=")[0] for option in row.options] == list(table[row.name].defaults)
+        assert [option.partition("=")[0] for option in row.defaults] == list(table[row.name].defaults)
         assert re.search(r"arXiv \d{4}\.\d{5}", row.paper)
+    assert rows[0].defaults == ("beta=0.1", "label_smoothing=0")
     assert rows[0].options[0] == "beta=0.1: β, how strongly log-ratios are held near the reference, a number above 0"
+
+
+def test_the_stages_are_those_of_the_loop_and_the_command_line() -> None:
+    marked = tuple(name for name, row in OBJECTIVES.items() if row.stage)
+    assert marked == STAGES == CONFIG["sft_objective"].choices
+    assert not any(OBJECTIVES[name].shapings for name in STAGES)

@@ -13,7 +13,7 @@ from dyn_probe.objectives.table import Objective, Shaping
 
 @dataclass(frozen=True)
 class Method:
-    """One objective or shaping as text.
+    """One objective, warm-up stage or shaping as text; ``kind`` says which.
 
     ``options`` has one line per option: ``name=default: letter, meaning, values``. ``needs`` names what it
     reads beside log-probabilities and lengths; ``composes_with`` an objective's shapings, or a shaping's
@@ -31,11 +31,28 @@ class Method:
     dynamics: str
     notes: str
 
+    @property
+    def defaults(self) -> tuple[str, ...]:
+        """``name=default`` of every option."""
+        return tuple(line.partition(":")[0] for line in self.options)
+
+
+KINDS = {
+    "objective": "--objective NAME",
+    "warm-up stage": "--sft-objective NAME",
+    "shaping": "--shaping NAME",
+}
+"""Kind of method → how one is chosen on the command line."""
+
 
 def describe() -> list[Method]:
-    """A row for every objective and then every shaping, in the tables' order."""
-    objectives = [_method("objective", o, o.needs(o.defaults), o.shapings) for o in OBJECTIVES.values()]
-    return objectives + [_method("shaping", s, s.needs, composes_with(s.name)) for s in SHAPINGS.values()]
+    """A row for every objective, then every warm-up stage, then every shaping, in the tables' order."""
+    losses = [
+        _method("warm-up stage" if o.stage else "objective", o, o.needs(o.defaults), o.shapings)
+        for o in OBJECTIVES.values()
+    ]
+    shapings = [_method("shaping", s, s.needs, composes_with(s.name)) for s in SHAPINGS.values()]
+    return sorted(losses + shapings, key=lambda row: list(KINDS).index(row.kind))
 
 
 def _method(kind: str, row: Objective | Shaping, needs: tuple[str, ...], fits: tuple[str, ...]) -> Method:

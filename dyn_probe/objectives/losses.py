@@ -155,17 +155,20 @@ _ROWS = (
         "sft", formulas.sft, {}, False,
         formula="−ā",
         paper="supervised fine-tuning; its dynamics: Ren & Sutherland 2024 (arXiv 2407.10490)",
-        when="Before preference training, or as the control: what imitation alone does to rejected.",
+        when="The warm-up before preference training: the policy learns to write the chosen responses; the "
+        "reference is frozen after it.",
         dynamics="d_l = 0: chosen rises, and rejected moves by d_w⟨g_w,g_l⟩, up where the gradients are "
         "aligned.",
+        stage=True,
     ),
     Objective(
         "extended_sft", formulas.extended_sft, {}, False,
         formula="−ā − b̄",
         paper="Ren & Sutherland 2024 (arXiv 2407.10490)",
-        when="Before preference training, against squeezing.",
+        when="The warm-up before preference training, where squeezing is feared.",
         dynamics="Pulls up both responses (d_l = −1/n_l): rejected starts preference training less "
         "improbable, and a negative gradient on it squeezes less.",
+        stage=True,
     ),
 )  # fmt: skip
 
@@ -177,7 +180,8 @@ def objective(name: str | Objective) -> Objective:
     if isinstance(name, Objective):
         return name
     if name not in OBJECTIVES:
-        raise BadInput(f"unknown objective {name!r}; choose one of: {', '.join(OBJECTIVES)}")
+        trained, stages = (", ".join(row.name for row in _ROWS if row.stage is stage) for stage in (False, True))
+        raise BadInput(f"unknown objective {name!r}; choose one of: {trained} (or a warm-up stage: {stages})")
     return OBJECTIVES[name]
 
 

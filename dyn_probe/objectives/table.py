@@ -25,6 +25,7 @@ class Objective:
         needs_reference: whether ``r_w`` and ``r_l`` enter.
         terms: further terms it needs; ``terms_if[option]``: those it needs where a switch is on.
         shapings: names of the shapings (SHAPINGS) it composes with.
+        stage: whether it is a warm-up stage (--sft-objective) and no objective of preference training.
         when, dynamics, notes: for the reader: when to use it, how its pulls behave, and choices we made.
     """
 
@@ -40,6 +41,7 @@ class Objective:
     terms: tuple[str, ...] = ()
     terms_if: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shapings: tuple[str, ...] = ()
+    stage: bool = False
 
     def needs(self, hyper: Mapping[str, Value]) -> tuple[str, ...]:
         """Names of the terms the loss reads beside a, b, n_w and n_l."""
