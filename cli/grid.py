@@ -16,7 +16,7 @@ def grid(
         list[str] | None,
         typer.Option(
             metavar="OBJECTIVE[+SHAPING]",
-            help="A method, e.g. ipo or dpo+gate-seq:form=gradient; repeatable.",
+            help="A method with its options, e.g. ipo, dpo:beta=0.05 or dpo+gate-seq:form=gradient; repeatable.",
             show_default="ten of the field",
         ),
     ] = None,
@@ -27,7 +27,7 @@ def grid(
     data: Annotated[str | None, typer.Option(help="As in record.", show_default="record's")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of every run.", show_default="record's")] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE.yaml", help="All other options of record, for every run.")
+        Path | None, typer.Option(metavar="FILE.yaml", help="Options of record that all runs share.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an older grid in the folder.")] = False,
 ) -> None:
@@ -36,13 +36,21 @@ def grid(
         raise BadInput(f"{out} exists; write --force to replace the grid in it, or another --out")
 
     from dyn_probe.report.build import build_report
-    from dyn_probe.train.config_file import make_config
-    from dyn_probe.train.grid import METHODS, configurations, outcome_lines, outcomes, train_grid
+    from dyn_probe.train.grid import (
+        METHODS,
+        base_config,
+        configurations,
+        outcome_data,
+        outcome_lines,
+        outcomes,
+        train_grid,
+    )
 
     given: dict[str, Any] = {"data": data, "steps": steps, "force": force}
-    base = make_config(config, {name: value for name, value in given.items() if value is not None})
+    base = base_config(config, {name: value for name, value in given.items() if value is not None})
     runs = configurations(base, out, methods or METHODS, seeds)
     folders = train_grid(runs, typer.echo)
-    typer.echo("\n".join(["", *outcome_lines(outcomes(runs))]))
-    typer.echo(f"Report: {build_report(folders, out / 'report', force)}")
+    found = outcomes(runs)
+    typer.echo("\n".join(["", *outcome_lines(found)]))
+    typer.echo(f"Report: {build_report(folders, out / 'report', force, outcome_data(found))}")
     say_next("summary", folders[0])

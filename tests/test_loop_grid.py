@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,17 @@ from typer.testing import CliRunner
 from dyn_probe import load_trace
 from dyn_probe.errors import BadInput
 from dyn_probe.train.config import RunConfig
-from dyn_probe.train.grid import METHODS, Outcome, configurations, outcome_lines, outcomes, train_grid
+from dyn_probe.train.grid import (
+    METHODS,
+    Outcome,
+    base_config,
+    configurations,
+    outcome_data,
+    outcome_lines,
+    outcomes,
+    remedy_lines,
+    train_grid,
+)
 from dyn_probe.train.loop import record
 
 SMALL: dict[str, Any] = TINY | {"max_pairs": 30, "eval_fraction": 0.2, "pretrain_steps": 3, "sft_steps": 2}
@@ -62,6 +74,16 @@ def test_the_table_says_what_normalised_updates_did(plain, shaped, said):
     assert said in lines[-1] and f"{shaped:+.2f} against {plain:+.2f}" in lines[-1]
     assert lines[1].split()[:4] == ["dpo", f"{plain:+.2f}", "-5.00", f"{plain + 5:+.2f}"]
     assert not any("theory" in line for line in outcome_lines(found[:2]))
+    data = outcome_data(found)
+    assert data["says"] == lines[-1:] and [row["seeds"] for row in data["rows"]] == [2, 1]
+    assert data["rows"][0]["chosen"] == pytest.approx(plain) and data["rows"][1]["margin"] == shaped + 3.0
+
+
+def test_every_dpo_that_was_trained_both_ways_has_its_line():
+    names = ["dpo", "dpo+pairwise-normalised", "dpo:beta=0.5", "dpo:beta=0.5+pairwise-normalised",
+             "dpop", "dpop+pairwise-normalised", "dpo:beta=1+pairwise-normalised"]  # fmt: skip
+    lines = remedy_lines({name: Outcome(name, 0, 1.0 if "+" in name else -1.0, -2.0, 1.0) for name in names})
+    assert len(lines) == 2 and "where dpo without" in lines[0] and "where dpo:beta=0.5 without" in lines[1]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +99,51 @@ def test_methods_that_cannot_be_trained_are_refused_before_any_is(methods, said,
         configurations(RunConfig(), tmp_path, methods)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("beta: 0.05", "beta"),
+        ("objective: dpo", "objective"),
+        ("shaping: [gate-seq]\nset: {lambda: 0.5}", "shaping, set"),
+        ("objective: ipo\nsteps: 2\nbeta: 0.1", "objective, beta"),
+    ],
+)
+def test_options_of_a_method_are_refused_in_the_common_ones(text, named, tmp_path):
+    file = tmp_path / "all.yaml"
+    file.write_text(text)
+    with pytest.raises(BadInput) as caught:
+        base_config(file, {})
+    said = str(caught.value)
+    assert said.startswith(f"{file}: {named}: every method of a grid brings its own") and "\n" not in said
+    assert "--methods dpo:beta=0.05" in said
+
+
+def test_what_is_written_instead_of_them_works(tmp_path):
+    runs = configurations(RunConfig(), tmp_path, ["dpo:beta=0.05+gate-seq:form=gradient", "simpo"])
+    assert [(c.objective, c.shaping) for c in runs.values()] == [
+        ("dpo:beta=0.05", ("gate-seq:form=gradient",)), ("simpo", ())
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "given", [{"beta": 0.05}, {"hyper": {"beta": 0.05}}, {"objective": "ipo"}, {"shaping": ("gate-seq",)}]
+)
+def test_a_base_configuration_with_them_is_refused_too(given, tmp_path):
+    with pytest.raises(BadInput, match="every method of a grid brings its own"):
+        configurations(RunConfig(**given), tmp_path)
+
+
+def test_folders_of_single_runs_are_refused_and_other_options_taken(tmp_path):
+    file = tmp_path / "all.yaml"
+    file.write_text("out: runs/one\nresume: true")
+    with pytest.raises(BadInput, match="out, resume: the grid names"):
+        base_config(file, {})
+    file.write_text("steps: 9\nbatch-size: 4\nseed: 3")
+    config = base_config(file, {"steps": 5})
+    assert (config.steps, config.batch_size, config.seed) == (5, 4, 3)
+    assert base_config(None, {"steps": 5}) == RunConfig(steps=5)
+
+
 def test_the_default_methods_all_compose(tmp_path):
     assert len(configurations(RunConfig(), tmp_path, METHODS, 3)) == 30
 
@@ -89,6 +156,13 @@ def test_the_command_trains_and_compares(tmp_path):
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0 and (tmp_path / "grid" / "report" / "report.html").is_file()
     assert "dpo+pairwise-normalised" in done.output and "Next: dyn-probe summary" in done.output
+    report = tmp_path / "grid" / "report"
+    data = json.loads((report / "report.json").read_text(encoding="utf-8"))["data"]["held_out"]
+    page = html.unescape((report / "report.html").read_text(encoding="utf-8"))
+    (sentence,) = data["says"]
+    assert sentence in done.output and f"<p>{sentence}</p>" in page
+    assert [row["method"] for row in data["rows"]] == ["dpo", "dpo+pairwise-normalised"]
+    assert "dpo+pairwise-normalised" in (report / "tables" / "held_out.csv").read_text(encoding="utf-8")
     with pytest.raises(BadInput, match="--force"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
 

@@ -118,10 +118,24 @@ def test_the_page_of_several_runs(runs: dict[str, Trace]) -> None:
     assert page.parent.name == "compare-dpo-gentle-stranger"
     html = page.read_text(encoding="utf-8")
     assert html.count("data:image/svg+xml;base64,") == len(COMPARISONS) and "<script" not in html
-    assert "What differs" in html and "have no pair in common" in html
+    assert "What differs" in html and "have no pair in common" in html and "Held-out pairs" not in html
     assert {path.name for path in (page.parent / "tables").iterdir()} == {
         "verdicts.csv",
         "differences.csv",
         "same_pairs.csv",
         "definitions.csv",
     }
+
+
+def test_the_page_of_a_grid_says_what_became_of_held_out_pairs(runs: dict[str, Trace], tmp_path: Path) -> None:
+    row = {"method": "<dpo>", "seeds": 2, "chosen": -1.25, "rejected": -3.0, "margin": 1.75, "accuracy": 0.5}
+    page = build_report(
+        [trace.path for trace in two(runs).values()], tmp_path / "page",
+        held_out={"rows": [row], "says": ["Chosen <rises>: +1.00 nats."]},
+    )  # fmt: skip
+    html = page.read_text(encoding="utf-8")
+    assert "Held-out pairs" in html and "<p>Chosen &lt;rises&gt;: +1.00 nats.</p>" in html
+    cells = ["−1.25", "−3", "+1.75", "50 %", "2"]
+    assert "<tr><td>&lt;dpo&gt;</td>" + "".join(f'<td class="number">{cell}</td>' for cell in cells) in html
+    table = (page.parent / "tables" / "held_out.csv").read_text(encoding="utf-8").splitlines()
+    assert table == ["method,seeds,chosen,rejected,margin,accuracy", "<dpo>,2,-1.25,-3.0,1.75,0.5"]

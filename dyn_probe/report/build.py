@@ -30,13 +30,19 @@ PAGE = "report.html"
 LETTER = re.compile(r"(?<!\w)([abdghmnrxy])_([wl])(?!\w)")
 
 
-def build_report(runs: Sequence[str | Path], out: str | Path | None = None, force: bool = False) -> Path:
+def build_report(
+    runs: Sequence[str | Path],
+    out: str | Path | None = None,
+    force: bool = False,
+    held_out: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the report of one run, or the comparison of several.
 
     Args:
         runs: folders of traces; several are compared with the first.
         out: folder of the report; by default RUN/report, or for several runs `compare-A-B` beside the first.
         force: write into `out` even if it is a folder of something else. An older report is always replaced.
+        held_out: what a grid found on the held-out pairs (``train.grid.outcome_data``), for a comparison.
 
     Returns:
         Path of report.html: one file that needs nothing else. PNG, SVG and CSV files lie beside it.
@@ -51,7 +57,7 @@ def build_report(runs: Sequence[str | Path], out: str | Path | None = None, forc
     folder = Path(out) if out is not None else default_folder(paths)
     check_folder(folder, force)
     traces = [load_trace(path) for path in paths]
-    data, drawn, tables = _one(traces[0]) if len(traces) == 1 else _several(labelled(traces))
+    data, drawn, tables = _one(traces[0]) if len(traces) == 1 else _several(labelled(traces), held_out)
     files, images = figure_files(drawn)
     files |= tables
     files[PAGE] = page(data, images).encode("utf-8")
@@ -74,8 +80,10 @@ def _one(trace: Trace) -> tuple[dict[str, Any], Iterable[tuple[str, Figure]], di
     return data, drawn, run_tables(trace, data)
 
 
-def _several(traces: Mapping[str, Trace]) -> tuple[dict[str, Any], Iterable[tuple[str, Figure]], dict[str, bytes]]:
-    data = comparison_data(traces)
+def _several(
+    traces: Mapping[str, Trace], held_out: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], Iterable[tuple[str, Figure]], dict[str, bytes]]:
+    data = comparison_data(traces, held_out)
     drawn = ((name, row.draw(traces)) for name, row in COMPARISONS.items())
     return data, drawn, comparison_tables(traces, data)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,13 +13,14 @@ from dyn_probe.report.definitions import definitions
 from dyn_probe.report.facts import facts
 from dyn_probe.report.figures import COMPARISONS
 from dyn_probe.report.verdicts.comparison import comparison
+from dyn_probe.report.verdicts.verdict import percent, signed
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
 
-def comparison_data(traces: Mapping[str, Trace]) -> Data:
-    """Everything that the report of several runs says."""
+def comparison_data(traces: Mapping[str, Trace], held_out: Mapping[str, Any] | None = None) -> Data:
+    """Everything that the report of several runs says; ``held_out`` as in ``build_report``."""
     found = comparison(traces)
     return {
         "kind": "comparison",
@@ -27,6 +28,7 @@ def comparison_data(traces: Mapping[str, Trace]) -> Data:
         "runs": [{"label": label, "status": status(trace)} for label, trace in traces.items()],
         "facts": facts_side_by_side(traces),
         "verdicts": [verdict_entry(v) for v in found],
+        "held_out": held_out_data(held_out) if held_out else None,
         "deltas": [delta_entry(line) for line in deltas(traces)],
         "figures": [
             {"name": name, "title": row.title, "text": row.text, "missing": ""} for name, row in COMPARISONS.items()
@@ -34,6 +36,15 @@ def comparison_data(traces: Mapping[str, Trace]) -> Data:
         "definitions": definitions(*traces.values()),
         **stamp(),
     }
+
+
+def held_out_data(found: Mapping[str, Any]) -> Data:
+    """A grid's outcome: its sentences, and one row per method with numbers and texts."""
+    rows = [
+        {**row, "texts": [*(signed(row[name]) for name in ("chosen", "rejected", "margin")), percent(row["accuracy"])]}
+        for row in found["rows"]
+    ]
+    return {"rows": rows, "says": list(found["says"])}
 
 
 def facts_side_by_side(traces: Mapping[str, Trace]) -> list[Data]:

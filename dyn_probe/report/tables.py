@@ -38,6 +38,7 @@ def comparison_tables(traces: Mapping[str, Trace], data: Mapping[str, Any]) -> d
     """File name → CSV, for several runs."""
     tables: dict[str, Any] = {
         "verdicts": verdict_rows("comparison", data["verdicts"]),
+        "held_out": held_out_rows(data),
         "differences": delta_rows(data),
         "same_pairs": flat_joined(traces),
         "definitions": data["definitions"],
@@ -84,6 +85,12 @@ def delta_rows(data: Mapping[str, Any]) -> list[dict[str, object]]:
         for line in data["deltas"]
         for run in line["runs"]
     ]
+
+
+def held_out_rows(data: Mapping[str, Any]) -> list[dict[str, object]]:
+    """A grid's outcome in numbers, one row per method; empty where the runs are no grid's."""
+    rows = data["held_out"]["rows"] if data["held_out"] else []
+    return [{name: value for name, value in row.items() if name != "texts"} for row in rows]
 
 
 def curve_rows(trace: Trace) -> list[dict[str, object]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from dyn_probe.errors import BadInput
 from dyn_probe.trace.reader import Trace, load_trace
-from dyn_probe.train.config import RunConfig
+from dyn_probe.train.config import OPTIONS, RunConfig
+from dyn_probe.train.config_file import make_config, read_yaml
 from dyn_probe.train.loop import record
 from dyn_probe.train.objective import Method
 from dyn_probe.train.run import WarmStart
@@ -21,6 +23,10 @@ METHODS = (
 )  # fmt: skip
 """What is compared where nothing is named: OBJECTIVE, or OBJECTIVE+SHAPING, each with its default options."""
 REMEDY = "pairwise-normalised"
+OF_A_METHOD = ("objective", "shaping", "hyper", "beta")
+"""Fields that every method of a grid brings itself."""
+OF_A_RUN = ("out", "resume")
+"""Fields that the grid gives to every run."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,42 @@ class Outcome:
         return self.chosen - self.rejected
 
 
+def base_config(file: Path | None, given: Mapping[str, Any]) -> RunConfig:
+    """The options that all runs of a grid share: a YAML file, with ``given`` over it.
+
+    Raises:
+        BadInput: the file cannot be read, or holds options that are not the same for all runs.
+    """
+    values = read_yaml(file) if file is not None else {}
+    refuse_own(values, f"{file}: ")
+    return make_config(None, values | dict(given))
+
+
+def refuse_own(fields: Iterable[str], place: str = "") -> None:
+    """BadInput if a grid's common options name what each of its methods, or the grid itself, decides."""
+    fields = tuple(fields)
+    of_method, of_run = ([OPTIONS[n].name for n in own if n in fields] for own in (OF_A_METHOD, OF_A_RUN))
+    wrong = []
+    if of_method:
+        what = f"{', '.join(of_method)}: every method of a grid brings its own"
+        wrong.append(f"{what}; write instead --methods OBJECTIVE:KEY=VALUE+SHAPING, e.g. --methods dpo:beta=0.05")
+    if of_run:
+        wrong.append(f"{', '.join(of_run)}: the grid names the runs' folders and starts anew; write --out of grid")
+    if wrong:
+        raise BadInput(place + "; ".join(wrong))
+
+
 def configurations(
     base: RunConfig, out: Path, methods: Sequence[str] = METHODS, seeds: int = 1
 ) -> dict[tuple[str, int], RunConfig]:
     """``(method, seed)`` → its run, all seeds of a method apart and all else as in ``base``.
 
     Raises:
-        BadInput: a method is unknown, its parts do not compose, or it is named twice; or nothing is held out.
+        BadInput: a method is unknown, its parts do not compose, or it is named twice; or nothing is held out; or
+            ``base`` names options of a method.
     """
+    plain = RunConfig()
+    refuse_own(name for name in OF_A_METHOD if getattr(base, name) != getattr(plain, name))
     if len(set(methods)) < len(methods):
         raise BadInput(f"wanted each method once; got {', '.join(methods)}")
     if not base.eval_fraction:
@@ -99,14 +133,31 @@ def outcomes(runs: Mapping[tuple[str, int], RunConfig]) -> list[Outcome]:
 
 def outcome_lines(found: Sequence[Outcome]) -> list[str]:
     """A table of means over seeds, and what it says about normalised updates."""
-    means = {name: mean_outcome([one for one in found if one.method == name]) for name in {o.method: 0 for o in found}}
+    means = mean_outcomes(found)
     width = max(len(name) for name in means)
     lines = [f"{'held-out pairs, end − start':{width}}  {'Δchosen':>9} {'Δrejected':>9} {'margin':>9}  accuracy"]
     lines += [
         f"{name:{width}}  {one.chosen:+9.2f} {one.rejected:+9.2f} {one.margin:+9.2f}  {one.accuracy:8.0%}"
         for name, one in means.items()
     ]
-    return [*lines, *filter(None, [remedy_line(means)])]
+    return [*lines, *remedy_lines(means)]
+
+
+def outcome_data(found: Sequence[Outcome]) -> dict[str, Any]:
+    """The same as plain data for the report: ``rows`` of numbers, and the sentences in ``says``."""
+    means = mean_outcomes(found)
+    rows = [
+        {"method": name, "seeds": sum(other.method == name for other in found), "chosen": one.chosen,
+         "rejected": one.rejected, "margin": one.margin, "accuracy": one.accuracy}
+        for name, one in means.items()
+    ]  # fmt: skip
+    return {"rows": rows, "says": remedy_lines(means)}
+
+
+def mean_outcomes(found: Sequence[Outcome]) -> dict[str, Outcome]:
+    """Method → its mean over the seeds, in the order of the methods."""
+    names = dict.fromkeys(one.method for one in found)
+    return {name: mean_outcome([one for one in found if one.method == name]) for name in names}
 
 
 def mean_outcome(found: Sequence[Outcome]) -> Outcome:
@@ -115,15 +166,21 @@ def mean_outcome(found: Sequence[Outcome]) -> Outcome:
     return Outcome(found[0].method, found[0].seed, *numbers)
 
 
-def remedy_line(means: Mapping[str, Outcome]) -> str:
-    """Whether chosen rises under pairwise-normalised updates where it falls without them; empty if they were not
-    compared."""
-    plain, shaped = means.get("dpo"), means.get(f"dpo+{REMEDY}")
-    if plain is None or shaped is None:
-        return ""
+def remedy_lines(means: Mapping[str, Outcome]) -> list[str]:
+    """Whether chosen rises under pairwise-normalised updates where the same DPO without them lowers it: a line for
+    every DPO that was trained both ways."""
+    shaped = [name for name in means if re.split("[:+]", name)[0] == "dpo" and name.endswith(f"+{REMEDY}")]
+    bases = {name: name.removesuffix(f"+{REMEDY}") for name in shaped}
+    return [remedy_line(base, means[base], means[name]) for name, base in bases.items() if base in means]
+
+
+def remedy_line(name: str, plain: Outcome, shaped: Outcome) -> str:
+    """What pairwise-normalised updates did to chosen, against the same method without them."""
     numbers = f"{shaped.chosen:+.2f} against {plain.chosen:+.2f} nats/sequence"
     if shaped.chosen > 0 > plain.chosen:
-        return f"As theory says, chosen rises under {REMEDY} updates where plain DPO lowers it: {numbers}."
+        return f"As theory says, chosen rises under {REMEDY} updates where {name} without them lowers it: {numbers}."
     if plain.chosen >= 0:
-        return f"Plain DPO does not lower chosen here, so there was nothing for {REMEDY} to mend: {numbers}."
+        return (
+            f"Without them {name} does not lower chosen, so there was nothing for {REMEDY} updates to mend: {numbers}."
+        )
     return f"Against what theory says of single pairs, chosen does not rise under {REMEDY} updates: {numbers}."
