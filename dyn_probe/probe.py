@@ -130,7 +130,8 @@ class Probe:
         if step not in self._steps:
             self.flush()
         full = self.gram_every > 0 and step % self.gram_every == 0 and not distributed()
-        clean = full and all(p.grad is None for p in trained_parameters(self.model).values())
+        unused = all(p.grad is None for p in trained_parameters(self.model).values())
+        clean = full and unused and not self.separate
         self._given = {}
         try:
             with Recording(self.model, full, self.separate, self._claimed, self.update) as recording:
@@ -153,7 +154,7 @@ class Probe:
         lengths: Tensor | None = None,
         losses: Tensor | None = None,
         loss_scale: float = 1.0,
-        pulls: tuple[Tensor, Tensor] | None = None,
+        predict: bool = True,
         **columns: Tensor,
     ) -> None:
         """Tell the probe about the batch: inside ``probe.step``, before the backward.
@@ -165,8 +166,8 @@ class Probe:
             losses: ``[B]`` loss of each pair.
             loss_scale: factor between the loss that is backpropagated and the mean over the ``B`` pairs
                 (``1 / accumulation steps``, a gradient scaler's scale).
-            pulls: ``(d_w, d_l)``, ``[B]`` each, where the loss does not act through ``logps`` alone (token masks): they
-                are recorded as they are, and no change is predicted from them.
+            predict: write cases and predicted changes. Not where ``logps`` are not the responses' own
+                log-probabilities but, say, masked ones (give those as columns ``logp_chosen``, ``logp_rejected`` then).
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
         if self._recording is None:
@@ -186,7 +187,7 @@ class Probe:
             "lengths": None if lengths is None else _numbers(lengths),
             "losses": None if losses is None else _numbers(losses),
             "scale": loss_scale,
-            "pulls": None if pulls is None else [_numbers(pull) for pull in pulls],
+            "predict": predict,
             "columns": {name: _numbers(value) for name, value in columns.items()},
         }
         if self._certify and self.certificate is None:
@@ -334,14 +335,17 @@ class Probe:
             for module, training in modes:
                 module.training = training
 
-    def after_update(self, batch: PairBatch, before: Tensor | None = None) -> None:
+    def after_update(self, batch: PairBatch | None = None, before: Tensor | None = None) -> None:
         """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.
 
         Args:
+            batch: the pairs; without it only ``update_delta_*`` are filled, which need no forward.
             before: ``probe.evaluate(batch)`` from before the update; wanted where dropout is on, since the training
                 forward's log-probabilities are then those of another, random model.
         """
         self._fill_update()
+        if batch is None:
+            return
         wanted: dict[str, list[Row]] = {}
         for row in self._fresh if self._armed else ():
             if "realised_delta_chosen" not in row:

@@ -65,14 +65,14 @@ def pair_entries(gram: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Every row's gradient in factored form, and the factor that makes it that of the bare log-probability."""
+    """Every row's gradient in factored form, a part per backward, with the factors ``[2B]`` that make it that of the
+    bare log-probability: 0 for rows that belong to another part."""
 
-    factors: dict[str, list[Factor]]
-    scale: Tensor
+    parts: tuple[tuple[dict[str, list[Factor]], Tensor], ...]
 
     def along(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """``[2B]`` ``⟨g_i, Δθ⟩`` (nats), NaN for rows that the training backward could not measure."""
-        return along(self.factors, direction, len(self.scale)) * self.scale
+        """``[2B]`` ``⟨g_i, Δθ⟩`` (nats)."""
+        return torch.stack([along(held, direction, len(scale)) * scale for held, scale in self.parts]).sum(0)
 
 
 class Recording:
@@ -188,7 +188,7 @@ class Recording:
     def _measure_apart(self, pairs: Tensor) -> None:
         """A backward of the bare log-probabilities of these pairs, inside the training backward."""
         assert self.logps is not None
-        self._apart = self._active = Assembly(self.capture, self.full)
+        self._apart = self._active = Assembly(self.capture, self.full, hold=self.hold)
         with self.quiet(), torch.enable_grad():
             loss = self.logps[pairs.repeat(2)].sum()
             backward_only(loss, self.capture, self.reentrant, retain=True)
@@ -218,16 +218,21 @@ class Recording:
         with self.capture.quiet():
             add_weighted_gradients(self._training.kept, coefficients, trained_parameters(self.capture.model))
         self._coefficients = coefficients.detach().double()
-        self._training.kept = {}
+        if not self.hold:
+            self._training.kept = {}
 
     def held(self) -> Held | None:
-        """What the training backward left for directional derivatives; None unless asked for with ``hold``."""
-        if self._training is None or not self._training.kept or self._bad is None:
+        """What the backwards left for directional derivatives; None unless asked for with ``hold``."""
+        if not self.hold or self._training is None or self._bad is None:
             return None
-        with self.capture.quiet():
-            factors = {n: settled(f, self.capture.rows) for n, f in self._training.kept.items()}
-        scale = self._training.row_scale.masked_fill(self._bad.repeat(2).cpu(), float("nan"))
-        return Held(factors, scale)
+        apart = self._bad.repeat(2).cpu()
+        parts = []
+        for assembly, rows in ((self._training, ~apart), (self._apart, apart)):
+            if assembly is not None and assembly.kept:
+                with self.capture.quiet():
+                    factors = {n: settled(f, self.capture.rows) for n, f in assembly.kept.items()}
+                parts.append((factors, torch.where(rows, assembly.row_scale, 0.0)))
+        return Held(tuple(parts)) if parts else None
 
     def result(self) -> Products:
         """The answers, once the backward has run.

@@ -43,7 +43,7 @@ def pair_columns(given: Mapping[str, Any], products: Products, rate: float | Non
     entries = torch.stack(list(products.pair_entries().values())).sum(0).numpy()
     norm_w, norm_l = np.sqrt(np.maximum(entries[:, 0], 0)), np.sqrt(np.maximum(entries[:, 1], 0))
     pull = products.coefficients.numpy() * half / given["scale"]
-    d_w, d_l = (-pull[:half], pull[half:]) if given["pulls"] is None else given["pulls"]
+    d_w, d_l = -pull[:half], pull[half:]
     up, down = entanglement.predicted_delta(d_w, d_l, norm_w, norm_l, entries[:, 2], 1.0 if rate is None else rate)
     columns: dict[str, Any] = {
         "logp_chosen": logps[:half],
@@ -58,7 +58,7 @@ def pair_columns(given: Mapping[str, Any], products: Products, rate: float | Non
         "separate_backward": products.separate.numpy(),
         **given["columns"],
     }
-    if given["pulls"] is not None:
+    if not given["predict"]:
         del columns["case"]
     elif rate is not None:
         columns |= {"predicted_delta_chosen": up, "predicted_delta_rejected": down}

@@ -13,7 +13,9 @@ from loop_runs import SMALL, run, small
 from dyn_probe.errors import BadInput, Diverged, TraceError
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train import loop
+from dyn_probe.train.config import RunConfig
 from dyn_probe.train.config_file import make_config
+from dyn_probe.train.memory import savings
 
 LONG = {"steps": 6, "checkpoint_every": 2, "eval_every": 2}
 
@@ -72,6 +74,24 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_trace(tmp_path: Pa
     assert trace.pairs.query("step == 0").shape[0] == SMALL["batch_size"]
 
 
+@pytest.mark.parametrize("options", [{"max_grad_norm": 0.0}, {"max_grad_norm": 1.0}, {"eval_fraction": 0.0}])
+def test_a_last_update_that_leaves_no_numbers_is_no_success(options: dict[str, float], tmp_path: Path) -> None:
+    config = small(tmp_path / "run", **{"optimizer": "sgd", "lr": 1e30, "warmup_steps": 0, "steps": 1, **options})
+    with pytest.raises(Diverged, match=r"not finite after the last step, 0.*Lower --lr") as caught:
+        loop.record(config, progress=False)
+    assert ("--max-grad-norm" in str(caught.value)) == (options.get("max_grad_norm") == 0)
+    trace = load_trace(tmp_path / "run")
+    assert trace.manifest["status"] == "stopped" and "held_out" not in trace.manifest and len(trace.pairs) == 4
+
+
+def test_hints_name_only_what_is_not_set_yet() -> None:
+    tight = RunConfig(
+        batch_size=1, gradient_checkpointing=True, lora_rank=8, dtype="bfloat16", max_length=64, gram_every=0
+    )
+    assert savings(tight) == "try a smaller model"
+    assert "--dtype" not in savings(RunConfig(dtype="bfloat16")) and "--update" in savings(RunConfig(update=True))
+
+
 def test_ctrl_c_closes_the_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_at(2, KeyboardInterrupt(), monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -82,10 +102,17 @@ def test_ctrl_c_closes_the_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError("Unable to allocate 3 GiB"),
+    ],
 )
 def test_out_of_memory_names_the_options_that_lower_it(
-    error: RuntimeError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_at(1, error, monkeypatch)
     with pytest.raises(BadInput, match="--batch-size") as caught:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from tiny_runs import COMPOSED, TRAINED, pulls_seen, run
 
+from dyn_probe.errors import BadInput
 from dyn_probe.objectives import SHAPINGS
 from dyn_probe.train.builtin import built_in_model
 from dyn_probe.train.checkpoints import newest_checkpoint
@@ -42,8 +45,10 @@ def test_every_objective_trains(objective, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("objective", "shaping"), COMPOSED)
 def test_every_composition_trains(objective, shaping, tmp_path, monkeypatch):
     with pulls_seen(monkeypatch) as seen:
-        trace = run(tmp_path / "run", objective=objective, shaping=(shaping,), realised=False, gram_every=0)
+        trace = run(tmp_path / "run", objective=objective, shaping=(shaping,), realised=False, gram_every=1)
     assert len(trace.pairs) == 6
+    assert (trace.steps["law1_error"] < 1e-4).all()
+    assert not trace.pairs["separate_backward"].any() or objective in ("slic_hf", "rrhf", "dpop")
     for column in SHAPINGS[shaping].columns:
         assert trace.pairs[column].notna().all()
     check_rows(trace, seen, shaping == "pairwise-normalised", shaping == "token-mask")
@@ -85,6 +90,67 @@ def test_a_token_mask_learns(tmp_path):
     masks = trace.pairs.groupby("step")["mask_chosen"].mean()
     assert masks.iloc[0] == pytest.approx(0.5) and masks.iloc[-1] < masks.iloc[0]
     assert trace.pairs["case"].isna().all() and trace.pairs["predicted_delta_chosen"].isna().all()
+    assert trace.pairs["realised_delta_chosen"].notna().all()
+
+
+@pytest.mark.parametrize("through", ["false", "true"])
+def test_a_masked_rows_gradients_are_those_of_its_masked_log_probability(through, tmp_path):
+    """One pair, no penalty: −∇ℓ = d_w g_w − d_l g_l has the norm that the trace says the update had."""
+    shaping = (f"token-mask:penalty=0,slope=3,through_hidden={through}",)
+    options = dict(dtype="float64", batch_size=1, max_grad_norm=0.0, steps=3, lr=1e-2, gram_every=1)
+    trace = run(tmp_path / "run", shaping=shaping, **options)
+    row, plain = trace.pairs, run(tmp_path / "plain", **options).pairs
+    d_w, d_l, n_w, n_l = (row[c] for c in ("pull_chosen", "pull_rejected", "grad_norm_chosen", "grad_norm_rejected"))
+    squared = (d_w * n_w) ** 2 + (d_l * n_l) ** 2 - 2 * d_w * d_l * row["grad_inner"]
+    np.testing.assert_allclose(row["logp_chosen"][0], plain["logp_chosen"][0], rtol=1e-12)
+    np.testing.assert_allclose(row["grad_norm_chosen"][0], 0.5 * plain["grad_norm_chosen"][0], rtol=1e-6)
+    if through == "false":  # the read-out's own gradient is part of the update's norm from the first step on
+        assert (trace.steps["law1_error"] < 1e-6).all()
+        assert (np.sqrt(squared) <= trace.steps["grad_norm"] * (1 + 1e-6)).all()
+        assert not row["separate_backward"].any()
+    else:
+        assert trace.steps["law1_error"].isna().all() and row["separate_backward"].all()
+    assert trace.manifest["certificate"]["max_relative_error"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(realised=False),
+        dict(shaping=("pairwise-normalised",)),
+        dict(objective="slic_hf", hyper={"delta": -1000.0, "lambda": 0.0}),
+        dict(gradient_accumulation=2),
+    ],
+    ids=str,
+)
+def test_the_change_along_the_update_is_recorded_wherever_it_is_asked_for(options, tmp_path):
+    pairs = run(tmp_path / "run", update=True, **options).pairs
+    assert pairs["update_delta_chosen"].notna().all() and pairs["update_delta_rejected"].notna().all()
+    if options.get("realised", True) and "hyper" not in options:
+        assert (np.sign(pairs["update_delta_chosen"]) == np.sign(pairs["realised_delta_chosen"])).mean() > 0.7
+
+
+def test_options_that_contradict_each_other_are_refused(tmp_path):
+    for options, said in (
+        (dict(shaping=("token-mask", "pairwise-normalised")), "choose one of them"),
+        (dict(shaping=("token-mask",), update=True), "leave --update off"),
+        (dict(parallel="fsdp2"), "several|over processes"),
+        (dict(sft_objective="extended_sft"), "--sft-steps 20"),
+        (dict(beta=0.1, hyper={"beta": 0.2}), "beta is given more than once"),
+        (dict(objective="dpo:beta=0.3", beta=0.1), "write it in one place"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            run(tmp_path / "run", **options)
+        assert not (tmp_path / "run").exists()
+
+
+def test_kto_cuts_mismatched_rows_to_the_models_positions(tmp_path):
+    data = tmp_path / "long.jsonl"
+    sides = [(f"{i} " + "word " * 700, "yes", "no") for i in range(3)]
+    sides += [(f"short {i}", "good " * 700, "bad " * 650) for i in range(3)]
+    data.write_text("".join(json.dumps({"prompt": p, "chosen": c, "rejected": r}) + "\n" for p, c, r in sides))
+    trace = run(tmp_path / "run", objective="kto", data=str(data), max_length=1024, batch_size=4, steps=1)
+    assert trace.closed and trace.pairs["loss"].notna().all()
 
 
 @pytest.mark.parametrize("shaping", [(), ("pairwise-normalised",), ("token-mask",)])

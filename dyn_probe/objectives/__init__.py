@@ -12,7 +12,7 @@ from dyn_probe.objectives.pulls import check_terms, pair_loss, pulls
 from dyn_probe.objectives.shaping import SHAPINGS, composes_with, parse_shaping, parse_shapings
 from dyn_probe.objectives.table import ChosenShaping, Objective, Shaping
 from dyn_probe.objectives.terms import Terms
-from dyn_probe.objectives.token_mask import TokenMask
+from dyn_probe.objectives.token_mask import TokenMask, masked_logps
 
 __all__ = [
     "OBJECTIVES",
@@ -28,6 +28,7 @@ __all__ = [
     "composes_with",
     "describe",
     "kl_estimate",
+    "masked_logps",
     "mismatched_rows",
     "normalised_pulls",
     "objective",

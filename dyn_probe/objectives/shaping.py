@@ -76,8 +76,8 @@ _ROWS = (
         dynamics="Tokens with a small mask leave both gradients; once the shared tokens are masked, "
         "⟨g_w,g_l⟩ is that of the tokens that differ.",
         notes="Penalty: means instead of the printed l1 norms, free of length (reconstructed). The numbers "
-        "k, r and η_s are ours. Pulls are on the masked sums, so a row is the gradient of a masked "
-        "log-probability.",
+        "k, r and η_s are ours. Pulls are on the masked sums, and the recorded gradients are those of the "
+        "masked log-probabilities Σ_t m^t·log π^t; no change of the plain ones is predicted from them.",
         needs=("token_logps", "ref_token_logps", "response_mask", "token_mask"),
     ),
 )  # fmt: skip
@@ -113,6 +113,11 @@ def parse_shapings(shapings: Iterable[str | ChosenShaping], objective: Objective
     filled = [column for one in chosen for column in one.shaping.columns]
     twice = sorted({column for column in filled if filled.count(column) > 1})
     wrong += [f"two shapings fill {', '.join(twice)}: choose one of them"] if twice else []
+    if {"token-mask", "pairwise-normalised"} <= {one.name for one in chosen}:
+        wrong.append(
+            "token-mask learns its mask by a backward of the loss, and pairwise-normalised updates have none: "
+            "choose one of them"
+        )
     if wrong:
         raise BadInput("; ".join(wrong))
     return chosen

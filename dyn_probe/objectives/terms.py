@@ -26,6 +26,7 @@ MEANINGS: dict[str, str] = {
     "ref_token_logps": "per-token log-probabilities under the reference policy, [2B, L]",
     "response_mask": "1 on response tokens, [2B, L]",
     "token_mask": "mask m of every token, 0 to 1, [2B, L]",
+    "masked_logps": "masked log-probabilities Σ_t m^t·log π^t, [2B], where they are computed already",
 }
 _PER_PAIR = ("b", "n_w", "n_l", "r_w", "r_l", "win_w", "win_l")
 _PER_TOKEN = ("token_logps", "ref_token_logps", "response_mask", "token_mask")
@@ -57,6 +58,7 @@ class Terms:
     ref_token_logps: Tensor | None = None
     response_mask: Tensor | None = None
     token_mask: Tensor | None = None
+    masked_logps: Tensor | None = None
     gate: Tensor | None = None
     gate_form: str = "value"
     rho: Tensor | None = None

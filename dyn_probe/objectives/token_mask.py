@@ -49,10 +49,16 @@ def masked_terms(objective: Objective, terms: Terms, options: Options) -> tuple[
     said = terms.need("response_mask").bool()
     mask = torch.where(said, terms.need("token_mask"), 0.0)
     means = (mask.sum(1) / said.sum(1)).chunk(2)
-    a, b = (mask * terms.need("token_logps")).sum(1).chunk(2)
+    known = terms.masked_logps
+    a, b = (masked_logps(mask, terms.need("token_logps")) if known is None else known).chunk(2)
     r_w, r_l = (mask * terms.need("ref_token_logps").detach()).sum(1).chunk(2)
     columns = {"mask_chosen": means[0], "mask_rejected": means[1]}
     return replace(terms, a=a, b=b, r_w=r_w, r_l=r_l), columns
+
+
+def masked_logps(mask: Tensor, token_logps: Tensor) -> Tensor:
+    """``[2B]`` Σ_t m^t·log π^t of ``mask`` and ``token_logps`` ``[2B, L]``, both 0 outside the response."""
+    return (mask * token_logps).sum(1)
 
 
 def mask_penalty(columns: Columns, penalty: float) -> Tensor:

@@ -21,6 +21,7 @@ from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display, live_numbers
 from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
+from dyn_probe.train.memory import out_of_memory, savings
 from dyn_probe.train.objective import forward, losses_of, terms_of
 from dyn_probe.train.parallel import Processes, averaging, start_processes, stop_processes
 from dyn_probe.train.run import Run, WarmStart
@@ -46,12 +47,9 @@ def record(config: RunConfig, progress: bool = True, warm: WarmStart | None = No
     try:
         processes = start_processes(config.parallel, config.device)
         folder = _record(config, processes, Display(progress and processes.first), warm)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise BadInput(
-                f"out of memory: {str(error).splitlines()[0]}; lower --batch-size (and raise --gradient-accumulation), "
-                "or add --gradient-checkpointing, --lora-rank 8, --dtype autocast, a shorter --max-length"
-            ) from error
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise BadInput(f"out of memory: {str(error).splitlines()[0]}; {savings(config)}") from error
         raise
     stop_processes(processes)
     return folder
@@ -92,8 +90,10 @@ def train(run: Run) -> None:
                 run.writer.flush()
                 setup.processes.gathered(step)  # a checkpoint never runs ahead of another process's rows
                 checkpoint(run, step + 1)
-        if setup.held_out:
-            run.writer.update_manifest(held_out=evaluate(run))
+        held_out = evaluate(run) if setup.held_out else {}
+        stop_if_lost(run, held_out)
+        if held_out:
+            run.writer.update_manifest(held_out=held_out)
         record_mass(run, config.steps)
         finish_mass(run)
 
@@ -118,11 +118,13 @@ def train_step(run: Run, step: int) -> str:
         batches.append(batch)
     setup.processes.average_gradients(run.not_averaged)
     norm, clipped = clip(run)
+    if not math.isfinite(norm):
+        raise Diverged(f"the gradient is not finite at step {step}; what was recorded before is kept. {calmer(config)}")
     run.optimizer.step()
-    if config.realised and run.probe.records(step):
-        for batch in batches:
+    if run.probe.records(step):
+        for again in batches if config.realised else (None,):
             with setup.autocast():
-                run.probe.after_update(batch)
+                run.probe.after_update(again)
     run.probe.log(
         step, loss=float(torch.cat(losses).mean()), learning_rate=rate, grad_norm=norm, grad_norm_clipped=clipped,
         pairs=sum(batch.pairs for batch in batches), step_seconds=time.perf_counter() - started,
@@ -150,7 +152,7 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
         )
         terms = terms_of(out, batch)
         losses, columns = losses_of(method, terms)
-        stop_if_not_finite(losses, step, batch, setup.processes)
+        stop_if_not_finite(losses, step, batch, setup.processes, run.config)
         given: dict[str, Any] = {
             "reference": out.reference, "lengths": batch.lengths, "losses": losses.detach(), "loss_scale": scale
         }  # fmt: skip
@@ -163,25 +165,39 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
                 normaliser_chosen=new.normaliser_chosen, normaliser_rejected=new.normaliser_rejected,
             )  # fmt: skip
             return losses.detach()
-        if method.masked:
-            masked = pulls(method.name, terms, method.hyper, method.shapings)
-            probe.pairs(out.logps, **given, pulls=masked, **columns)  # type: ignore[arg-type]
-            ((losses.mean() + 0.0 * out.logps.sum()) * scale).backward()
-        else:
-            probe.pairs(out.logps, **given, **columns)  # type: ignore[arg-type]
-            (losses.mean() * scale).backward()
+        if method.masked:  # the rows are masked log-probabilities; the trace's logp_* stay the plain ones
+            columns |= dict(zip(("logp_chosen", "logp_rejected"), out.logps.detach().chunk(2), strict=True))
+        probe.pairs(out.rows, predict=not method.masked, **given, **columns)  # type: ignore[arg-type]
+        (losses.mean() * scale).backward()
     return losses.detach()
 
 
-def stop_if_not_finite(losses: Tensor, step: int, batch: PairBatch, processes: Processes) -> None:
+def stop_if_not_finite(losses: Tensor, step: int, batch: PairBatch, processes: Processes, config: RunConfig) -> None:
     """Stop all processes at the first loss that is no number, naming step and pairs."""
     own = [pair for pair, loss in zip(batch.ids, losses.tolist(), strict=True) if not math.isfinite(loss)]
     bad = [pair for part in processes.gathered(own) for pair in part]
     if bad:
         raise Diverged(
             f"the loss is not finite at step {step} for pairs {', '.join(bad)}; what was recorded before is kept. "
-            "Lower --lr, or clip with --max-grad-norm 1"
+            f"{calmer(config)}"
         )
+
+
+def stop_if_lost(run: Run, held_out: dict[str, float]) -> None:
+    """Stop where the last update left a model that gives no numbers: no later loss would show it."""
+    realised = [row.get("realised_delta_chosen", 0.0) for row in run.probe.fresh]
+    own = not all(math.isfinite(value) for value in (*held_out.values(), *realised))
+    if any(run.setup.processes.gathered(own)):
+        raise Diverged(
+            f"log-probabilities are not finite after the last step, {run.config.steps - 1}; what was recorded is kept. "
+            f"{calmer(run.config)}"
+        )
+
+
+def calmer(config: RunConfig) -> str:
+    """What to write after a run that diverged."""
+    unclipped = config.max_grad_norm == 0
+    return f"Lower --lr ({config.lr})" + (", or clip with --max-grad-norm 1" if unclipped else "")
 
 
 def clip(run: Run) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from dyn_probe.objectives import (
     Terms,
     TokenMask,
     kl_estimate,
+    masked_logps,
     mismatched_rows,
     objective,
     pair_loss,
@@ -53,7 +54,14 @@ class Method:
         if row.name in STAGES:
             trained = ", ".join(n for n in OBJECTIVES if n not in STAGES)
             raise BadInput(f"{row.name} is a warm-up stage (--sft-steps, --sft-objective); objectives: {trained}")
-        given = {**inline, **config.hyper, **({} if config.beta is None else {"beta": config.beta})}
+        ways = (inline, config.hyper, {} if config.beta is None else {"beta": config.beta})
+        given = {key: value for way in ways for key, value in way.items()}
+        twice = [key for key in given if sum(key in way for way in ways) > 1]
+        if twice:
+            raise BadInput(
+                f"{', '.join(twice)} is given more than once: in --objective NAME:KEY=VALUE, by --set, or by --beta; "
+                "write it in one place"
+            )
         return Method(row.name, resolve_hyper(row, given), parse_shapings(config.shaping, row))
 
     def shaping(self, name: str) -> Any | None:
@@ -79,6 +87,12 @@ class Method:
         """Whether a token mask stands between log-probabilities and loss."""
         return self.shaping("token-mask") is not None
 
+    @property
+    def around_logps(self) -> bool:
+        """Whether the loss reaches the model other than through the recorded log-probabilities."""
+        mask = self.shaping("token-mask")
+        return mask is not None and bool(mask.options["through_hidden"])
+
 
 def make_token_mask(method: Method, model: nn.Module) -> TokenMask | None:
     """The learnable read-out of the ``token-mask`` shaping, on the model's device and dtype."""
@@ -93,9 +107,13 @@ def make_token_mask(method: Method, model: nn.Module) -> TokenMask | None:
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """A batch after its forward: ``[2B]`` log-probabilities and everything the objective may read."""
+    """A batch after its forward: ``[2B]`` log-probabilities and everything the objective may read.
+
+    ``rows`` are the log-probabilities whose gradients are recorded: with a token mask, the masked ones.
+    """
 
     logps: Tensor
+    rows: Tensor
     reference: Tensor | None
     more: dict[str, Any]
 
@@ -124,15 +142,17 @@ def forward(
         else:
             tokens = token_logps(_logits_and_hidden(model, setup.model, batch, hidden), batch)
     more: dict[str, Any] = {"progress": progress, "token_logps": tokens, "response_mask": batch.response_mask}
-    rows = None
+    expected = None
+    logps = rows = tokens.sum(1)
     if method.needs_reference and reference is not None:
         if mask is not None:
             more["ref_token_logps"] = reference.tokens(batch)
             more["token_mask"] = mask(hidden[0]).to(tokens.dtype)
-        rows = reference.rows(batch).to(tokens.dtype)
+            more["masked_logps"] = rows = masked_logps(more["token_mask"], tokens)
+        expected = reference.rows(batch).to(tokens.dtype)
     if method.name == "kto" and reference is not None:
         more["kl"] = _kl(model, whole, reference, setup)
-    return Forward(tokens.sum(1), rows, more)
+    return Forward(logps, rows, expected, more)
 
 
 def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch, hidden: list[Tensor]) -> Tensor:
@@ -157,9 +177,9 @@ def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch, hid
 def _kl(model: nn.Module, whole: list[EncodedPair], reference: Reference, setup: Setup) -> Tensor:
     """KTO's reference point: prompts of the whole batch with other prompts' responses; every process does its share."""
     rows = [pair.chosen for pair in whole] + [pair.rejected for pair in whole]
-    partners = mismatched_rows(len(whole))
+    partners, most = mismatched_rows(len(whole)), setup.max_length
     mixed = [
-        Row((*row.ids[: row.start], *rows[j].ids[rows[j].start :]), row.start)
+        Row((*row.ids[: row.start], *rows[j].ids[rows[j].start :])[:most], row.start)
         for row, j in zip(rows, partners, strict=True)
     ]
     own = [*setup.processes.share(mixed[: len(whole)]), *setup.processes.share(mixed[len(whole) :])]

@@ -118,12 +118,24 @@ def check_batch(config: RunConfig, method: Method) -> None:
         raise BadInput(f"{method.name} with these options wants {said}, which no preference file gives; leave them off")
     if method.name == "kto" and config.batch_size < 2:
         raise BadInput("kto estimates its KL from other pairs of the batch; write --batch-size 2 or more")
-    if config.lora_rank and method.needs_live_reference and config.dtype == "float64":
-        raise BadInput("LoRA with a live reference is not available in float64; write --dtype float32")
+    if config.update and method.masked:
+        raise BadInput(
+            "--update follows the responses' own log-probabilities, and with token-mask the recorded gradients are "
+            "those of the masked ones; leave --update off (the realised change is recorded all the same)"
+        )
+    if config.sft_objective != RunConfig().sft_objective and not config.sft_steps:
+        raise BadInput(
+            f"--sft-objective {config.sft_objective} is for the warm-up, which has no steps; add --sft-steps 20"
+        )
 
 
 def check_processes(config: RunConfig, method: Method, processes: Processes) -> None:
     """Refuse what several processes cannot do exactly."""
+    if config.parallel == "fsdp2" and processes.count == 1:
+        raise BadInput(
+            "--parallel fsdp2 splits parameters over processes, and there is one; start them with "
+            "torchrun --nproc-per-node 2 -m dyn_probe_cli record …"
+        )
     if config.batch_size % processes.count:
         raise BadInput(
             f"--batch-size counts the pairs of all processes and must be divisible by their number; got "

@@ -49,8 +49,8 @@ def start_run(
         every=config.every,
         gram_every=config.gram_every,
         tolerance=TOLERANCES[torch.bfloat16] if config.dtype == "autocast" else None,
-        separate=setup.method.masked,
-        update=config.update and config.realised,
+        separate=setup.method.around_logps,
+        update=config.update,
         certify=state is None,
         rank=processes.rank,
     )

@@ -18,7 +18,7 @@ from dyn_probe.train.schedule import set_rate
 from dyn_probe.train.setup import Setup
 
 BATCH = 16
-"""Pairs in a step of these stages (fewer where there are fewer)."""
+"""Pairs in a step of these stages (fewer where there are fewer); a forward takes no more rows than the run's own."""
 
 
 def reading_pairs(tokenizer: object, count: int = 2000, seed: int = 0) -> list[EncodedPair]:
@@ -43,26 +43,32 @@ def supervised_stage(
     Returns:
         The last loss (nats/token).
     """
-    model = setup.model
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    trained = [p for p in setup.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     size, value = min(BATCH, len(pairs)), 0.0
+    part = setup.config.batch_size * (1 if objective == "extended_sft" else 2)
     for step in range(steps):
         set_rate(optimizer, lr * (1 - step / steps))
         chosen = [pairs[i] for i in step_order(len(pairs), size, step, setup.config.seed)]
-        batch = collate(chosen, setup.pad_id).to(setup.device)
-        with setup.autocast():
-            logps = rows_of(model, batch, objective)
-        loss = pair_loss(objective, Terms.from_rows(logps, batch.lengths))[0].mean()
-        value = float(loss.detach())
+        optimizer.zero_grad(set_to_none=True)
+        value = sum(_backward(setup, chosen[i : i + part], objective, size) for i in range(0, size, part))
         if not value < float("inf"):
             raise Diverged(f"the supervised warm-up diverged at step {step} (loss {value}); lower --sft-lr ({lr})")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         progress(value)
     optimizer.zero_grad(set_to_none=True)
     return value
+
+
+def _backward(setup: Setup, pairs: Sequence[EncodedPair], objective: str, size: int) -> float:
+    """Add the gradient of these pairs' part in the mean over ``size``; returns that part of the loss."""
+    batch = collate(pairs, setup.pad_id).to(setup.device)
+    with setup.autocast():
+        logps = rows_of(setup.model, batch, objective)
+    loss = pair_loss(objective, Terms.from_rows(logps, batch.lengths))[0].mean() * (len(pairs) / size)
+    loss.backward()
+    return float(loss.detach())
 
 
 def rows_of(model: nn.Module, batch: PairBatch, objective: str) -> Tensor:
