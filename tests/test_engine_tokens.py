@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dyn_probe import BadInput, pair_gradients, token_gram
 from dyn_probe.gram import linear, token_products, tokens
+from dyn_probe.gram.token_params import select_parameters
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +74,45 @@ def test_law_2_sums_are_the_pairs_numbers(family):
 
 
 @pytest.mark.parametrize("tile", [1, 5, 64])
-@pytest.mark.parametrize("budget", [1, 1 << 30])
-def test_tiles_and_passes_do_not_change_the_answer(tile, budget):
+@pytest.mark.parametrize("budget", [40_000, 1 << 30])
+@pytest.mark.parametrize("tie", [True, False])
+def test_tiles_and_passes_do_not_change_the_answer(tile, budget, tie):
+    model, batch = make_model("gpt2", tie_word_embeddings=tie), make_batch()
+    found = token_gram(model, batch, 2, tile=tile, budget=budget)
+    assert error_of(found, *slow(model, batch, 2)) <= 1e-9
+
+
+def test_blocks_of_one_tile_do_not_change_the_answer():
     model, batch = make_model("gpt2"), make_batch()
-    assert error_of(token_gram(model, batch, 2, tile=tile, budget=budget), *slow(model, batch, 2)) <= 1e-9
+    told = []
+    found = token_gram(
+        model, batch, 2, "wte|1.attn", 4, budget=1, progress=lambda done, total: told.append((done, total))
+    )
+    assert error_of(found, *slow(model, batch, 2, set(found.parameters))) <= 1e-9
+    assert [done for done, _ in told] == list(range(1, told[-1][1] + 1))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("budget", [1, 30_000, 100_000, 1 << 30])
+def test_what_stands_at_once_fits_the_budget(family, budget, monkeypatch):
+    """Bytes of both sides of every product, against the budget, or two tiles of one parameter where that is more."""
+    monkeypatch.setattr(linear, "WIDE", 97)
+    model, batch = make_model(family, tie_word_embeddings=False), make_batch()
+    add, stood, largest = tokens.add_products, [], []
+
+    def size(part):
+        return part.grads.nbytes + (part.shared.nbytes if part.shared.is_floating_point() else 0)
+
+    def watched(gram, left, right):
+        sides = [left] if left is right else [left, right]
+        stood.append(sum(size(part) for side in sides for parts in side.values() for part in parts))
+        largest.extend(size(part) for side in sides for parts in side.values() for part in parts)
+        add(gram, left, right)
+
+    monkeypatch.setattr(tokens, "add_products", watched)
+    token_gram(model, batch, 0, tile=4, budget=budget)
+    assert max(stood) <= max(budget, 2 * max(largest))
+    assert (len(stood) > 1) == (budget <= 100_000)
 
 
 def with_output(model):
@@ -101,12 +137,61 @@ def test_hand_written_models(kind):
     assert error_of(token_gram(model, batch, 0, tile=4), *slow(with_output(model), batch, 0)) <= 1e-9
 
 
-@pytest.mark.parametrize("params", ["head", "last-block", r"mlp\.c_proj", "ln_f"])
-@pytest.mark.parametrize("tie", [True, False])
-def test_a_subset_of_the_parameters(params, tie):
-    model, batch = make_model("gpt2", tie_word_embeddings=tie), make_batch()
+LLAMA_BLOCK = {
+    f"model.layers.1.{name}.weight"
+    for name in (
+        *(f"self_attn.{part}_proj" for part in "qkvo"),
+        *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
+        "input_layernorm",
+        "post_attention_layernorm",
+    )
+}
+SELECTIONS = {
+    ("gpt2", True, "head"): {"transformer.wte.weight"},
+    ("gpt2", False, "head"): {"lm_head.weight"},
+    ("opt", True, "head"): {"model.decoder.embed_tokens.weight"},
+    ("opt", False, "head"): {"lm_head.weight"},
+    ("phi", False, "head"): {"lm_head.weight", "lm_head.bias"},
+    ("llama", True, "head"): {"model.embed_tokens.weight"},
+    ("llama", False, "head"): {"lm_head.weight"},
+    ("llama", True, "last-block"): LLAMA_BLOCK,
+    ("gpt2", True, r"1\.mlp\.c_proj"): {f"transformer.h.1.mlp.c_proj.{part}" for part in ("weight", "bias")},
+    ("gpt2", False, "ln_f"): {"transformer.ln_f.weight", "transformer.ln_f.bias"},
+}
+
+
+@pytest.mark.parametrize(("family", "tie", "params"), SELECTIONS)
+def test_a_subset_of_the_parameters(family, tie, params):
+    wanted = SELECTIONS[family, tie, params]
+    model, batch = make_model(family, tie_word_embeddings=tie), make_batch()
     found = token_gram(model, batch, 0, params=params)
-    assert error_of(found, *slow(model, batch, 0, set(found.parameters))) <= 1e-9
+    assert set(found.parameters) == wanted
+    assert error_of(found, *slow(model, batch, 0, wanted)) <= 1e-9
+
+
+@pytest.mark.parametrize("params", ["head", "last-block", "all", "lm_head"])
+def test_a_selection_of_nothing_is_refused(params):
+    model, batch = make_model("llama", tie_word_embeddings=False), make_batch()
+    for name, p in model.named_parameters():
+        p.requires_grad_(params != "all" and "layers.0.self_attn.q_proj" in name)
+    there = "none" if params == "all" else r"model\.layers\.0\.self_attn\.q_proj\.weight"
+    with pytest.raises(BadInput, match=f"trained are: {there};"):
+        token_gram(model, batch, params=params)
+
+
+def test_a_head_under_lora():
+    peft = pytest.importorskip("peft")
+    plain = peft.get_peft_model(make_model("llama"), peft.LoraConfig(r=3, target_modules=["q_proj"]))
+    with pytest.raises(BadInput, match="the head is not trained; trained are: base_model"):
+        token_gram(plain, make_batch(), params="head")
+    adapted = peft.get_peft_model(make_model("llama"), peft.LoraConfig(r=3, target_modules=["lm_head"]))
+    names = {f"base_model.model.lm_head.lora_{part}.default.weight" for part in "AB"}
+    assert select_parameters(adapted, "head") == names
+
+
+def test_a_model_that_does_not_name_its_head_is_refused():
+    with pytest.raises(BadInput, match=r"OnlyGeneric does not name its head .* write a regular expression"):
+        token_gram(OnlyGeneric(), make_batch(), params="head")
 
 
 @pytest.mark.parametrize("wide", [16, 64])

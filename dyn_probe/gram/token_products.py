@@ -6,7 +6,7 @@ Letters: ``n`` tokens of a tile, ``P`` positions, ``A [P, p]`` inputs that all r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,21 @@ from dyn_probe.gram.factors import Lookup, Outer, upcast
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One use and one tile: ``kind`` is outer, lookup, point or dense; ``start`` the tile's first token."""
+    """One use and one tile: ``kind`` is outer, lookup, point or dense, ``start`` the Gram's row of its first token."""
 
     kind: str
     start: int
     shared: Tensor
     grads: Tensor
+
+    @property
+    def rows(self) -> slice:
+        """Its tokens' rows of the Gram."""
+        return slice(self.start, self.start + len(self.grads))
+
+
+Parts = dict[str, list[Part]]
+"""Parameter → parts of its uses, tile by tile."""
 
 
 def outer_part(factor: Outer, start: int) -> Part:
@@ -57,25 +66,17 @@ def dense_part(values: Tensor, start: int) -> Part:
     return Part("dense", start, values.new_zeros(0), values)
 
 
-def part_products(chosen: Sequence[Part], rejected: Sequence[Part]) -> Tensor:
-    """``[n_w + n_l, n_w + n_l]`` products of one parameter's token gradients over both sides, float64."""
-    sizes = [tokens(side) for side in (chosen, rejected)]
-    parts = [*((0, part) for part in chosen), *((sizes[0], part) for part in rejected)]
-    gram = torch.zeros(sum(sizes), sum(sizes), dtype=torch.float64, device=parts[0][1].grads.device)
-    for k, (offset, left) in enumerate(parts):
-        for other, right in parts[k:]:
-            rows = slice(offset + left.start, offset + left.start + len(left.grads))
-            columns = slice(other + right.start, other + right.start + len(right.grads))
-            block = product(left, right).double()
-            gram[rows, columns] += block
-            if left is not right:
-                gram[columns, rows] += block.T
-    return gram
-
-
-def tokens(parts: Sequence[Part]) -> int:
-    """Tokens that a side's parts cover."""
-    return max((part.start + len(part.grads) for part in parts), default=0)
+def add_products(gram: Tensor, left: Parts, right: Parts) -> None:
+    """Add to ``gram [n_w + n_l, n_w + n_l]`` what every parameter's parts have with each other; ``left`` and ``right``
+    are the same parts or of different tokens."""
+    for name in left.keys() & right.keys():
+        for k, one in enumerate(left[name]):
+            for other in right[name][k:] if left is right else right[name]:
+                rows, columns = one.rows, other.rows
+                block = product(one, other).double()
+                gram[rows, columns] += block
+                if one is not other:
+                    gram[columns, rows] += block.T
 
 
 def product(left: Part, right: Part) -> Tensor:

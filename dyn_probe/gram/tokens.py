@@ -7,7 +7,6 @@ block of the weight's size is ever formed. An embedding is the same with ``S[t, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,25 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.capture.tap import Capture
-from dyn_probe.capture.uses import Call, layers_of, trained_parameters
+from dyn_probe.capture.uses import Call
 from dyn_probe.errors import BadInput
 from dyn_probe.gram.api import backward_only
 from dyn_probe.gram.coverage import check_coverage, check_rows
 from dyn_probe.gram.factors import Lookup, Outer, upcast
 from dyn_probe.gram.table import KINDS
+from dyn_probe.gram.token_params import select_parameters
+from dyn_probe.gram.token_passes import Side, Tile, plan, tiles_of
 from dyn_probe.gram.token_products import (
     Part,
+    Parts,
+    add_products,
     dense_part,
     lookup_part,
     one_position_per_row,
     outer_part,
-    part_products,
     point_part,
 )
 from dyn_probe.pairs import PairBatch, logps_of_tokens
 
 BUDGET = 1 << 30
-"""Bytes of output-gradients that may stand at once; beyond, the layers are taken in several passes."""
+"""Bytes of output-gradients that may stand at once; beyond, parameters and then tokens are taken one after another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,58 +95,59 @@ def token_gram(
         pair: index in ``batch``.
         params: ``all``, ``head``, ``last-block``, or a regular expression on parameter names.
         tile: tokens that share one forward and backward.
-        budget: bytes of output-gradients that may stand at once (it bounds memory, not the answer).
+        budget: bytes of output-gradients that may stand at once beside one tile's forward and backward, and never
+            less than two tiles of one parameter. A smaller one costs time, not exactness.
         progress: called with ``(tiles done, tiles in all)``.
 
     Raises:
-        BadInput: no such pair, or no parameter matches.
+        BadInput: no such pair, or ``params`` selects no trained parameter.
         UnsupportedUse: a parameter's use cannot be explained.
     """
     if not 0 <= pair < batch.pairs:
         raise BadInput(f"token_gram wants a pair between 0 and {batch.pairs - 1}; got {pair}")
-    sides = [_Side.of(batch, row) for row in (pair, pair + batch.pairs)]
     names = select_parameters(model, params)
-    tokens = sum(len(side.positions) for side in sides)
-    gram = torch.zeros(tokens, tokens, dtype=torch.float64, device=batch.input_ids.device)
-    with _eval_mode(model):
-        groups = _passes(model, sides, names, budget)
-        total, done = len(groups) * sum(len(side.tiles(tile)) for side in sides), 0
-        for group in groups:
-            parts: list[dict[str, list[Part]]] = [{}, {}]
-            for side, collected in zip(sides, parts, strict=True):
-                for start, stop in side.tiles(tile):
-                    _collect(model, side, start, stop, group, collected)
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
-            for name in parts[0].keys() | parts[1].keys():
-                gram += part_products(*(collected.get(name, []) for collected in parts))
+    sides = Side.both(batch, pair)
     n = len(sides[0].positions)
+    total = n + len(sides[1].positions)
+    gram = torch.zeros(total, total, dtype=torch.float64, device=batch.input_ids.device)
+    with _eval_mode(model):
+        passes = plan(model, tiles_of(sides, tile), names, budget)
+        count = _Count(progress, sum(one.visits for one in passes))
+        for one in passes:
+            for block, behind in one.pairs():
+                left = _collect(model, block, one.names, count)
+                add_products(gram, left, left)
+                for other in behind:
+                    add_products(gram, left, _collect(model, other, one.names, count))
     ids = [side.ids[side.positions] for side in sides]
-    return TokenGram(gram[:n, n:], gram[:n, :n], gram[n:, n:], ids[0], ids[1], tuple(names))
+    return TokenGram(gram[:n, n:], gram[:n, :n], gram[n:, n:], ids[0], ids[1], tuple(sorted(names)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Side:
-    """One response with its prompt, without padding: ``ids [L]``, and the positions of the response tokens."""
+class _Count:
+    """Tiles done, told to ``progress``."""
 
-    ids: Tensor
-    positions: Tensor
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
 
-    @staticmethod
-    def of(batch: PairBatch, row: int) -> _Side:
-        keep = batch.attention_mask[row].bool()
-        return _Side(batch.input_ids[row][keep], batch.response_mask[row][keep].nonzero().flatten())
-
-    def tiles(self, size: int) -> list[tuple[int, int]]:
-        n = len(self.positions)
-        return [(i, min(i + size, n)) for i in range(0, n, size)]
+    def step(self) -> None:
+        """One more."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
 
 
-def _collect(
-    model: nn.Module, side: _Side, start: int, stop: int, names: set[str], into: dict[str, list[Part]]
-) -> None:
-    """One tile's forward and backward; every wanted use goes into ``into``, in the order of tokens."""
+def _collect(model: nn.Module, tiles: Sequence[Tile], names: set[str], count: _Count) -> Parts:
+    """What every wanted use of these tiles leaves, by parameter, in the order of tokens."""
+    parts: Parts = {}
+    for tile in tiles:
+        _collect_tile(model, tile, names, parts)
+        count.step()
+    return parts
+
+
+def _collect_tile(model: nn.Module, tile: Tile, names: set[str], into: Parts) -> None:
+    """One tile's forward and backward."""
+    start = tile.side.offset + tile.start
 
     def receive(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         assert call.kind is not None
@@ -156,7 +159,7 @@ def _collect(
                     into.setdefault(name, []).append(_part(factor, start, call))
 
     with Capture(model, KINDS, receive) as capture, torch.enable_grad():
-        logps = logps_of_tokens(model, side.ids, side.positions[start:stop])
+        logps = logps_of_tokens(model, tile.side.ids, tile.side.positions[tile.start : tile.stop])
         reentrant = check_coverage(capture, logps)
         check_rows(capture, logps, lambda loss: backward_only(loss, capture, reentrant, retain=True))
         backward_only(logps.sum(), capture, reentrant)
@@ -171,49 +174,6 @@ def _part(factor: object, start: int, call: Call) -> Part:
         return lookup_part(factor, start)
     values = torch.stack([upcast(factor.dense(row)) for row in range(call.rows)])  # type: ignore[attr-defined]
     return dense_part(values, start)
-
-
-def select_parameters(model: nn.Module, params: str) -> set[str]:
-    """Names of the trained parameters that ``params`` means (see ``token_gram``)."""
-    with Capture(model, KINDS, lambda *_: None) as capture:
-        layers = layers_of(list(trained_parameters(model)), capture.uses)
-    blocks = [int(layer.label) for layer in layers.values() if layer.label.isdigit()]
-    if params == "all":
-        return set(layers)
-    if params == "head":
-        head = {n for n, layer in layers.items() if layer.label == "head"}
-        return head or {
-            n for n, layer in layers.items() if layer.label == "embedding" and trained_parameters(model)[n].dim() == 2
-        }
-    if params == "last-block":
-        return {n for n, layer in layers.items() if layer.label == str(max(blocks, default=-1))}
-    try:
-        found = {name for name in layers if re.search(params, name)}
-    except re.error as error:
-        raise BadInput(f"--params wants all, head, last-block or a regular expression; {params!r}: {error}") from error
-    if not found:
-        raise BadInput(
-            f"no trained parameter matches {params!r}; there are, for example: {', '.join(list(layers)[:5])}"
-        )
-    return found
-
-
-def _passes(model: nn.Module, sides: Sequence[_Side], names: set[str], budget: int) -> list[set[str]]:
-    """The parameters in groups whose output-gradients for all tokens fit the budget."""
-    area = sum(len(side.positions) * len(side.ids) for side in sides)
-    groups: list[set[str]] = [set()]
-    used = 0
-    for name, parameter in trained_parameters(model).items():
-        if name not in names:
-            continue
-        width = max(parameter.shape) if parameter.dim() > 1 else 0
-        cost = 4 * area * (width if width < 16384 else min(parameter.shape))
-        if groups[-1] and used + cost > budget:
-            groups.append(set())
-            used = 0
-        groups[-1].add(name)
-        used += cost
-    return groups
 
 
 @contextmanager
