@@ -14,7 +14,8 @@ from report_runs import manifest, new_trace, write_run, write_tables
 
 from dyn_probe.report.verdicts import verdicts
 from dyn_probe.report.verdicts.gradients import alignment, clipping, fading, negative_pulls
-from dyn_probe.report.verdicts.shaped import gate, rho
+from dyn_probe.report.verdicts.remedies import common_factor, nll_weight
+from dyn_probe.report.verdicts.shaped import gate, mask, rho
 from dyn_probe.report.verdicts.spikes import spikes, zeros
 from dyn_probe.trace.reader import Trace, load_trace
 
@@ -111,6 +112,18 @@ def test_gate_and_rho(tmp_path: Path) -> None:
     trace = run_of(tmp_path, edit)
     assert value(gate(trace)[0], "rows with g < 0.5") == pytest.approx(0.25)
     assert value(rho(trace)[0], "rows at the largest ρ") == pytest.approx(0.5)
+
+
+def test_masked_gradients_are_called_masked_and_no_remedy_is_read_from_them(tmp_path: Path) -> None:
+    def edit(tables: Tables) -> None:
+        tables["pairs"]["mask_chosen"], tables["pairs"]["mask_rejected"] = 0.75, 0.25
+
+    trace, plain = run_of(tmp_path / "masked", edit), run_of(tmp_path / "plain", lambda tables: None)
+    (said,) = mask(trace)
+    assert value(said, "m_w, mean") == pytest.approx(0.75) and "masked log-probabilities" in said.sentence
+    assert "0.750 on chosen and 0.250 on rejected" in said.sentence and mask(plain) == []
+    assert common_factor(trace) == [] and nll_weight(trace) == []
+    assert common_factor(plain) and nll_weight(plain)
 
 
 def sentences(trace: Trace) -> str:

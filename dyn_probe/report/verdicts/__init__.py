@@ -51,7 +51,7 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
     "mass": (mass_went.went, mass_went.gated),
     "gradient": (spikes.spikes, spikes.zeros, gradients.fading, gradients.negative_pulls, gradients.clipping),
     "layers": (spread.layers,),
-    "shaping": (shaped.gate, shaped.rho),
+    "shaping": (shaped.gate, shaped.rho, shaped.mask),
     "prediction": (prediction.alone, prediction.batch, prediction.update),
     "trust": (
         status.ending,

@@ -10,6 +10,7 @@ import pandas as pd
 from dyn_probe.report import derived
 from dyn_probe.report.changes import step_span
 from dyn_probe.report.frames import Floats, last_tenth, numbers, share
+from dyn_probe.report.verdicts.shaped import masked
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ FEW = 5
 
 
 def last_rows(trace: Trace) -> pd.DataFrame:
-    """Rows of the last tenth with both pulls above 0 and gradients recorded."""
+    """Rows of the last tenth with both pulls above 0 and gradients of the responses themselves recorded."""
     rows = last_tenth(trace.pairs)
+    if masked(trace):
+        return rows.iloc[:0]
     positive = ("pull_chosen", "pull_rejected", "grad_norm_chosen", "grad_norm_rejected")
     usable = np.isfinite(numbers(rows, "grad_inner"))
     for name in positive:

@@ -1,4 +1,4 @@
-"""What gradient shaping did: gate and ρ."""
+"""What gradient shaping did: gate, ρ and token mask."""
 
 from __future__ import annotations
 
@@ -58,3 +58,33 @@ def rho(trace: Trace) -> list[Verdict]:
         Number("rows at the largest ρ", ceiling, "share"),
         Number("n", len(value), "rows"),
     )
+
+
+def mask(trace: Trace) -> list[Verdict]:
+    """How far the token mask closed, and that the gradients are those of the masked responses."""
+    parts, chosen, rejected = (
+        tenths(trace.pairs),
+        *(numbers(trace.pairs, f"mask_{s}") for s in ("chosen", "rejected")),
+    )
+    late = [finite(side if parts is None else side[parts.last]) for side in (chosen, rejected)]
+    if not len(late[0]) or not len(late[1]):
+        return []
+    kept = [float(np.mean(side)) for side in late]
+    sentence = (
+        f"The mean token mask at the end is {sig(kept[0])} on chosen and {sig(kept[1])} on rejected tokens. Gradient "
+        "norms, inner products and pulls of this run are those of the masked log-probabilities, so they predict no "
+        "change of the plain ones."
+    )
+    return say(
+        "note",
+        sentence,
+        "mean of m over response tokens, last tenth of the steps; rows are Σ_t m^t·log π^t",
+        Number("m_w, mean", kept[0], "1"),
+        Number("m_l, mean", kept[1], "1"),
+        Number("n", len(late[0]), "rows"),
+    )
+
+
+def masked(trace: Trace) -> bool:
+    """Whether the run's gradients are those of masked log-probabilities."""
+    return bool(len(finite(numbers(trace.pairs, "mask_chosen"))))
