@@ -135,7 +135,7 @@ def test_problems_of_a_probe_file_are_listed_by_line_and_kind(tmp_path: Path, ca
     for start in ("probes.jsonl:1 [rejected]: empty", "probes.jsonl:2: not JSON", "probes.jsonl:3 [rejected]: prompt"):
         assert any(line.startswith(start) for line in listed)
         assert start in shown
-    assert set(trace.mass["kind"]) == {"chosen"} and trace.manifest["mass"]["delta_rejected"] is None
+    assert set(trace.mass["kind"]) == {"chosen", "irr_train"} and trace.manifest["mass"]["delta_rejected"] is None
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:

@@ -20,19 +20,29 @@ _HOMES = {
     "encode_probes": "tokens",
     "with_initial": "initial",
     "measure": "measuring",
+    "Place": "places",
+    "Watch": "places",
+    "choose_places": "places",
+    "PlaceChange": "distributions",
+    "find_place": "distributions",
     "summarise": "metrics",
     "token_metrics": "metrics",
 }
 
 __all__ = [
     "KINDS",
+    "Place",
+    "PlaceChange",
     "ProbePrompt",
     "ProbeSet",
     "SkippedResponse",
     "TokenProbes",
+    "Watch",
     "build_probe_set",
     "check_vocabulary",
+    "choose_places",
     "encode_probes",
+    "find_place",
     "measure",
     "read_probe_set",
     "summarise",
@@ -42,10 +52,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from dyn_probe.mass.building import build_probe_set
+    from dyn_probe.mass.distributions import PlaceChange, find_place
     from dyn_probe.mass.initial import with_initial
     from dyn_probe.mass.kinds import KINDS
     from dyn_probe.mass.measuring import measure
     from dyn_probe.mass.metrics import summarise, token_metrics
+    from dyn_probe.mass.places import Place, Watch, choose_places
     from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
     from dyn_probe.mass.reading import read_probe_set
     from dyn_probe.mass.tokens import TokenProbes, check_vocabulary, encode_probes

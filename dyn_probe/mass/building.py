@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from dyn_probe.mass.conversations import answer_text, prompt_text
-from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
+from dyn_probe.mass.kinds import kinds_of
+from dyn_probe.mass.probes import ABSENT, ProbePrompt, ProbeSet, SkippedResponse, half_character
+
+DERIVED = ("irr_train", "random_permute", "random_nonhum")
+"""Kinds that are made of other responses."""
 
 
 class PreferenceRecord(Protocol):
@@ -53,12 +58,21 @@ def build_probe_set(
     if prompts is not None and len(usable) > prompts:
         keep = set(random.Random(f"{seed}:prompts").sample(range(len(usable)), prompts))
         usable = [prompt for i, prompt in enumerate(usable) if i in keep]
-    texts = [prompt.responses["chosen"] for prompt in usable]
-    built = [
-        ProbePrompt(p.prompt, {**p.responses, **_derived(i, p, texts, seed, skipped)}, p.source)
-        for i, p in enumerate(usable)
-    ]
-    return ProbeSet(tuple(built), tuple(skipped))
+    return with_unrelated(ProbeSet(tuple(usable), tuple(skipped)), seed=seed)
+
+
+def with_unrelated(probe_set: ProbeSet, *, seed: int = 0) -> ProbeSet:
+    """The same set with irr_train, random_permute and random_nonhum made of its chosen responses, where it has no
+    unrelated or shuffled kind at all: a file of preference pairs has none. Any other set comes back as it is."""
+    if set(probe_set.kinds) & set(kinds_of("others")) or "chosen" not in probe_set.kinds:
+        return probe_set
+    skipped = [one for one in probe_set.skipped if not (one.kind in DERIVED and one.reason.startswith(ABSENT))]
+    having = [prompt for prompt in probe_set.prompts if "chosen" in prompt.responses]
+    texts = [prompt.responses["chosen"] for prompt in having]
+    more = {p.prompt_id: _derived(i, p, texts, seed, skipped) for i, p in enumerate(having)}
+    prompts = tuple(replace(p, responses={**p.responses, **more.get(p.prompt_id, {})}) for p in probe_set.prompts)
+    made = tuple(kind for kind in DERIVED if any(kind in texts for texts in more.values()))
+    return ProbeSet(prompts, tuple(skipped), made)
 
 
 def shuffle_words(text: str, seed: str) -> str | None:
@@ -82,7 +96,10 @@ def _usable(
         fields = {name: answer_text(_field(record, name), tokenizer) for name in ("chosen", "rejected")}
         fields["prompt"] = prompt_text(_field(record, "prompt"), tokenizer)
         wrong = [name for name, text in fields.items() if not isinstance(text, str) or not text.strip()]
-        if wrong:
+        broken = {name: half_character(text) for name, text in fields.items() if name not in wrong}
+        if any(broken.values()):
+            skipped += [SkippedResponse(source, name, said) for name, said in broken.items() if said]
+        elif wrong:
             skipped += [
                 SkippedResponse(source, name, "wanted non-empty text or a conversation, its answer one message")
                 for name in wrong

@@ -24,7 +24,9 @@ KINDS: dict[str, Kind] = {
     "rejected": Kind("rejected", "the dispreferred response"),
     "reject_gptsemantic": Kind("near", "rejected, rephrased"),
     "reject_gptformat": Kind("near", "the form of rejected with another meaning"),
-    "irr_train": Kind("others", "chosen of another training prompt"),
+    "irr_train": Kind(
+        "others", "chosen of another prompt of the same data; in the published files, of a training prompt"
+    ),
     "irr_test": Kind("others", "chosen of a held-out prompt"),
     "irr_hum": Kind("others", "an unrelated human sentence"),
     "random_permute": Kind("others", "the words of chosen, shuffled"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.metrics import METRICS, summarise, token_metrics
 from dyn_probe.mass.models import observing, position_limit
+from dyn_probe.mass.places import Watch
 from dyn_probe.mass.probes import ProbeSet
 from dyn_probe.mass.readout import Readout
 from dyn_probe.mass.tokens import TokenProbes, TokenResponse, check_vocabulary, encode_probes
@@ -26,6 +27,7 @@ def measure(
     chunk: int | None = None,
     max_length: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the mass table, one per probe response in the order of the set, measured without gradients.
 
@@ -42,6 +44,7 @@ def measure(
         max_length: see :func:`encode_probes`; used only with a probe set of text. Default: the number of
             positions that the model has.
         progress: called with (responses done, responses in all) after every forward.
+        watch: keeps the next-token distributions of its places.
 
     Raises:
         BadInput: tokenizer and model do not fit, or a response has a token id or length beyond the model.
@@ -54,7 +57,7 @@ def measure(
     with observing(model):
         for group in _batches(probes.responses, batch_size):
             batch = [probes.responses[i] for i in group]
-            for i, response, columns in zip(group, batch, _measured(readout, batch, device), strict=True):
+            for i, response, columns in zip(group, batch, _measured(readout, batch, device, watch), strict=True):
                 rows[i] = {"step": step, "prompt_id": response.prompt_id, "kind": response.kind, **columns}
             done += len(group)
             if progress:
@@ -63,7 +66,7 @@ def measure(
 
 
 def _measured(
-    readout: Readout, batch: Sequence[TokenResponse], device: torch.device
+    readout: Readout, batch: Sequence[TokenResponse], device: torch.device, watch: Watch | None
 ) -> Iterator[dict[str, float | int]]:
     """The metric columns of each response of one forward."""
     ids, attended, predicts = (table.to(device) for table in _tables(batch))
@@ -74,6 +77,8 @@ def _measured(
     for rows, logits in readout.logits(ids, attended, predicts):
         values = token_metrics(logits, targets[at : at + len(rows)])
         sums.index_add_(0, rows.cpu(), torch.stack([values[name] for name in METRICS], 1).cpu().double())
+        if watch:
+            watch.look(batch, rows.tolist(), at, logits)
         at, vocabulary = at + len(rows), logits.shape[1]
     for response, row in zip(batch, sums.tolist(), strict=True):
         tokens = len(response.ids) - response.start

@@ -12,6 +12,13 @@ from pathlib import Path
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.kinds import KINDS
 
+UNFINISHED = "unfinished"
+"""Field of a probe file: the kinds of its line that were cut."""
+
+
+ABSENT = "in none"
+"""How the reason begins where no line of a file has the kind."""
+
 
 @dataclass(frozen=True)
 class SkippedResponse:
@@ -24,11 +31,15 @@ class SkippedResponse:
 
 @dataclass(frozen=True)
 class ProbePrompt:
-    """One prompt and its responses, kind → text, with the place it came from."""
+    """One prompt and its responses, kind → text, with the place it came from.
+
+    ``unfinished`` names the kinds that were cut: they are measured without an end-of-sequence token.
+    """
 
     prompt: str
     responses: Mapping[str, str]
     source: str = ""
+    unfinished: tuple[str, ...] = ()
 
     @property
     def prompt_id(self) -> str:
@@ -40,12 +51,16 @@ class ProbePrompt:
 class ProbeSet:
     """Prompts × response kinds, and what had to be left out of them.
 
+    Args:
+        built: kinds that were made from the other responses of a file that has none of them.
+
     Raises:
         BadInput: no response remains; the message says what was skipped.
     """
 
     prompts: tuple[ProbePrompt, ...]
     skipped: tuple[SkippedResponse, ...] = ()
+    built: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not any(prompt.responses for prompt in self.prompts):
@@ -70,12 +85,12 @@ class ProbeSet:
             else prompt
             for prompt in self.prompts
         )
-        return ProbeSet(prompts, (*self.skipped, *skipped))
+        return replace(self, prompts=prompts, skipped=(*self.skipped, *skipped))
 
     def save(self, path: str | Path, force: bool = False) -> Path:
         """Write one JSON object per prompt; refuse to replace a different file unless ``force``."""
         path = Path(path)
-        text = "".join(json.dumps({"prompt": p.prompt, **p.responses}, ensure_ascii=False) + "\n" for p in self.prompts)
+        text = "".join(json.dumps(_fields(prompt), ensure_ascii=False) + "\n" for prompt in self.prompts)
         if path.exists() and not force and path.read_text(encoding="utf-8") != text:
             raise BadInput(f"{path} holds another probe set; choose another path, or pass force=True")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +98,21 @@ class ProbeSet:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
         return path
+
+
+def half_character(text: str) -> str:
+    """What is wrong with a text that has half a character, which no tokenizer takes; "" if it has none."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"has half a character at {error.start} (lone surrogate \\u{ord(text[error.start]):04x})"
+    return ""
+
+
+def _fields(prompt: ProbePrompt) -> dict[str, object]:
+    """A prompt as the fields of its line."""
+    cut = {UNFINISHED: list(prompt.unfinished)} if prompt.unfinished else {}
+    return {"prompt": prompt.prompt, **prompt.responses, **cut}
 
 
 def listed(skipped: tuple[SkippedResponse, ...], most: int = 8) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.kinds import IGNORED_FIELDS, KINDS
-from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
+from dyn_probe.mass.probes import ABSENT, UNFINISHED, ProbePrompt, ProbeSet, SkippedResponse, half_character
 
 
 def read_probe_set(path: str | Path, *, kinds: Sequence[str] | None = None, prompts: int | None = None) -> ProbeSet:
@@ -34,14 +34,17 @@ def read_probe_set(path: str | Path, *, kinds: Sequence[str] | None = None, prom
         prompt = row.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
             skipped.append(SkippedResponse(source, "*", f"prompt must be non-empty text, got {_shown(prompt)}"))
+        elif broken := half_character(prompt):
+            skipped.append(SkippedResponse(source, "*", f"prompt {broken}"))
         elif prompt in found:
             skipped.append(SkippedResponse(source, "*", f"the same prompt as {found[prompt].source}"))
         else:
-            found[prompt] = ProbePrompt(prompt, _responses(row, wanted, source, skipped), source)
+            responses = _responses(row, wanted, source, skipped)
+            found[prompt] = ProbePrompt(prompt, responses, source, _unfinished(row, source, skipped))
             skipped += [
-                SkippedResponse(path.name, name, _why_ignored(name))
+                SkippedResponse(path.name, _plain(name), _why_ignored(name))
                 for name in row
-                if name not in wanted and name != "prompt"
+                if name not in (*wanted, "prompt", UNFINISHED)
             ]
     return ProbeSet(tuple(found.values()), _gathered(path.name, wanted, len(found), skipped))
 
@@ -56,8 +59,12 @@ def _objects(path: Path, skipped: list[SkippedResponse]) -> Iterator[tuple[str, 
                 source = f"{path.name}:{number}"
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    skipped.append(SkippedResponse(source, "*", f"not JSON: {error.msg}"))
+                except RecursionError:
+                    skipped.append(SkippedResponse(source, "*", "not usable JSON: nested too deep"))
+                    continue
+                except ValueError as error:  # JSONDecodeError, or a number of too many digits
+                    said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                    skipped.append(SkippedResponse(source, "*", f"not JSON: {said}"))
                     continue
                 if isinstance(row, dict):
                     yield source, row
@@ -80,9 +87,25 @@ def _responses(
             skipped.append(SkippedResponse(source, kind, f"wanted text, got {_shown(text)}"))
         elif not text.strip():
             skipped.append(SkippedResponse(source, kind, "empty response"))
+        elif broken := half_character(text):
+            skipped.append(SkippedResponse(source, kind, broken))
         else:
             responses[kind] = text
     return responses
+
+
+def _unfinished(row: dict[str, Any], source: str, skipped: list[SkippedResponse]) -> tuple[str, ...]:
+    """The kinds that the line says were cut."""
+    found = row.get(UNFINISHED, [])
+    if isinstance(found, list) and all(isinstance(kind, str) for kind in found):
+        return tuple(found)
+    skipped.append(SkippedResponse(source, UNFINISHED, f"ignored: wanted a list of kinds, got {_shown(found)}"))
+    return ()
+
+
+def _plain(text: str) -> str:
+    """The text as it can be printed."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _gathered(
@@ -93,7 +116,7 @@ def _gathered(
     absent = [kind for kind in wanted if lines and missing.count(kind) == lines]
     rest = [s for s in skipped if not (s.reason == "missing" and s.kind in absent)]
     return tuple(
-        dict.fromkeys([*(SkippedResponse(name, kind, f"in none of {lines} prompts") for kind in absent), *rest])
+        dict.fromkeys([*(SkippedResponse(name, kind, f"{ABSENT} of {lines} prompts") for kind in absent), *rest])
     )
 
 
@@ -103,4 +126,9 @@ def _why_ignored(name: str) -> str:
 
 
 def _shown(value: object) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+    if value is None:
+        return "nothing"
+    try:
+        return f"{type(value).__name__} {_plain(str(value)[:40])!r}"
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        return f"a {type(value).__name__} too large to show"

@@ -50,7 +50,8 @@ def encode_probes(
     Args:
         tokenizer: a Hugging Face tokenizer.
         max_length: most tokens of prompt and response together.
-        append_eos: end every response with the tokenizer's end-of-sequence token, where it has one.
+        append_eos: end every response with the tokenizer's end-of-sequence token, where it has one; those that
+            were cut (``ProbePrompt.unfinished``) stay open.
     """
     responses, skipped = [], list(probes.skipped)
     end = getattr(tokenizer, "eos_token_id", None) if append_eos else None
@@ -58,7 +59,7 @@ def encode_probes(
         alone = token_ids(tokenizer, prompt.prompt)
         for kind, text in prompt.responses.items():
             ids = token_ids(tokenizer, prompt.prompt + text)
-            ids += [] if end is None else [end]
+            ids += [] if end is None or kind in prompt.unfinished else [end]
             start = _common_prefix(alone, ids)
             reason = _unusable(len(ids), start, max_length)
             if reason:

@@ -28,6 +28,7 @@ REMEDIES: dict[str, str] = {
     "steps.grad_norm": "gradient norms of the steps",
     "layers": "per-layer gradients",
     "mass": "probe responses (--mass-every)",
+    "distributions": "probe responses of chosen or rejected (--mass-every)",
     "tokens": "token heat maps of followed pairs (record --tokens-every)",
 }
 """Beginning of a column's name → what has to be recorded for it."""

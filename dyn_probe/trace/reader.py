@@ -62,6 +62,11 @@ class Trace:
         return self.table("mass")
 
     @property
+    def distributions(self) -> pd.DataFrame:
+        """One position of a probe response at the first or the last measurement: what the model would say next."""
+        return self.table("distributions")
+
+    @property
     def examples(self) -> pd.DataFrame:
         """One pair of the data, as text."""
         return self.table("examples")

@@ -203,6 +203,24 @@ MASS = Table(
     ),
 )
 
+DISTRIBUTIONS = Table(
+    "distributions",
+    "one position of a probe response at the first or the last measurement: what the model would say next",
+    (
+        _STEP,
+        Column("first_step", "int32", "step", "step of the first measurement, which the columns first_… are from"),
+        Column("prompt_id", "string", "", "hash of the prompt's text"),
+        Column("kind", "string", "", "response kind (chosen, rejected)"),
+        Column("position", "int32", "tokens", "which token of the response is next, counted from 0"),
+        Column("tokens", "list<string>", "", "the target and the ten most probable tokens of either measurement"),
+        Column("target", "int32", "", "place of the target, the response's own token, in tokens (from 0)"),
+        Column("probabilities", "list<float64>", "probability", "π_t of these tokens"),
+        Column("first_probabilities", "list<float64>", "probability", "the same at the first measurement"),
+        _real("rest", "probability", "1 − their sum: what all other tokens have"),
+        _real("first_rest", "probability", "the same at the first measurement"),
+    ),
+)
+
 EXAMPLES = Table(
     "examples",
     "one pair of the data, as text",
@@ -216,7 +234,9 @@ EXAMPLES = Table(
     unique=("pair_id",),
 )
 
-TABLES: dict[str, Table] = {table.name: table for table in (PAIRS, STEPS, LAYERS, TOKENS, MASS, EXAMPLES)}
+TABLES: dict[str, Table] = {
+    table.name: table for table in (PAIRS, STEPS, LAYERS, TOKENS, MASS, DISTRIBUTIONS, EXAMPLES)
+}
 
 CASES: dict[int, str] = {
     1: "chosen up, rejected down",

@@ -35,8 +35,9 @@ class Display:
             self.say(f"  and {len(skipped) - most} more; all of them are listed in run.json")
 
     @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Callable[..., None]]:
-        """A bar; what it yields is called with ``(advance, text)``."""
+    def bar(self, title: str, total: int, leave: bool = True) -> Iterator[Callable[..., None]]:
+        """A bar; what it yields is called with ``(advance, text)``. Without ``leave`` it goes when it is full, as the
+        bar of a stage within another one does."""
         columns = (
             TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(title))),
             BarColumn(bar_width=10),
@@ -47,7 +48,8 @@ class Display:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         )
-        with Progress(*columns, console=self.console, expand=True, disable=self.console.quiet) as progress:
+        hidden = self.console.quiet or not (leave or self.console.is_terminal)
+        with Progress(*columns, console=self.console, expand=True, disable=hidden, transient=not leave) as progress:
             task = progress.add_task(title, total=total, note="")
 
             def advance(by: float = 1, note: str = "") -> None:

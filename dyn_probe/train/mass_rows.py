@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import KINDS, build_probe_set, encode_probes, measure, read_probe_set, with_initial
-from dyn_probe.mass.probes import ProbeSet, SkippedResponse
+from dyn_probe.mass.building import with_unrelated
+from dyn_probe.mass.places import Watch, choose_places
+from dyn_probe.mass.probes import ABSENT, ProbeSet, SkippedResponse
 from dyn_probe.mass.squeezing import gating, run_figures
 from dyn_probe.mass.tokens import TokenProbes
 from dyn_probe.trace.reader import load_trace
-from dyn_probe.train.config import RunConfig
+from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.display import Display
 from dyn_probe.train.encode import EncodedPair
+from dyn_probe.train.mass_places import FIRST_FILE, distribution_rows
 
 if TYPE_CHECKING:
     from dyn_probe.train.parallel import Processes
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 PROBE_FILE = "probe_set.jsonl"
 """File of the probe set in the run's folder."""
+
+NEEDING = {"mass_every": ("probe_set", "probe_size", "probe_initial"), "tokens_every": ("token_pairs",)}
+"""Option that starts a measurement → options that only matter with it."""
 
 
 def choose_probes(
@@ -40,16 +46,18 @@ def choose_probes(
     out. A resumed run reads the one that was saved with it.
 
     Raises:
-        BadInput: no probe response can be measured; the message says what was skipped, by line and kind.
+        BadInput: no probe response can be measured; the message says what was skipped, by line and kind. Or an option
+            is given that does nothing here.
     """
+    check_measuring(config)
     if not config.mass_every:
         return None
     if processes.sharded:
         raise BadInput("--mass-every reads whole weights, and --parallel fsdp2 splits them; write --parallel ddp")
     if config.resume:
-        found = read_file(config.folder / PROBE_FILE, None)
+        found = saved_set(config.folder)
     elif config.probe_set:
-        found = read_file(Path(config.probe_set).expanduser(), config.probe_size)
+        found = with_unrelated(read_file(Path(config.probe_set).expanduser(), config.probe_size), seed=config.seed)
     else:
         texts = [pair.text for pair in (held_out or pairs)]
         found = build_probe_set(texts, prompts=config.probe_size, seed=config.seed, tokenizer=tokenizer)
@@ -57,11 +65,39 @@ def choose_probes(
     return found
 
 
+def check_measuring(config: RunConfig) -> None:
+    """Refuse options of a measurement that is not made.
+
+    Raises:
+        BadInput: all of them, with the option that they need.
+    """
+    usual, idle = RunConfig(), []
+    for switch, names in NEEDING.items():
+        if not getattr(config, switch):
+            idle += [(name, switch) for name in names if getattr(config, name) != getattr(usual, name)]
+    if idle:
+        said = (f"--{OPTIONS[name].name} needs --{OPTIONS[switch].name} N" for name, switch in idle)
+        raise BadInput("; ".join(said))
+
+
 def read_file(path: Path, prompts: int | None) -> ProbeSet:
-    """The probe set in a file. Kinds that it has on no line are no fault of it: ``kinds`` tells which it has."""
+    """The probe set in a file. Kinds that it has on no line are no fault of it: they are named in one line."""
     found = read_probe_set(path, prompts=prompts)
-    absent = [(path.name, kind) for kind in KINDS if kind not in found.kinds]
-    return replace(found, skipped=tuple(s for s in found.skipped if (s.source, s.kind) not in absent))
+    return replace(found, skipped=tuple(s for s in found.skipped if not s.reason.startswith(ABSENT)))
+
+
+def saved_set(folder: Path) -> ProbeSet:
+    """The probe set that was saved with the run.
+
+    Raises:
+        BadInput: there is none: the run was ended before its first step, or the file is gone.
+    """
+    if not (folder / PROBE_FILE).is_file():
+        raise BadInput(
+            f"--resume wants {PROBE_FILE} in {folder}, which is written before the first step; where the run was ended "
+            "earlier nothing can be resumed: record it again with --force"
+        )
+    return read_file(folder / PROBE_FILE, None)
 
 
 def start_probes(run: Run, fresh: bool) -> None:
@@ -74,29 +110,25 @@ def start_probes(run: Run, fresh: bool) -> None:
     if not setup.processes.first:
         return
     if fresh:
-        (config.folder / PROBE_FILE).unlink(missing_ok=True)
+        for name in (PROBE_FILE, FIRST_FILE):
+            (config.folder / name).unlink(missing_ok=True)
     if setup.probes is None:
         return
     probes = with_first_answers(run, setup.probes) if fresh and config.probe_initial else setup.probes
     run.probes = encode_probes(probes, setup.tokenizer, max_length=setup.max_length)
     if fresh:
         probes.save(config.folder / PROBE_FILE)
+        if config.probe_set:
+            name_kinds(run.display, probes)
         warn_skipped(run.display, run.probes)
-        run.writer.update_manifest(mass=about(run.probes, config.probe_set))
+        run.writer.update_manifest(mass=about(run.probes, config.probe_set, probes.built))
 
 
 def with_first_answers(run: Run, probes: ProbeSet) -> ProbeSet:
     """The set with ``chosen_initial``: what the model answers before preference training."""
     with run.display.bar("answers     ", len(probes.prompts)) as advance, run.setup.autocast():
-        done = 0
-
-        def shown(now: int, _: int) -> None:
-            nonlocal done
-            advance(now - done)
-            done = now
-
         size = 2 * run.config.batch_size
-        return with_initial(probes, run.setup.model, run.setup.tokenizer, batch_size=size, progress=shown)
+        return with_initial(probes, run.setup.model, run.setup.tokenizer, batch_size=size, progress=counted(advance))
 
 
 def record_mass(run: Run, step: int) -> None:
@@ -105,9 +137,26 @@ def record_mass(run: Run, step: int) -> None:
     config, setup = run.config, run.setup
     if run.probes is None or (step % config.mass_every and step != config.steps):
         return
-    with setup.autocast():
-        rows = measure(setup.model, run.probes, step=step, batch_size=2 * config.batch_size)
+    watch = Watch(choose_places(run.probes)) if step in (0, config.steps) else None
+    with run.display.bar("probing     ", len(run.probes), leave=False) as advance, setup.autocast():
+        rows = measure(
+            setup.model, run.probes, step=step, batch_size=2 * config.batch_size, progress=counted(advance), watch=watch
+        )
     run.writer.add("mass", rows)
+    if watch:
+        run.writer.add("distributions", distribution_rows(config.folder, step, watch, setup.tokenizer))
+
+
+def counted(advance: Callable[..., None]) -> Callable[[int, int], None]:
+    """A bar's ``advance`` as a callback that is told how many are done."""
+    done = 0
+
+    def told(now: int, _: int) -> None:
+        nonlocal done
+        advance(now - done)
+        done = now
+
+    return told
 
 
 def finish_mass(run: Run) -> None:
@@ -133,14 +182,23 @@ def gate_figures(run: Run, pairs: Any) -> dict[str, float | None]:
     return {"gating_rate": found.rate, "mean_gate": found.mean_gate}
 
 
-def about(probes: TokenProbes, source: str) -> dict[str, Any]:
+def about(probes: TokenProbes, source: str, built: Sequence[str] = ()) -> dict[str, Any]:
     """What is measured, and what is not."""
     return {
         "source": source or "the run's own pairs",
         "responses": len(probes),
         "kinds": list(dict.fromkeys(one.kind for one in probes.responses)),
+        "built_kinds": list(built),
         "skipped_responses": [said(one) for one in probes.skipped],
     }
+
+
+def name_kinds(display: Display, probes: ProbeSet) -> None:
+    """One line: kinds that a probe file lacks, and those that were made of its chosen responses."""
+    absent = [kind for kind in KINDS if kind not in probes.kinds]
+    made = f"; {', '.join(probes.built)} are made of its chosen responses" if probes.built else ""
+    if absent or made:
+        display.say(f"kinds that the probe set does not have: {', '.join(absent) or 'none'}{made}")
 
 
 def warn_skipped(display: Display, probes: TokenProbes, most: int = 10) -> None:

@@ -30,6 +30,7 @@ from dyn_probe.report.figures.logps import log_probs
 from dyn_probe.report.figures.margin import margin
 from dyn_probe.report.figures.mass import mass
 from dyn_probe.report.figures.mass_deltas import compare_deltas
+from dyn_probe.report.figures.mass_distributions import mass_distributions
 from dyn_probe.report.figures.mass_entropy import mass_entropy
 from dyn_probe.report.figures.mass_split import mass_split
 from dyn_probe.report.figures.mass_toy import squeezing_toy
@@ -89,6 +90,9 @@ FIGURES: dict[str, FigureRow] = {
     "mass_split": FigureRow(mass_split, "Split of the mass", ("mass.missing_mass", "mass.rival_mass"), optional=True),
     "mass_entropy": FigureRow(
         mass_entropy, "Entropy and rank", ("mass.entropy", "mass.rank", "mass.top1"), optional=True
+    ),
+    "mass_distributions": FigureRow(
+        mass_distributions, "Before and after, token by token", ("distributions.probabilities",), optional=True
     ),
     "squeezing_toy": FigureRow(squeezing_toy, "Squeezing with fifty classes", ("mass.logp_token",), optional=True),
     "token_heat": FigureRow(token_heat, "Token heat map", ("tokens.cosine",), optional=True),

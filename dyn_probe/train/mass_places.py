@@ -1,0 +1,50 @@
+"""The ``distributions`` table: what the model would say next at a few places, at both ends of the run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dyn_probe.mass.places import Floats, Place, Watch, place_rows
+
+FIRST_FILE = "probe_start.npz"
+"""File in the run's folder: the whole distributions of the first measurement, in float32. The last one names other
+tokens, and their first probabilities are wanted then, in a resumed run too."""
+
+
+def distribution_rows(folder: Path, step: int, watch: Watch, tokenizer: Any) -> list[dict[str, Any]]:
+    """Rows of the measurement before ``step``; the one before step 0 is kept in ``folder`` for the later one."""
+    from dyn_probe.train.token_rows import token_strings  # it needs a Setup, which needs this file
+
+    if step == 0:
+        save_first(folder / FIRST_FILE, watch.seen)
+        first: Mapping[Place, Floats] = watch.seen
+    else:
+        first = load_first(folder / FIRST_FILE)
+    return place_rows(step, watch, first, 0, partial(token_strings, tokenizer))
+
+
+def save_first(path: Path, seen: Mapping[Place, Floats]) -> None:
+    """Write the distributions in one move."""
+    if not seen:
+        return
+    partial_file = path.with_suffix(".part.npz")
+    np.savez_compressed(
+        partial_file, places=np.array(json.dumps(list(seen))), probabilities=np.stack(list(seen.values())).astype("f4")
+    )
+    os.replace(partial_file, path)
+
+
+def load_first(path: Path) -> dict[Place, Floats]:
+    """The distributions of the first measurement; nothing where the run has none."""
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        places = [Place(*one) for one in json.loads(str(file["places"]))]
+        return dict(zip(places, file["probabilities"].astype(np.float64), strict=True))
