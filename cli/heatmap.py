@@ -22,7 +22,15 @@ def heatmap(
     source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Trace folder, or a model as in record --model.")],
     pair: Annotated[
         str | None,
-        typer.Option(help="Pair id, its beginning, or its number.", show_default="the first"),
+        typer.Option(
+            help="Number of the pair (in order of its first row in the run; of its row in the data), its id, or the "
+            "id's beginning.",
+            show_default="the first",
+        ),
+    ] = None,
+    step: Annotated[
+        int | None,
+        typer.Option(help="Of a run: one map, that of this step, at full size.", show_default="up to nine steps"),
     ] = None,
     data: Annotated[str | None, typer.Option(help="With a model: the pairs, as in record --data.")] = None,
     params: Annotated[
@@ -39,12 +47,14 @@ def heatmap(
     if (Path(source) / "run.json").is_file():
         if data is not None or params != "all":
             raise BadInput(f"{source} is a recorded run; --data and --params are for a model")
-        heats = _recorded(Path(source), pair)
+        heats = _recorded(Path(source), pair, step)
         figure, folder = _course(heats), Path(source)
     else:
+        if step is not None:
+            raise BadInput(f"--step is for a recorded run; {source!r} is none (it has no run.json)")
         heats = [_computed(source, data, pair or "0", params)]
         figure, folder = _single(heats[0], f"{source}, {params}"), Path()
-    place = out or folder / f"heatmap-{heats[0].pair_id}.png"
+    place = out or folder / f"heatmap-{heats[0].pair_id}{'' if step is None else f'-step-{step}'}.png"
     _check_file(place, force)
     place.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(place, dpi=150)
@@ -63,15 +73,20 @@ def _check_file(place: Path | None, force: bool) -> None:
         raise BadInput(f"{place} exists; write --force to replace it, or another --out")
 
 
-def _recorded(run: Path, pair: str | None) -> list[TokenHeat]:
-    """The recorded maps of one pair of a run, by step."""
+def _recorded(run: Path, pair: str | None, step: int | None) -> list[TokenHeat]:
+    """The recorded maps of one pair of a run, by step; of one step if it is named."""
     from dyn_probe.token_analysis import named_pair, recorded_heats
     from dyn_probe.trace.reader import load_trace
 
     tokens = load_trace(run).tokens
     if tokens.empty:
         raise BadInput(f"{run} holds no token heat maps; record with --tokens-every N, or name a model and --data")
-    return recorded_heats(tokens, named_pair(tokens, pair))
+    heats = recorded_heats(tokens, named_pair(tokens, pair))
+    found = [heat for heat in heats if step is None or heat.step == step]
+    if not found:
+        steps = ", ".join(str(heat.step) for heat in heats)
+        raise BadInput(f"--step {step} has no map of pair {heats[0].pair_id}; recorded are: {steps}")
+    return found
 
 
 def _computed(model: str, data: str | None, pair: str, params: str) -> TokenHeat:
@@ -87,7 +102,12 @@ def _computed(model: str, data: str | None, pair: str, params: str) -> TokenHeat
     with Progress(transient=True) as progress:
         task = progress.add_task("token gradients", total=None)
         return pair_heat(
-            model, data, pair, params, progress=lambda done, total: progress.update(task, completed=done, total=total)
+            model,
+            data,
+            pair,
+            params,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            say=typer.echo,
         )
 
 

@@ -76,20 +76,29 @@ def recorded_heats(tokens: pd.DataFrame, pair: str | None = None) -> list[TokenH
 
 
 def named_pair(tokens: pd.DataFrame, name: str | None = None) -> str:
-    """The recorded pair of that id, whose id begins so, or of that number in order of appearance; None is the first.
+    """The recorded pair of that number in order of appearance, of that id, or whose id begins so; None is the first.
 
     Raises:
         BadInput: none or several.
     """
     known = list(dict.fromkeys(map(str, tokens["pair_id"])))
-    if name is None or name in known:
-        return known[0] if name is None else name
-    starting = [one for one in known if name and one.startswith(name)]
+    if name is None:
+        return known[0]
+    number = row_number(name)
+    if number is not None and number < len(known):
+        return known[number]
+    starting = [name] if name in known else [one for one in known if name and one.startswith(name)]
     if len(starting) == 1:
         return starting[0]
-    if name.isascii() and name.isdigit() and int(name) < len(known):
-        return known[int(name)]
-    raise BadInput(f"{name!r} names {len(starting) or 'no'} recorded pairs; recorded are: {', '.join(known)}")
+    raise BadInput(
+        f"--pair {name!r} names {len(starting) or 'no'} recorded pairs; write a number from 0 to {len(known) - 1} or "
+        f"an id; recorded are: {', '.join(known)}"
+    )
+
+
+def row_number(name: str, digits: int = 9) -> int | None:
+    """The number that a run of at most ``digits`` digits is; None for anything else (a pair's id has 16)."""
+    return int(name) if name.isascii() and name.isdigit() and len(name) <= digits else None
 
 
 def _heat(row: dict[Any, Any]) -> TokenHeat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,9 @@ from dyn_probe.token_analysis import named_pair
 from dyn_probe.train.batches import collate
 from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
 from dyn_probe.train.data import load_pairs
-from dyn_probe.train.encode import encode_pairs
+from dyn_probe.train.encode import EncodedPair, Row, encode_pairs
 from dyn_probe.train.heat import find_pair, pair_heat
+from dyn_probe.train.records import PreferencePair, Skipped
 
 DATA = "sentiment:single-token"
 
@@ -81,19 +83,58 @@ def test_refusals(run: Path, tmp_path: Path):
     assert not list(tmp_path.glob("*.txt"))
 
 
-def test_several_beginnings_are_no_name():
+def test_a_number_comes_before_an_ids_beginning():
     import pandas as pd
 
-    tokens = pd.DataFrame({"pair_id": ["ab1", "ab2", "c3"]})
-    assert named_pair(tokens) == "ab1" and named_pair(tokens, "c") == "c3" and named_pair(tokens, "2") == "c3"
-    with pytest.raises(BadInput, match="'ab' names 2 recorded pairs"):
-        named_pair(tokens, "ab")
+    tokens = pd.DataFrame({"pair_id": ["ab1", "2f0", "c3", "1d4"]})
+    assert named_pair(tokens) == "ab1" and named_pair(tokens, "c") == "c3" and named_pair(tokens, "2f") == "2f0"
+    assert named_pair(tokens, "2") == "c3" and named_pair(tokens, "1") == "2f0" and named_pair(tokens, "c3") == "c3"
+    more = pd.DataFrame({"pair_id": ["ab1", "ab2", "74e"]})
+    assert named_pair(more, "74") == "74e"
+    with pytest.raises(BadInput, match="'ab' names 2 recorded pairs; write a number from 0 to 2 or an id"):
+        named_pair(more, "ab")
+
+
+def encoded(name: str, source: str) -> EncodedPair:
+    row = Row((1, 2), 1)
+    return EncodedPair(row, row, name, PreferencePair("x", "a", "b", source))
+
+
+def test_numbers_count_rows_of_the_data_and_come_before_ids():
+    pairs = [encoded("30aa", "f.jsonl:1"), encoded("0bbb", "f.jsonl:3"), encoded("4ccc", "f.jsonl:12")]
+    skipped = [Skipped("f.jsonl:2", "no chosen")]
+    assert find_pair(pairs, "0", skipped) is pairs[0] and find_pair(pairs, "2", skipped) is pairs[1]
+    assert find_pair(pairs, "3", skipped) is pairs[2] and find_pair(pairs, "30", skipped) is pairs[0]
+    assert find_pair(pairs, "4", skipped) is pairs[2] and find_pair(pairs, "0b", skipped) is pairs[1]
+    with pytest.raises(BadInput, match=r"--pair 1 is a row that cannot be used \(f\.jsonl:2: no chosen\)"):
+        find_pair(pairs, "1", skipped)
+    with pytest.raises(BadInput, match="write a number from 0 to 3"):
+        find_pair(pairs, "99", skipped)
+
+
+def test_the_chosen_row_and_the_skipped_ones_are_said(tmp_path: Path):
+    good = {"prompt": "Say: ", "chosen": "yes", "rejected": "no"}
+    rows = [good, {**good, "rejected": "yes"}, {**good, "prompt": "Tell: "}]
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = call("built-in", "--data", data, "--pair", 2, "--params", "last-block", "--out", tmp_path / "a.png")
+    assert result.exit_code == 0, result.output
+    assert f"({data}:3)" in result.output and f"1 rows of the data were skipped: {data}:2" in result.output
+    assert "cannot be used" in refused("built-in", "--data", data, "--pair", 1)
+
+
+def test_one_step_at_full_size(run: Path, tmp_path: Path):
+    result = call(run, "--pair", "aa", "--step", 5)
+    assert result.exit_code == 0, result.output
+    assert (run / "heatmap-aa11-step-5.png").exists()
+    assert "recorded are: 0, 5" in refused(run, "--step", 3)
+    assert "--step is for a recorded run" in refused("built-in", "--data", DATA, "--step", 0)
 
 
 def test_a_run_is_drawn_without_torch(run: Path, tmp_path: Path):
     code = (
         "import sys; from dyn_probe_cli.heatmap import heatmap; from pathlib import Path;"
-        f"heatmap({str(run)!r}, None, None, 'all', Path({str(tmp_path / 'b.png')!r}), False);"
+        f"heatmap({str(run)!r}, out=Path({str(tmp_path / 'b.png')!r}));"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from report_frames import Options, simulate
 from report_runs import manifest, write_tables
 from token_samples import SUFFIX, heat_of, label_heat, long_heat, table_rows
 
 from dyn_probe.report.figures import FIGURES, figures_for
 from dyn_probe.report.figures.token_parts import COLOURS, leading_groups, mean_parts
-from dyn_probe.report.style import DIVERGING
+from dyn_probe.report.style import DIVERGING, name_panel
 from dyn_probe.report.token_draw import LABELLED, heat_figure, heats_figure, named_places, spread_steps, tick_text
 from dyn_probe.token_analysis import REGIONS, recorded_heats, region_inner
 from dyn_probe.trace.reader import Trace, load_trace
@@ -80,6 +81,15 @@ def test_a_map_shows_the_cosines_around_zero_with_their_tokens():
     assert ax.get_xlabel() == "rejected token" and ax.get_ylabel() == "chosen token"
     assert len(ax.texts) == heat.cosine.size
     assert not heat_figure(long_heat()).axes[0].texts
+
+
+def test_a_title_is_no_formula():
+    odd = r"wte$|\frac$"
+    heat_figure(label_heat(), odd).draw_without_rendering()
+    figure = Figure()
+    name_panel(figure.subplots(), odd)
+    with pytest.raises(ValueError, match="frac"):
+        figure.draw_without_rendering()
 
 
 def test_labels_thin_out():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html as html_module
 import json
 import re
+import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 from report_frames import Options
 from report_runs import new_trace
 from test_token_figures import trace_of
-from token_samples import heat_of, label_heat, long_heat
+from token_samples import SUFFIX, heat_of, label_heat, long_heat
 
 from dyn_probe.report.build import build_report
 from dyn_probe.report.token_view import bounded, script_hash, token_view
@@ -72,6 +76,7 @@ def test_the_view_holds_the_numbers(tmp_path: Path):
     assert first["inner"][9] == pytest.approx(heats[0].inner[1, 1], rel=1e-3)
     assert sum(first["parts"].values()) == pytest.approx(heats[0].total, rel=1e-3)
     assert view["significant"][0]["chosen"] == "Positive" and view["left_out"] == 0
+    assert {row["chosen"] for row in view["insignificant"]} == set(SUFFIX)
 
 
 def test_large_runs_are_thinned_and_said_so(tmp_path: Path):
@@ -82,3 +87,48 @@ def test_large_runs_are_thinned_and_said_so(tmp_path: Path):
     assert list(bounded({name: [long_heat(100)] * 3 for name in "abcd"}, 1)) == ["a"]
     few = {"a": [label_heat(s) for s in range(9)]}
     assert bounded(few) == few
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """<script>
+var view = document.getElementById("token-view");
+var find = function (n) { return view.querySelector("[data-part=" + n + "]"); };
+var seen = [], canvas = find("map"), step = find("step");
+function move(x, y) {
+  var at = canvas.getBoundingClientRect();
+  canvas.dispatchEvent(new MouseEvent("mousemove", {clientX: at.left + x, clientY: at.top + y}));
+  seen.push(find("said").textContent);
+}
+move(4, 1);
+step.value = step.max; step.dispatchEvent(new Event("input"));
+seen.push("step " + find("shown-step").textContent);
+move(4, 1);
+["rows", "columns"].forEach(function (name) {
+  var labels = Array.from(find(name).children);
+  var cut = labels.filter(function (l) { return name === "rows" ? l.offsetHeight < 11 : l.offsetWidth < 11; });
+  var last = labels[labels.length - 1].textContent;
+  seen.push(name + " " + labels.length + " labels, " + cut.length + " cut, last " + last);
+});
+document.body.textContent = "SEEN" + JSON.stringify(seen) + "NEES";
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+@pytest.mark.parametrize(("tokens", "labels"), [(5, 5), (200, 40)])
+def test_a_browser_shows_labels_cells_and_steps(tokens, labels, tmp_path: Path):
+    """Every shown label has room for a line of text, also where a cell is 3 pixels; pointer and slider answer."""
+    heats = [replace(long_heat(tokens), step=step) for step in (0, 7)]
+    html = build_report([trace_of(tmp_path / "run", heats).path]).read_text(encoding="utf-8")
+    page = tmp_path / "page.html"
+    page.write_text(re.sub(r"<meta http-equiv[^>]*>", "", html).replace("</body>", PROBE), encoding="utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r"SEEN(.*)NEES", done.stdout)
+    assert found is not None, done.stderr[-500:]
+    first, step, again, rows, columns = json.loads(html_module.unescape(found[1]))
+    j = 1 if tokens == 200 else 0
+    assert first.startswith(f"chosen 1 “␣w0” × rejected {j + 1} “␣w{j}”: inner") and again == first
+    assert step == "step 7"
+    for name, line in (("rows", rows), ("columns", columns)):
+        assert line.startswith(f"{name} {labels} labels, 0 cut, last ␣")

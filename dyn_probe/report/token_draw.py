@@ -98,6 +98,7 @@ def heat_figure(heat: TokenHeat, title: str = "") -> Figure:
     figure = Figure(figsize=(width + 2.6, height + 1.8), layout="constrained", facecolor="white")
     ax = figure.subplots()
     tidy(ax)
+    ax.set_title("", loc="left", parse_math=False)  # stays so: a regular expression may hold $
     name_panel(ax, title or f"pair {heat.pair_id}, step {heat.step}", y="chosen token", x="rejected token")
     colour_bar(figure, draw_heat(ax, heat), [ax])
     return figure

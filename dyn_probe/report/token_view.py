@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dyn_probe.report.token_draw import spread_steps
-from dyn_probe.token_analysis import TokenHeat, recorded_heats, region_inner, significant_tokens, token_groups
+from dyn_probe.token_analysis import (
+    TokenHeat,
+    insignificant_tokens,
+    recorded_heats,
+    region_inner,
+    significant_tokens,
+    token_groups,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +43,7 @@ def token_view(trace: Trace) -> dict[str, Any] | None:
         "left_out": len(heats) - shown,
         "groups": [_group(group) for group in token_groups(heats)[:MOST_GROUPS]],
         "significant": [_group(group) for group in significant_tokens(heats)[:MOST_GROUPS]],
+        "insignificant": [_group(group) for group in insignificant_tokens(heats)[:MOST_GROUPS]],
     }
 
 

@@ -22,15 +22,15 @@
     return "rgb(" + end.map(function (e) { return Math.round(247 + (e - 247) * part); }).join(",") + ")";
   }
   function labels(place, tokens) {
-    place.textContent = "";
     var every = Math.max(1, Math.ceil(13 / cell));
-    tokens.forEach(function (token, k) {
-      var label = document.createElement("span");
-      label.textContent = k % every ? "" : visible(token);
-      label.title = visible(token);
-      label.style[place === rows ? "height" : "width"] = cell + "px";
+    place.textContent = "";
+    for (var k = 0; k < tokens.length; k += every) {
+      var label = document.createElement("span"), room = cell * Math.min(every, tokens.length - k) + "px";
+      label.textContent = label.title = visible(tokens[k]);
+      label.style[place === rows ? "height" : "width"] = label.style.lineHeight = room;
+      if (every > 1) label.style.lineHeight = "13px";
       place.appendChild(label);
-    });
+    }
   }
   function show() {
     var one = data.pairs[pair], map = one.maps[step], n = one.rejected.length;
