@@ -32,7 +32,9 @@ def grid(
     force: Annotated[bool, typer.Option("--force", help="Replace an older grid in the folder.")] = False,
 ) -> None:
     """Train several methods from the same starting policy on the same pairs, and write a report that compares them."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
+    from dyn_probe.train.parallel import first_process
+
+    if first_process() and out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise BadInput(f"{out} exists; write --force to replace the grid in it, or another --out")
 
     from dyn_probe.report.build import build_report
@@ -49,7 +51,9 @@ def grid(
     given: dict[str, Any] = {"data": data, "steps": steps, "force": force}
     base = base_config(config, {name: value for name, value in given.items() if value is not None})
     runs = configurations(base, out, methods or METHODS, seeds)
-    folders = train_grid(runs, typer.echo)
+    folders = train_grid(runs, typer.echo if first_process() else lambda _: None)
+    if not first_process():
+        return
     found = outcomes(runs)
     typer.echo("\n".join(["", *outcome_lines(found)]))
     typer.echo(f"Report: {build_report(folders, out / 'report', force, outcome_data(found))}")

@@ -16,7 +16,7 @@ from dyn_probe import PairBatch, Probe, sequence_logps
 from dyn_probe.train import loop
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display
-from dyn_probe.train.parallel import Processes, shard, start_processes, stop_processes
+from dyn_probe.train.parallel import Processes, shard, start_processes, wait_for_all
 
 
 def record_tiny(processes: Processes, stop: int | None = None, **options: Any) -> None:
@@ -75,7 +75,7 @@ def main() -> None:
         except Exception as error:
             if processes.first:
                 Path(f"{options['out']}.error").write_text(f"{type(error).__name__}: {error}")
-    stop_processes(processes)
+    wait_for_all(processes)
 
 
 if __name__ == "__main__":

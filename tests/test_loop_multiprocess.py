@@ -135,3 +135,16 @@ def test_certified_where_parameters_are_whole_and_said_where_not(folder: Path) -
 def test_what_split_parameters_cannot_do_is_refused(name: str, kind: str, folder: Path) -> None:
     said = (folder / f"{name}-{kind}.error").read_text()
     assert said.startswith("BadInput") and "--parallel ddp" in said and not (folder / f"{name}-{kind}").exists()
+
+
+def test_a_grid_of_runs_in_one_launch(tmp_path: Path) -> None:
+    """Runs follow each other in the same group of processes, and one process reports."""
+    options = {"steps": 2, "max_pairs": 20, "pretrain_steps": 2, "sft_steps": 0, "batch_size": 4}
+    (tmp_path / "grid.yaml").write_text(json.dumps(options))
+    where = ["--out", str(tmp_path / "grid"), "--config", str(tmp_path / "grid.yaml")]
+    done = launch("-m", "dyn_probe_cli", "grid", "--methods", "dpo", "--methods", "simpo", *where)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("2 of 2: simpo") == done.stdout.count("Report: ") == 1
+    for name in ("dpo", "simpo"):
+        trace = load_trace(tmp_path / "grid" / f"{name}-seed0")
+        assert trace.closed and trace.manifest["processes"]["count"] == 2

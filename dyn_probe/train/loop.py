@@ -23,7 +23,7 @@ from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
 from dyn_probe.train.objective import forward, losses_of, terms_of
-from dyn_probe.train.parallel import Processes, averaging, start_processes, stop_processes
+from dyn_probe.train.parallel import Processes, averaging, start_processes, wait_for_all
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.schedule import learning_rate, set_rate
 from dyn_probe.train.setup import example_rows, manifest_of, prepare
@@ -51,7 +51,7 @@ def record(config: RunConfig, progress: bool = True, warm: WarmStart | None = No
         if out_of_memory(error):
             raise BadInput(f"out of memory: {str(error).splitlines()[0]}; {savings(config)}") from error
         raise
-    stop_processes(processes)
+    wait_for_all(processes)
     return folder
 
 

@@ -6,6 +6,7 @@ averaged and split (FSDP2). The launchers are ``accelerate launch`` and ``torchr
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -108,14 +109,26 @@ def start_processes(kind: str, device: str) -> Processes:
         return ALONE
     from accelerate import PartialState
 
+    if not dist.is_initialized():
+        atexit.register(leave)
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     return Processes(state.process_index, state.num_processes, kind, str(state.device))
 
 
-def stop_processes(processes: Processes) -> None:
-    """Leave the group, once all processes are done."""
+def first_process() -> bool:
+    """Whether this process is the one that speaks and writes reports, also before it has joined the others."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_all(processes: Processes) -> None:
+    """Go on once all processes have come here. They stay together: another run may follow."""
     if processes.count > 1 and dist.is_initialized():
         dist.barrier()
+
+
+def leave() -> None:
+    """Leave the group that ``start_processes`` joined, at the end of the process."""
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
