@@ -85,13 +85,14 @@ def _squeezing(folder: Path, force: bool, seeds: int | None, probe_file: Path | 
     from dyn_probe.report.study_squeezing import study_lines, write_study
     from dyn_probe.trace.reader import load_trace
     from dyn_probe.train.display import Display
-    from dyn_probe.train.study_squeezing import preset_named, train_methods
+    from dyn_probe.train.study_squeezing import left_out, preset_named, read_data, train_methods
 
     settings = preset_named(preset or "cpu", seeds)
     runs = train_methods(folder, settings, probe_file, Display())
     traces = {method: [load_trace(path) for path in paths] for method, paths in runs.items()}
     about = asdict(settings) | {"probe file": str(probe_file or "generated")}
-    page, frame = write_study(traces, folder / "report", about, force)
+    missed = left_out(read_data(probe_file, settings)[0])
+    page, frame = write_study(traces, folder / "report", about, force, missed)
     typer.echo("\n".join(study_lines(frame)))
     typer.echo(f"Report: {page}")
     say_next("report", *(paths[0] for paths in list(runs.values())[:4]))

@@ -9,7 +9,7 @@ from mass_samples import records, word_tokenizer
 from torch import nn
 
 from dyn_probe.errors import BadInput, UnsupportedUse
-from dyn_probe.mass import build_probe_set, with_initial
+from dyn_probe.mass import build_probe_set, encode_probes, with_initial
 
 KIND = "chosen_initial"
 
@@ -127,3 +127,19 @@ def test_progress_and_settings():
     small.resize_token_embeddings(10)
     with pytest.raises(BadInput, match="do not fit"):
         with_initial(probes, small, word_tokenizer())
+
+
+def test_only_answers_that_were_cut_are_unfinished():
+    model, tokenizer, probes = sized(), word_tokenizer(), build_probe_set(records())
+    length = 40
+    given = with_initial(probes, model, tokenizer, max_new_tokens=length, seed=0, temperature=3.0)
+    ended = [p for p in given.prompts if KIND in p.responses and KIND not in p.unfinished]
+    assert ended and len(ended) < len(given.prompts)  # both occur
+    tokens = {(one.prompt_id, one.kind): one for one in encode_probes(given, tokenizer).responses}
+    for prompt in given.prompts:
+        if KIND in prompt.responses:
+            last = tokens[prompt.prompt_id, KIND].ids[-1]
+            assert (last == tokenizer.eos_token_id) is (prompt in ended)
+    again = with_initial(given, model, tokenizer, max_new_tokens=1)
+    said = {p.prompt: greedy_twin(model, tokenizer, p.prompt, 1) for p in again.prompts}
+    assert all((KIND in p.unfinished) is bool(said[p.prompt]) for p in again.prompts)

@@ -58,3 +58,50 @@ def test_a_128k_vocabulary_stays_within_one_gigabyte_above_the_model():
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
 def test_the_limit_is_the_chunk_s_doing():
     assert measured(1, 1024, 2048, "float32") > GIB
+
+
+REAL = """
+import json, sys, time
+from dyn_probe.mass import encode_probes, measure, read_probe_set
+from dyn_probe.mass.tokens import TokenProbes
+from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
+
+source, prompts = sys.argv[1], int(sys.argv[2])
+
+def memory(name):
+    fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("Vm"))
+    return int(fields[name].split()[0]) * 1024
+
+probes = encode_probes(read_probe_set(source, prompts=prompts), built_in_tokenizer(), max_length=1024)
+model = built_in_model()
+measure(model, TokenProbes(probes.responses[:1]))
+open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+before, start, told = memory("VmRSS"), time.perf_counter(), []
+rows = measure(model, probes, batch_size=16, progress=lambda done, whole: told.append((done, whole)))
+print(json.dumps({
+    "responses": len(rows), "kinds": len({row["kind"] for row in rows}), "tokens": sum(row["tokens"] for row in rows),
+    "positions": sum(len(one.ids) for one in probes.responses), "left_out": len(probes.skipped), "told": len(told),
+    "last": told[-1], "bytes": memory("VmHWM") - before, "seconds": time.perf_counter() - start,
+}))
+"""
+
+PROBES = Path(__file__).resolve().parents[2] / "shared" / "data" / "hh_helpful_probe.jsonl"
+
+
+def measured_file(prompts):
+    """What a measurement of the first prompts of the real file gives, in a process of its own."""
+    command = [sys.executable, "-c", REAL, str(PROBES), str(prompts)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    print(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (PROBES.exists() and Path("/proc/self/clear_refs").exists()), reason="wants the file and Linux")
+def test_twelve_kinds_of_five_hundred_prompts_take_no_more_memory_than_fifty():
+    whole, part = measured_file(500), measured_file(50)
+    assert whole["kinds"] == 12 and whole["responses"] > 9 * part["responses"] > 9 * 500
+    assert whole["last"] == [whole["responses"]] * 2 and whole["told"] == -(-whole["responses"] // 16)
+    table = 4 * 1024 * whole["positions"]  # bytes of all logits at once
+    assert whole["bytes"] < 400 * 2**20 < table / 4
+    assert whole["bytes"] < part["bytes"] + 100 * 2**20

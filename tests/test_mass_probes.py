@@ -11,8 +11,8 @@ from mass_samples import records, word_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from dyn_probe.errors import BadInput
-from dyn_probe.mass import KINDS, ProbeSet, SkippedResponse, build_probe_set, encode_probes, read_probe_set
-from dyn_probe.mass.building import shuffle_words
+from dyn_probe.mass import KINDS, ProbePrompt, ProbeSet, SkippedResponse, build_probe_set, encode_probes, read_probe_set
+from dyn_probe.mass.building import DERIVED, shuffle_words, with_unrelated
 from dyn_probe.mass.conversations import prompt_text
 
 
@@ -273,3 +273,86 @@ def test_long_responses_are_skipped_by_line_and_kind(tmp_path):
     )
     with pytest.raises(BadInput, match=r"no probe response can be measured.*p\.jsonl:1 \[chosen\]"):
         encode_probes(probes, word_tokenizer(), max_length=2)
+
+
+def lines_of(tmp_path, *lines):
+    path = tmp_path / "probes.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_half_characters_are_listed_by_line_and_kind(tmp_path):
+    path = lines_of(
+        tmp_path,
+        r'{"prompt": "a\ud800?", "chosen": "yes"}',
+        r'{"prompt": "b?", "chosen": "\udfff yes", "rejected": "no", "mine\ud83d": "x"}',
+        r'{"prompt": "c?", "chosen": "\ud83d\ude00 yes", "rejected": ["\ud800"]}',
+    )
+    probes = read_probe_set(path, kinds=("chosen", "rejected"))
+    assert [(p.prompt, dict(p.responses)) for p in probes.prompts] == [
+        ("b?", {"rejected": "no"}), ("c?", {"chosen": "😀 yes"}),
+    ]  # fmt: skip
+    listed = {(s.source, s.kind): s.reason for s in probes.skipped}
+    assert listed["probes.jsonl:1", "*"] == r"prompt has half a character at 1 (lone surrogate \ud800)"
+    assert listed["probes.jsonl:2", "chosen"] == r"has half a character at 0 (lone surrogate \udfff)"
+    assert listed["probes.jsonl:3", "rejected"].startswith("wanted text, got list")
+    for one in probes.skipped:
+        f"{one.source}{one.kind}{one.reason}".encode()
+    encode_probes(probes, word_tokenizer())
+
+
+@pytest.mark.parametrize("depth", [500, 950, 100_000])
+def test_deep_nesting_is_listed_by_line(tmp_path, depth):
+    deep = "[" * depth + "]" * depth
+    path = lines_of(tmp_path, deep, f'{{"prompt": "a?", "chosen": {deep}}}', '{"prompt": "b?", "chosen": "yes"}')
+    probes = read_probe_set(path, kinds=("chosen",))
+    assert [p.prompt for p in probes.prompts if p.responses] == ["b?"]
+    assert [s.source for s in probes.skipped] == ["probes.jsonl:1", "probes.jsonl:2"]
+
+
+def test_a_number_of_too_many_digits_is_listed(tmp_path):
+    path = lines_of(tmp_path, f'{{"prompt": "a?", "chosen": {"9" * 5000}}}', '{"prompt": "b?", "chosen": "yes"}')
+    (one,) = read_probe_set(path, kinds=("chosen",)).skipped
+    assert one.source == "probes.jsonl:1" and one.reason.startswith("not JSON: Exceeds the limit")
+
+
+def test_records_with_half_characters_are_listed():
+    broken = {"prompt": "x?", "chosen": " yes \ud800", "rejected": " no"}
+    probes = build_probe_set([*records(), broken])
+    assert len(probes.prompts) == 6
+    assert [(s.source, s.kind) for s in probes.skipped if "half a character" in s.reason] == [("record 7", "chosen")]
+
+
+def test_unrelated_kinds_are_made_only_where_a_set_has_none():
+    plain = build_probe_set(records())
+    bare = ProbeSet(
+        tuple(
+            ProbePrompt(p.prompt, {k: p.responses[k] for k in ("chosen", "rejected")}, p.source) for p in plain.prompts
+        ),
+        (
+            SkippedResponse("f", "irr_train", "in none of 6 prompts"),
+            SkippedResponse("f:2", "irr_train", "empty response"),
+        ),
+    )
+    made = with_unrelated(bare)
+    assert made.prompts == plain.prompts and made.built == DERIVED
+    assert [s.source for s in made.skipped] == ["f:2"]
+    assert with_unrelated(plain) is plain
+    lonely = ProbeSet((ProbePrompt("a?", {"rejected": " no"}),))
+    assert with_unrelated(lonely) is lonely
+
+
+def test_cut_responses_stay_open_and_are_saved_so(tmp_path):
+    tokenizer = word_tokenizer()
+    prompts = (ProbePrompt("the cat", {"chosen": " sat", "rejected": " ran"}, "probes.jsonl:1", ("rejected",)),)
+    probes = ProbeSet(prompts)
+    ends = {one.kind: one.ids[-1] == tokenizer.eos_token_id for one in encode_probes(probes, tokenizer).responses}
+    assert ends == {"chosen": True, "rejected": False}
+    again = read_probe_set(probes.save(tmp_path / "probes.jsonl"), kinds=("chosen", "rejected"))
+    assert again == probes
+    path = lines_of(tmp_path, '{"prompt": "the cat", "chosen": " sat", "unfinished": "chosen"}')
+    wrong = read_probe_set(path, kinds=("chosen",))
+    assert wrong.prompts[0].unfinished == ()
+    assert [(s.kind, s.reason) for s in wrong.skipped] == [
+        ("unfinished", "ignored: wanted a list of kinds, got str 'chosen'")
+    ]

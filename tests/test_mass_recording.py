@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from dyn_probe.mass.squeezing import gating, run_figures
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train import loop
 from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
-from dyn_probe.train.mass_rows import PROBE_FILE, choose_probes
+from dyn_probe.train.display import Display
+from dyn_probe.train.mass_rows import PROBE_FILE, check_measuring, choose_probes
 from dyn_probe.train.parallel import Processes
 from dyn_probe.train.setup import prepare
 
@@ -136,6 +138,86 @@ def test_problems_of_a_probe_file_are_listed_by_line_and_kind(tmp_path: Path, ca
         assert any(line.startswith(start) for line in listed)
         assert start in shown
     assert set(trace.mass["kind"]) == {"chosen", "irr_train"} and trace.manifest["mass"]["delta_rejected"] is None
+
+
+def test_a_plain_preference_file_gets_unrelated_and_shuffled_kinds(tmp_path: Path, capsys: Any) -> None:
+    rows = [{"prompt": f"{i}?", "chosen": f" a{i} b{i}", "rejected": f" c{i}"} for i in range(6)]
+    options: dict[str, Any] = dict(mass_every=2, probe_set=str(probe_file(tmp_path, rows)), probe_size=4)
+    loop.record(tiny(tmp_path / "run", **options), progress=True)
+    trace = load_trace(tmp_path / "run")
+    made = ["irr_train", "random_permute", "random_nonhum"]
+    assert set(trace.mass["kind"]) == {"chosen", "rejected", *made}
+    said = trace.manifest["mass"]
+    assert said["built_kinds"] == made and said["delta_others"] is not None and said["index"] is not None
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kinds that the probe set")]
+    assert len(shown) == 1 and "chosen_initial" in shown[0] and "irr_hum" in shown[0]
+    assert shown[0].endswith("; irr_train, random_permute, random_nonhum are made of its chosen responses")
+    again = read_probe_set(trace.path / PROBE_FILE)
+    texts = [row["chosen"] for row in rows[:4]]
+    for prompt in again.prompts:
+        assert prompt.responses["irr_train"] in set(texts) - {prompt.responses["chosen"]}
+        assert sorted(prompt.responses["random_permute"].split()) == sorted(prompt.responses["chosen"].split())
+
+
+def test_kinds_of_a_file_that_has_some_are_not_made(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{i}?", "chosen": f" a{i} b{i}", "rejected": f" c{i}", "irr_hum": " it rains"} for i in range(4)
+    ]
+    setup = prepare(tiny(tmp_path / "x", mass_every=1, probe_set=str(probe_file(tmp_path, rows))))
+    assert setup.probes is not None and setup.probes.kinds == ("chosen", "rejected", "irr_hum")
+    assert not setup.probes.built
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"probe_set": "x.jsonl"}, "--probe-set needs --mass-every N"),
+        ({"probe_size": 3, "probe_initial": True}, "--probe-size needs --mass-every N; --probe-initial needs"),
+        ({"token_pairs": 2}, "--token-pairs needs --tokens-every N"),
+    ],
+)
+def test_options_of_a_measurement_that_is_not_made_are_refused(tmp_path: Path, options: Any, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        loop.record(tiny(tmp_path / "run", **options), progress=False)
+    assert not (tmp_path / "run").exists()
+    check_measuring(tiny(tmp_path / "run", mass_every=1, probe_size=3, tokens_every=1, token_pairs=2))
+
+
+def test_measuring_shows_its_progress(tmp_path: Path, monkeypatch: Any) -> None:
+    real, told = Display.bar, []
+
+    @contextmanager
+    def bar(self: Display, title: str, total: int, leave: bool = True) -> Any:
+        with real(self, title, total, leave) as advance:
+
+            def counted(by: float = 1, note: str = "") -> None:
+                told.append((title.strip(), total, by))
+                advance(by, note)
+
+            yield counted
+
+    monkeypatch.setattr(Display, "bar", bar)
+    loop.record(tiny(tmp_path / "run", mass_every=1, probe_size=3), progress=False)
+    seen = [(total, by) for title, total, by in told if title == "probing"]
+    responses = load_trace(tmp_path / "run").manifest["mass"]["responses"]
+    assert {total for total, _ in seen} == {responses} and sum(by for _, by in seen) == 3 * responses
+    assert len(seen) > 3
+
+
+def test_a_run_ended_while_it_generated_answers_says_what_to_write(tmp_path: Path, monkeypatch: Any) -> None:
+    options: dict[str, Any] = dict(mass_every=1, probe_initial=True, checkpoint_every=1)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dyn_probe.train.mass_rows.with_initial", killed)
+        with pytest.raises(KeyboardInterrupt):
+            loop.record(tiny(tmp_path / "run", **options), progress=False)
+    with pytest.raises(BadInput, match=r"probe_set.jsonl in .*nothing can be resumed: record it again with --force"):
+        loop.record(tiny(tmp_path / "run", **options, resume=True), progress=False)
+    loop.record(tiny(tmp_path / "run", **options, force=True), progress=False)
+    assert "chosen_initial" in set(load_trace(tmp_path / "run").mass["kind"])
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:

@@ -25,19 +25,32 @@ from dyn_probe.report.study_squeezing import (
     claims,
     measured,
     nats,
+    one_sign,
     spearman,
     study_lines,
     write_study,
 )
 from dyn_probe.report.study_squeezing_figures import FIGURES, PRINTED
 from dyn_probe.trace.reader import load_trace
+from dyn_probe.train.display import Display
 from dyn_probe.train.objective import Method
-from dyn_probe.train.study_squeezing import KINDS, PRESETS, preset_named, read_data, run_config, train_methods
+from dyn_probe.train.study_squeezing import (
+    KINDS,
+    PRESETS,
+    left_out,
+    preset_named,
+    read_data,
+    run_config,
+    train_methods,
+)
 
 SMALL = replace(
     PRESETS["tiny"], pairs=8, probes=4, vocabulary=300, width=16, layers=1, heads=2, reading_steps=2, epochs=2,
     sft_epochs=1, batch_size=4,
 )  # fmt: skip
+
+
+ALL = {method: [trace(mass_table())] for method in PUBLISHED}
 
 
 def like_the_paper(seeds: int = 2) -> pd.DataFrame:
@@ -160,6 +173,44 @@ def test_a_probe_file_is_cut_and_a_set_is_generated(tmp_path: Path) -> None:
     file.write_text(json.dumps(rows[0]), encoding="utf-8")
     with pytest.raises(BadInput, match="at least 4 prompts with chosen and rejected"):
         read_data(file, SMALL)
+
+
+def test_what_a_probe_file_lacks_is_shown_and_listed_in_the_report(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    rows: list[Any] = [{"prompt": f"{i}?", "chosen": f" a{i} b{i}", "rejected": f" c{i}"} for i in range(8)]
+    rows += [{"prompt": "x <i>?", "chosen": " a", "rejected": ""}, {"prompt": "y?", "chosen": 3, "rejected": " b"}, []]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    lines = left_out(read_data(file, SMALL)[0])
+    for start in (
+        "pairs.jsonl:9 [rejected]: empty response", "pairs.jsonl:9: left out", "pairs.jsonl:10 [chosen]: wanted text",
+        "pairs.jsonl:11: wanted a JSON object", "pairs.jsonl [irr_hum]: in none of 10 prompts",
+    ):  # fmt: skip
+        assert sum(line.startswith(start) for line in lines) == 1, start
+    assert not any("irr_train" in line or "gptformat" in line for line in lines)
+    monkeypatch.setattr("dyn_probe.train.study_squeezing.PUBLISHED", {})
+    monkeypatch.setattr("dyn_probe.train.study_squeezing.warm_model", lambda *_: tmp_path)
+    train_methods(tmp_path / "study", SMALL, file, Display())
+    shown = capsys.readouterr().err
+    assert (
+        f"{len(lines)} entries of the probe file are left out" in shown and "pairs.jsonl:9 [rejected]: empty" in shown
+    )
+    page, _ = write_study(ALL, tmp_path / "report", {}, left_out=["a <b> line"])
+    text = page.read_text(encoding="utf-8")
+    assert "Left out" in text and "a &lt;b&gt; line" in text
+    page, _ = write_study(ALL, tmp_path / "report", {}, force=True)
+    assert "Left out" not in page.read_text(encoding="utf-8")
+
+
+def test_the_report_says_how_it_was_tuned_and_what_signs_are_worth(tmp_path: Path) -> None:
+    page, _ = write_study(ALL, tmp_path / "report", {})
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    assert "7e-4, was chosen on seed 0 under DPO alone" in text and "five epochs" in text
+    assert PRESETS["cpu"].lr == 7e-4 and PRESETS["cpu"].epochs == 1
+    assert "In Δ rejected, margin, Δ others every published value has the same sign" in text
+    assert one_sign() == ["delta_rejected", "margin", "delta_others"]
+    assert any("(Δ rejected, margin, Δ others: every published" in line for line in study_lines(like_the_paper()))
 
 
 def test_a_plain_preference_file_gets_the_other_kinds(tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ def agreement(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def one_sign() -> list[str]:
+    """Columns in which every published value has the same sign: agreement of signs says little there."""
+    return [name for name, values in published().items() if len(set(np.sign(values))) == 1]
+
+
 def claims(frame: pd.DataFrame) -> list[Claim]:
     """The study's statements, judged: a statement holds where every seed agrees."""
     wide = frame.pivot(index="method", columns="seed")
@@ -114,9 +119,17 @@ def _claim(claim: str, expected: str, values: Floats, fits: Any) -> Claim:
 
 
 def write_study(
-    runs: Mapping[str, Sequence[Trace]], out: Path, settings: Mapping[str, Any], force: bool = False
+    runs: Mapping[str, Sequence[Trace]],
+    out: Path,
+    settings: Mapping[str, Any],
+    force: bool = False,
+    left_out: Sequence[str] = (),
 ) -> tuple[Path, pd.DataFrame]:
     """Judge and draw; returns the page and the measured rows. CSV tables and figures lie beside the page.
+
+    Args:
+        settings: shown as they are.
+        left_out: lines on what of the probe file could not be used.
 
     Raises:
         BadInput: ``out`` is a folder of something else, or a run holds no probe responses.
@@ -142,6 +155,8 @@ def write_study(
         "columns": COLUMNS,
         "table": table.to_dict("records"),
         "agreement": agreed.to_dict("records"),
+        "one_sign": [COLUMNS[name] for name in one_sign()],
+        "left_out": list(left_out),
         "settings": {name: str(value) for name, value in settings.items()},
         "seeds": int(frame["seed"].nunique()),
     }
@@ -175,6 +190,8 @@ def study_lines(frame: pd.DataFrame) -> list[str]:
     for of, rows in agreement(frame).groupby("of", sort=False):
         cells = (f"{r['same_sign']}/{r['methods']}, {nats(r['rho'])}" for r in rows.to_dict("records"))
         lines.append(f"{'same sign, ρ: ' + str(of):22}" + "".join(f"{cell:>20}" for cell in cells))
+    little = ", ".join(COLUMNS[name] for name in one_sign())
+    lines.append(f"({little}: every published value has the same sign, so equal signs say little there)")
     judged = claims(frame)
     wide = max(len(one.claim) for one in judged)
     return [*lines, ""] + [

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from dyn_probe.errors import BadInput
-from dyn_probe.mass.building import build_probe_set
+from dyn_probe.mass.building import build_probe_set, with_unrelated
 from dyn_probe.mass.kinds import GROUPS, kinds_of
-from dyn_probe.mass.probes import ProbePrompt, ProbeSet
+from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
 from dyn_probe.mass.published import PUBLISHED, Published
 from dyn_probe.mass.reading import read_probe_set
 from dyn_probe.train.answers import varied_answer
@@ -30,6 +30,7 @@ from dyn_probe.train.choices import unknown
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display
 from dyn_probe.train.loop import record
+from dyn_probe.train.mass_rows import said
 from dyn_probe.train.models import pick_device
 from dyn_probe.train.schedule import set_rate
 from dyn_probe.train.sentiment import sentiment_prompt
@@ -40,6 +41,10 @@ from dyn_probe.train.warmup import supervised_stage
 
 KINDS = tuple(kind for group in GROUPS for kind in kinds_of(group))
 """Kinds of response that the table is about."""
+
+
+PAIR = {"chosen", "rejected"}
+UNPAIRED = "left out: the study trains on chosen and rejected, and one of them is missing"
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,11 @@ def train_methods(
         Method → its runs, by seed.
 
     Raises:
-        BadInput: the probe file cannot be used.
+        BadInput: the probe file cannot be used. What of it cannot is shown, by line and kind.
     """
     shown = display or Display(False)
     probes, texts = read_data(probe_file, preset)
+    warn_left_out(shown, left_out(probes))
     file = probes.save(out / "probe_set.jsonl", force=True)
     runs: dict[str, list[Path]] = {method: [] for method in PUBLISHED}
     for seed in range(preset.seeds):
@@ -173,17 +179,34 @@ def read(
 def read_data(file: Path | None, preset: Preset) -> tuple[ProbeSet, list[str]]:
     """The probe set that is trained on and measured, cut to the preset's size, and the texts that the model reads."""
     whole = generated_set(4 * preset.pairs) if file is None else read_probe_set(file)
-    paired = [p for p in whole.prompts if {"chosen", "rejected"} <= set(p.responses)]
+    paired = [p for p in whole.prompts if set(p.responses) >= PAIR]
     if len(paired) < preset.batch_size:
         raise BadInput(
             f"the study wants at least {preset.batch_size} prompts with chosen and rejected; {file} has {len(paired)}"
         )
-    if not any(kind in kinds_of("others") for p in paired for kind in p.responses):
-        records = [{"prompt": p.prompt, **p.responses, "source": p.source} for p in paired]
-        paired = list(build_probe_set(records, prompts=None).prompts)
+    lonely = tuple(SkippedResponse(p.source, "*", UNPAIRED) for p in whole.prompts if p not in paired)
+    usable = with_unrelated(replace(whole, prompts=tuple(paired), skipped=(*whole.skipped, *lonely)))
+    paired = list(usable.prompts)
     read = [p.prompt + p.responses["chosen"] for p in paired]
     read += [text.strip() for p in paired for kind, text in p.responses.items() if kind.startswith("irr_")]
-    return ProbeSet(tuple(_cut(p, preset) for p in paired[: preset.pairs]), whole.skipped), read
+    return replace(usable, prompts=tuple(_cut(p, preset) for p in paired[: preset.pairs])), read
+
+
+def left_out(probes: ProbeSet) -> list[str]:
+    """What of a probe file is not in the study, a line each: place, kind, reason. Kinds that the study does not
+    measure are none of it."""
+    return [said(one) for one in probes.skipped if one.kind in (*KINDS, "*")]
+
+
+def warn_left_out(display: Display, lines: Sequence[str], most: int = 10) -> None:
+    """Show the first few of them."""
+    if not lines:
+        return
+    display.say(f"{len(lines)} entries of the probe file are left out:")
+    for line in lines[:most]:
+        display.say(f"  {line}")
+    if len(lines) > most:
+        display.say(f"  and {len(lines) - most} more; all of them are listed in the report")
 
 
 def generated_set(count: int) -> ProbeSet:

@@ -30,8 +30,8 @@ def mass_distributions(trace: Trace) -> Figure:
     has there, is in colour; "all others" is what the tokens that are not named have together.
 
     How to read: squeezing at one place is a starred bar that grows while the target and all others shrink. In rejected
-    the target is meant to shrink: see which token took what it lost. In chosen it should grow. For another prompt or
-    place: place_figure of this module.
+    the target is meant to shrink: see which token took what it lost. In chosen it should grow. Other prompts and
+    places are drawn by place_figure (see "Where the probability goes").
 
     Needs: probe responses of chosen or rejected (mass dynamics).
     """
