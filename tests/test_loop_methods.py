@@ -144,6 +144,16 @@ def test_options_that_contradict_each_other_are_refused(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_the_objectives_own_coefficients_are_written_down(tmp_path):
+    kto = run(tmp_path / "kto", objective="kto", lr=1e-2, steps=4).pairs
+    assert (kto["kl"] >= 0).all() and kto["kl"].max() > 0 and kto.groupby("step")["kl"].nunique().max() == 1
+    moving = run(tmp_path / "moving", objective="dpo_shift:lambda=0.5,schedule=true", steps=4).pairs
+    assert moving.groupby("step")["shift"].first().tolist() == [0.5, 0.625, 0.75, 0.875]
+    fixed = run(tmp_path / "fixed", objective="dpo_shift:lambda=0.7").pairs
+    np.testing.assert_allclose(fixed["shift"], 0.7, rtol=1e-6)
+    np.testing.assert_allclose(fixed["pull_rejected"], 0.7 * fixed["pull_chosen"], rtol=1e-5)
+
+
 def test_kto_cuts_mismatched_rows_to_the_models_positions(tmp_path):
     data = tmp_path / "long.jsonl"
     sides = [(f"{i} " + "word " * 700, "yes", "no") for i in range(3)]

@@ -102,11 +102,15 @@ def cal_dpo(t: Terms, p: Hyper) -> Tensor:
 
 
 def dpo_shift(t: Terms, p: Hyper) -> Tensor:
-    """−log σ(β(h_w − λh_l)); ``schedule``: λ runs linearly from its value to 1 with training's progress."""
-    shift = p["lambda"]
-    if p["schedule"]:
-        shift = shift + (1 - shift) * float(t.need("progress"))
+    """−log σ(β(h_w − λh_l)), λ by :func:`shift_of`."""
+    shift = shift_of(p, float(t.need("progress")) if p["schedule"] else 0.0)
     return -F.logsigmoid(p["beta"] * (t.chosen(t.h_w) - shift * t.rejected(t.h_l)))
+
+
+def shift_of(p: Hyper, progress: float) -> float:
+    """λ of DPO-Shift; with ``schedule`` it runs linearly from its value to 1 with training's progress (0 to 1)."""
+    shift = float(p["lambda"])
+    return shift + (1 - shift) * progress if p["schedule"] else shift
 
 
 def sft(t: Terms, p: Hyper) -> Tensor:

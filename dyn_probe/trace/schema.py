@@ -113,6 +113,10 @@ PAIRS = Table(
         _real("normaliser_rejected", "1", "factor by which a pairwise-normalised update rescaled d_l"),
         _real("mask_chosen", "1", "mean token mask m_w of the chosen response"),
         _real("mask_rejected", "1", "mean token mask m_l of the rejected response"),
+        _real(
+            "kl", "nats", "KTO's KL estimate from mismatched responses of the batch (its reference point is β times it)"
+        ),
+        _real("shift", "1", "λ of DPO-Shift at this step: factor on the rejected log-ratio"),
         Column(
             "separate_backward",
             "bool",

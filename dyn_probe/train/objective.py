@@ -21,6 +21,7 @@ from dyn_probe.objectives import (
     parse_shapings,
     resolve_hyper,
 )
+from dyn_probe.objectives.formulas import shift_of
 from dyn_probe.objectives.options import parse
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.train.batches import pad
@@ -86,6 +87,15 @@ class Method:
     def masked(self) -> bool:
         """Whether a token mask stands between log-probabilities and loss."""
         return self.shaping("token-mask") is not None
+
+    def coefficients(self, terms: Terms) -> dict[str, Tensor]:
+        """``[B]`` columns of the objective's coefficients that are no constants."""
+        own: dict[str, Any] = {}
+        if self.name == "kto":
+            own["kl"] = terms.need("kl")
+        if self.name == "dpo_shift":
+            own["shift"] = shift_of(self.hyper, terms.progress or 0.0)
+        return {name: torch.full_like(terms.a.detach(), float(value)) for name, value in own.items()}
 
     @property
     def around_logps(self) -> bool:
@@ -196,5 +206,6 @@ def terms_of(out: Forward, batch: PairBatch) -> Terms:
 
 
 def losses_of(method: Method, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
-    """``ℓ [B]`` and the shapings' columns."""
-    return pair_loss(method.name, terms, method.hyper, method.shapings)
+    """``ℓ [B]``, and every coefficient that shaped them as a column: the shapings' and the objective's own."""
+    losses, columns = pair_loss(method.name, terms, method.hyper, method.shapings)
+    return losses, {**columns, **method.coefficients(terms)}
