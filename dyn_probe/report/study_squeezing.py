@@ -76,7 +76,7 @@ def agreement(frame: pd.DataFrame) -> pd.DataFrame:
 
 def one_sign() -> list[str]:
     """Columns in which every published value has the same sign: agreement of signs says little there."""
-    return [name for name, values in published().items() if len(set(np.sign(values))) == 1]
+    return [name for name in PRINTED if len(set(np.sign(published()[name]))) == 1]
 
 
 def claims(frame: pd.DataFrame) -> list[Claim]:
