@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,17 @@ from token_samples import heat_of, table_rows
 from typer.testing import CliRunner
 
 from dyn_probe import BadInput, load_trace
-from dyn_probe.report.study_sentiment import FIGURES, at_end, change, claims, cosine, study_lines, write_study
+from dyn_probe.report.study_claims import Estimate, verdict
+from dyn_probe.report.study_sentiment import (
+    FIGURES,
+    at_end,
+    change,
+    claims,
+    cosine,
+    study_lines,
+    token_cosines,
+    write_study,
+)
 from dyn_probe.trace.reader import Trace
 from dyn_probe.train.sentiment import STYLES
 from dyn_probe.train.study_sentiment import Study, run_config, train_styles
@@ -30,11 +41,12 @@ def synthetic(folder: Path, style: str, seed: int, rise: dict[str, float] = RISE
     pairs = tables["pairs"]
     part = np.minimum(1, pairs["step"].to_numpy() / 15)
     pairs["logp_chosen"] = pairs["ref_logp_chosen"] + part * (rise[style] + 0.01 * seed)
-    pairs["grad_cosine"] = COSINE[style]
+    pairs["grad_cosine"] = COSINE[style] + 0.01 * np.cos(np.arange(len(pairs)))
     labels = (f" {name}" for name in ("positive", "negative"))
     heat = heat_of(*((" a", label, *TAIL) for label in labels))
     heat.cosine[1, 1] = -0.9
-    tables["tokens"] = pd.DataFrame(table_rows(heat))
+    heats = [replace(heat, pair_id=f"p{k}", cosine=heat.cosine - 0.01 * k) for k in range(3)]
+    tables["tokens"] = pd.DataFrame([row for one in heats for row in table_rows(one)])
     return load_trace(write_tables(folder / f"{style}-{seed}", tables, manifest(Options())))
 
 
@@ -44,26 +56,79 @@ def runs(tmp_path_factory):
     return {style: [synthetic(folder, style, seed) for seed in range(3)] for style in STYLES}
 
 
+def verdicts(runs) -> dict[str, str]:
+    return {one.claim: one.verdict for one in claims(runs) if not one.holds}
+
+
 def test_a_study_like_the_papers_holds(runs):
     judged = claims(runs)
-    assert all(one.holds for one in judged), [one for one in judged if not one.holds]
-    assert judged[0].measured.startswith("Δ chosen +0.410 ± 0.010") and judged[0].by_seed == "+0.400, +0.410, +0.420"
-    np.testing.assert_allclose(at_end(runs["long-suffix"], change("chosen")), [-2, -1.99, -1.98])
+    assert all(one.holds and one.verdict == "holds" for one in judged), [one for one in judged if not one.holds]
+    rise = judged[0]
+    assert rise.measured.startswith("Δ chosen +0.410 ± 0.010")
+    assert [text.split(" ± ")[0] for text in rise.by_seed.split("; ")] == ["+0.400", "+0.410", "+0.420"]
+    np.testing.assert_allclose([one.value for one in at_end(runs["long-suffix"], change("chosen"))], [-2, -1.99, -1.98])
+    assert "least" in judged[-1].by_seed and "most" in judged[-2].by_seed
 
 
 def test_each_claim_fails_on_its_own(runs, tmp_path):
     fallen = {**RISE, "single-token": -0.1}
     worse = {**runs, "single-token": [*runs["single-token"][:2], synthetic(tmp_path / "a", "single-token", 2, fallen)]}
-    failing = [one.claim for one in claims(worse) if not one.holds]
-    assert failing == ["chosen rises for single-token (Fig. 3)"]
+    assert verdicts(worse) == {"chosen rises for single-token (Fig. 3)": "does not hold"}
     swapped = {**runs, "short-suffix": runs["long-suffix"], "long-suffix": runs["short-suffix"]}
-    failing = [one.claim for one in claims(swapped) if not one.holds]
-    assert failing == ["more so with the long one (Fig. 3)", "and larger still with a longer one (Fig. 4a)"]
+    assert set(verdicts(swapped)) == {
+        "chosen falls more with the long suffix than the short (Fig. 3)",
+        "and larger still with a longer one (Fig. 4a)",
+    }
+    risen = {**runs, "prefix-suffix": [synthetic(tmp_path / "c", "prefix-suffix", 0, {**RISE, "prefix-suffix": 0.3})]}
+    assert verdicts(risen) == {"chosen falls with prefix and suffix (Fig. 3)": "does not hold"}
     mixed = {**runs, "prefix-suffix": [synthetic(tmp_path / "b", "prefix-suffix", 0)]}
     tokens = mixed["prefix-suffix"][0].tokens
     tokens["cosine"] = [-np.asarray(values) for values in tokens["cosine"]]
-    failing = [one.claim for one in claims(mixed) if not one.holds]
-    assert failing == ["differing tokens tell the pair apart (Fig. 4b)", "identical tokens do not (Fig. 4b)"]
+    assert set(verdicts(mixed)) == {
+        "differing tokens tell the pair apart (Fig. 4b)",
+        "identical tokens behind them do not (Fig. 4b)",
+    }
+
+
+def test_tokens_before_the_first_difference_do_not_count(tmp_path):
+    run = synthetic(tmp_path, "prefix-suffix", 0)
+    for value, wanted in ((0.0, 0.2), (0.99, 0.2)):
+        cosines = np.full((4, 4), 0.2)
+        cosines[0, 0] = value
+        run.tokens["cosine"] = [cosines.ravel()] * len(run.tokens)
+        (found,) = token_cosines([run], same=True)
+        assert found.value == pytest.approx(wanted) and found.least == pytest.approx(0.2)
+
+
+def estimates(*pairs: tuple[float, float]) -> list[Estimate]:
+    return [Estimate(value, error, value, value) for value, error in pairs]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "above", "limit", "wanted"),
+    [
+        (((0.3, 0.1), (0.2, 0.1)), True, 0, "holds"),
+        (((0.3, 0.1), (0.19, 0.1)), True, 0, "not distinguishable from 0"),
+        (((0.3, 0.1), (-0.1, 0.1)), True, 0, "not distinguishable from 0"),
+        (((0.3, 0.1), (-0.2, 0.1)), True, 0, "does not hold"),
+        (((-0.3, 0.1),), False, 0, "holds"),
+        (((0.6, 0.1),), True, 0.5, "not distinguishable from 0.5"),
+        (((0.3, 0.1),), True, 0.5, "does not hold"),
+        (((9.0, float("nan")),), True, 0, "not distinguishable from 0"),
+        (((0.0, 0.0),), True, 0, "not distinguishable from 0"),
+    ],
+)
+def test_verdicts(seeds, above, limit, wanted):
+    assert verdict(estimates(*seeds), above, limit) == wanted
+
+
+def test_a_pairs_tokens_count_as_one():
+    values = np.array([1.0, 1.0, 1.0, 0.0])
+    assert Estimate.of(values).error == pytest.approx(0.25)
+    one = Estimate.of(values, ["a", "a", "a", "b"])
+    assert (one.value, one.least, one.most) == (0.5, 0, 1) and one.error == pytest.approx(0.5)
+    assert np.isnan(Estimate.of(values, ["a"] * 4).error)
+    assert (one - one).error == pytest.approx(0.5 * 2**0.5)
 
 
 def test_figures_show_every_style(runs):
@@ -73,18 +138,18 @@ def test_figures_show_every_style(runs):
     assert set(STYLES) <= set(words)
     for draw, _ in FIGURES.values():
         draw(runs).draw_without_rendering()
-    assert cosine(runs["single-token"][0])[0] == -0.3
+    assert cosine(runs["single-token"][0])[0] == pytest.approx(-0.29)
 
 
 def test_the_page_says_what_does_not_hold(runs, tmp_path):
     swapped = {**runs, "single-token": runs["long-suffix"]}
     page, judged = write_study(swapped, tmp_path / "report", {"lr": "<b>1</b>"})
     html = page.read_text(encoding="utf-8")
-    assert html.count("does not hold</span>") == sum(not one.holds for one in judged) > 0
+    assert html.count("does not hold</span>") == sum(one.verdict == "does not hold" for one in judged) > 0
     assert "&lt;b&gt;1" in html and "<script" not in html
     assert {"figure_3.png", "figure_4a.png", "figure_4b.png", "claims.csv"} <= {p.name for p in page.parent.iterdir()}
     lines = study_lines(judged)
-    assert len(lines) == len(judged) and lines[0].startswith("FAILS")
+    assert len(lines) == len(judged) and lines[0].startswith("does not hold")
 
 
 def test_settings_and_refusals(tmp_path):
@@ -113,10 +178,10 @@ def test_a_small_study_trains_and_is_judged(tmp_path):
     traces = {style: [load_trace(path) for path in paths] for style, paths in runs.items()}
     page, judged = write_study(traces, tmp_path / "report", {})
     assert page.is_file()
-    held = {one.claim for one in judged if one.holds}
-    assert {
-        "more so with the long one (Fig. 3)",
-        "cosine is negative for single-token (Fig. 4a)",
-        "cosine is larger with a suffix (Fig. 4a)",
+    open_here = {
+        "chosen rises for single-token (Fig. 3)",
+        "and stays so (Fig. 4a)",
         "differing tokens tell the pair apart (Fig. 4b)",
-    } <= held, judged
+    }
+    assert {one.claim for one in judged if not one.holds} <= open_here, judged
+    assert len(judged) == 12

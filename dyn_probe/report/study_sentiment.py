@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from dyn_probe.report.curves import Curve, draw_line, label_ends
 from dyn_probe.report.frames import Floats, numbers
 from dyn_probe.report.output import check_folder, csv_bytes, data_uri, render, write_files
+from dyn_probe.report.study_claims import Claim as Claim
+from dyn_probe.report.study_claims import Estimate, Finding, differences, finding
 from dyn_probe.report.style import RUN_COLOURS, name_panel, new_figure, rule
 from dyn_probe.report.token_draw import heat_figure
-from dyn_probe.token_analysis import TokenHeat, align, recorded_heats
+from dyn_probe.token_analysis import TokenHeat, counterparts, first_difference, recorded_heats
 from dyn_probe.trace.reader import Trace
 
 Runs = Mapping[str, Sequence[Trace]]
@@ -26,17 +28,6 @@ Runs = Mapping[str, Sequence[Trace]]
 COLOURS = dict(zip(("single-token", "short-suffix", "long-suffix", "prefix-suffix"), RUN_COLOURS, strict=False))
 LATE = 0.25
 """The last share of the recorded steps over which "at the end" is a mean."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One statement of the paper, and what these runs say: ``by_seed`` are the numbers that must all fit."""
-
-    claim: str
-    expected: str
-    measured: str
-    holds: bool
-    by_seed: str
 
 
 def by_step(traces: Sequence[Trace], value: Callable[[Trace], Floats]) -> tuple[Floats, Floats]:
@@ -56,74 +47,87 @@ def cosine(trace: Trace) -> Floats:
     return numbers(trace.pairs, "grad_cosine")
 
 
-def at_end(traces: Sequence[Trace], value: Callable[[Trace], Floats]) -> Floats:
-    """``[seeds]`` mean over the last steps."""
-    steps, means = by_step(traces, value)
-    return means[:, -max(1, round(LATE * len(steps))) :].mean(1)
+def at_end(traces: Sequence[Trace], value: Callable[[Trace], Floats]) -> list[Estimate]:
+    """Each seed's mean over the pairs of the last steps."""
+    return [_mean_of_steps(trace, value, last=True) for trace in traces]
 
 
-def at_start(traces: Sequence[Trace], value: Callable[[Trace], Floats]) -> Floats:
-    """``[seeds]`` mean over the first steps, before training has moved much."""
-    steps, means = by_step(traces, value)
-    return means[:, : max(1, round(LATE / 2 * len(steps)))].mean(1)
+def at_start(traces: Sequence[Trace], value: Callable[[Trace], Floats]) -> list[Estimate]:
+    """Each seed's mean over the pairs of the first steps, before training has moved much."""
+    return [_mean_of_steps(trace, value, last=False) for trace in traces]
 
 
-def token_cosines(traces: Sequence[Trace], same: bool) -> Floats:
-    """``[seeds]`` mean cosine of aligned tokens, the same on both sides or not, at the first record."""
-    return np.array([_aligned_cosine(trace, same) for trace in traces])
+def _mean_of_steps(trace: Trace, value: Callable[[Trace], Floats], last: bool) -> Estimate:
+    at = numbers(trace.pairs, "step")
+    steps = np.unique(at)
+    kept = steps[-max(1, round(LATE * len(steps))) :] if last else steps[: max(1, round(LATE / 2 * len(steps)))]
+    return Estimate.of(value(trace)[np.isin(at, kept)])
 
 
-def _aligned_cosine(trace: Trace, same: bool) -> float:
+def token_cosines(traces: Sequence[Trace], same: bool) -> list[Estimate]:
+    """Each seed's mean cosine, over followed pairs at the first record, of aligned tokens that differ, or that are the
+    same and stand behind the first difference (those before it have the same gradient, so a cosine of 1)."""
+    return [_aligned_cosine(trace, same) for trace in traces]
+
+
+def _aligned_cosine(trace: Trace, same: bool) -> Estimate:
     heats = [heat for heat in recorded_heats(trace.tokens) if heat.step == int(trace.tokens["step"].min())]
     found = [
-        heat.cosine[i, j]
+        (heat.pair_id, heat.cosine[one.i, one.j])
         for heat in heats
-        for i, j in align(heat.tokens_chosen, heat.tokens_rejected)
-        if i is not None and j is not None and (heat.tokens_chosen[i] == heat.tokens_rejected[j]) == same
+        for one in counterparts(heat)
+        if one.same == same
+        and one.i >= first_difference(heat.tokens_chosen, heat.tokens_rejected)
+        and np.isfinite(one.cosine)
     ]
-    return float(np.nanmean(found))
+    pairs, cosines = zip(*found, strict=True)
+    return Estimate.of(np.array(cosines), pairs)
 
 
-def claims(runs: Runs) -> list[Claim]:
-    """Every claim of the paper's §4.3, judged: it holds where the mean over seeds fits and so does each seed."""
+def claims(runs: Runs) -> list[Finding]:
+    """Every claim of the paper's §4.3, judged seed by seed against its standard error."""
     rose = {style: at_end(traces, change("chosen")) for style, traces in runs.items()}
     first = {style: at_start(traces, cosine) for style, traces in runs.items()}
-    single, short, long = (rose[style] for style in ("single-token", "short-suffix", "long-suffix"))
-    last = at_end(runs["single-token"], cosine)
+    single, short, long, prefix = (rose[style] for style in COLOURS)
     differ, same = (token_cosines(runs["prefix-suffix"], same) for same in (False, True))
     return [
-        _claim("chosen rises for single-token (Fig. 3)", "Δ chosen > 0", "Δ chosen", single, single > 0),
-        _claim("chosen falls with a short suffix (Fig. 3)", "Δ chosen < 0", "Δ chosen", short, short < 0),
-        _claim("chosen falls with a long suffix (Fig. 3)", "Δ chosen < 0", "Δ chosen", long, long < 0),
-        _claim("more so with the long one (Fig. 3)", "long − short < 0", "difference", long - short, long < short),
-        _claim(
+        finding("chosen rises for single-token (Fig. 3)", "Δ chosen > 0", "Δ chosen", single, above=True),
+        finding("chosen falls with a short suffix (Fig. 3)", "Δ chosen < 0", "Δ chosen", short, above=False),
+        finding("chosen falls with a long suffix (Fig. 3)", "Δ chosen < 0", "Δ chosen", long, above=False),
+        finding("chosen falls with prefix and suffix (Fig. 3)", "Δ chosen < 0", "Δ chosen", prefix, above=False),
+        finding(
+            "chosen falls more with the long suffix than the short (Fig. 3)", "long − short < 0", "difference",
+            differences(long, short), above=False,
+        ),
+        finding(
             "cosine is negative for single-token (Fig. 4a)", "cosine < 0 at the start", "cosine",
-            first["single-token"], first["single-token"] < 0,
+            first["single-token"], above=False,
         ),
-        _claim("and stays so (Fig. 4a)", "cosine < 0 at the end", "cosine", last, last < 0),
-        _claim(
+        finding(
+            "and stays so (Fig. 4a)", "cosine < 0 at the end", "cosine", at_end(runs["single-token"], cosine),
+            above=False,
+        ),
+        finding(
             "cosine is larger with a suffix (Fig. 4a)", "short − single > 0 at the start", "difference",
-            first["short-suffix"] - first["single-token"], first["short-suffix"] > first["single-token"],
+            differences(first["short-suffix"], first["single-token"]), above=True,
         ),
-        _claim(
+        finding(
             "and larger still with a longer one (Fig. 4a)", "long − short > 0 at the start", "difference",
-            first["long-suffix"] - first["short-suffix"], first["long-suffix"] > first["short-suffix"],
+            differences(first["long-suffix"], first["short-suffix"]), above=True,
         ),
-        _claim(
+        finding(
             "cosine is positive with the long suffix (Fig. 4a)", "cosine > 0 at the start", "cosine",
-            first["long-suffix"], first["long-suffix"] > 0,
+            first["long-suffix"], above=True,
         ),
-        _claim("differing tokens tell the pair apart (Fig. 4b)", "token cosine < 0", "cosine", differ, differ < 0),
-        _claim("identical tokens do not (Fig. 4b)", "token cosine > 0.5", "cosine", same, same > 0.5),
+        finding(
+            "differing tokens tell the pair apart (Fig. 4b)", "token cosine < 0 before the first update", "cosine",
+            differ, above=False, extremes=True,
+        ),
+        finding(
+            "identical tokens behind them do not (Fig. 4b)", "token cosine > 0.5 before the first update", "cosine",
+            same, above=True, limit=0.5, extremes=True,
+        ),
     ]  # fmt: skip
-
-
-def _claim(claim: str, expected: str, name: str, values: Floats, fits: Any) -> Claim:
-    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-    return Claim(
-        claim, expected, f"{name} {values.mean():+.3f}{spread}", bool(np.all(fits)),
-        ", ".join(f"{value:+.3f}" for value in values),
-    )  # fmt: skip
 
 
 def figure_3(runs: Runs) -> Figure:
@@ -175,7 +179,7 @@ def _lines(ax: Axes, runs: Runs, value: Callable[[Trace], Floats]) -> None:
     label_ends(ax, [end for end in ends if end is not None])
 
 
-def write_study(runs: Runs, out: Path, settings: Mapping[str, Any], force: bool = False) -> tuple[Path, list[Claim]]:
+def write_study(runs: Runs, out: Path, settings: Mapping[str, Any], force: bool = False) -> tuple[Path, list[Finding]]:
     """Judge and draw; returns the page (report.html, its figures and claims.csv beside it) and the claims.
 
     Raises:
@@ -203,9 +207,9 @@ def write_study(runs: Runs, out: Path, settings: Mapping[str, Any], force: bool 
     return out / "report.html", judged
 
 
-def study_lines(judged: Sequence[Claim]) -> list[str]:
-    """The claims as lines for a terminal."""
-    wide = max(len(one.claim) for one in judged)
-    return [
-        f"{'holds' if one.holds else 'FAILS':6} {one.claim:{wide}}  {one.expected}: {one.measured}" for one in judged
-    ]
+def study_lines(judged: Sequence[Finding]) -> list[str]:
+    """The claims as lines for a terminal: verdict, claim, what was expected, each seed with its standard error."""
+    wide, widest = (
+        max(len(text) for text in texts) for texts in zip(*((o.claim, o.verdict) for o in judged), strict=True)
+    )
+    return [f"{one.verdict:{widest}}  {one.claim:{wide}}  {one.expected}: {one.by_seed}" for one in judged]
