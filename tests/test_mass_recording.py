@@ -16,12 +16,13 @@ from tiny_runs import run, tiny
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import encode_probes, measure, read_probe_set
+from dyn_probe.mass.probes import SkippedResponse
 from dyn_probe.mass.squeezing import gating, run_figures
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train import loop
 from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
 from dyn_probe.train.display import Display
-from dyn_probe.train.mass_rows import PROBE_FILE, check_measuring, choose_probes
+from dyn_probe.train.mass_rows import PROBE_FILE, check_measuring, choose_probes, grouped
 from dyn_probe.train.parallel import Processes
 from dyn_probe.train.setup import prepare
 
@@ -246,3 +247,12 @@ def test_split_weights_are_refused(tmp_path: Path) -> None:
     config = tiny(tmp_path / "x", mass_every=1)
     with pytest.raises(BadInput, match="write --parallel ddp"):
         choose_probes(config, Processes(0, 2, "fsdp2"), [], [], None, 512)
+
+
+def test_one_reason_for_many_prompts_is_said_once():
+    many = [SkippedResponse(f"p:{i}", "irr_train", "no other prompt") for i in range(9)]
+    few = [SkippedResponse(f"p:{i}", "rejected", "empty") for i in range(2)]
+    assert grouped([*many, *few]) == [
+        "[irr_train] no other prompt (9 prompts, the first is p:0)", "p:0 [rejected]: empty", "p:1 [rejected]: empty"
+    ]  # fmt: skip
+    assert grouped([SkippedResponse("p:3", "*", "no prompt")]) == ["p:3: no prompt"]

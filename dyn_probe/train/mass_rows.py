@@ -206,10 +206,27 @@ def warn_skipped(display: Display, probes: TokenProbes, most: int = 10) -> None:
     if not probes.skipped:
         return
     display.say(f"{len(probes.skipped)} entries of the probe set are left out ({len(probes)} responses are measured):")
-    for one in probes.skipped[:most]:
-        display.say(f"  {said(one)}")
-    if len(probes.skipped) > most:
-        display.say(f"  and {len(probes.skipped) - most} more; all of them are listed in run.json")
+    lines = grouped(probes.skipped)
+    for line in lines[:most]:
+        display.say(f"  {line}")
+    if len(lines) > most or len(lines) < len(probes.skipped):
+        more = f"and {len(lines) - most} more lines; " if len(lines) > most else ""
+        display.say(f"  {more}all of them are listed in run.json")
+
+
+def grouped(skipped: Sequence[SkippedResponse], few: int = 3) -> list[str]:
+    """A line for each of them; where one reason meets more than a few of one kind, a line for all of these."""
+    groups: dict[tuple[str, str], list[SkippedResponse]] = {}
+    for one in skipped:
+        groups.setdefault((one.kind, one.reason), []).append(one)
+    lines = []
+    for (kind, reason), ones in groups.items():
+        if len(ones) <= few:
+            lines += [said(one) for one in ones]
+        else:
+            what = f"[{kind}] " if kind != "*" else ""
+            lines.append(f"{what}{reason} ({len(ones)} prompts, the first is {ones[0].source})")
+    return lines
 
 
 def said(skipped: SkippedResponse) -> str:
