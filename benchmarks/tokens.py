@@ -5,7 +5,7 @@
 The model has GPT-2 small's shape (124 M parameters, tied head, random weights); both responses have ``--tokens``
 tokens, so the plain way holds twice as many gradients of the model's size (16 GB at 16). The variants take turns; the
 table shows median seconds, the ratio to ``token_gram``, and the peak memory of a fresh process per variant beyond that
-of the loaded model, with a training step's for comparison. It also prints by how much the two answers differ.
+of the loaded model, with that of two training steps for comparison. It also prints by how much the two answers differ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dyn_probe import PairBatch, sequence_logps, token_gram, token_logps
 from dyn_probe.pairs import batch_logits
 
 VARIANTS = ("token_gram", "a backward per token")
-STEP = "a training step"
+STEP = "two training steps"
 """Two steps of DPO with AdamW on the same pair: for comparison of the memory only."""
 TINY = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 1000, "bos_token_id": 0, "eos_token_id": 0}
 

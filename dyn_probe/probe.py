@@ -166,13 +166,18 @@ class Probe:
             losses: ``[B]`` loss of each pair.
             loss_scale: factor between the loss that is backpropagated and the mean over the ``B`` pairs
                 (``1 / accumulation steps``, a gradient scaler's scale).
-            predict: write cases and predicted changes. Not where ``logps`` are not the responses' own
-                log-probabilities but, say, masked ones (give those as columns ``logp_chosen``, ``logp_rejected`` then).
+            predict: write cases and predicted changes. False where ``logps`` are not the responses' own log-probabilities
+                but, say, masked ones (give those as columns ``logp_chosen``, ``logp_rejected`` then); not with ``update``.
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
         if self._recording is None:
             return
         self._recording.watch(logps)
+        if self.update and not predict:
+            raise BadInput(
+                "Probe(update=True) follows the responses' own log-probabilities, and with predict=False the rows are "
+                "others; write update=False"
+            )
         half = logps.shape[0] // 2
         for name, value, size in (
             ("reference", reference, 2 * half),

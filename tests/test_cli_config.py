@@ -12,6 +12,7 @@ import pytest
 from dyn_probe.errors import BadInput
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.config_file import make_config
+from dyn_probe.train.objective import Method
 
 
 def refusal(file: Path | None = None, **given: Any) -> str:
@@ -95,6 +96,21 @@ def test_the_folder_is_named_after_objective_and_data() -> None:
     assert str(RunConfig().folder) == "runs/dpo-sentiment-long-suffix"
     assert str(RunConfig(objective="ipo:beta=0.2", data="some/dir/pairs.jsonl").folder) == "runs/ipo-pairs.jsonl"
     assert str(RunConfig(out="here").folder) == "here"
+
+
+def test_the_command_line_wins_whichever_way_a_hyper_parameter_is_given(tmp_path: Path) -> None:
+    file = yaml(tmp_path, "set: {beta: 0.05, label_smoothing: 0.1}\n")
+    for given, wanted in (
+        ({"beta": 0.2}, {"beta": 0.2, "label_smoothing": 0.1}),
+        ({"objective": "dpo:beta=0.2"}, {"beta": 0.2, "label_smoothing": 0.1}),
+        ({"set": ["beta=0.2"]}, {"beta": 0.2, "label_smoothing": 0.0}),
+        ({}, {"beta": 0.05, "label_smoothing": 0.1}),
+    ):
+        assert dict(Method.of(make_config(file, given)).hyper) == wanted
+    short = yaml(tmp_path, "beta: 0.05\n")
+    assert Method.of(make_config(short, {"set": ["beta=0.2"]})).hyper["beta"] == 0.2
+    with pytest.raises(BadInput, match="beta is given more than once"):
+        Method.of(make_config(short, {"set": ["beta=0.2"], "beta": 0.3}))
 
 
 class TestResume:

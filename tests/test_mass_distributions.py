@@ -91,6 +91,16 @@ def test_rows_name_the_top_of_both_measurements_and_the_target() -> None:
     assert row["first_step"] is row["first_probabilities"] is row["first_rest"] is None and len(row["tokens"]) == 11
 
 
+def test_rows_stand_in_the_order_of_the_probe_set_whatever_is_measured_first() -> None:
+    model, probes = make_model("gpt2", torch.float64, seed=2), token_probes()
+    watch = Watch(choose_places(probes))
+    measure(model, probes, batch_size=1, watch=watch)
+    assert list(watch.seen) != list(watch.places)
+    rows = place_rows(0, watch, {}, 0, lambda ids: ids)
+    wanted = [(place.prompt_id, place.kind, place.position) for place in watch.places]
+    assert [(row["prompt_id"], row["kind"], row["position"]) for row in rows] == wanted
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """A run's trace, and its model after training."""

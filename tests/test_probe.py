@@ -201,3 +201,9 @@ def test_batch_prediction_is_the_loop_over_pairs():
 def test_cases_name_every_sign():
     deltas = [(1, -1), (-1, -1), (1, 1), (-1, 1), (0, 0), (math.nan, 1)]
     assert list(entanglement.cases(*zip(*deltas, strict=True))) == [1, 2, 3, 4, 1, 0]
+
+
+def test_a_change_along_the_update_is_not_read_from_other_rows():
+    model, batch = make_model("llama", torch.float32), make_batch()
+    with pytest.raises(BadInput, match="update=False"), Probe(model, update=True).step(0, batch.ids) as probe:
+        probe.pairs(0.5 * sequence_logps(model, batch), predict=False)

@@ -206,7 +206,7 @@ def test_what_a_probe_file_lacks_is_shown_and_listed_in_the_report(
 def test_the_report_says_how_it_was_tuned_and_what_signs_are_worth(tmp_path: Path) -> None:
     page, _ = write_study(ALL, tmp_path / "report", {})
     text = " ".join(page.read_text(encoding="utf-8").split())
-    assert "7e-4, was chosen on seed 0 under DPO alone" in text and "five epochs" in text
+    assert "rate was chosen on seed 0 under DPO alone" in text and "five epochs" in text
     assert PRESETS["cpu"].lr == 7e-4 and PRESETS["cpu"].epochs == 1
     assert "In Δ rejected, margin, Δ others every published value has the same sign" in text
     assert one_sign() == ["delta_rejected", "margin", "delta_others"]

@@ -75,8 +75,10 @@ def place_rows(
         names: token ids → token strings.
     """
     rows = []
-    for place, now in watch.seen.items():
-        before, target = first.get(place), watch.places[place]
+    for place, target in watch.places.items():  # in the order of the probe set; responses are measured longest first
+        if place not in watch.seen:
+            continue
+        before, now = first.get(place), watch.seen[place]
         ids = _named(now, before, target)
         known = before is not None
         rows.append(

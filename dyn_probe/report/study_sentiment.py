@@ -80,6 +80,8 @@ def _aligned_cosine(trace: Trace, same: bool) -> Estimate:
         and one.i >= first_difference(heat.tokens_chosen, heat.tokens_rejected)
         and np.isfinite(one.cosine)
     ]
+    if not found:
+        return Estimate(*[float("nan")] * 4)
     pairs, cosines = zip(*found, strict=True)
     return Estimate.of(np.array(cosines), pairs)
 

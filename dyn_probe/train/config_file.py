@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dyn_probe.errors import BadInput
+from dyn_probe.objectives.options import parse
 from dyn_probe.train.choices import unknown
 from dyn_probe.train.config import OPTIONS, RunConfig
+from dyn_probe.train.values import read_value
 
 MAY_CHANGE = ("out", "checkpoint_every", "device", "resume")
 """Fields that a resumed run may be given anew."""
@@ -29,9 +31,27 @@ def make_config(file: str | Path | None = None, given: Mapping[str, Any] | None 
         BadInput: the file cannot be read, an option is unknown, or a value does not fit.
     """
     values = read_yaml(Path(file)) if file is not None else {}
-    values |= field_names(given or {}, "the options given")
+    over = field_names(given or {}, "the options given")
+    values = without_overruled(values, over) | over
     config = RunConfig(**values)
     return resumed(config, tuple(values)) if config.resume else config
+
+
+def without_overruled(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's ``values`` without the hyper-parameters that ``over`` gives in another way (``--beta``, ``--set`` or
+    ``--objective NAME:KEY=VALUE``)."""
+    inline = parse(over["objective"])[1] if isinstance(over.get("objective"), str) else {}
+    named = {*inline, *_settings(over), *(["beta"] if over.get("beta") is not None else [])}
+    kept = {name: value for name, value in values.items() if not (name == "beta" and "beta" in named)}
+    if "hyper" in kept and named:
+        kept["hyper"] = {name: value for name, value in _settings(kept).items() if name not in named}
+    return kept
+
+
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters that ``set`` gives; none where it cannot be read (``RunConfig`` says why)."""
+    read, complaint = read_value(OPTIONS["hyper"], values.get("hyper", {}))
+    return {} if complaint else dict(read)
 
 
 def resumed(config: RunConfig, given: Sequence[str]) -> RunConfig:

@@ -78,8 +78,9 @@ def live_numbers(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> str
     margin = (sum(won) - sum(lost)) / len(rows)
     accuracy = sum(w > v for w, v in zip(won, lost, strict=True)) / len(rows)
     cosine = sum(r["grad_cosine"] for r in rows) / len(rows)
-    falling = sum(r.get("case") == 2 for r in rows) / len(rows)
+    cases = [r["case"] for r in rows if r.get("case") is not None]
+    falling = f" both down {sum(case == 2 for case in cases) / len(cases):.0%}" if cases else ""
     return (
         f"loss {loss:.3f} margin {margin:+.2f} acc {accuracy:.0%} "
-        f"Δchosen {sides['chosen']:+.3f} Δrejected {sides['rejected']:+.3f} cos {cosine:+.2f} both down {falling:.0%}"
+        f"Δchosen {sides['chosen']:+.3f} Δrejected {sides['rejected']:+.3f} cos {cosine:+.2f}{falling}"
     )

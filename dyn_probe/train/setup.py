@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,7 +120,7 @@ def check_batch(config: RunConfig, method: Method) -> None:
     if config.update and method.masked:
         raise BadInput(
             "--update follows the responses' own log-probabilities, and with token-mask the recorded gradients are "
-            "those of the masked ones; leave --update off (the realised change is recorded all the same)"
+            "those of the masked ones; leave --update off"
         )
     if config.sft_objective != RunConfig().sft_objective and not config.sft_steps:
         raise BadInput(
@@ -202,8 +201,3 @@ def example_rows(pairs: list[EncodedPair]) -> list[dict[str, str]]:
         }
         for pair in pairs
     ]
-
-
-def folder_of(config: RunConfig) -> Path:
-    """Where the run is written."""
-    return config.folder

@@ -46,7 +46,8 @@ def supervised_stage(
     trained = [p for p in setup.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     size, value = min(BATCH, len(pairs)), 0.0
-    part = setup.config.batch_size * (1 if objective == "extended_sft" else 2)
+    own = max(1, setup.config.batch_size // setup.processes.count)  # every process does the whole warm-up
+    part = own * (1 if objective == "extended_sft" else 2)
     for step in range(steps):
         set_rate(optimizer, lr * (1 - step / steps))
         chosen = [pairs[i] for i in step_order(len(pairs), size, step, setup.config.seed)]
