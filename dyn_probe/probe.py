@@ -166,8 +166,9 @@ class Probe:
             losses: ``[B]`` loss of each pair.
             loss_scale: factor between the loss that is backpropagated and the mean over the ``B`` pairs
                 (``1 / accumulation steps``, a gradient scaler's scale).
-            predict: write cases and predicted changes. False where ``logps`` are not the responses' own log-probabilities
-                but, say, masked ones (give those as columns ``logp_chosen``, ``logp_rejected`` then); not with ``update``.
+            predict: write cases and predicted changes. False where ``logps`` are other rows than the responses' own
+                log-probabilities, say masked ones (give those as columns ``logp_chosen``, ``logp_rejected`` then);
+                not together with ``update``.
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
         if self._recording is None:
