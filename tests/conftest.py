@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,3 +27,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def double_everywhere() -> Iterator[None]:
+    """Float64 models compute in float64 throughout: ``pytestmark = pytest.mark.usefixtures("double_everywhere")``."""
+    from families import double_throughout
+
+    with double_throughout():
+        yield
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
+    """The kinds of run of ``figure_runs``, by name."""
+    from figure_runs import make_traces
+
+    return make_traces(tmp_path_factory.mktemp("runs"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as tf
-from families import VOCAB, double_throughout, make_batch, make_model
+from families import VOCAB, make_batch, make_model
 from reference.same_graph import gram_of
 from torch import nn
 
@@ -23,11 +23,7 @@ from dyn_probe import (
 )
 from dyn_probe.recording import pair_entries
 
-
-@pytest.fixture(autouse=True)
-def really_double():
-    with double_throughout():
-        yield
+pytestmark = pytest.mark.usefixtures("double_everywhere")
 
 
 def error_of(model, batch) -> float:

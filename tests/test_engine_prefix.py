@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import VOCAB, double_throughout, make_model
+from families import VOCAB, make_model
 from reference.same_graph import gram_of
 
 from dyn_probe import PairBatch, pair_gradients, sequence_logps
@@ -14,11 +14,7 @@ from dyn_probe.gram import linear, prefix
 from dyn_probe.gram.prefix import hull, work
 from dyn_probe.recording import pair_entries
 
-
-@pytest.fixture(autouse=True)
-def really_double():
-    with double_throughout():
-        yield
+pytestmark = pytest.mark.usefixtures("double_everywhere")
 
 
 def long_prompts(side="right", pairs=3, width=44):

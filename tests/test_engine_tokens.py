@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, double_throughout, make_batch, make_model
+from families import FAMILIES, make_batch, make_model
 from reference.token_gradients import token_gradients
 from test_engine_models import OnlyGeneric, Shared, TopLevelParameter, TransposedTie
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,11 +15,7 @@ from dyn_probe import BadInput, pair_gradients, token_gram
 from dyn_probe.gram import linear, token_products, tokens
 from dyn_probe.gram.token_params import select_parameters
 
-
-@pytest.fixture(autouse=True)
-def really_double():
-    with double_throughout():
-        yield
+pytestmark = pytest.mark.usefixtures("double_everywhere")
 
 
 def slow(model, batch, pair, names=None):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, double_throughout, make_batch, make_model
+from families import FAMILIES, make_batch, make_model
 from test_engine_exactness import SETTINGS, record, relative_error, true_gram
 from test_engine_models import OnlyGeneric
 
@@ -18,11 +18,7 @@ from dyn_probe.gram import linear, table, tied
 from dyn_probe.gram.api import sum_layers
 from dyn_probe.recording import pair_entries
 
-
-@pytest.fixture(autouse=True)
-def really_double():
-    with double_throughout():
-        yield
+pytestmark = pytest.mark.usefixtures("double_everywhere")
 
 
 LIMIT = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 4e-2}

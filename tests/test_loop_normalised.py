@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, double_throughout, make_batch, make_model
+from families import FAMILIES, make_batch, make_model
 from reference.gradients import row_gradients
 from reference.normalised import normalised_gradient
 from test_engine_models import InPlace, OnlyGeneric, Shared, TopLevelParameter, TransposedTie
@@ -22,10 +22,7 @@ from dyn_probe.train.setup import prepare
 HAND_WRITTEN = (OnlyGeneric, TopLevelParameter, Shared, TransposedTie, InPlace)
 
 
-@pytest.fixture(autouse=True)
-def really_double():
-    with double_throughout():
-        yield
+pytestmark = pytest.mark.usefixtures("double_everywhere")
 
 
 def worst(model, wanted) -> float:

@@ -8,17 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from families import double_throughout, make_batch, make_model
+from families import make_batch, make_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dyn_probe import BadInput, Probe, entanglement, load_trace, sequence_logps
 
-
-@pytest.fixture(autouse=True)
-def really_double():
-    with double_throughout():
-        yield
+pytestmark = pytest.mark.usefixtures("double_everywhere")
 
 
 def dpo(logps, reference, beta=0.1):

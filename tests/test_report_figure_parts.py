@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from figure_runs import drawn
 from matplotlib.figure import Figure
-from report_frames import DEFAULT, Options
-from report_runs import manifest, new_trace, write_tables
+from matplotlib.text import Text
+from report_runs import write_tables
 from report_tables import LAYERS
 
 from dyn_probe.report.by_layer import cosine_parts, layer_codes, layer_cosines
@@ -21,25 +22,12 @@ from dyn_probe.report.frames import numbers, step_bins
 from dyn_probe.report.style import short
 from dyn_probe.trace.reader import Trace, load_trace
 
-RUNS = {
-    "full": Options(turn=0.3, gate=True, mass=True),
-    "bare": Options(steps=20, reference=False, realised=False, gram=False),
-    "one step": Options(steps=1, batch=4),
-    "one row": Options(steps=1, batch=1, pairs=1),
-}
 
-
-@pytest.fixture(scope="module")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
-    folder = tmp_path_factory.mktemp("runs")
-    made = {name: new_trace(folder / name, options) for name, options in RUNS.items()}
-    made["empty"] = load_trace(write_tables(folder / "empty", {}, manifest(DEFAULT), "recording"))
-    return made
-
-
-def drawn(figure: Figure) -> Figure:
-    figure.draw_without_rendering()
-    return figure
+def as_written(figure: Figure, name: str) -> bool:
+    """Whether the figure shows the name, and nowhere reads it as a formula."""
+    odd = [text for text in drawn(figure).findobj(Text) if name in text.get_text()]
+    assert not any(text.get_parse_math() for text in odd)
+    return bool(odd)
 
 
 def test_layers_stand_in_order_of_depth_with_their_cosine(traces: dict[str, Trace]) -> None:
@@ -100,9 +88,9 @@ def test_text_from_the_data_is_never_read_as_mathematics(tmp_path: Path, traces:
     run = traces["full"]
     odd = run.layers.assign(layer=run.layers.layer.replace({"3": "$\\frac{$"}))
     trace = load_trace(write_tables(tmp_path / "$x_{$", {"pairs": run.pairs, "layers": odd}, {}))
-    drawn(FIGURES["layers"].draw(trace))
-    for row in COMPARISONS.values():
-        drawn(row.draw({"$x_{$": trace, "a": run}))
+    assert as_written(FIGURES["layers"].draw(trace), "$\\frac{$")
+    shown = {name for name, row in COMPARISONS.items() if as_written(row.draw({"$x_{$": trace, "a": run}), "$x_{$")}
+    assert {"compare_log_probs", "compare_margin", "compare_entanglement", "compare_pairs"} <= shown
 
 
 def test_long_names_are_cut_to_what_a_figure_has_room_for() -> None:

@@ -6,37 +6,16 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from figure_runs import RUNS, drawn
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from report_frames import DEFAULT, Options
-from report_runs import manifest, new_trace, write_tables
 
 from dyn_probe.report.curves import spread
 from dyn_probe.report.figures import COMPARISONS, FIGURES, figures_for
 from dyn_probe.report.figures.cases import case_shares
 from dyn_probe.report.frames import numbers, step_bins
 from dyn_probe.report.style import CHOSEN, REJECTED
-from dyn_probe.trace.reader import Trace, load_trace
-
-RUNS = {
-    "full": Options(turn=0.3, gate=True, mass=True),
-    "bare": Options(steps=20, reference=False, realised=False, gram=False),
-    "one step": Options(steps=1, batch=4),
-    "one row": Options(steps=1, batch=1, pairs=1),
-}
-
-
-@pytest.fixture(scope="module")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
-    folder = tmp_path_factory.mktemp("runs")
-    made = {name: new_trace(folder / name, options) for name, options in RUNS.items()}
-    made["empty"] = load_trace(write_tables(folder / "empty", {}, manifest(DEFAULT), "recording"))
-    return made
-
-
-def drawn(figure: Figure) -> Figure:
-    figure.draw_without_rendering()
-    return figure
+from dyn_probe.trace.reader import Trace
 
 
 def words(figure: Figure) -> str:

@@ -47,11 +47,16 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 @pytest.mark.filterwarnings("error")
 def test_every_kind_of_heat_map_draws(kind, tmp_path):
     heat = HEATS[kind]()
-    for figure in (heat_figure(heat), heats_figure([heat] * 4)):
+    shape = (len(heat.tokens_chosen), len(heat.tokens_rejected))
+    for figure, maps in ((heat_figure(heat), 1), (heats_figure([heat] * 4), 4)):
         figure.draw_without_rendering()
+        images = [image for ax in figure.axes for image in ax.images if image.get_array().shape == shape]
+        assert len(images) == maps
     trace = trace_of(tmp_path / "run", [heat])
     for name in NAMES:
-        FIGURES[name].draw(trace).draw_without_rendering()
+        figure = FIGURES[name].draw(trace)
+        figure.draw_without_rendering()
+        assert any(ax.has_data() for ax in figure.axes), name
 
 
 def overlaps(labels, renderer, along: int) -> int:

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dyn_probe.report.curves import Curve, draw_line, label_ends
 from dyn_probe.report.frames import Floats, numbers
-from dyn_probe.report.output import check_folder, csv_bytes, data_uri, render, write_files
-from dyn_probe.report.study_claims import Claim as Claim
+from dyn_probe.report.output import check_folder, csv_bytes, write_files
 from dyn_probe.report.study_claims import Estimate, Finding, differences, finding
+from dyn_probe.report.study_page import draw_all, page
 from dyn_probe.report.style import RUN_COLOURS, name_panel, new_figure, rule
 from dyn_probe.report.token_draw import heat_figure
 from dyn_probe.token_analysis import TokenHeat, counterparts, first_difference, recorded_heats
@@ -189,22 +188,14 @@ def write_study(runs: Runs, out: Path, settings: Mapping[str, Any], force: bool 
     """
     check_folder(out, force)
     judged = claims(runs)
-    files: dict[str, bytes] = {"claims.csv": csv_bytes([asdict(one) for one in judged])}
-    images = []
-    for name, (draw, title) in FIGURES.items():
-        svg, png = render(draw(runs))
-        files |= {f"{name}.png": png, f"{name}.svg": svg}
-        images.append({"title": title, "text": " ".join((draw.__doc__ or "").split()), "address": data_uri(svg)})
+    files, images = draw_all(FIGURES, runs)
+    files["claims.csv"] = csv_bytes([asdict(one) for one in judged])
     data = {
         "claims": [asdict(one) for one in judged],
         "settings": {name: str(value) for name, value in settings.items()},
         "seeds": len(next(iter(runs.values()))),
     }
-    environment = Environment(
-        loader=PackageLoader("dyn_probe.report", "templates"), autoescape=True, undefined=StrictUndefined
-    )
-    html = environment.get_template("study.html.j2").render(data=data, images=images)
-    files["report.html"] = html.encode("utf-8")
+    files["report.html"] = page("study.html.j2", data, images)
     write_files(out, files, data)
     return out / "report.html", judged
 

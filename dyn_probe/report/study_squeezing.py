@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.published import COLUMNS, PUBLISHED
 from dyn_probe.mass.squeezing import run_figures
 from dyn_probe.report.frames import Floats
-from dyn_probe.report.output import check_folder, csv_bytes, data_uri, render, write_files
-from dyn_probe.report.study_sentiment import Claim
+from dyn_probe.report.output import check_folder, csv_bytes, write_files
+from dyn_probe.report.study_claims import Claim
+from dyn_probe.report.study_page import draw_all, page
 from dyn_probe.report.study_squeezing_figures import FIGURES, PRINTED, published
 from dyn_probe.trace.reader import Trace
 
@@ -139,17 +139,13 @@ def write_study(
         raise BadInput(f"the study compares with DPO; got runs of {', '.join(runs) or 'no method'}")
     frame = measured(runs)
     judged, table, agreed = claims(frame), beside(frame), agreement(frame)
-    files = {
+    files, images = draw_all(FIGURES, frame)
+    files |= {
         "measured.csv": csv_bytes(frame),
         "table.csv": csv_bytes(table),
         "agreement.csv": csv_bytes(agreed),
         "claims.csv": csv_bytes([asdict(one) for one in judged]),
     }
-    images = []
-    for name, (draw, title) in FIGURES.items():
-        svg, png = render(draw(frame))
-        files |= {f"{name}.png": png, f"{name}.svg": svg}
-        images.append({"title": title, "text": " ".join((draw.__doc__ or "").split()), "address": data_uri(svg)})
     data = {
         "claims": [asdict(one) for one in judged],
         "columns": COLUMNS,
@@ -160,18 +156,9 @@ def write_study(
         "settings": {name: str(value) for name, value in settings.items()},
         "seeds": int(frame["seed"].nunique()),
     }
-    files["report.html"] = page(data, images).encode("utf-8")
+    files["report.html"] = page("squeezing.html.j2", data, images, nats=nats)
     write_files(out, files, data)
     return out / "report.html", frame
-
-
-def page(data: Mapping[str, Any], images: Sequence[Mapping[str, str]]) -> str:
-    """The HTML page; all text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("dyn_probe.report", "templates"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters["nats"] = nats
-    return environment.get_template("squeezing.html.j2").render(data=data, images=images)
 
 
 def nats(value: float) -> str:
