@@ -32,7 +32,7 @@ from dyn_probe.train.reference import Reference
 if TYPE_CHECKING:
     from dyn_probe.train.setup import Setup
 
-STAGES = ("sft", "extended_sft")
+STAGES = tuple(name for name, row in OBJECTIVES.items() if row.stage)
 
 
 @dataclass(frozen=True)
