@@ -29,6 +29,9 @@ class PairBatch:
         input_ids: ``[2B, L]`` token ids, padded on either side.
         attention_mask: ``[2B, L]``, 1 on real tokens.
         response_mask: ``[2B, L]``, 1 on the response tokens (the ones whose log-probability counts).
+        segments: for packed rows, of which each holds several prompts with their responses: ``[rows, L]`` the number
+            of the response that a position belongs to (``0 … B−1`` chosen, ``B … 2B−1`` rejected), -1 on padding.
+            All tensors are then ``[rows, L]``, and no segment attends to another.
 
     Raises:
         BadInput: shapes differ, the number of rows is odd, a response lies on padding, is empty, or has no
@@ -38,8 +41,12 @@ class PairBatch:
     input_ids: Tensor
     attention_mask: Tensor
     response_mask: Tensor
+    segments: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.segments is not None:
+            self._check_segments(self.segments)
+            return
         shapes = [tuple(t.shape) for t in (self.input_ids, self.attention_mask, self.response_mask)]
         if self.input_ids.dim() != 2 or len(set(shapes)) != 1:
             raise BadInput(
@@ -57,19 +64,42 @@ class PairBatch:
             if bool(wrong.any()):
                 raise BadInput(f"PairBatch rows {wrong.nonzero().flatten().tolist()} have {complaint}")
 
-    @property
+    def _check_segments(self, segments: Tensor) -> None:
+        shapes = [tuple(t.shape) for t in (self.input_ids, self.attention_mask, self.response_mask, segments)]
+        if self.input_ids.dim() != 2 or len(set(shapes)) != 1:
+            raise BadInput(
+                "a packed PairBatch wants input_ids, attention_mask, response_mask and segments of one shape [rows, L]; "
+                f"got {shapes}"
+            )
+        count = int(segments.max()) + 1
+        if count < 2 or count % 2:
+            raise BadInput(f"a packed PairBatch wants 2B responses, numbered 0 to 2B-1 in segments; got {count}")
+        self.unpacked()  # holds each response to what a row of its own has to be
+
+    def unpacked(self, pad_id: int = 0) -> PairBatch:
+        """The same pairs, each response in a row; the batch itself where it is not packed."""
+        if self.segments is None:
+            return self
+        fields = (self.input_ids, self.attention_mask, self.response_mask)
+        rows = [[t[self.segments == i] for t in fields] for i in range(int(self.segments.max()) + 1)]
+        padded = [torch.nn.utils.rnn.pad_sequence(list(column), batch_first=True) for column in zip(*rows, strict=True)]
+        return PairBatch(padded[0].masked_fill(padded[1] == 0, pad_id), padded[1], padded[2])
+
+    @cached_property
     def pairs(self) -> int:
         """Number of pairs ``B``."""
-        return self.input_ids.shape[0] // 2
+        return (self.input_ids.shape[0] if self.segments is None else int(self.segments.max()) + 1) // 2
 
     @property
     def lengths(self) -> Tensor:
         """``[2B]`` response lengths ``n`` in tokens."""
-        return self.response_mask.sum(1)
+        return per_response(self.response_mask, self)
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """One ``pair_id`` per pair: a hash of prompt and response token ids, free of padding and order."""
+        if self.segments is not None:
+            return self.unpacked().ids
         rows = [
             (row[keep].tolist(), said[keep].tolist())
             for row, keep, said in zip(
@@ -83,10 +113,15 @@ class PairBatch:
 
     def to(self, device: torch.device | str) -> PairBatch:
         """The same batch on ``device``."""
-        return PairBatch(self.input_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device))
+        segments = None if self.segments is None else self.segments.to(device)
+        return PairBatch(
+            self.input_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device), segments
+        )
 
     def select(self, pairs: Sequence[int]) -> PairBatch:
-        """The batch of the named pairs, in that order, at the same padding."""
+        """The batch of the named pairs, in that order, at the same padding (packed ones unpacked)."""
+        if self.segments is not None:
+            return self.unpacked().select(pairs)
         rows = torch.tensor([*pairs, *(p + self.pairs for p in pairs)], device=self.input_ids.device)
         return PairBatch(self.input_ids[rows], self.attention_mask[rows], self.response_mask[rows])
 
@@ -104,10 +139,44 @@ def model_inputs(model: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
 
     Explicit positions make the result independent of the padding side also for models with absolute positions.
     """
+    if batch.segments is not None:
+        return _packed_inputs(model, batch, batch.segments)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if "position_ids" in _forward_parameters(model):
         inputs["position_ids"] = (batch.attention_mask.long().cumsum(1) - 1).clamp(min=0)
     return inputs
+
+
+def _packed_inputs(model: nn.Module, batch: PairBatch, segments: Tensor) -> dict[str, Tensor]:
+    """The same for packed rows: positions that begin anew in every segment, and a mask ``[rows, 1, L, L]`` that lets no
+    segment attend to another.
+
+    Raises:
+        BadInput: the model takes no positions.
+    """
+    if "position_ids" not in _forward_parameters(model):
+        raise BadInput(f"packed rows want a model that takes position_ids; {type(model).__name__} does not")
+    length = segments.shape[1]
+    same = segments[:, :, None] == segments[:, None, :]
+    earlier = same & torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    own = torch.eye(length, dtype=torch.bool, device=segments.device)  # padding attends to itself: no row is empty
+    seen = (earlier & batch.attention_mask.bool()[:, None, :]) | own
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    bias = torch.zeros(seen.shape, dtype=dtype, device=segments.device).masked_fill(~seen, torch.finfo(dtype).min)
+    return {
+        "input_ids": batch.input_ids,
+        "attention_mask": bias[:, None],
+        "position_ids": (earlier.sum(2) - 1).clamp(min=0),
+    }
+
+
+def per_response(values: Tensor, batch: PairBatch) -> Tensor:
+    """``[2B]`` sums over each response's positions of ``values [rows, L]``."""
+    if batch.segments is None:
+        return values.sum(1)
+    inside = batch.segments >= 0
+    total = values.new_zeros(2 * batch.pairs)
+    return total.index_add(0, batch.segments[inside], values[inside])
 
 
 def token_logps(logits: Tensor, batch: PairBatch) -> Tensor:
@@ -165,7 +234,7 @@ def logps_of_tokens(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
 
 def sequence_logps(model: nn.Module, batch: PairBatch) -> Tensor:
     """``[2B]`` log-probabilities of the responses (nats, summed over response tokens): ``a`` and then ``b``."""
-    return token_logps(batch_logits(model, batch), batch).sum(1)
+    return per_response(token_logps(batch_logits(model, batch), batch), batch)
 
 
 def _forward_parameters(model: nn.Module) -> set[str]:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.capture.uses import Kind, Layer, layers_of, trained_parameters
-from dyn_probe.certify import Certificate, compare, plain_products, tolerance_for
+from dyn_probe.engine.certificate import Certificate, compare, plain_products, tolerance_for
+from dyn_probe.engine.layers import Layer, layers_of, sum_layers
+from dyn_probe.engine.recording import Held, Products, Recording, distributed, dropout_on
+from dyn_probe.engine.uses import Claims, trained_parameters
 from dyn_probe.errors import BadInput
-from dyn_probe.gram.api import sum_layers
 from dyn_probe.pairs import PairBatch, sequence_logps
-from dyn_probe.recording import Held, Products, Recording, distributed, dropout_on
 from dyn_probe.rows import Row, layer_rows, pair_columns, pair_rows, step_means
 from dyn_probe.trace.writer import TraceWriter
 
@@ -32,7 +32,7 @@ class Probe:
         gram_every: record the full ``[2B, 2B]`` Gram (and the batch prediction) on steps divisible by this; 0 never.
         layers: also write the ``layers`` table.
         certify: on the first recorded step, compute one pair again by plain autograd and stop if it disagrees.
-        tolerance: largest relative error of that check (default: by dtype, ``certify.TOLERANCES``).
+        tolerance: largest relative error of that check (default: by dtype, ``certificate.TOLERANCES``).
         separate: measure by a backward of its own always: for losses that reach the model by other ways too.
         update: also record ``update_delta_*``, the first-order change under the optimizer's real update (METHODS §8);
             it keeps a copy of the trained parameters and the batch's activations until ``after_update``.
@@ -70,7 +70,7 @@ class Probe:
         self._certify = certify
         self._owns = writer is None and out is not None
         self.writer = TraceWriter(out, dict(manifest or {}), rank=rank, force=force) if out is not None else writer
-        self._claimed: dict[nn.Module, Kind] = {}
+        self._claims: Claims = {}
         self._layers: dict[str, Layer] = {}
         self.rows: list[Row] = []
         self._fresh: list[Row] = []
@@ -134,7 +134,7 @@ class Probe:
         clean = full and unused and not self.separate
         self._given = {}
         try:
-            with Recording(self.model, full, self.separate, self._claimed, self.update) as recording:
+            with Recording(self.model, full, self.separate, self._claims, self.update) as recording:
                 self._recording = recording
                 yield self
                 if not self._given:

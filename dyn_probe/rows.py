@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dyn_probe import entanglement
-from dyn_probe.capture.uses import Layer
-from dyn_probe.recording import Products
+from dyn_probe.engine.layers import Layer
+from dyn_probe.engine.recording import Products
 
 Row = dict[str, Any]
 

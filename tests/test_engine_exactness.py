@@ -16,8 +16,8 @@ from reference.gradients import grams, row_gradients
 from reference.same_graph import gram_of
 
 from dyn_probe import Probe, pair_gradients, row_gram, sequence_logps
-from dyn_probe.gram import linear
-from dyn_probe.recording import Recording, pair_entries
+from dyn_probe.engine import linear, products
+from dyn_probe.engine.recording import Recording, pair_entries
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 TABLE: list[tuple[str, str, float]] = []
@@ -100,9 +100,9 @@ ROUTES = {
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
 def test_every_route_is_exact(family, tie, route, monkeypatch):
     chosen = ROUTES[route]
-    monkeypatch.setattr(linear, "cheaper_by_tokens", lambda *_: chosen["tokens"])
+    monkeypatch.setattr(products, "cheaper_by_tokens", lambda *_: chosen["tokens"])
     if not chosen["spans"]:
-        monkeypatch.setattr("dyn_probe.capture.tap.find_spans", lambda *_: ())
+        monkeypatch.setattr("dyn_probe.engine.layout.find_spans", lambda *_: ())
     if chosen["wide"]:
         monkeypatch.setattr(linear, "WIDE", 64)
     check(family, f"float64, {route}", make_model(family, tie_word_embeddings=tie), make_batch())

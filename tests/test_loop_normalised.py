@@ -12,7 +12,7 @@ from tiny_runs import tiny
 
 from dyn_probe import Probe, sequence_logps
 from dyn_probe.objectives import normalised_pulls
-from dyn_probe.recording import Recording
+from dyn_probe.engine.recording import Recording
 from dyn_probe.train import loop
 from dyn_probe.train.batches import collate, step_order
 from dyn_probe.train.builtin import built_in_model

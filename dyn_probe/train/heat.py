@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from dyn_probe.engine.tokens import token_gram
 from dyn_probe.errors import BadInput
-from dyn_probe.gram.tokens import token_gram
 from dyn_probe.token_analysis import TokenHeat, row_number
 from dyn_probe.train.batches import collate
 from dyn_probe.train.data import load_pairs

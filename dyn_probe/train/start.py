@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dyn_probe.certify import TOLERANCES
+from dyn_probe.engine.certificate import TOLERANCES
 from dyn_probe.probe import Probe
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dyn_probe.capture.uses import find_uses, trained_parameters
-from dyn_probe.gram import linear
-from dyn_probe.gram.table import KINDS
-from dyn_probe.gram.token_params import output_head
+from dyn_probe.engine import linear
+from dyn_probe.engine.kinds import KINDS
+from dyn_probe.engine.parameters import output_head
+from dyn_probe.engine.uses import find_uses, trained_parameters
 from dyn_probe.pairs import PairBatch
 
 

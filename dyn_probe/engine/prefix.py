@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dyn_probe.capture.uses import Span
+from dyn_probe.engine.layout import Span
 
 TOGETHER = 1.4
 """How much more arithmetic all pairs in one batched product may need than one after the other (measured on CPUs)."""
 
 
 def pairs_by_prefix(inputs: Tensor, outputs: Tensor, spans: tuple[Span, ...]) -> Tensor:
-    """``[pairs, 3]`` (``‖g_w‖²``, ``‖g_l‖²``, ``⟨g_w,g_l⟩``), float64.
+    """``[pairs, 2, 2]`` inner products of each pair's two rows, float64.
 
     Args:
         inputs: ``A [2B, P, p]``.
@@ -50,7 +50,7 @@ def work(span: Span) -> int:
 
 
 def _products(inputs: Tensor, outputs: Tensor, span: Span) -> Tensor:
-    """``[n, 3]``: the products of ``n`` pairs ``[2n, P, ·]``, all cut to the same span."""
+    """``[n, 2, 2]``: the products of ``n`` pairs ``[2n, P, ·]``, all cut to the same span."""
     half = len(inputs) // 2
     a_w, b_w = _cut(inputs[:half], outputs[:half], span.start_chosen, span.end_chosen)
     a_l, b_l = _cut(inputs[half:], outputs[half:], span.start_rejected, span.end_rejected)
@@ -61,7 +61,7 @@ def _products(inputs: Tensor, outputs: Tensor, span: Span) -> Tensor:
     outputs = torch.bmm(b_w, b_l.mT)
     inner = _dot(prefix, outputs[:, :s, :s]) + _dot(torch.bmm(a_w[:, s:], a_l[:, s:].mT), outputs[:, s:, s:])
     inner += _dot(left, outputs[:, s:, :s]) + _dot(right.mT, outputs[:, :s, s:])
-    return torch.stack([squared_w, squared_l, inner], 1).double()
+    return torch.stack([squared_w, inner, inner, squared_l], 1).double().unflatten(1, (2, 2))
 
 
 def _agreed(chosen: Tensor, rejected: Tensor, shared: int) -> int:

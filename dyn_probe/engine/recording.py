@@ -2,7 +2,8 @@
 
 A tensor hook on the log-probabilities catches ``c = ∂loss/∂(row log-probability)``. What the taps then see of row i is
 ``c_i`` times the gradient of its log-probability, so the answers are divided by ``c_i c_j``. Where ``c_i`` is zero or
-too small to divide by, that pair is measured by a backward of its own, started before the training backward goes on.
+too small to divide by, or differs between a row's tokens, that pair is measured by a separate backward, started before
+the training backward goes on.
 """
 
 from __future__ import annotations
@@ -15,19 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.capture.tap import Capture
-from dyn_probe.capture.uses import Call, Kind, trained_parameters
+from dyn_probe.engine.assembly import Assembly, pair_columns
+from dyn_probe.engine.factors import Factor
+from dyn_probe.engine.passes import backward_only, explained, refuse_missed
+from dyn_probe.engine.tap import Capture
+from dyn_probe.engine.uses import Call, Claims, is_split, trained_parameters
 from dyn_probe.errors import BadInput
-from dyn_probe.gram.api import backward_only, refuse_missed
-from dyn_probe.gram.assemble import Assembly
-from dyn_probe.gram.coverage import check_coverage, check_rows
-from dyn_probe.gram.directional import along, settled
-from dyn_probe.gram.factors import Factor
-from dyn_probe.gram.reweight import add_weighted_gradients
-from dyn_probe.gram.table import KINDS
 
 SMALLEST = {torch.float64: 1e-100, torch.float32: 1e-18, torch.bfloat16: 1e-18}
 """Coefficients below this are not divided by (float16: 1e-3)."""
+UNEQUAL = 1e-5
+"""A row's tokens have one coefficient if they differ by no more than this share of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +36,7 @@ class Products:
     Args:
         by_parameter: name → ``[B, 3]`` (``‖g_w‖²``, ``‖g_l‖²``, ``⟨g_w,g_l⟩``), or ``[2B, 2B]`` if ``full``.
         coefficients: ``[2B]`` ``∂loss/∂(row log-probability)``.
-        separate: ``[B]`` pairs that were measured by a backward of their own.
+        separate: ``[B]`` pairs that were measured by a separate backward.
         full: whether ``by_parameter`` holds full Grams.
     """
 
@@ -58,9 +57,9 @@ class Products:
 
 def pair_entries(gram: Tensor) -> Tensor:
     """``[B, 3]`` from ``[2B, 2B]``: ``K[w,w], K[l,l], K[w,l]`` of each pair."""
-    i = torch.arange(gram.shape[0] // 2, device=gram.device)
-    j = i + len(i)
-    return torch.stack([gram[i, i], gram[j, j], gram[i, j]], 1)
+    half = len(gram) // 2
+    grouped = gram.unflatten(0, (2, half)).unflatten(2, (2, half)).diagonal(dim1=1, dim2=3)
+    return pair_columns(grouped.permute(2, 0, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,18 +70,30 @@ class Held:
     parts: tuple[tuple[dict[str, list[Factor]], Tensor], ...]
 
     def along(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """``[2B]`` ``⟨g_i, Δθ⟩`` (nats)."""
-        return torch.stack([along(held, direction, len(scale)) * scale for held, scale in self.parts]).sum(0)
+        """``[2B]`` (float64, on the CPU) ``⟨g_i, Δθ⟩`` (nats): the first-order change under a real update (Yuan et al.
+        §3 with the optimizer's own step).
+
+        Args:
+            direction: parameter name → ``Δ`` in the parameter's shape.
+        """
+        with torch.no_grad():
+            total = torch.zeros(len(self.parts[0][1]), dtype=torch.float64)
+            for held, scale in self.parts:
+                for name, factors in held.items():
+                    for factor in factors:
+                        total += factor.along(direction[name]).double().cpu() * scale
+        return total
 
 
 class Recording:
-    """Taps on ``model`` for one forward and backward over ``2B`` rows ``[chosen; rejected]``.
+    """Taps on ``model`` for one forward and backward over ``2B`` responses ``[chosen; rejected]``.
 
     Args:
         full: record the full Gram.
-        separate: measure every pair by a backward of its own.
-        claimed: what earlier recordings learnt about the modules.
+        separate: measure every pair by a separate backward.
+        claims: what earlier recordings found out about the modules.
         hold: keep what ``along`` needs until the recording is dropped.
+        segments: ``[rows, length]`` response of each position, where rows are packed.
     """
 
     def __init__(
@@ -90,13 +101,15 @@ class Recording:
         model: nn.Module,
         full: bool = False,
         separate: bool = False,
-        claimed: dict[nn.Module, Kind] | None = None,
+        claims: Claims | None = None,
         hold: bool = False,
+        segments: Tensor | None = None,
     ) -> None:
         self.full, self.separate, self.hold = full, separate, hold
-        self.capture = Capture(model, KINDS, self._receive, claimed)
+        self.capture = Capture(model, self._receive, claims, segments)
         self.logps: Tensor | None = None
         self.reentrant = False
+        self._mask: Tensor | None = None
         self._active: Assembly | None = None
         self._training: Assembly | None = None
         self._apart: Assembly | None = None
@@ -114,43 +127,46 @@ class Recording:
         if self._handle is not None:
             self._handle.remove()
         self.capture.__exit__()
-        self.logps = self._active = self._training = self._apart = self._found = None
+        self.logps = self._active = self._training = self._apart = self._found = self._mask = None
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """Backwards that run inside are no concern of this recording."""
-        self._nested = True
+        was, self._nested = self._nested, True
         try:
             yield
         finally:
-            self._nested = False
+            self._nested = was
 
     def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         if self._active is not None:
             self._active.receive(call, saved, grads)
 
-    def watch(self, logps: Tensor) -> None:
-        """Take the very ``[2B]`` log-probabilities that the loss is computed from.
+    def watch(self, logps: Tensor, mask: Tensor | None = None) -> None:
+        """Take the very log-probabilities that the loss is computed from.
+
+        Args:
+            logps: ``[2B]`` sums over response tokens, or ``[2B, L]`` token by token.
+            mask: ``[2B, L]`` response tokens, with ``logps [2B, L]``.
 
         Raises:
-            BadInput: they are not ``[2B]`` or carry no gradient.
+            BadInput: they have another shape or carry no gradient.
             UnsupportedUse: the model uses a parameter in a way that no rule explains.
         """
         self.capture.check()
-        if logps.shape != (self.capture.rows,) or self.capture.rows % 2:
+        rows = self.capture.layout.responses
+        fits = logps.shape == (rows,) if mask is None else logps.shape == mask.shape and len(logps) == rows
+        if not fits or rows % 2:
             raise BadInput(
-                f"probe.pairs wants the [2B] sequence log-probabilities of the {self.capture.rows} rows that the model "
-                f"was called with, B chosen and then B rejected; got {list(logps.shape)}"
+                f"probe.pairs wants the [2B] sequence log-probabilities of the {rows} rows that the model was called "
+                f"with, B chosen and then B rejected; got {list(logps.shape)}"
             )
         if logps.grad_fn is None:
             raise BadInput("probe.pairs wants log-probabilities that carry a gradient; these are detached")
-        self.reentrant = check_coverage(self.capture, logps)
-        if not self._split():
-            with self.quiet():
-                check_rows(
-                    self.capture, logps, lambda loss: backward_only(loss, self.capture, self.reentrant, retain=True)
-                )
-        self.logps = logps
+        self.logps = logps if mask is None else (logps * mask).sum(1)
+        self._mask = None if mask is None else mask.bool()
+        with self.quiet():
+            self.reentrant = explained(self.capture, self.logps)
         self._handle = logps.register_hook(self._on_gradient)
 
     def _on_gradient(self, gradient: Tensor) -> None:
@@ -158,28 +174,33 @@ class Recording:
             return
         if self._coefficients is not None:
             raise BadInput("the recorded log-probabilities were backpropagated twice in one probe.step")
-        self._coefficients = gradient.detach().double()
-        self._bad = self._unusable(self._coefficients)
+        self._coefficients, unequal = self._per_row(gradient.detach().double())
+        self._bad = self._unusable(self._coefficients, unequal)
         if self._anywhere(bool(self._bad.any())):
             self._measure_apart(self._bad)
         usable = self._coefficients.masked_fill(self._bad.repeat(2), 0.0)
         self._training = self._active = Assembly(self.capture, self.full, usable, self.hold)
 
-    def _unusable(self, c: Tensor) -> Tensor:
+    def _per_row(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """``[2B]`` coefficients, and the rows whose tokens do not share one."""
+        if self._mask is None:
+            return gradient, torch.zeros_like(gradient, dtype=torch.bool)
+        inside = torch.where(self._mask, gradient, 0.0)
+        mean = inside.sum(1) / self._mask.sum(1).clamp(min=1)
+        spread = torch.where(self._mask, (gradient - mean[:, None]).abs(), 0.0).amax(1)
+        return mean, spread > UNEQUAL * mean.abs()
+
+    def _unusable(self, c: Tensor, unequal: Tensor) -> Tensor:
         """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""
         dtypes = {p.dtype for p in trained_parameters(self.capture.model).values()}
-        rows = ~(c.abs() >= max(SMALLEST.get(d, 1e-3) for d in dtypes))
+        rows = ~(c.abs() >= max(SMALLEST.get(d, 1e-3) for d in dtypes)) | unequal
         pairs = rows[: len(c) // 2] | rows[len(c) // 2 :]
         everything = self.separate or (self.full and bool(pairs.any()))
         return torch.ones_like(pairs) if everything else pairs
 
-    def _split(self) -> bool:
-        """Whether parameters are split over processes (FSDP2)."""
-        return any(hasattr(p, "placements") for p in trained_parameters(self.capture.model).values())
-
     def _anywhere(self, wanted: bool) -> bool:
         """Whether any process wants it, where parameters are split: then all must run the same backwards."""
-        if not self._split():
+        if not is_split(self.capture.model):
             return wanted
         flag = torch.tensor(float(wanted), device=self.capture.anchor.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
@@ -211,10 +232,14 @@ class Recording:
     def reweight(self, coefficients: Tensor) -> None:
         """Add ``Σ_i c_i g_i`` to the parameters' gradients, from what ``measure`` held.
 
+        A pairwise-normalised update needs the gradient norms before it knows its coefficients (Yuan et al. 2024,
+        §5.1). So the step costs one forward, one backward of activations and one product per weight: a training step,
+        not 2B of them.
+
         Args:
             coefficients: ``[2B]`` ``∂loss/∂(row log-probability)`` of the update.
         """
-        assert self._training is not None and self._training.kept is not None
+        assert self._training is not None
         with self.capture.quiet():
             add_weighted_gradients(self._training.kept, coefficients, trained_parameters(self.capture.model))
         self._coefficients = coefficients.detach().double()
@@ -230,8 +255,10 @@ class Recording:
         for assembly, rows in ((self._training, ~apart), (self._apart, apart)):
             if assembly is not None and assembly.kept:
                 with self.capture.quiet():
-                    factors = {n: settled(f, self.capture.rows) for n, f in assembly.kept.items()}
-                parts.append((factors, torch.where(rows, assembly.row_scale, 0.0)))
+                    factors = {n: [f.settled() for f in found] for n, found in assembly.kept.items()}
+                scale = torch.ones(len(rows), dtype=torch.float64)
+                scale = scale if assembly.row_scale is None else assembly.row_scale.cpu()
+                parts.append((factors, torch.where(rows, scale, 0.0)))
         return Held(tuple(parts)) if parts else None
 
     def result(self) -> Products:
@@ -257,6 +284,26 @@ class Recording:
             found = {name: torch.where(keep, apart[name], value) for name, value in found.items()}
         stacked = torch.stack(list(found.values())).cpu()
         return Products(dict(zip(found, stacked, strict=True)), self._coefficients.cpu(), self._bad.cpu(), self.full)
+
+
+def add_weighted_gradients(
+    held: Mapping[str, Sequence[Factor]], coefficients: Tensor, parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Add ``Σ_i c_i g_i`` to each parameter's ``.grad``.
+
+    Args:
+        held: parameter name → its uses.
+        coefficients: ``c [rows]``.
+        parameters: parameter name → parameter.
+    """
+    with torch.no_grad():
+        for name, factors in held.items():
+            parameter, total = parameters[name], None
+            for factor in sorted(factors, key=lambda one: one.form == "lookup"):  # they add into what is there
+                total = factor.weighted(coefficients, total, parameter.shape)
+            if total is not None:
+                total = total.to(parameter.dtype)
+                parameter.grad = total if parameter.grad is None else parameter.grad + total
 
 
 def dropout_on(model: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Which parameter is used where, by which kind of module, and how parameters add up to layers."""
+"""Which parameter is used where, and by which kind of module."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from dyn_probe.engine.layout import Layout
 from dyn_probe.errors import UnsupportedUse
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -16,18 +18,21 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of module uses its parameters: a row of ``gram.table.KINDS``.
+    """How one kind of module uses its parameters: a row of ``kinds.KINDS``.
 
     Args:
         name: the kind's name, as shown in errors and manifests.
         claims: whether a module looks like this kind (by its type and shapes alone).
-        keep: ``(call) -> bool``: looks at one forward call, leaves in ``call.saved`` the tensors that the backward
-            needs and in ``call.notes`` anything else; False if the call is not of this kind after all.
+        check: ``(call) -> bool``: whether the module computes what this kind says, on one call; asked once per module
+            and mode. May leave in ``call.claim.notes`` what later calls need.
+        keep: ``(call) -> bool``: leaves in ``call.saved`` the tensors that the backward needs and in ``call.notes``
+            anything else; False if the call is not of this kind after all.
         factors: ``(call, saved, output gradients) -> {local parameter name: factor}``.
     """
 
     name: str
     claims: Callable[[nn.Module], bool]
+    check: Callable[[Call], bool]
     keep: Callable[[Call], bool]
     factors: Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], dict[str, Any]]
 
@@ -41,29 +46,30 @@ class Use:
     parameters: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Span:
-    """Where a pair's two rows have tokens, ``[start, end)``, and how many of the first tokens they share."""
+@dataclass(eq=False)
+class Claim:
+    """What was found out about a module: its kind, the mode in which that was checked, and the kind's own notes."""
 
-    start_chosen: int
-    end_chosen: int
-    start_rejected: int
-    end_rejected: int
-    shared: int
+    kind: Kind
+    mode: tuple[Any, ...]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+Claims = dict[nn.Module, Claim]
+"""Module → what is known about it; kept over the steps of a run, so that a module is examined once."""
 
 
 @dataclass(eq=False)
 class Call:
-    """One forward call of a module, in a batch of ``rows`` rows and ``length`` positions."""
+    """One forward call of a module."""
 
     use: Use
-    rows: int
-    length: int
+    layout: Layout
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outputs: tuple[Tensor, ...]
-    spans: tuple[Span, ...] = ()
-    kind: Kind | None = None
+    places: tuple[int, ...] = (0,)
+    claim: Claim | None = None
     saved: tuple[Tensor, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -72,13 +78,33 @@ class Call:
         return self.use.module
 
     @property
+    def kind(self) -> Kind:
+        """The kind that explains the call."""
+        assert self.claim is not None
+        return self.claim.kind
+
+    @property
     def trained(self) -> frozenset[str]:
         """Local names of the parameters that are trained."""
         return frozenset(self.use.parameters)
 
+    @property
+    def mode(self) -> tuple[Any, ...]:
+        """What a check depends on beside the module itself."""
+        first = self.outputs[0]
+        return (self.module.training, torch.is_autocast_enabled(first.device.type), first.dtype)
+
+    def uses_of(self, name: str) -> float:
+        """How often the module itself uses one of its parameters in this call."""
+        assert self.claim is not None
+        return self.claim.notes.get("uses", {}).get(name, 1)
+
     def forget(self) -> None:
         """Drop the forward's own tensors once ``keep`` has taken what it needs."""
         self.args, self.kwargs, self.outputs = (), {}, ()
+
+    def __str__(self) -> str:
+        return f"{self.use.name} ({type(self.module).__name__})"
 
 
 def plain_name(name: str) -> str:
@@ -104,57 +130,36 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return plain if len(plain) == len(full) else full
 
 
-def explain(call: Call, kinds: Iterable[Kind], claimed: Kind | None = None) -> Kind:
-    """The first kind that takes the call; what it needs then lies in ``call.saved``.
+def is_split(model: nn.Module) -> bool:
+    """Whether parameters are split over processes (FSDP2)."""
+    return any(hasattr(p, "placements") for p in trained_parameters(model).values())
+
+
+def explain(call: Call, kinds: Iterable[Kind], known: Claim | None = None) -> Claim:
+    """The claim of the first kind that takes the call; what it needs then lies in ``call.saved``.
 
     Args:
-        claimed: the kind that took this module before, asked first.
+        known: what was found out about this module before; enough if the mode is the same.
+
+    Raises:
+        UnsupportedUse: no kind takes it; says what went wrong.
     """
-    ordered = list(kinds) if claimed is None else [claimed, *(k for k in kinds if k is not claimed)]
+    if known is not None and known.mode == call.mode and _kept(call, known):
+        return known
     failed = "no rule explains this use"
-    for kind in ordered:
+    for kind in kinds:
+        claim = call.claim = Claim(kind, call.mode)
         try:
-            if kind.claims(call.module) and kind.keep(call):
-                call.kind = kind
-                return kind
+            if kind.claims(call.module) and kind.check(call) and _kept(call, claim):
+                return claim
         except UnsupportedUse:
             raise
         except Exception as error:  # a module of any kind runs inside a rule, and may raise anything
-            failed = f"{failed}; the {kind.name} rule met {type(error).__name__}: {str(error).splitlines()[0]}"
-    raise UnsupportedUse(f"{call.use.name} ({type(call.module).__name__}): {failed}")
+            said = (str(error).splitlines() or [""])[0]
+            failed = f"{failed}; the {kind.name} rule met {type(error).__name__}: {said}"
+    raise UnsupportedUse(f"{call}: {failed}")
 
 
-_BLOCK = re.compile(r"\.(\d+)\.")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer's label and its place from input to output."""
-
-    label: str
-    depth: int
-
-
-def layers_of(names: Sequence[str], uses: Sequence[Use]) -> dict[str, Layer]:
-    """Parameter name → layer: ``embedding``, the block's number, ``final_norm`` or ``head``.
-
-    A tied head counts as ``embedding``. Parameters before the first block that are no embedding count as
-    ``embedding`` too, those behind the last one as ``final_norm`` unless they belong to a wide linear head.
-    """
-    embeddings = {n for use in uses if isinstance(use.module, nn.Embedding) for n in use.parameters.values()}
-    blocks = {name: int(m.group(1)) for name in names if (m := _BLOCK.search(name))}
-    last = max(blocks.values(), default=-1)
-    ordered = list(names)
-    first_block = next((i for i, n in enumerate(ordered) if n in blocks), len(ordered))
-    final = {n for use in uses if not isinstance(use.module, nn.Linear) for n in use.parameters.values()}
-    layers = {}
-    for i, name in enumerate(ordered):
-        if name in blocks:
-            layers[name] = Layer(str(blocks[name]), blocks[name] + 1)
-        elif name in embeddings or i < first_block:
-            layers[name] = Layer("embedding", 0)
-        elif name in final:
-            layers[name] = Layer("final_norm", last + 2)
-        else:
-            layers[name] = Layer("head", last + 3)
-    return layers
+def _kept(call: Call, claim: Claim) -> bool:
+    call.claim, call.notes = claim, {}
+    return claim.kind.keep(call)

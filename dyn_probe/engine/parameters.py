@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from dyn_probe.capture.uses import layers_of, plain_name, trained_parameters
+from dyn_probe.engine.layers import layers_of
+from dyn_probe.engine.uses import plain_name, trained_parameters
 from dyn_probe.errors import BadInput
 
 

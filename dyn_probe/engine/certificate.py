@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.capture.uses import trained_parameters
+from dyn_probe.engine.uses import trained_parameters
 from dyn_probe.errors import CertificationError
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}

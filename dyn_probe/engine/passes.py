@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.capture.tap import Capture
-from dyn_probe.capture.uses import Layer, layers_of, trained_parameters
+from dyn_probe.engine.assembly import Assembly
+from dyn_probe.engine.coverage import check_coverage, check_rows
+from dyn_probe.engine.layers import Layer, layers_of, sum_layers
+from dyn_probe.engine.tap import Capture
+from dyn_probe.engine.uses import Use, is_split, trained_parameters
 from dyn_probe.errors import BadInput, UnsupportedUse
-from dyn_probe.gram.assemble import Assembly
-from dyn_probe.gram.coverage import check_coverage, check_rows
-from dyn_probe.gram.table import KINDS
 from dyn_probe.pairs import PairBatch, sequence_logps
 
 
@@ -34,7 +34,7 @@ class PairGradients:
 
     @property
     def totals(self) -> Tensor:
-        """``[B, 3]``: the sums over parameters (METHODS law 3)."""
+        """``[B, 3]``: the sums over parameters."""
         return torch.stack(list(self.by_parameter.values())).sum(0)
 
     @property
@@ -62,15 +62,6 @@ class PairGradients:
         return sum_layers(self.by_parameter, self.layers)
 
 
-def sum_layers(by_parameter: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> dict[Layer, Tensor]:
-    """Sums over the parameters of each layer, in order of depth."""
-    sums: dict[Layer, Tensor] = {}
-    for name, values in by_parameter.items():
-        layer = layers[name]
-        sums[layer] = sums[layer] + values if layer in sums else values
-    return dict(sorted(sums.items(), key=lambda item: item[0].depth))
-
-
 def pair_gradients(model: nn.Module, batch: PairBatch) -> PairGradients:
     """Exact gradient norms and inner product of every pair of ``batch``, by one forward and one backward.
 
@@ -89,22 +80,34 @@ def row_gram(model: nn.Module, batch: PairBatch) -> Tensor:
     return torch.stack(list(answers.values())).sum(0)
 
 
-def _products(model: nn.Module, batch: PairBatch, full: bool) -> tuple[dict[str, Tensor], Tensor, list]:
-    assembly: Assembly | None = None
+def _products(model: nn.Module, batch: PairBatch, full: bool) -> tuple[dict[str, Tensor], Tensor, list[Use]]:
+    def receive(*arrived) -> None:  # type: ignore[no-untyped-def]
+        assembly.receive(*arrived)
 
-    def receive(call, saved, grads) -> None:  # type: ignore[no-untyped-def]
-        assert assembly is not None
-        assembly.receive(call, saved, grads)
-
-    with Capture(model, KINDS, receive) as capture, torch.enable_grad():
-        assembly = Assembly(capture, full)
+    with Capture(model, receive, segments=batch.segments) as capture, torch.enable_grad():
         logps = sequence_logps(model, batch)
-        if logps.grad_fn is None:
-            raise BadInput("the model's log-probabilities carry no gradient; is every parameter frozen?")
-        reentrant = check_coverage(capture, logps)
-        check_rows(capture, logps, lambda loss: backward_only(loss, capture, reentrant, retain=True))
+        reentrant = explained(capture, logps)
+        assembly = Assembly(capture, full)
         backward_only(logps.sum(), capture, reentrant)
     return assembly.finish(), logps.detach(), capture.uses
+
+
+def explained(capture: Capture, logps: Tensor) -> bool:
+    """See that every use behind ``logps`` is explained; returns whether reentrant checkpoints hide parts of the graph.
+
+    Raises:
+        BadInput: the log-probabilities carry no gradient.
+        UnsupportedUse: a use that no rule explains, or rows that are mixed; the message lists all of them.
+    """
+    capture.check()
+    if logps.grad_fn is None:
+        raise BadInput(
+            "wanted log-probabilities that carry a gradient; these are detached, or all is frozen"
+        )
+    reentrant = check_coverage(capture, logps)
+    if not is_split(capture.model):
+        check_rows(capture, logps, lambda loss: backward_only(loss, capture, reentrant, retain=True))
+    return reentrant
 
 
 def backward_only(loss: Tensor, capture: Capture, reentrant: bool, retain: bool = False) -> None:

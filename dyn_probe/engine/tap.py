@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dyn_probe.capture.spans import find_spans
-from dyn_probe.capture.uses import Call, Kind, Span, Use, explain, find_uses
+from dyn_probe.engine.kinds import KINDS
+from dyn_probe.engine.layout import Layout
+from dyn_probe.engine.uses import Call, Claims, Use, explain, find_uses
 from dyn_probe.errors import BadInput, UnsupportedUse
 
 Receiver = Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], None]
@@ -50,24 +51,19 @@ class Capture:
 
     Args:
         model: the module that is called (a DDP or PEFT wrapper is fine).
-        kinds: the table of kinds of use.
         receive: called from the backward, once per tapped call.
-        claimed: module → kind of earlier captures, so that a module is examined once.
+        claims: what earlier captures found out about the modules; completed here.
+        segments: ``[rows, length]`` response of each position, for packed rows (``layout.Layout``).
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        kinds: Sequence[Kind],
-        receive: Receiver,
-        claimed: dict[nn.Module, Kind] | None = None,
+        self, model: nn.Module, receive: Receiver, claims: Claims | None = None, segments: Tensor | None = None
     ) -> None:
-        self.model, self.kinds, self._receiver = model, kinds, receive
+        self.model, self._receiver, self._segments = model, receive, segments
         self.uses: list[Use] = find_uses(model)
-        self.claimed: dict[nn.Module, Kind] = {} if claimed is None else claimed
-        self.rows = self.length = 0
+        self.claims: Claims = {} if claims is None else claims
+        self.layout = Layout(0, 0)
         self.autocast = False
-        self.spans: tuple[Span, ...] = ()
         self.calls: dict[nn.Module, int] = {}
         self.taken: dict[str, list[Call]] = {}
         self.complaints: list[str] = []
@@ -105,10 +101,8 @@ class Capture:
     def _enter_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled() or self._busy:
             return
-        shape = next(
-            (t.shape for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 1),
-            None,
-        )
+        tensors = (t.shape for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 1)
+        shape = next(tensors, None)
         if shape is None:
             raise BadInput("the recorder found no batched tensor among the model's arguments")
         self._forwards += 1
@@ -117,9 +111,7 @@ class Capture:
                 "the recorded step called the model twice with gradients; wanted one call over all 2B rows, "
                 "[chosen; rejected] (run other passes under torch.no_grad(), or outside probe.step)"
             )
-        self.rows, self.length, self._inside = shape[0], shape[1], True
-        self.autocast = torch.is_autocast_enabled(self.anchor.device.type)
-        self.spans = find_spans(kwargs.get("input_ids"), kwargs.get("attention_mask"))
+        self.layout, self._inside = Layout.of(shape, kwargs, self._segments), True
         self.entry = (args, kwargs, torch.get_rng_state())
 
     def _leave_model(self, _: nn.Module, args: object, output: Any) -> None:
@@ -143,21 +135,21 @@ class Capture:
 
     def _tap(self, use: Use, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         leaves, spec = pytree.tree_flatten(output)
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad)
         if not places:
             return None
-        call = Call(use, self.rows, self.length, args, kwargs, tuple(leaves[i] for i in places))
-        call.spans = self.spans
-        call.notes["places"] = tuple(places)
+        call = Call(use, self.layout, args, kwargs, tuple(leaves[i] for i in places), places)
+        self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
         try:
             with self.quiet(), torch.no_grad():
-                self.claimed[use.module] = explain(call, self.kinds, self.claimed.get(use.module))
+                self.claims[use.module] = explain(call, KINDS, self.claims.get(use.module))
         except UnsupportedUse as error:
             self.complaints.append(str(error))
             return None
         outputs = call.outputs
         if call.notes.get("per_batch"):  # used once for the whole batch: give every row its own
-            outputs = tuple(t.expand(self.rows, self.length, t.shape[-1]).clone() for t in outputs)
+            rows, length = self.layout.rows, self.layout.length
+            outputs = tuple(t.expand(rows, length, t.shape[-1]).clone() for t in outputs)
             self.widened.append(use.name)
         call.forget()
         for name in use.parameters.values():
@@ -189,6 +181,15 @@ class Capture:
             yield
         finally:
             self._receiver = was
+
+    @property
+    def expected(self) -> dict[str, int]:
+        """How many calls use each parameter in this batch's forward."""
+        counts: dict[str, int] = {}
+        for use in self.uses:
+            for name in use.parameters.values():
+                counts[name] = counts.get(name, 0) + self.calls.get(use.module, 0)
+        return counts
 
     def check(self) -> None:
         """Raise what the forward could not explain, all of it at once.

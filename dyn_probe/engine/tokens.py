@@ -1,8 +1,8 @@
 """Token by token: inner products of single tokens' gradients (Yuan et al. 2024, §4.2), rows = tokens.
 
 Row i is token i of a response: the sequence is repeated once per token, so that one backward carries a tile of tokens.
-All rows of a side share their inputs, and with ``S = A A'ᵀ`` a linear layer's Gram is ``K[i, j] = ⟨B_i, S B'_j⟩``: no
-block of the weight's size is ever formed. An embedding is the same with ``S[t, s] = [x_t = x'_s]``.
+All rows of a side share their inputs, which is what the product table makes use of. What a tile leaves is a factor per
+use of a parameter, as of any other batch; tiles are multiplied with each other.
 """
 
 from __future__ import annotations
@@ -14,25 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.capture.tap import Capture
-from dyn_probe.capture.uses import Call
+from dyn_probe.engine.factors import Factor
+from dyn_probe.engine.parameters import select_parameters
+from dyn_probe.engine.passes import backward_only, explained
+from dyn_probe.engine.products import cross, gram
+from dyn_probe.engine.tap import Capture
+from dyn_probe.engine.token_plan import Side, Tile, plan, tiles_of
+from dyn_probe.engine.uses import Call
 from dyn_probe.errors import BadInput
-from dyn_probe.gram.api import backward_only
-from dyn_probe.gram.coverage import check_coverage, check_rows
-from dyn_probe.gram.factors import Lookup, Outer, upcast
-from dyn_probe.gram.table import KINDS
-from dyn_probe.gram.token_params import select_parameters
-from dyn_probe.gram.token_passes import Side, Tile, plan, tiles_of
-from dyn_probe.gram.token_products import (
-    Part,
-    Parts,
-    add_products,
-    dense_part,
-    lookup_part,
-    one_position_per_row,
-    outer_part,
-    point_part,
-)
 from dyn_probe.pairs import PairBatch, logps_of_tokens
 
 BUDGET = 1 << 30
@@ -44,7 +33,7 @@ class TokenGram:
     """Token gradients of one pair: ``n_w`` chosen and ``n_l`` rejected response tokens.
 
     Args:
-        chosen_rejected: ``[n_w, n_l]`` ``⟨∇log π(y_w^i|·), ∇log π(y_l^j|·)⟩`` (float64); sums to ``⟨g_w,g_l⟩`` (law 2).
+        chosen_rejected: ``[n_w, n_l]`` ``⟨∇log π(y_w^i|·), ∇log π(y_l^j|·)⟩`` (float64); sums to ``⟨g_w,g_l⟩`` .
         chosen: ``[n_w, n_w]``; its sum is ``‖g_w‖²``.
         rejected: ``[n_l, n_l]``; its sum is ``‖g_l‖²``.
         tokens_chosen: ``[n_w]`` token ids.
@@ -136,6 +125,23 @@ class _Count:
             self.progress(self.done, self.total)
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one use of a parameter left for one tile: ``start`` is the Gram's row of its first token."""
+
+    start: int
+    factor: Factor
+
+    @property
+    def rows(self) -> slice:
+        """Its tokens' rows of the Gram."""
+        return slice(self.start, self.start + self.factor.rows)
+
+
+Parts = dict[str, list[Part]]
+"""Parameter → parts of its uses, tile by tile."""
+
+
 def _collect(model: nn.Module, tiles: Sequence[Tile], names: set[str], count: _Count) -> Parts:
     """What every wanted use of these tiles leaves, by parameter, in the order of tokens."""
     parts: Parts = {}
@@ -150,30 +156,30 @@ def _collect_tile(model: nn.Module, tile: Tile, names: set[str], into: Parts) ->
     start = tile.side.offset + tile.start
 
     def receive(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-        assert call.kind is not None
         if not names.intersection(call.use.parameters.values()):
             return
         with torch.no_grad():
             for local, factor in call.kind.factors(call, saved, grads).items():
                 if (name := call.use.parameters[local]) in names:
-                    into.setdefault(name, []).append(_part(factor, start, call))
+                    into.setdefault(name, []).append(Part(start, factor.shared()))
 
-    with Capture(model, KINDS, receive) as capture, torch.enable_grad():
+    with Capture(model, receive) as capture, torch.enable_grad():
         logps = logps_of_tokens(model, tile.side.ids, tile.side.positions[tile.start : tile.stop])
-        reentrant = check_coverage(capture, logps)
-        check_rows(capture, logps, lambda loss: backward_only(loss, capture, reentrant, retain=True))
-        backward_only(logps.sum(), capture, reentrant)
+        backward_only(logps.sum(), capture, explained(capture, logps))
 
 
-def _part(factor: object, start: int, call: Call) -> Part:
-    """What one use of one tile leaves, small: inputs once for all rows, output-gradients per row."""
-    if isinstance(factor, Outer):
-        points = one_position_per_row(factor) if factor.wide else None
-        return outer_part(factor, start) if points is None else point_part(factor, points, start)
-    if isinstance(factor, Lookup):
-        return lookup_part(factor, start)
-    values = torch.stack([upcast(factor.dense(row)) for row in range(call.rows)])  # type: ignore[attr-defined]
-    return dense_part(values, start)
+def add_products(total: Tensor, left: Parts, right: Parts) -> None:
+    """Add to ``total [n_w + n_l, n_w + n_l]`` what every parameter's parts have with each other; ``left`` and ``right``
+    are the same parts or of different tokens."""
+    for name in left.keys() & right.keys():
+        for k, one in enumerate(left[name]):
+            for other in right[name][k:] if left is right else right[name]:
+                if one is other:
+                    total[one.rows, one.rows] += gram(one.factor, 1)[0]
+                else:
+                    block = cross(one.factor, other.factor, 1)[0]
+                    total[one.rows, other.rows] += block
+                    total[other.rows, one.rows] += block.T
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A module's twin: the same forward with other parameters, without hooks, sharing everything else."""
+"""A copy of a module: the same forward with other parameters, without hooks, sharing everything else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def twin(module: nn.Module, **parameters: Tensor | None) -> nn.Module:
+def module_copy(module: nn.Module, **parameters: Tensor | None) -> nn.Module:
     """A shallow copy of ``module`` whose own parameters are the given tensors; the module is left as it is."""
     other = copy.copy(module)
     other.__dict__["_parameters"] = {**module._parameters, **parameters}

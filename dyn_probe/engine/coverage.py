@@ -4,51 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dyn_probe.capture.tap import Capture
-from dyn_probe.capture.uses import Call, trained_parameters
+from dyn_probe.engine.graph import graph_behind
+from dyn_probe.engine.tap import Capture
+from dyn_probe.engine.uses import Call, is_split, trained_parameters
 from dyn_probe.errors import UnsupportedUse
-
-
-@dataclass(frozen=True, eq=False)
-class Graph:
-    """What stands behind a tensor: uses by ``id(leaf)``, the leaves, the tapped calls, reentrant checkpoints."""
-
-    uses: Counter[int]
-    leaves: dict[int, Tensor]
-    calls: frozenset[Call]
-    reentrant: bool
-
-
-def graph_behind(root: Tensor) -> Graph:
-    """Walk the autograd graph behind ``root``."""
-    seen: set[Any] = set()
-    uses: Counter[int] = Counter()
-    leaves: dict[int, Tensor] = {}
-    calls: set[Call] = set()
-    reentrant = False
-    stack = [root.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        reentrant |= "CheckpointFunction" in node.name()
-        if isinstance(call := getattr(node, "call", None), Call):
-            calls.add(call)
-        for following, _ in node.next_functions:
-            if following is not None and hasattr(following, "variable"):
-                uses[id(following.variable)] += 1
-                leaves[id(following.variable)] = following.variable
-            stack.append(following)
-    return Graph(uses, leaves, frozenset(calls), reentrant)
 
 
 def check_coverage(capture: Capture, logps: Tensor) -> bool:
@@ -67,7 +32,7 @@ def check_coverage(capture: Capture, logps: Tensor) -> bool:
     complaints = _strangers(capture, {i: leaf for i, leaf in graph.leaves.items() if i not in names})
     for name in trained:
         calls = [call for call in capture.taken.get(name, []) if graph.reentrant or call in graph.calls]
-        explained = sum(call.notes.get("uses", {}).get(name, 1) for call in calls)
+        explained = sum(call.uses_of(name) for call in calls)
         if counted[name] > explained:
             complaints.append(f"{name}: used {counted[name]} times, {explained} of them through its own module")
     if complaints:
@@ -81,7 +46,7 @@ def check_coverage(capture: Capture, logps: Tensor) -> bool:
 def _strangers(capture: Capture, leaves: dict[int, Tensor]) -> list[str]:
     """Parameters in the graph of a split model that no module of theirs was called with. (Their names are gone: FSDP2
     puts whole parameters in the place of its pieces.)"""
-    if not any(hasattr(p, "placements") for p in trained_parameters(capture.model).values()):
+    if not is_split(capture.model):
         return []
     return [
         f"a parameter of shape {list(leaf.shape)}: used without its own module being called"
@@ -106,15 +71,16 @@ def check_rows(capture: Capture, logps: Tensor, run: Callable[[Tensor], None]) -
     Raises:
         UnsupportedUse: listing every module whose rows are not apart.
     """
-    kind = capture.rows == capture.length
-    if capture.rows < 2 or kind in _CHECKED.get(capture.model, set()):
+    layout = capture.layout
+    kind = layout.rows == layout.length
+    if layout.responses < 2 or kind in _CHECKED.get(capture.model, set()):
         return
     wrong: dict[str, None] = {}
 
     def receive(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         for grad in grads:
-            if grad is not None and bool(grad.reshape(capture.rows, -1)[:-1].any()):
-                wrong[f"{call.use.name} ({type(call.module).__name__})"] = None
+            if grad is not None and bool(layout.outside(grad, layout.responses - 1)):
+                wrong[str(call)] = None
 
     with capture.receiving(receive):
         run(logps[-1])

@@ -1,0 +1,268 @@
+"""What a use of a parameter leaves behind: every row's gradient in factored form, not a matrix of the parameter's size.
+
+A row is one gradient that is compared with others: a response, or a single token. Letters: ``R`` rows, ``P`` positions,
+``p`` inputs, ``q`` outputs, ``A [R, P, p]`` a layer's inputs, ``B [R, P, q]`` its output-gradients. Where all rows
+share the same inputs (the tokens of one response do), ``A`` is ``[1, P, p]``.
+
+Every factor knows its rows' gradients one by one (``dense``), their inner products with a direction (``along``) and
+their weighted sum (``weighted``); how two factors of one parameter multiply is ``products.PRODUCTS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dyn_probe.engine.arithmetic import as32, matmul32
+from dyn_probe.engine.layout import Span
+
+
+@dataclass(eq=False)
+class Outer:
+    """``grad_i = Σ_t B_i[t] ⊗ A_i[t]``: the weight of a linear layer (``[q, p]``, or ``[p, q]`` if transposed).
+
+    Args:
+        inputs: ``A``.
+        grads: ``B``.
+        transposed: whether the parameter is ``[inputs, outputs]``.
+        spans: where the rows of a pair have tokens, as a hint.
+        cut: whether rows were cut to different positions, so that their inputs are never the same.
+    """
+
+    inputs: Tensor
+    grads: Tensor
+    transposed: bool = False
+    spans: tuple[Span, ...] = ()
+    cut: bool = False
+    form: ClassVar[str] = "outer"
+
+    @property
+    def rows(self) -> int:
+        return len(self.grads)
+
+    @property
+    def nbytes(self) -> int:
+        return self.inputs.nbytes + self.grads.nbytes
+
+    def settled(self) -> Outer:
+        """The factor itself: nothing in it is made later."""
+        return self
+
+    def shared(self) -> Outer:
+        """The factor of rows that have the same inputs, which then are kept once (not where they were cut)."""
+        return self if self.cut else replace(self, inputs=self.inputs[:1])
+
+    def scaled(self, weights: Tensor) -> Outer:
+        """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
+        grads = as32(self.grads)
+        return replace(self, grads=grads * weights[:, None, None].to(grads.dtype))
+
+    def blocks(self, begin: int = 0, end: int | None = None) -> Tensor:
+        """``[R, outputs, p]``: the gradients themselves, for outputs from ``begin`` to ``end``."""
+        left = self.grads[:, :, begin:end].mT
+        return matmul32(left, self.inputs.expand(len(left), -1, -1))
+
+    def dense(self, row: int) -> Tensor:
+        """``[n]`` the gradient of one row."""
+        block = matmul32(self.grads[row].T, self.inputs[row if len(self.inputs) > 1 else 0])
+        return (block.T if self.transposed else block).flatten()
+
+    def along(self, direction: Tensor) -> Tensor:
+        """``[R]`` inner products with ``direction``, in the parameter's shape."""
+        matrix = direction.T if self.transposed else direction
+        return (matmul32(self.grads, matrix) * as32(self.inputs)).sum((1, 2))
+
+    def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
+        """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
+        grads = as32(self.grads)
+        scaled = grads * coefficients[:, None, None].to(grads.dtype)
+        inputs = self.inputs.expand(self.rows, -1, -1).flatten(0, 1)
+        left, right = (inputs, scaled.flatten(0, 1)) if self.transposed else (scaled.flatten(0, 1), inputs)
+        found = matmul32(left.T, right)
+        return found if total is None else total.add_(found)
+
+    def columns(self, row: int, ids: Tensor) -> Tensor:
+        """``[G, P, m, S]``: output-gradients ``B_i[t, x]`` of the rows ``row`` of each group, at ``ids [m, G, S]``."""
+        grads = self.grads.unflatten(0, (-1, ids.shape[1]))[row]
+        return _columns(grads, ids.transpose(0, 1))
+
+    def met(self, ids: Tensor) -> Outer:
+        """What a table that is read at ``ids [m, G, S]`` needs of this factor: its inputs and these columns of ``B``.
+
+        On a CPU every entry is kept once; elsewhere telling equal ones apart would stop the device.
+        """
+        grads, groups = self.grads.unflatten(0, (-1, ids.shape[1])), ids.transpose(0, 1)
+        if ids.device.type == "cpu":
+            entries, where = torch.unique(groups, return_inverse=True)
+            kept = grads[..., entries]
+        else:
+            where = torch.arange(groups[0].numel(), device=ids.device).view(1, *groups.shape[1:]).expand_as(groups)
+            kept = torch.stack([_columns(row, groups).flatten(2) for row in grads])
+        return MetOuter(self.inputs, self.grads[..., :0], self.transposed, (), self.cut, kept, where)
+
+
+@dataclass(eq=False)
+class MetOuter(Outer):
+    """A head after its own products: of its output-gradients only the columns at which the tied table is read.
+
+    Args:
+        kept: ``[n, G, P, U]`` the columns.
+        where: ``[G, m, S]`` the column of each position of the table's reading.
+    """
+
+    kept: Tensor | None = None
+    where: Tensor | None = None
+
+    def columns(self, row: int, ids: Tensor) -> Tensor:
+        assert self.kept is not None and self.where is not None
+        return _columns(self.kept[row], self.where)
+
+
+def _columns(grads: Tensor, ids: Tensor) -> Tensor:
+    """``[G, P, m, S]``: of ``grads [G, P, V]`` the entries ``ids [G, m, S]``."""
+    wanted = ids.flatten(1)[:, None].expand(-1, grads.shape[1], -1)
+    return grads.gather(2, wanted).unflatten(2, (ids.shape[1], -1))
+
+
+@dataclass(eq=False)
+class Lookup:
+    """``grad_i = Σ_t e_{x_i[t]} ⊗ D_i[t]``: an embedding's table ``[entries, d]`` read at ``ids [R or 1, P]``."""
+
+    ids: Tensor
+    grads: Tensor
+    entries: int
+    form: ClassVar[str] = "lookup"
+
+    @property
+    def rows(self) -> int:
+        return len(self.grads)
+
+    @property
+    def nbytes(self) -> int:
+        return self.grads.nbytes
+
+    def settled(self) -> Lookup:
+        """The factor itself: nothing in it is made later."""
+        return self
+
+    def shared(self) -> Lookup:
+        """The factor of rows that read the same ids, which then are kept once."""
+        return replace(self, ids=self.ids[:1])
+
+    def scaled(self, weights: Tensor) -> Lookup:
+        """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
+        grads = as32(self.grads)
+        return replace(self, grads=grads * weights[:, None, None].to(grads.dtype))
+
+    def dense(self, row: int) -> Tensor:
+        """``[n]`` the gradient of one row."""
+        grads = as32(self.grads[row])
+        table = grads.new_zeros(self.entries, grads.shape[-1])
+        return table.index_add_(0, self.ids[row if len(self.ids) > 1 else 0], grads).flatten()
+
+    def along(self, direction: Tensor) -> Tensor:
+        """``[R]`` inner products with ``direction [entries, d]``."""
+        return (as32(direction[self.ids]) * as32(self.grads)).sum((1, 2))
+
+    def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
+        """``total + Σ_i c_i grad_i``; only the entries that were read change."""
+        grads = as32(self.grads)
+        total = grads.new_zeros(shape) if total is None else total
+        scaled = (grads * coefficients[:, None, None].to(grads.dtype)).flatten(0, 1)
+        return total.index_add_(0, self.ids.expand(self.rows, -1).flatten(), scaled.to(total.dtype))
+
+
+@dataclass(eq=False)
+class Vector:
+    """``grad_i`` as it is, ``[R, n]``: biases, scales, and whatever the generic rule computes."""
+
+    values: Tensor
+    form: ClassVar[str] = "vector"
+
+    @property
+    def rows(self) -> int:
+        return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+    def take(self, rows: slice) -> Tensor:
+        """``[some, n]`` the gradients of some rows."""
+        return self.values[rows]
+
+    def settled(self) -> Vector:
+        """The factor without what would be made later, from parameters that have moved by then."""
+        return self
+
+    def shared(self) -> Vector:
+        """The factor, written out: rows have nothing in common."""
+        return self.settled()
+
+    def scaled(self, weights: Tensor) -> Vector:
+        """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
+        values = as32(self.values)
+        return Vector(values * weights[:, None].to(values.dtype))
+
+    def dense(self, row: int) -> Tensor:
+        """``[n]`` the gradient of one row."""
+        return as32(self.take(slice(row, row + 1))[0])
+
+    def along(self, direction: Tensor) -> Tensor:
+        """``[R]`` inner products with ``direction``."""
+        flat = as32(direction.flatten())[:, None]
+        return torch.cat([matmul32(self.take(slice(i, i + self.step)), flat)[:, 0] for i in self.starts])
+
+    def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
+        """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
+        for i in self.starts:
+            rows = as32(self.take(slice(i, i + self.step)))
+            found = (coefficients[i : i + self.step].to(rows.dtype) @ rows).reshape(shape)
+            total = found if total is None else total.add_(found)
+        assert total is not None
+        return total
+
+    @property
+    def step(self) -> int:
+        """How many rows may be in memory at once."""
+        return max(1, self.rows)
+
+    @property
+    def starts(self) -> range:
+        """First rows of the parts that are in memory together."""
+        return range(0, self.rows, self.step)
+
+
+@dataclass(eq=False)
+class MadeVector(Vector):
+    """Rows that are made when they are asked for, since all of them together would be too large.
+
+    Args:
+        values: empty, ``[R, 0]``.
+        make: gives one row's gradient.
+    """
+
+    make: Callable[[int], Tensor] | None = None
+
+    def take(self, rows: slice) -> Tensor:
+        assert self.make is not None
+        return torch.stack([self.make(i).flatten() for i in range(*rows.indices(self.rows))])
+
+    def settled(self) -> Vector:
+        return Vector(self.take(slice(None)))
+
+    def scaled(self, weights: Tensor) -> Vector:
+        make = self.make
+        assert make is not None
+        return MadeVector(self.values, lambda i: as32(make(i)) * weights[i].to(as32(make(i)).dtype))
+
+    @property
+    def step(self) -> int:
+        return 1
+
+
+Factor = Outer | Lookup | Vector
