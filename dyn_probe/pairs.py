@@ -149,25 +149,23 @@ def model_inputs(model: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
 
 def _packed_inputs(model: nn.Module, batch: PairBatch, segments: Tensor) -> dict[str, Tensor]:
     """The same for packed rows: positions that begin anew in every segment, and a mask ``[rows, 1, L, L]`` that lets no
-    segment attend to another.
+    segment attend to another. Models with sliding windows make that mask themselves, from the positions.
 
     Raises:
         BadInput: the model takes no positions.
     """
     if "position_ids" not in _forward_parameters(model):
         raise BadInput(f"packed rows want a model that takes position_ids; {type(model).__name__} does not")
-    length = segments.shape[1]
-    same = segments[:, :, None] == segments[:, None, :]
-    earlier = same & torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    own = torch.eye(length, dtype=torch.bool, device=segments.device)  # padding attends to itself: no row is empty
-    seen = (earlier & batch.attention_mask.bool()[:, None, :]) | own
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    bias = torch.zeros(seen.shape, dtype=dtype, device=segments.device).masked_fill(~seen, torch.finfo(dtype).min)
-    return {
-        "input_ids": batch.input_ids,
-        "attention_mask": bias[:, None],
-        "position_ids": (earlier.sum(2) - 1).clamp(min=0),
-    }
+    columns = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.nn.functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
+    starts = torch.where(begins, columns, 0).cummax(1).values
+    inputs = {"input_ids": batch.input_ids, "position_ids": columns - starts}
+    if getattr(getattr(model, "config", None), "sliding_window", None) is None:
+        seen = (starts[:, :, None] == starts[:, None, :]).tril()
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        bias = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
+        inputs["attention_mask"] = bias.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+    return inputs
 
 
 def per_response(values: Tensor, batch: PairBatch) -> Tensor:

@@ -98,9 +98,21 @@ class Layout:
         wide = self.by_row(tensor, features)
         if self.places is None or self.row_of is None:
             return wide
+        wide = self._by_position(tensor, features)
         at = self.places - (self.length - wide.shape[1])
         found = wide[self.row_of[:, None], at.clamp(min=0)]
-        return found.masked_fill((at < 0).reshape(*at.shape, *([1] * features)), 0)
+        found = found.masked_fill((at < 0).reshape(*at.shape, *([1] * (found.dim() - 2))), 0)
+        return found.reshape(self.responses, -1, *tensor.shape[tensor.dim() - features :])
+
+    def _by_position(self, tensor: Tensor, features: int = 1) -> Tensor:
+        """``[rows, positions, …]``: also where heads stand between rows and positions."""
+        if tensor.shape[0] != self.rows:
+            return tensor.unflatten(0, (self.rows, self.length))
+        if tensor.dim() > features + 2 and self.length not in tensor.shape[1:2]:
+            if self.length not in tensor.shape[2:3]:
+                raise UnsupportedUse(f"packed rows: found no dimension of {self.length} positions in {list(tensor.shape)}")
+            return tensor.transpose(1, 2)
+        return tensor
 
     def row_and_mask(self, response: int) -> tuple[int, Tensor | None]:
         """The row of a response, and which of its positions are the response's (None: all)."""
@@ -117,7 +129,7 @@ class Layout:
         elsewhere = torch.cat([flat[:row], flat[row + 1 :]]).any()
         if mask is None:
             return elsewhere
-        own = tensor.reshape(self.rows, -1, tensor.shape[-1])[row]
+        own = self._by_position(tensor)[row]
         return elsewhere | own[~mask[self.length - len(own) :]].any()
 
 
