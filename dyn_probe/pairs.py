@@ -68,7 +68,7 @@ class PairBatch:
         shapes = [tuple(t.shape) for t in (self.input_ids, self.attention_mask, self.response_mask, segments)]
         if self.input_ids.dim() != 2 or len(set(shapes)) != 1:
             raise BadInput(
-                "a packed PairBatch wants input_ids, attention_mask, response_mask and segments of one shape [rows, L]; "
+                "a packed PairBatch wants input_ids, attention_mask, response_mask, segments of one shape [rows, L]; "
                 f"got {shapes}"
             )
         count = int(segments.max()) + 1

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.certificate import Certificate, compare, plain_products, tolerance_for
+from dyn_probe.engine.held import Held
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
-from dyn_probe.engine.recording import Held, Products, Recording, distributed, dropout_on
+from dyn_probe.engine.recording import Products, Recording, distributed, dropout_on
 from dyn_probe.engine.uses import Claims, trained_parameters
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import PairBatch, sequence_logps
@@ -294,7 +295,7 @@ class Probe:
             {n: p.detach() - self._before[n] for n, p in trained_parameters(self.model).items()} if self._held else {}
         )
         for rows, held in self._held:
-            change = held.along(moved).tolist()
+            change = held.along_all(moved).tolist()
             for i, row in enumerate(rows):
                 row["update_delta_chosen"], row["update_delta_rejected"] = change[i], change[i + len(rows)]
         self._held, self._before = [], {}

@@ -87,7 +87,9 @@ def test_a_factor_with_itself(name, groups, metric):
 @pytest.mark.parametrize("one", FACTORS)
 def test_every_form_meets_every_form(one, other, groups, metric):
     left, right = FACTORS[one](0), FACTORS[other](20)
-    assert torch.allclose(cross(left, right, groups, metric), brute(left, right, groups, metric), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(
+        cross(left, right, groups, metric), brute(left, right, groups, metric), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("route", [True, False], ids=["token Grams", "blocks"])
@@ -117,7 +119,12 @@ def test_a_head_keeps_only_the_columns_that_its_table_needs(groups):
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_what_every_factor_knows(name):
-    factor, rows, direction, weights = FACTORS[name](), dense(FACTORS[name]()), draw(*WIDTHS, seed=8), draw(ROWS, seed=7)
+    factor, rows, direction, weights = (
+        FACTORS[name](),
+        dense(FACTORS[name]()),
+        draw(*WIDTHS, seed=8),
+        draw(ROWS, seed=7),
+    )
     assert torch.allclose(factor.along(direction), rows @ direction.flatten(), rtol=1e-12)
     assert torch.allclose(torch.stack([factor.dense(i) for i in range(ROWS)]), rows, rtol=1e-12)
     start = draw(*WIDTHS, seed=6)
@@ -139,5 +146,7 @@ def test_half_precision_products_are_summed_in_float32(dtype):
 
 
 def test_the_table_has_a_wrong_entry_and_the_comparison_sees_it(monkeypatch):
-    monkeypatch.setitem(PRODUCTS, ("outer", "outer"), lambda one, other, groups, metric: brute(one, other, groups) * 1.001)
+    monkeypatch.setitem(
+        PRODUCTS, ("outer", "outer"), lambda one, other, groups, metric: brute(one, other, groups) * 1.001
+    )
     assert not torch.allclose(gram(outer(), 3), brute(outer(), outer(), 3), rtol=1e-12)

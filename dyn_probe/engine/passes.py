@@ -101,9 +101,7 @@ def explained(capture: Capture, logps: Tensor) -> bool:
     """
     capture.check()
     if logps.grad_fn is None:
-        raise BadInput(
-            "wanted log-probabilities that carry a gradient; these are detached, or all is frozen"
-        )
+        raise BadInput("wanted log-probabilities that carry a gradient; these are detached, or all is frozen")
     reentrant = check_coverage(capture, logps)
     if not is_split(capture.model):
         check_rows(capture, logps, lambda loss: backward_only(loss, capture, reentrant, retain=True))

@@ -8,7 +8,7 @@ the training backward goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.assembly import Assembly, pair_columns
-from dyn_probe.engine.factors import Factor
+from dyn_probe.engine.held import Held, add_weighted_gradients
 from dyn_probe.engine.passes import backward_only, explained, refuse_missed
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.uses import Call, Claims, is_split, trained_parameters
@@ -60,29 +60,6 @@ def pair_entries(gram: Tensor) -> Tensor:
     half = len(gram) // 2
     grouped = gram.unflatten(0, (2, half)).unflatten(2, (2, half)).diagonal(dim1=1, dim2=3)
     return pair_columns(grouped.permute(2, 0, 1))
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """Every row's gradient in factored form, a part per backward, with the factors ``[2B]`` that make it that of the
-    bare log-probability: 0 for rows that belong to another part."""
-
-    parts: tuple[tuple[dict[str, list[Factor]], Tensor], ...]
-
-    def along(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """``[2B]`` (float64, on the CPU) ``⟨g_i, Δθ⟩`` (nats): the first-order change under a real update (Yuan et al.
-        §3 with the optimizer's own step).
-
-        Args:
-            direction: parameter name → ``Δ`` in the parameter's shape.
-        """
-        with torch.no_grad():
-            total = torch.zeros(len(self.parts[0][1]), dtype=torch.float64)
-            for held, scale in self.parts:
-                for name, factors in held.items():
-                    for factor in factors:
-                        total += factor.along(direction[name]).double().cpu() * scale
-        return total
 
 
 class Recording:
@@ -247,18 +224,17 @@ class Recording:
             self._training.kept = {}
 
     def held(self) -> Held | None:
-        """What the backwards left for directional derivatives; None unless asked for with ``hold``."""
+        """What the backwards left for later products; None unless asked for with ``hold``."""
         if not self.hold or self._training is None or self._bad is None:
             return None
-        apart = self._bad.repeat(2).cpu()
+        apart = self._bad.repeat(2)
         parts = []
         for assembly, rows in ((self._training, ~apart), (self._apart, apart)):
             if assembly is not None and assembly.kept:
                 with self.capture.quiet():
                     factors = {n: [f.settled() for f in found] for n, found in assembly.kept.items()}
-                scale = torch.ones(len(rows), dtype=torch.float64)
-                scale = scale if assembly.row_scale is None else assembly.row_scale.cpu()
-                parts.append((factors, torch.where(rows, scale, 0.0)))
+                scale = 1.0 if assembly.row_scale is None else assembly.row_scale
+                parts.append((factors, torch.where(rows, scale, 0.0).double()))
         return Held(tuple(parts)) if parts else None
 
     def result(self) -> Products:
@@ -284,26 +260,6 @@ class Recording:
             found = {name: torch.where(keep, apart[name], value) for name, value in found.items()}
         stacked = torch.stack(list(found.values())).cpu()
         return Products(dict(zip(found, stacked, strict=True)), self._coefficients.cpu(), self._bad.cpu(), self.full)
-
-
-def add_weighted_gradients(
-    held: Mapping[str, Sequence[Factor]], coefficients: Tensor, parameters: Mapping[str, nn.Parameter]
-) -> None:
-    """Add ``Σ_i c_i g_i`` to each parameter's ``.grad``.
-
-    Args:
-        held: parameter name → its uses.
-        coefficients: ``c [rows]``.
-        parameters: parameter name → parameter.
-    """
-    with torch.no_grad():
-        for name, factors in held.items():
-            parameter, total = parameters[name], None
-            for factor in sorted(factors, key=lambda one: one.form == "lookup"):  # they add into what is there
-                total = factor.weighted(coefficients, total, parameter.shape)
-            if total is not None:
-                total = total.to(parameter.dtype)
-                parameter.grad = total if parameter.grad is None else parameter.grad + total
 
 
 def dropout_on(model: nn.Module) -> bool:
