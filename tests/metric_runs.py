@@ -31,7 +31,7 @@ Make = Callable[..., torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Record:
-    """One parameter at one step."""
+    """One parameter at one step; ``earlier`` and ``kept`` are the metric as the state has it before and after it."""
 
     name: str
     number: int
@@ -43,6 +43,7 @@ class Record:
     group: dict[str, Any]
     step: AppliedStep
     earlier: Any
+    kept: Any
 
 
 @dataclass(frozen=True)
@@ -168,11 +169,11 @@ SETUPS: dict[str, Setup] = {
 }
 
 
-def make_parameters(dtype: torch.dtype, seed: int = 0) -> dict[str, nn.Parameter]:
+def make_parameters(dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> dict[str, nn.Parameter]:
     """Tensors of several ranks; one is frozen."""
     generator = torch.Generator().manual_seed(seed)
     made = {
-        name: nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
+        name: nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype))
         for name, shape in SHAPES.items()
     }
     made["frozen"].requires_grad_(False)
@@ -184,10 +185,10 @@ def loss_at(parameters: dict[str, nn.Parameter], number: int, always: bool = Fal
     not in steps 0 and 2.
     """
     generator = torch.Generator().manual_seed(100 + number)
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=parameters["vector"].device)
     for name, parameter in parameters.items():
         values = parameter[:4] if name == "embedding" else parameter
-        weights = torch.randn(values.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+        weights = torch.randn(values.shape, generator=generator, dtype=torch.float64).to(values)
         if always or name != "sometimes" or number % 2:
             total = total + torch.sin(2 * values * weights).sum()
     return total * (0.03 if number % 2 else 1.0)
@@ -200,9 +201,10 @@ def train(
     clip: float | None = 1.0,
     accumulate: int = 2,
     wrap: Callable[[Any], Any] = lambda optimizer: optimizer,
+    device: str = "cpu",
 ) -> list[Record]:
     """A few steps with clipping and accumulation; a record of each parameter that moved in each."""
-    parameters = make_parameters(dtype)
+    parameters = make_parameters(dtype, device=device)
     names = list(parameters)
     optimizer = setup.optimizer([parameters[n] for n in names[:2]], [parameters[n] for n in names[2:]])
     records: list[Record] = []
@@ -256,6 +258,7 @@ class _Watch:
                 dict(groups[id(parameter)]),
                 frozen,
                 self.earlier[name],
+                previous_metric(self.optimizer, parameter),
             )
 
 
