@@ -1,0 +1,75 @@
+"""SGD of torch, with momentum, dampening and Nesterov's form."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dyn_probe.metric.applied import AT_ONCE, AppliedStep, Momentum, Scalar, wide
+from dyn_probe.metric.family import Family, StepData, as_it_stands, direction, exact, learning_rate
+
+
+def metric(data: StepData) -> None:
+    """``P = 1``."""
+
+
+def always(data: StepData) -> bool:
+    """Without a metric, and often without a state, no step has to be waited for."""
+    return True
+
+
+def had_buffer(data: StepData) -> bool:
+    """Noted when the step begins: whether there is a momentum already; the first gradient goes in undampened."""
+    return data.state.get("momentum_buffer") is not None
+
+
+def gradient(data: StepData) -> Tensor:
+    """``G``; the foreach form of Nesterov's step adds ``μ·buf`` to ``.grad`` itself, which is taken off again."""
+    seen = as_it_stands(data)
+    if not (data.overwritten and data.group["nesterov"]) or data.group["fused"]:
+        return seen
+    return wide(seen) - data.group["momentum"] * wide(data.state["momentum_buffer"])
+
+
+def read(data: StepData) -> AppliedStep:
+    """``ω = ηa``, Nesterov ``η(1+μa)``, with a = 1 at the first step and 1 − dampening after it."""
+    group, rate, sign = data.group, exact(learning_rate(data.group)), direction(data.group)
+    if not group["momentum"]:
+        return _step(data, sign * rate, None)
+    share = sign * (1 - group["dampening"] if data.note else 1.0)
+    direct = sign * rate if group["nesterov"] else 0.0
+    return _step(data, direct, Momentum(data.state["momentum_buffer"], _size(data), share))
+
+
+def coming(data: StepData) -> AppliedStep:
+    """The next step: exactly, for there is no metric to wait for."""
+    group, rate, sign = data.group, exact(learning_rate(data.group)), direction(data.group)
+    if not (group["momentum"] and had_buffer(data)):
+        weight = sign * rate * (1 + group["momentum"]) if group["nesterov"] else sign * rate
+        return _step(data, weight, None)
+    direct = sign * _size(data) * (1 - group["dampening"]) + (sign * rate if group["nesterov"] else 0.0)
+    return _step(data, direct, Momentum(data.state["momentum_buffer"], _size(data) * group["momentum"], 0.0))
+
+
+def _size(data: StepData) -> Scalar:
+    rate = exact(learning_rate(data.group))
+    return rate * data.group["momentum"] if data.group["nesterov"] else rate
+
+
+def _step(data: StepData, direct: Scalar, momentum: Momentum | None) -> AppliedStep:
+    coupled = direction(data.group) * data.group["weight_decay"]
+    return AppliedStep(direct, None, momentum, coupled=coupled, stores=AT_ONCE)
+
+
+SGD = Family(
+    "SGD (torch)",
+    read,
+    metric,
+    coming,
+    note=had_buffer,
+    gradient=gradient,
+    stepped=always,
+    metric_formula="1",
+    weight_formula="ηa; Nesterov η(1+μa); a = 1 at the first step, then 1 − dampening",
+    past_formula="η(buf_t − a(G+γθ)); Nesterov ημ(…)",
+    decay_formula="γ = λ",
+)
