@@ -59,7 +59,7 @@ class Outer:
     def scaled(self, weights: Tensor) -> Outer:
         """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
         grads = as32(self.grads)
-        return replace(self, grads=grads * weights[:, None, None].to(grads.dtype))
+        return replace(self, grads=grads * weights[:, None, None].to(grads))
 
     def blocks(self, begin: int = 0, end: int | None = None) -> Tensor:
         """``[R, outputs, p]``: the gradients themselves, for outputs from ``begin`` to ``end``."""
@@ -79,7 +79,7 @@ class Outer:
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
         """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
         grads = as32(self.grads)
-        scaled = grads * coefficients[:, None, None].to(grads.dtype)
+        scaled = grads * coefficients[:, None, None].to(grads)
         inputs = self.inputs.expand(self.rows, -1, -1).flatten(0, 1)
         left, right = (inputs, scaled.flatten(0, 1)) if self.transposed else (scaled.flatten(0, 1), inputs)
         found = matmul32(left.T, right)
@@ -156,7 +156,7 @@ class Lookup:
     def scaled(self, weights: Tensor) -> Lookup:
         """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
         grads = as32(self.grads)
-        return replace(self, grads=grads * weights[:, None, None].to(grads.dtype))
+        return replace(self, grads=grads * weights[:, None, None].to(grads))
 
     def dense(self, row: int) -> Tensor:
         """``[n]`` the gradient of one row."""
@@ -172,8 +172,8 @@ class Lookup:
         """``total + Σ_i c_i grad_i``; only the entries that were read change."""
         grads = as32(self.grads)
         total = grads.new_zeros(shape) if total is None else total
-        scaled = (grads * coefficients[:, None, None].to(grads.dtype)).flatten(0, 1)
-        return total.index_add_(0, self.ids.expand(self.rows, -1).flatten(), scaled.to(total.dtype))
+        scaled = (grads * coefficients[:, None, None].to(grads)).flatten(0, 1)
+        return total.index_add_(0, self.ids.expand(self.rows, -1).flatten(), scaled.to(total))
 
 
 @dataclass(eq=False)
@@ -206,7 +206,7 @@ class Vector:
     def scaled(self, weights: Tensor) -> Vector:
         """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
         values = as32(self.values)
-        return Vector(values * weights[:, None].to(values.dtype))
+        return Vector(values * weights[:, None].to(values))
 
     def dense(self, row: int) -> Tensor:
         """``[n]`` the gradient of one row."""
@@ -221,7 +221,7 @@ class Vector:
         """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
         for i in self.starts:
             rows = as32(self.take(slice(i, i + self.step)))
-            found = (coefficients[i : i + self.step].to(rows.dtype) @ rows).reshape(shape)
+            found = (coefficients[i : i + self.step].to(rows) @ rows).reshape(shape)
             total = found if total is None else total.add_(found)
         assert total is not None
         return total

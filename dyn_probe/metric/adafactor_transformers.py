@@ -29,7 +29,7 @@ def read(data: StepData) -> AppliedStep:
     beta = group["beta1"]
     momentum = None
     if beta is not None:
-        momentum = Momentum(data.state["exp_avg"], 1.0, (1 - beta) * weight, in_metric=False)
+        momentum = Momentum(data.state["exp_avg"], 1.0, (1 - beta) * weight, in_metric=False, retain=beta)
     return AppliedStep(
         0.0 if momentum else weight,
         plain.metric,

@@ -23,7 +23,7 @@ def read(data: StepData) -> AppliedStep:
     """``ω = η(1−β1)/(1−β1^t)``, the momentum in today's metric."""
     beta, sign = data.group["betas"][0], direction(data.group)
     size = exact(learning_rate(data.group) / (1 - beta ** steps_done(data)))
-    average = Momentum(data.state["exp_avg"], size, sign * (1 - beta))
+    average = Momentum(data.state["exp_avg"], size, sign * (1 - beta), retain=beta)
     return _step(data, 0.0, average)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ def read(data: StepData) -> AppliedStep:
     config = _config(data)
     first, second = _applied(data, config["betas"])
     size = config["lr"] / (1 - config["betas"][0] ** data.state["step"])
-    return _step(data, config, _metric(data, second), Momentum(first, size, 1 - config["betas"][0]))
+    average = Momentum(first, size, 1 - config["betas"][0], retain=config["betas"][0])
+    return _step(data, config, _metric(data, second), average)
 
 
 def coming(data: StepData) -> AppliedStep:
@@ -104,7 +106,7 @@ def _step(
     half = data.parameter.dtype.itemsize < 4
     if data.parameter.device.type != "cuda":
         return AppliedStep(direct, metric, average, decay, stores=AT_ONCE if half else DECAY_FIRST)
-    kept = Momentum(average.buffer, average.weight * (1 - decay), average.share)
+    kept = replace(average, weight=average.weight * (1 - decay))
     return AppliedStep(direct * (1 - decay), metric, kept, decay, stores=DECAY_LAST)
 
 

@@ -68,12 +68,14 @@ class Momentum:
         share: how much of ``G + γθ`` (of ``P∘(G + γθ)`` where not ``in_metric``) this step put into the buffer.
         in_metric: whether this step's ``P`` multiplies the buffer; False where each gradient went in through the ``P``
             of its own step.
+        retain: what this step multiplied the buffer of the step before by.
     """
 
     buffer: Tensor
     weight: Scalar
     share: Scalar
     in_metric: bool = True
+    retain: Scalar = 0.0
 
 
 @dataclass(frozen=True)

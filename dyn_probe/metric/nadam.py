@@ -22,8 +22,9 @@ def momentum_at(data: StepData, step: Scalar) -> Scalar:
 def read(data: StepData) -> AppliedStep:
     """``c₁ = η(1−μ_t)/(1−Πμ)`` of the gradient beside ``c₂ = ημ_{t+1}/(1−Πμ·μ_{t+1})`` of the average."""
     direct, size = _weights(data, steps_done(data), _product(data))
-    share = direction(data.group) * (1 - data.group["betas"][0])
-    return _step(data, direct, Momentum(data.state["exp_avg"], size, share))
+    beta = data.group["betas"][0]
+    share = direction(data.group) * (1 - beta)
+    return _step(data, direct, Momentum(data.state["exp_avg"], size, share, retain=beta))
 
 
 def coming(data: StepData) -> AppliedStep:

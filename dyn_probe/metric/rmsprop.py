@@ -21,7 +21,7 @@ def read(data: StepData) -> AppliedStep:
     coupled = sign * data.group["weight_decay"]
     if not data.group["momentum"]:
         return AppliedStep(sign * rate, metric(data), coupled=coupled, stores=AT_ONCE)
-    buffer = Momentum(data.state["momentum_buffer"], rate, sign, in_metric=False)
+    buffer = Momentum(data.state["momentum_buffer"], rate, sign, in_metric=False, retain=data.group["momentum"])
     return AppliedStep(0.0, metric(data), buffer, coupled=coupled, stores=AT_ONCE)
 
 

@@ -37,7 +37,8 @@ def read(data: StepData) -> AppliedStep:
         return _step(data, sign * rate, None)
     share = sign * (1 - group["dampening"] if data.note else 1.0)
     direct = sign * rate if group["nesterov"] else 0.0
-    return _step(data, direct, Momentum(data.state["momentum_buffer"], _size(data), share))
+    average = Momentum(data.state["momentum_buffer"], _size(data), share, retain=group["momentum"])
+    return _step(data, direct, average)
 
 
 def coming(data: StepData) -> AppliedStep:

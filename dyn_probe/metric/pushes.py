@@ -1,0 +1,167 @@
+"""Pushes: what moved each log-probability in a step, taken apart.
+
+With ``G = κ (Σ_j c_j g_j) + G_other`` the gradient that the optimizer saw and ``Δθ = −ωP∘(G + γθ) − p − λ_d θ`` its
+step (``applied.AppliedStep``), the first-order change of row i is the sum of
+
+    own chosen     −ω κ c_w ⟨g_i, P g_w⟩        own rejected   −ω κ c_l ⟨g_i, P g_l⟩
+    others         −ω ⟨g_i, P G⟩ − both own parts: other pairs, and other terms of the loss
+    past           −⟨g_i, p⟩                    decay          −λ_d ⟨g_i, θ⟩ − ωγ ⟨g_i, Pθ⟩
+    rounding       ⟨g_i, Δθ as stored⟩ − the sum of the parts above
+
+The parts come from the gradient and the optimizer's state, the total from the weights that are stored before and after:
+``rounding`` is the residual of two things that were obtained independently (law 7). One parameter at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from dyn_probe.engine.held import Held
+from dyn_probe.metric.applied import AppliedStep, RankOne, wide
+from dyn_probe.metric.split import SplitMomentum
+
+PARTS = ("own_chosen", "own_rejected", "others", "past", "decay")
+"""What a total is made of, beside rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepRows:
+    """The rows of one recorded batch (one of several micro-batches, or one process's) in a step.
+
+    Args:
+        held: their gradients.
+        coefficients: ``c [2B]`` ``∂(backpropagated loss)/∂(row log-probability)``.
+        factor: ``κ``: what the recorded gradient was multiplied by before the optimizer saw it; None where it could
+            not be read.
+    """
+
+    held: Held
+    coefficients: Tensor
+    factor: float | None
+
+
+@dataclass(eq=False)
+class Pushes:
+    """``[2B]`` each (float64, nats): what a step did to each row's log-probability, to first order.
+
+    ``all_chosen`` and ``all_rejected`` are the pushes of all chosen and all rejected responses of this step and of
+    those before it; None without a split momentum.
+    """
+
+    own_chosen: Tensor
+    own_rejected: Tensor
+    others: Tensor
+    past: Tensor
+    decay: Tensor
+    total: Tensor
+    all_chosen: Tensor | None = None
+    all_rejected: Tensor | None = None
+
+    @staticmethod
+    def empty(rows: int, device: torch.device, split: bool = False) -> Pushes:
+        """Zeros."""
+        names = [f.name for f in fields(Pushes)]
+        zeros = {n: torch.zeros(rows, dtype=torch.float64, device=device) for n in names}
+        return Pushes(**zeros if split else {n: z for n, z in zeros.items() if not n.startswith("all_")})
+
+    @property
+    def rounding(self) -> Tensor:
+        """``[2B]``: the total less all parts: law 7's residual, or what the weights' type could not hold."""
+        return self.total - torch.stack([getattr(self, name) for name in PARTS]).sum(0)
+
+    @property
+    def size(self) -> Tensor:
+        """``[2B]`` ``Σ|parts|``: what law 7's residual is compared with."""
+        return torch.stack([getattr(self, name).abs() for name in PARTS]).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """One parameter's step as it was read, the gradient that the optimizer saw, the weights before and after."""
+
+    name: str
+    step: AppliedStep
+    gradient: Tensor
+    before: Tensor
+    after: Tensor
+
+
+def take_apart(batches: Sequence[StepRows], moves: Iterable[Moved], split: SplitMomentum | None = None) -> list[Pushes]:
+    """The pushes on every row of every batch.
+
+    Args:
+        moves: every parameter that the step moved.
+        split: the momentum of chosen and rejected gradients, brought up to date with this step.
+    """
+    found = [Pushes.empty(b.held.rows, b.coefficients.device, split is not None) for b in batches]
+    with torch.no_grad():
+        for move in moves:
+            directions = _directions(move, split)
+            metric = _dense(move.step, move.before)
+            for batch, pushes in zip(batches, found, strict=True):
+                _add(batch, pushes, move, directions, metric)
+    return found
+
+
+def _directions(move: Moved, split: SplitMomentum | None) -> dict[str, Tensor]:
+    """Part → what it contributes to ``Δθ``; parts that are 0 are left out. ``others`` still holds the own parts."""
+    step, before = move.step, move.before
+    found = {
+        "total": wide(move.after) - wide(before),
+        "others": -step.weight * step.times_metric(move.gradient),
+    }
+    if (past := step.past(move.gradient, before)) is not None:
+        found["past"] = -past
+    if not _zero(step.decay) or not _zero(step.coupled):
+        coupled = step.weight * step.coupled
+        found["decay"] = -step.decay * wide(before) - coupled * step.times_metric(before)
+    if split is not None:
+        found["all_chosen"], found["all_rejected"] = split.moves(move.name, step)
+    return found
+
+
+def _zero(scalar: float | Tensor) -> bool:
+    return not isinstance(scalar, Tensor) and scalar == 0
+
+
+def _dense(step: AppliedStep, like: Tensor) -> Tensor:
+    """``ωP`` as a tensor of the parameter's shape."""
+    metric = step.metric
+    if metric is None:
+        plain = wide(like)
+        return torch.as_tensor(step.weight, dtype=plain.dtype, device=plain.device).expand(like.shape)
+    return step.weight * (metric.dense() if isinstance(metric, RankOne) else metric)
+
+
+def _add(batch: StepRows, pushes: Pushes, move: Moved, directions: Mapping[str, Tensor], metric: Tensor) -> None:
+    """Add one parameter's share to the pushes of a batch."""
+    held, pairs = batch.held, batch.held.rows // 2
+    for name, direction in directions.items():
+        getattr(pushes, name).add_(held.along(move.name, direction))
+    if batch.factor is None:
+        own = torch.full((2, 2 * pairs), float("nan"), dtype=torch.float64, device=batch.coefficients.device)
+    else:
+        own = own_parts(held.gram(move.name, pairs, metric), batch.coefficients * batch.factor)
+    pushes.own_chosen += own[0]
+    pushes.own_rejected += own[1]
+    pushes.others -= own[0] + own[1]
+
+
+def own_parts(gram: Tensor, coefficients: Tensor) -> Tensor:
+    """``[2, 2B]``: what a pair's chosen (0) and rejected (1) gradient do to both of its rows.
+
+    Args:
+        gram: ``[B, 2, 2]`` ``⟨g_i, ωP g_j⟩`` within each pair.
+        coefficients: ``κc [2B]``.
+    """
+    weights = coefficients.unflatten(0, (2, -1)).T  # [B, 2]
+    return -(gram * weights[:, None, :]).permute(2, 1, 0).flatten(1)
+
+
+def balance(all_chosen: Tensor, all_rejected: Tensor) -> Tensor:
+    """``−Σ all_rejected / Σ all_chosen − 1`` over chosen rows: positive where rejected pushes outweigh chosen ones."""
+    return -all_rejected.sum() / all_chosen.sum() - 1
