@@ -20,12 +20,12 @@ def draw(*shape, seed=0, dtype=torch.float64):
 def outer(seed=0, positions=4, shared=False, transposed=False, dtype=torch.float64):
     inputs, outputs = WIDTHS[::-1] if not transposed else WIDTHS
     given = draw(1 if shared else ROWS, positions, inputs, seed=seed, dtype=dtype)
-    return Outer(given, draw(ROWS, positions, outputs, seed=seed + 1, dtype=dtype), transposed)
+    return Outer(draw(ROWS, positions, outputs, seed=seed + 1, dtype=dtype), given, transposed)
 
 
 def lookup(seed=0, positions=4, shared=False):
     ids = torch.randint(0, WIDTHS[0], (1 if shared else ROWS, positions), generator=torch.Generator().manual_seed(seed))
-    return Lookup(ids, draw(ROWS, positions, WIDTHS[1], seed=seed + 1), WIDTHS[0])
+    return Lookup(draw(ROWS, positions, WIDTHS[1], seed=seed + 1), ids, WIDTHS[0])
 
 
 def vector(seed=0):
@@ -33,7 +33,7 @@ def vector(seed=0):
 
 
 def made(seed=0):
-    rows = vector(seed).values
+    rows = vector(seed).grads
     return MadeVector(rows[:, :0], lambda i: rows[i])
 
 
@@ -139,7 +139,7 @@ def test_what_every_factor_knows(name):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_products_are_summed_in_float32(dtype):
     one = outer(0, dtype=dtype)
-    exact = Outer(one.inputs.double(), one.grads.double())
+    exact = Outer(one.grads.double(), one.inputs.double())
     for groups in (1, 3):
         error = (gram(one, groups) - brute(exact, exact, groups)).abs().max() / brute(exact, exact, groups).abs().max()
         assert float(error) < 1e-6

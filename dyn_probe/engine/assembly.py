@@ -78,7 +78,7 @@ class Assembly:
         if self._expected[name] > 1:
             self._combine(name, factor)
         elif type(factor) is Vector:  # small: all of them are reduced together
-            self._alone.setdefault((factor.values.shape, factor.values.dtype), []).append((name, factor.values))
+            self._alone.setdefault((factor.grads.shape, factor.grads.dtype), []).append((name, factor.grads))
         else:
             self._add(name, gram(factor, self.groups))
 

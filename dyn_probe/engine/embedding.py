@@ -86,4 +86,4 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
         deltas = as32(deltas) * call.notes["scale"]
     if call.module.padding_idx is not None:
         deltas = deltas.masked_fill((ids == call.module.padding_idx).unsqueeze(-1), 0.0)
-    return {"weight": Lookup(ids, deltas, call.module.num_embeddings)}
+    return {"weight": Lookup(deltas, ids, call.module.num_embeddings)}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,23 +22,11 @@ from dyn_probe.engine.layout import Span
 
 
 @dataclass(eq=False)
-class Outer:
-    """``grad_i = Σ_t B_i[t] ⊗ A_i[t]``: the weight of a linear layer (``[q, p]``, or ``[p, q]`` if transposed).
+class Rows:
+    """What all forms have: ``grads [R, …]``, linear in the rows' gradients."""
 
-    Args:
-        inputs: ``A``.
-        grads: ``B``.
-        transposed: whether the parameter is ``[inputs, outputs]``.
-        spans: where the rows of a pair have tokens, as a hint.
-        cut: whether rows were cut to different positions, so that their inputs are never the same.
-    """
-
-    inputs: Tensor
     grads: Tensor
-    transposed: bool = False
-    spans: tuple[Span, ...] = ()
-    cut: bool = False
-    form: ClassVar[str] = "outer"
+    form: ClassVar[str]
 
     @property
     def rows(self) -> int:
@@ -46,20 +34,45 @@ class Outer:
 
     @property
     def nbytes(self) -> int:
-        return self.inputs.nbytes + self.grads.nbytes
+        return sum(t.nbytes for t in vars(self).values() if isinstance(t, Tensor) and t.is_floating_point())
 
-    def settled(self) -> Outer:
-        """The factor itself: nothing in it is made later."""
+    def settled(self) -> Any:
+        """The factor without what would be made later, from parameters that have moved by then."""
         return self
 
-    def shared(self) -> Outer:
-        """The factor of rows that have the same inputs, which then are kept once (not where they were cut)."""
-        return self if self.cut else replace(self, inputs=self.inputs[:1])
+    def shared(self) -> Any:
+        """The factor of rows that have the same inputs, which then are kept once."""
+        return self
 
-    def scaled(self, weights: Tensor) -> Outer:
+    def scaled(self, weights: Tensor) -> Any:
         """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
+        return replace(self, grads=self._times(weights))
+
+    def _times(self, weights: Tensor) -> Tensor:
         grads = as32(self.grads)
-        return replace(self, grads=grads * weights[:, None, None].to(grads))
+        return grads * weights.to(grads).reshape(-1, *[1] * (grads.dim() - 1))
+
+
+@dataclass(eq=False)
+class Outer(Rows):
+    """``grad_i = Σ_t B_i[t] ⊗ A_i[t]``: the weight of a linear layer (``[q, p]``, or ``[p, q]`` if transposed).
+
+    Args:
+        grads: ``B``.
+        inputs: ``A``.
+        transposed: whether the parameter is ``[inputs, outputs]``.
+        spans: where the rows of a pair have tokens, as a hint.
+        cut: whether rows were cut to different positions, so that their inputs are never the same.
+    """
+
+    inputs: Tensor
+    transposed: bool = False
+    spans: tuple[Span, ...] = ()
+    cut: bool = False
+    form: ClassVar[str] = "outer"
+
+    def shared(self) -> Outer:
+        return self if self.cut else replace(self, inputs=self.inputs[:1])
 
     def blocks(self, begin: int = 0, end: int | None = None) -> Tensor:
         """``[R, outputs, p]``: the gradients themselves, for outputs from ``begin`` to ``end``."""
@@ -78,10 +91,9 @@ class Outer:
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
         """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
-        grads = as32(self.grads)
-        scaled = grads * coefficients[:, None, None].to(grads)
+        scaled = self._times(coefficients).flatten(0, 1)
         inputs = self.inputs.expand(self.rows, -1, -1).flatten(0, 1)
-        left, right = (inputs, scaled.flatten(0, 1)) if self.transposed else (scaled.flatten(0, 1), inputs)
+        left, right = (inputs, scaled) if self.transposed else (scaled, inputs)
         found = matmul32(left.T, right)
         return found if total is None else total.add_(found)
 
@@ -102,7 +114,7 @@ class Outer:
         else:
             where = torch.arange(groups[0].numel(), device=ids.device).view(1, *groups.shape[1:]).expand_as(groups)
             kept = torch.stack([_columns(row, groups).flatten(2) for row in grads])
-        return MetOuter(self.inputs, self.grads[..., :0], self.transposed, (), self.cut, kept, where)
+        return MetOuter(self.grads[..., :0], self.inputs, self.transposed, (), self.cut, kept, where)
 
 
 @dataclass(eq=False)
@@ -129,34 +141,15 @@ def _columns(grads: Tensor, ids: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class Lookup:
+class Lookup(Rows):
     """``grad_i = Σ_t e_{x_i[t]} ⊗ D_i[t]``: an embedding's table ``[entries, d]`` read at ``ids [R or 1, P]``."""
 
     ids: Tensor
-    grads: Tensor
     entries: int
     form: ClassVar[str] = "lookup"
 
-    @property
-    def rows(self) -> int:
-        return len(self.grads)
-
-    @property
-    def nbytes(self) -> int:
-        return self.grads.nbytes
-
-    def settled(self) -> Lookup:
-        """The factor itself: nothing in it is made later."""
-        return self
-
     def shared(self) -> Lookup:
-        """The factor of rows that read the same ids, which then are kept once."""
         return replace(self, ids=self.ids[:1])
-
-    def scaled(self, weights: Tensor) -> Lookup:
-        """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
-        grads = as32(self.grads)
-        return replace(self, grads=grads * weights[:, None, None].to(grads))
 
     def dense(self, row: int) -> Tensor:
         """``[n]`` the gradient of one row."""
@@ -170,43 +163,22 @@ class Lookup:
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
         """``total + Σ_i c_i grad_i``; only the entries that were read change."""
-        grads = as32(self.grads)
-        total = grads.new_zeros(shape) if total is None else total
-        scaled = (grads * coefficients[:, None, None].to(grads)).flatten(0, 1)
+        scaled = self._times(coefficients).flatten(0, 1)
+        total = scaled.new_zeros(shape) if total is None else total
         return total.index_add_(0, self.ids.expand(self.rows, -1).flatten(), scaled.to(total))
 
 
 @dataclass(eq=False)
-class Vector:
+class Vector(Rows):
     """``grad_i`` as it is, ``[R, n]``: biases, scales, and whatever the generic rule computes."""
 
-    values: Tensor
     form: ClassVar[str] = "vector"
-
-    @property
-    def rows(self) -> int:
-        return len(self.values)
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes
+    step: ClassVar[int] = 1 << 30
+    """How many rows may be in memory at once."""
 
     def take(self, rows: slice) -> Tensor:
         """``[some, n]`` the gradients of some rows."""
-        return self.values[rows]
-
-    def settled(self) -> Vector:
-        """The factor without what would be made later, from parameters that have moved by then."""
-        return self
-
-    def shared(self) -> Vector:
-        """The factor, written out: rows have nothing in common."""
-        return self.settled()
-
-    def scaled(self, weights: Tensor) -> Vector:
-        """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
-        values = as32(self.values)
-        return Vector(values * weights[:, None].to(values))
+        return self.grads[rows]
 
     def dense(self, row: int) -> Tensor:
         """``[n]`` the gradient of one row."""
@@ -215,26 +187,19 @@ class Vector:
     def along(self, direction: Tensor) -> Tensor:
         """``[R]`` inner products with ``direction``."""
         flat = as32(direction.flatten())[:, None]
-        return torch.cat([matmul32(self.take(slice(i, i + self.step)), flat)[:, 0] for i in self.starts])
+        return torch.cat([matmul32(self.take(rows), flat)[:, 0] for rows in self._parts()])
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
         """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
-        for i in self.starts:
-            rows = as32(self.take(slice(i, i + self.step)))
-            found = (coefficients[i : i + self.step].to(rows) @ rows).reshape(shape)
+        for part in self._parts():
+            rows = as32(self.take(part))
+            found = (coefficients[part].to(rows) @ rows).reshape(shape)
             total = found if total is None else total.add_(found)
         assert total is not None
         return total
 
-    @property
-    def step(self) -> int:
-        """How many rows may be in memory at once."""
-        return max(1, self.rows)
-
-    @property
-    def starts(self) -> range:
-        """First rows of the parts that are in memory together."""
-        return range(0, self.rows, self.step)
+    def _parts(self) -> list[slice]:
+        return [slice(i, i + self.step) for i in range(0, self.rows, self.step)]
 
 
 @dataclass(eq=False)
@@ -242,27 +207,21 @@ class MadeVector(Vector):
     """Rows that are made when they are asked for, since all of them together would be too large.
 
     Args:
-        values: empty, ``[R, 0]``.
+        grads: empty, ``[R, 0]``.
         make: gives one row's gradient.
     """
 
-    make: Callable[[int], Tensor] | None = None
+    make: Callable[[int], Tensor]
+    step: ClassVar[int] = 1
 
     def take(self, rows: slice) -> Tensor:
-        assert self.make is not None
-        return torch.stack([self.make(i).flatten() for i in range(*rows.indices(self.rows))])
+        return torch.stack([as32(self.make(i).flatten()) for i in range(*rows.indices(self.rows))])
 
     def settled(self) -> Vector:
         return Vector(self.take(slice(None)))
 
-    def scaled(self, weights: Tensor) -> Vector:
-        make = self.make
-        assert make is not None
-        return MadeVector(self.values, lambda i: as32(make(i)) * weights[i].to(as32(make(i)).dtype))
-
-    @property
-    def step(self) -> int:
-        return 1
+    def scaled(self, weights: Tensor) -> MadeVector:
+        return MadeVector(self.grads, lambda i: as32(self.make(i)) * float(weights[i]))
 
 
 Factor = Outer | Lookup | Vector

@@ -110,9 +110,7 @@ class Layout:
             return tensor.unflatten(0, (self.rows, self.length))
         if tensor.dim() > features + 2 and self.length not in tensor.shape[1:2]:
             if self.length not in tensor.shape[2:3]:
-                raise UnsupportedUse(
-                    f"packed rows: no dimension of {self.length} positions in {list(tensor.shape)}"
-                )
+                raise UnsupportedUse(f"packed rows: no dimension of {self.length} positions in {list(tensor.shape)}")
             return tensor.transpose(1, 2)
         return tensor
 

@@ -62,7 +62,7 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
             inputs, outputs, cut = live(inputs, outputs)
         whole = outputs.shape[1] == call.layout.length
         found["weight"] = Outer(
-            inputs, outputs, isinstance(call.module, Conv1D), call.layout.spans if whole and not cut else (), cut
+            outputs, inputs, isinstance(call.module, Conv1D), call.layout.spans if whole and not cut else (), cut
         )
     if "bias" in call.trained:
         found["bias"] = Vector(summed(as32(outputs)))

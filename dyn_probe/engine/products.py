@@ -106,7 +106,8 @@ def _head_and_table(head: Outer, table: Lookup, groups: int, metric: Tensor | No
 
 def _vectors(one: Vector, other: Vector, groups: int, metric: Tensor | None) -> Tensor:
     """Gradients as they are; those that are made on demand, a group at a time."""
-    parts = [slice(None)] if one.step == one.rows else [slice(g, None, groups) for g in range(groups)]
+    whole = one.step >= one.rows and other.step >= other.rows
+    parts = [slice(None)] if whole else [slice(g, None, groups) for g in range(groups)]
     found = []
     for rows in parts:
         within = groups if rows == slice(None) else 1
