@@ -53,6 +53,7 @@ def start_run(
         update=config.update,
         certify=state is None,
         rank=processes.rank,
+        keep_rows=False,
     )
     return Run(setup, writer, display, module, probe, optimizer, reference, mask, first)
 
