@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import (
     OBJECTIVES,
+    Score,
     Terms,
     TokenMask,
     kl_estimate,
@@ -18,6 +19,7 @@ from dyn_probe.objectives import (
     mismatched_rows,
     objective,
     pair_loss,
+    pair_scores,
     parse_shapings,
     resolve_hyper,
 )
@@ -68,6 +70,11 @@ class Method:
     def shaping(self, name: str) -> Any | None:
         """The chosen shaping of that name, None if there is none."""
         return next((one for one in self.shapings if one.name == name), None)
+
+    @property
+    def score(self) -> Score:
+        """What the objective compares of a response."""
+        return objective(self.name).score_of(self.hyper)
 
     @property
     def needs_reference(self) -> bool:
@@ -206,6 +213,6 @@ def terms_of(out: Forward, batch: PairBatch) -> Terms:
 
 
 def losses_of(method: Method, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
-    """``ℓ [B]``, and every coefficient that shaped them as a column: the shapings' and the objective's own."""
+    """``ℓ [B]``, and columns: the scores, and every coefficient that shaped them, the shapings' and the objective's."""
     losses, columns = pair_loss(method.name, terms, method.hyper, method.shapings)
-    return losses, {**columns, **method.coefficients(terms)}
+    return losses, {**columns, **method.coefficients(terms), **pair_scores(method.name, terms, method.hyper)}

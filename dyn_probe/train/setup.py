@@ -182,6 +182,7 @@ def manifest_of(setup: Setup) -> dict[str, Any]:
             "name": setup.method.name,
             "hyper": setup.method.hyper,
             "shaping": [f"{one.name}: {one.options}" for one in setup.method.shapings],
+            "score": setup.method.score.as_manifest,
         },
         "processes": {"count": setup.processes.count, "parallel": setup.processes.kind or None},
         "skipped_rows": [dataclasses.asdict(row) for row in setup.skipped],
