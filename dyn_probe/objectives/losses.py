@@ -55,6 +55,7 @@ _ROWS = (
     Objective(
         "ipo", formulas.ipo, {"beta": 0.1, "average": True}, True, scores.LOG_RATIO,
         score_if={"average": scores.MEAN_LOG_RATIO},
+        target=lambda p: f"a margin of {1 / (2 * p['beta']):g} nats per {'token' if p['average'] else 'sequence'}",
         formula="(h_w/n_w − h_l/n_l − 1/(2β))²; average=false: (h_w − h_l − 1/(2β))²",
         paper="Azar et al. 2023 (arXiv 2310.12036)",
         when="When DPO keeps widening margins on pairs it already orders correctly.",
@@ -113,14 +114,21 @@ _ROWS = (
         shapings=_REFERENCED,
     ),
     Objective(
-        "sppo", formulas.sppo, {"beta": 0.1, "soft": False}, True, scores.LOG_RATIO,
+        "sppo", formulas.sppo, {"beta": 0.001, "soft": False}, True, scores.LOG_RATIO,
         terms_if={"soft": ("win_w", "win_l")},
+        target=lambda p: f"±{1 / (2 * p['beta']):g}" + (" · (2P − 1)" if p["soft"] else "") + " nats on the log-ratios",
         formula="(h_w − 1/(2β))² + (h_l + 1/(2β))²; soft=true: targets (P_w − ½)/β and (P_l − ½)/β",
         paper="Wu et al. 2024 (arXiv 2405.00675)",
         when="When both log-ratios should reach a level of their own, not just a margin.",
-        dynamics="d_w = −2(h_w − 1/(2β)), d_l = 2(h_l + 1/(2β)): a chosen response that fell is pulled "
-        "harder, and the push on rejected stops, then reverses, at its target.",
-        notes="P: probability that a response beats the policy; the hard form takes 1 and 0.",
+        dynamics="d_w = 2(1/(2β) − h_w), d_l = 2(h_l + 1/(2β)): far from the targets both pulls are near 1/β and a "
+        "chosen response that fell is pulled harder; a rejected response below its target is pushed up again.",
+        notes="1/β is the paper's η, 10³ there and in the official code: the hard form's targets are ±500 nats on "
+        "summed log-ratios, which training does not reach, so neither pull reverses. Pulls are then near 1000: with "
+        "AdamW, RMSprop or clipping the scale drops out, with plain SGD take a smaller learning rate. At β = 0.1 the "
+        "targets are ±5 nats, which a rejected response passes soon; record warns when a pull reverses. The official "
+        "code halves the squares. Soft form: P, the probability that chosen beats rejected, is read from the data "
+        "(win_probability); P_w = P and P_l = 1 − P, as sppo_single of the official code has it. The hard form takes "
+        "P = 1.",
         shapings=_REFERENCED,
     ),
     Objective(
@@ -134,6 +142,7 @@ _ROWS = (
     ),
     Objective(
         "cal_dpo", formulas.cal_dpo, {"beta": 0.1, "kappa": 1.0}, True, scores.LOG_RATIO,
+        target=lambda p: f"±{1 / (2 * p['beta']):g} nats on the log-ratios",
         formula="−log σ(h_w − h_l) + κ[(h_w − 1/(2β))² + (h_l + 1/(2β))²]",
         paper="Xiao et al. 2024 (arXiv 2412.14516)",
         when="When DPO lowers the chosen response and a target level for both sides is acceptable.",

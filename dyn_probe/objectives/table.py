@@ -25,6 +25,7 @@ class Objective:
         defaults: hyper-parameters and their values where none are given.
         needs_reference: whether ``r_w`` and ``r_l`` enter.
         score: what it compares of a response; ``score_if[option]``: what it compares where a switch is on.
+        target: what the loss aims at, in words, where a pull reverses once that is passed.
         terms: further terms it needs; ``terms_if[option]``: those it needs where a switch is on.
         shapings: names of the shapings (SHAPINGS) it composes with.
         stage: whether it is a warm-up stage (--sft-objective) and no objective of preference training.
@@ -42,6 +43,7 @@ class Objective:
     dynamics: str
     notes: str = ""
     score_if: Mapping[str, Score] = field(default_factory=dict)
+    target: Callable[[Options], str] | None = None
     terms: tuple[str, ...] = ()
     terms_if: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shapings: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.schedule import learning_rate, set_rate
 from dyn_probe.train.setup import example_rows, manifest_of, prepare
 from dyn_probe.train.start import checkpoint, start_run
+from dyn_probe.train.targets import warn_past_target
 from dyn_probe.train.token_rows import record_tokens
 
 
@@ -130,6 +131,7 @@ def train_step(run: Run, step: int) -> str:
         step, loss=float(torch.cat(losses).mean()), learning_rate=rate, grad_norm=norm, grad_norm_clipped=clipped,
         pairs=sum(batch.pairs for batch in batches), step_seconds=time.perf_counter() - started,
     )  # fmt: skip
+    warn_past_target(run, step)
     return live_numbers(run.probe.fresh, run.start)
 
 
@@ -142,15 +144,7 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
     setup, scale = run.setup, 1.0 / run.config.gradient_accumulation
     method = setup.method
     with run.probe.step(step, batch.ids, learning_rate=rate, measure=method.normalised) as probe:
-        out = forward(
-            run.module,
-            batch,
-            whole,
-            setup,
-            run.reference,
-            run.mask,
-            step / run.config.steps,
-        )
+        out = forward(run, batch, whole, step)
         terms = terms_of(out, batch)
         losses, columns = losses_of(method, terms)
         stop_if_not_finite(losses, step, batch, setup.processes, run.config)

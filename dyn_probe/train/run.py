@@ -42,6 +42,7 @@ class Run:
     first: int = 0
     probes: TokenProbes | None = None
     start: dict[str, float] = field(default_factory=dict)
+    target_passed: bool = False
     held_out_start: dict[str, tuple[float, float]] | None = None
     """Pair id → ``(a, b)`` at the first evaluation, where there is no reference to compare with; None: not known."""
 
