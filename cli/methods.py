@@ -79,6 +79,7 @@ def _explained(row: Method) -> list[str]:
         "When": row.when,
         "Dynamics": row.dynamics,
         "Reads": ", ".join(row.needs),
+        "Score": row.score,
         other: ", ".join(row.composes_with),
         "Source": row.paper,
         "Note": row.notes,

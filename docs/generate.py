@@ -71,6 +71,7 @@ def _method(row: Method) -> str:
         ("Use it", row.when),
         ("Dynamics", row.dynamics),
         ("Reads", ", ".join(map(_code, row.needs)) or "log-probabilities and lengths only"),
+        ("Score", row.score),
         (other, ", ".join(map(_code, row.composes_with)) or "none"),
         ("Source", row.paper),
         ("Note", row.notes),

@@ -17,6 +17,7 @@ from dyn_probe.engine.recording import Products, Recording, distributed, dropout
 from dyn_probe.engine.uses import Claims, trained_parameters
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import PairBatch, sequence_logps
+from dyn_probe.row_store import RowStore
 from dyn_probe.rows import Row, layer_rows, pair_columns, pair_rows, step_means
 from dyn_probe.trace.writer import TraceWriter
 
@@ -40,6 +41,8 @@ class Probe:
         manifest: entries of ``run.json``.
         rank: this process's number.
         force: replace an existing trace at ``out``.
+        keep_rows: keep all recorded rows in ``probe.rows`` until the probe is dropped, also where they are written to
+            a trace (300 to 400 bytes each); False keeps those of the step in progress alone.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Probe:
         manifest: Mapping[str, Any] | None = None,
         rank: int = 0,
         force: bool = False,
+        keep_rows: bool = True,
     ) -> None:
         if every < 1 or gram_every < 0:
             raise BadInput(f"wanted every >= 1 and gram_every >= 0; got every={every}, gram_every={gram_every}")
@@ -73,8 +77,7 @@ class Probe:
         self.writer = TraceWriter(out, dict(manifest or {}), rank=rank, force=force) if out is not None else writer
         self._claims: Claims = {}
         self._layers: dict[str, Layer] = {}
-        self.rows: list[Row] = []
-        self._fresh: list[Row] = []
+        self.rows = RowStore(keep_rows)
         self._steps: dict[int, Row] = {}
         self._recording: Recording | None = None
         self._given: dict[str, Any] = {}
@@ -275,7 +278,7 @@ class Probe:
         if len(ids) != size:
             raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
         rows = pair_rows(step, self.rank, ids, columns)
-        self._fresh += rows
+        self.rows.pending += rows
         self._hold(rows)
         self._write_layers(step, ids, products)
         self._add_to_step(step, rows, rate, products, clean)
@@ -354,7 +357,7 @@ class Probe:
         if batch is None:
             return
         wanted: dict[str, list[Row]] = {}
-        for row in self._fresh if self._armed else ():
+        for row in self.fresh if self._armed else ():
             if "realised_delta_chosen" not in row:
                 wanted.setdefault(row["pair_id"], []).append(row)
         if not any(i in wanted for i in batch.ids):
@@ -376,21 +379,20 @@ class Probe:
     @property
     def fresh(self) -> list[Row]:
         """Rows of the step in progress, not yet handed to the writer."""
-        return self._fresh
+        return self.rows.pending
 
     def flush(self) -> None:
         """Hand the rows of the steps done so far to the writer."""
         self._held, self._before = [], {}
-        if self._fresh:
-            self.rows = self._fresh
         for step, record in self._steps.items():
             record.update(
-                {k: v for k, v in step_means([r for r in self._fresh if r["step"] == step]).items() if k not in record}
+                {k: v for k, v in step_means([r for r in self.fresh if r["step"] == step]).items() if k not in record}
             )
         if self.writer is not None:
-            self.writer.add("pairs", self._fresh)
+            self.writer.add("pairs", self.fresh)
             self.writer.add("steps", list(self._steps.values()))
-        self._fresh, self._steps = [], {}
+        self.rows.settle()
+        self._steps = {}
 
 
 def _numbers(values: Tensor) -> Any:

@@ -78,8 +78,7 @@ def step_means(rows: Sequence[Row]) -> Row:
     if not rows:
         return {}
     a, b = (np.array([r[f"logp_{side}"] for r in rows]) for side in ("chosen", "rejected"))
-    r_w, r_l = (np.array([r.get(f"ref_logp_{side}", 0.0) for r in rows]) for side in ("chosen", "rejected"))
-    margin = (a - r_w) - (b - r_l)
+    margin = margins(rows)
     losses = [r["loss"] for r in rows if r.get("loss") is not None]
     return {
         "pairs": len(rows),
@@ -89,6 +88,17 @@ def step_means(rows: Sequence[Row]) -> Row:
         "accuracy": float((margin > 0).mean()),
         **({"loss": float(np.mean(losses))} if losses else {}),
     }
+
+
+def margins(rows: Sequence[Row]) -> np.ndarray:
+    """Margin of every row of the ``pairs`` table: between the scores where they are recorded, else between the
+    log-ratios, or the log-probabilities where there is no reference."""
+    sides = ("chosen", "rejected")
+    if all(r.get(f"score_{side}") is not None for r in rows for side in sides):
+        won, lost = (np.array([r[f"score_{side}"] for r in rows]) for side in sides)
+    else:
+        won, lost = (np.array([r[f"logp_{s}"] - (r.get(f"ref_logp_{s}") or 0.0) for r in rows]) for s in sides)
+    return won - lost
 
 
 def _item(value: Any) -> Any:

@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {}
 
 _LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"pairs", "capture", "objectives", "trace"}),
+    frozenset({"pairs", "capture", "objectives", "trace", "row_store"}),
     frozenset({"gram", "certify", "token_analysis", "theory"}),
     frozenset({"metric"}),
     frozenset({"entanglement", "mass", "recording"}),

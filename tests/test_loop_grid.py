@@ -62,6 +62,20 @@ def test_outcomes_are_end_minus_start_on_held_out_pairs(tmp_path):
     assert found.chosen == pytest.approx(end - start) and found.chosen != 0
 
 
+def test_the_table_says_whose_accuracy_it_is_and_has_a_common_one(tmp_path):
+    runs = configurations(RunConfig(**SMALL), tmp_path, ["dpo", "simpo"])
+    train_grid(runs, str, progress=False)
+    found = outcomes(runs)
+    for one in found:
+        last = load_trace(tmp_path / f"{one.method}-seed0").manifest["held_out"]
+        assert one.accuracy == last["eval_accuracy"] and one.log_ratio_accuracy == last["eval_log_ratio_accuracy"]
+        assert one.margin == pytest.approx(last["eval_log_ratio_margin"], abs=1e-5)  # all start at the reference
+    assert [one.score for one in found] == ["h_w, h_l", "ā, b̄"]
+    head, dpo, simpo, note, *_ = outcome_lines(found)
+    assert "log-ratio acc." in head and "own score" in head and "own score" in note
+    assert dpo.endswith("  h_w, h_l") and simpo.endswith("  ā, b̄")
+
+
 @pytest.mark.parametrize(
     ("plain", "shaped", "said"),
     [(-2.0, 1.5, "As theory says"), (0.5, 1.5, "nothing for"), (-2.0, -0.5, "Against what theory says")],

@@ -1,4 +1,4 @@
-"""Objectives and shapings: what any preference method asks of a pair, as numbers (METHODS §3, §4).
+"""Objectives and shapings: what any preference method asks of a pair, as numbers.
 
 ``pair_loss`` gives per-pair losses, ``pulls`` the two scalars through which a pair's gradients enter the
 update; OBJECTIVES and SHAPINGS are the tables of methods.
@@ -8,7 +8,8 @@ from dyn_probe.objectives.describe import Method, describe
 from dyn_probe.objectives.kl import kl_estimate, mismatched_rows
 from dyn_probe.objectives.losses import OBJECTIVES, objective, parse_objective, resolve_hyper
 from dyn_probe.objectives.normalise import NormalisedPulls, normalised_pulls, surrogate_loss
-from dyn_probe.objectives.pulls import check_terms, pair_loss, pulls
+from dyn_probe.objectives.pulls import check_terms, pair_loss, pair_scores, pulls
+from dyn_probe.objectives.scores import Score
 from dyn_probe.objectives.shaping import SHAPINGS, composes_with, parse_shaping, parse_shapings
 from dyn_probe.objectives.table import ChosenShaping, Objective, Shaping
 from dyn_probe.objectives.terms import Terms
@@ -21,6 +22,7 @@ __all__ = [
     "Method",
     "NormalisedPulls",
     "Objective",
+    "Score",
     "Shaping",
     "Terms",
     "TokenMask",
@@ -33,6 +35,7 @@ __all__ = [
     "normalised_pulls",
     "objective",
     "pair_loss",
+    "pair_scores",
     "parse_objective",
     "parse_shaping",
     "parse_shapings",

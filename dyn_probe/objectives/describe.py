@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dyn_probe.objectives.losses import OBJECTIVES
 from dyn_probe.objectives.options import Value, option
+from dyn_probe.objectives.scores import Score
 from dyn_probe.objectives.shaping import SHAPINGS, composes_with
 from dyn_probe.objectives.table import Objective, Shaping
 
@@ -16,8 +17,8 @@ class Method:
     """One objective, warm-up stage or shaping as text; ``kind`` says which.
 
     ``options`` has one line per option: ``name=default: letter, meaning, values``. ``needs`` names what it
-    reads beside log-probabilities and lengths; ``composes_with`` an objective's shapings, or a shaping's
-    objectives.
+    reads beside log-probabilities and lengths; ``score`` what an objective compares of a response;
+    ``composes_with`` an objective's shapings, or a shaping's objectives.
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Method:
     when: str
     dynamics: str
     notes: str
+    score: str = ""
 
     @property
     def defaults(self) -> tuple[str, ...]:
@@ -58,8 +60,20 @@ def describe() -> list[Method]:
 def _method(kind: str, row: Objective | Shaping, needs: tuple[str, ...], fits: tuple[str, ...]) -> Method:
     return Method(
         kind, row.name, row.formula, _options(row.name, row.defaults), needs, fits,
-        row.paper, row.when, row.dynamics, row.notes,
+        row.paper, row.when, row.dynamics, row.notes, _score(row) if isinstance(row, Objective) else "",
     )  # fmt: skip
+
+
+def _score(row: Objective) -> str:
+    """The score with the default hyper-parameters, then those that a switch changes."""
+    plain = row.score_of(row.defaults)
+    others = {switch: row.score_of({**row.defaults, switch: not row.defaults[switch]}) for switch in row.score_if}
+    said = [f"{switch}={str(not row.defaults[switch]).lower()}: {_worded(one)}" for switch, one in others.items()]
+    return "; ".join([_worded(plain), *said])
+
+
+def _worded(score: Score) -> str:
+    return f"{score.formula}: {score.meaning} ({score.unit})"
 
 
 def _options(owner: str, defaults: Mapping[str, Value]) -> tuple[str, ...]:

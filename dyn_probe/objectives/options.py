@@ -36,6 +36,7 @@ _WEIGHT = ("a number from 0", _not_negative)
 # An entry "owner.key" goes before "key".
 OPTIONS: dict[str, Option] = {
     "beta": Option("β", "how strongly log-ratios are held near the reference", *_SCALE),
+    "sppo.beta": Option("β", "1/η of the paper: the targets of the hard form are ±1/(2β)", *_SCALE),
     "simpo.beta": Option("β", "scale of the margin of per-token means", *_SCALE),
     "cpo.beta": Option("β", "scale of the margin of log-probabilities", *_SCALE),
     "label_smoothing": Option(
@@ -55,7 +56,7 @@ OPTIONS: dict[str, Option] = {
     "kappa": Option("κ", "weight of the calibration term", *_WEIGHT),
     "average": Option("", "divide the log-ratios by the response lengths"),
     "mean_nll": Option("", "likelihood term per token (ā) instead of per sequence (a)"),
-    "soft": Option("", "targets from win probabilities instead of 1 and 0"),
+    "soft": Option("", "targets from the data's win probabilities instead of 1 and 0"),
     "schedule": Option("", "raise λ linearly to 1 over training"),
     "form": Option(
         "",

@@ -59,6 +59,17 @@ def pulls(name: str | Objective, terms: Terms, hyper: Hyper = None, shapings: Sh
     return -grad_a, grad_b
 
 
+def pair_scores(name: str | Objective, terms: Terms, hyper: Hyper = None) -> Columns:
+    """``[B]`` columns ``score_chosen``, ``score_rejected`` (nats, detached): what the objective compares.
+
+    Shapings change what gradients do to a pair, not the scores.
+    """
+    row = objective(name)
+    score = row.score_of(resolve_hyper(row, hyper))
+    sides = {"chosen": (terms.a, terms.n_w, terms.r_w), "rejected": (terms.b, terms.n_l, terms.r_l)}
+    return {f"score_{side}": score.of(*numbers) for side, numbers in sides.items()}
+
+
 def check_terms(name: str | Objective, terms: Terms, hyper: Hyper = None, shapings: Shapings = ()) -> None:
     """Refuse terms that do not belong to the objective, before training with it.
 

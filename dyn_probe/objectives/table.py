@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dyn_probe.objectives.options import Value
+from dyn_probe.objectives.scores import Score
 from dyn_probe.objectives.terms import Terms
 
 Columns = dict[str, Tensor]
@@ -23,6 +24,8 @@ class Objective:
         loss: ``loss(terms, hyper) -> ℓ [B]`` (nats), minimised.
         defaults: hyper-parameters and their values where none are given.
         needs_reference: whether ``r_w`` and ``r_l`` enter.
+        score: what it compares of a response; ``score_if[option]``: what it compares where a switch is on.
+        target: what the loss aims at, in words, where a pull reverses once that is passed.
         terms: further terms it needs; ``terms_if[option]``: those it needs where a switch is on.
         shapings: names of the shapings (SHAPINGS) it composes with.
         stage: whether it is a warm-up stage (--sft-objective) and no objective of preference training.
@@ -33,11 +36,14 @@ class Objective:
     loss: Callable[[Terms, Options], Tensor]
     defaults: Mapping[str, float | bool]
     needs_reference: bool
+    score: Score
     formula: str
     paper: str
     when: str
     dynamics: str
     notes: str = ""
+    score_if: Mapping[str, Score] = field(default_factory=dict)
+    target: Callable[[Options], str] | None = None
     terms: tuple[str, ...] = ()
     terms_if: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shapings: tuple[str, ...] = ()
@@ -47,6 +53,10 @@ class Objective:
         """Names of the terms the loss reads beside a, b, n_w and n_l."""
         extra = tuple(t for switch, names in self.terms_if.items() if hyper[switch] for t in names)
         return (("r_w", "r_l") if self.needs_reference else ()) + self.terms + extra
+
+    def score_of(self, hyper: Mapping[str, Value]) -> Score:
+        """What it compares of a response with these hyper-parameters."""
+        return next((score for switch, score in self.score_if.items() if hyper[switch]), self.score)
 
 
 @dataclass(frozen=True)

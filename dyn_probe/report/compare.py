@@ -13,7 +13,7 @@ import pandas as pd
 from dyn_probe.report import derived
 from dyn_probe.report.facts import title
 from dyn_probe.report.frames import numbers
-from dyn_probe.report.overview import overview
+from dyn_probe.report.overview import OWN, overview
 from dyn_probe.report.ranked import pair_rows
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 JOINED: dict[str, str] = {
     "logp_per_token_chosen": "nats/token",
     "logp_per_token_rejected": "nats/token",
-    "margin": "nats/sequence",
+    "margin": "nats",
+    "log_ratio_margin": "nats/sequence",
     "grad_cosine": "1",
     "case": "",
     "step": "step",
@@ -78,7 +79,8 @@ def deltas(traces: Mapping[str, Trace]) -> list[DeltaLine]:
     for name in names:
         known = next(table[name] for table in tables.values() if name in table)
         values = {label: table[name].last if name in table else float("nan") for label, table in tables.items()}
-        lines.append(DeltaLine(name, known.unit, known.formula, values))
+        said = f"{name}, by each run's own score" if name in OWN else name
+        lines.append(DeltaLine(said, known.unit, known.formula, values))
     return lines
 
 

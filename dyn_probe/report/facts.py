@@ -16,6 +16,7 @@ FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Data", ("data.name", "data.path", "config.data")),
     ("Objective", ("objective.name", "config.objective")),
     ("Shaping", ("objective.shaping", "config.shaping")),
+    ("Margin and accuracy of", ("objective.score.meaning",)),
     ("β", ("objective.hyper.beta", "objective.beta", "config.beta")),
     ("Learning rate", ("config.lr", "config.learning_rate", "optimizer.lr")),
     ("Optimizer", ("config.optimizer", "optimizer.name")),

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from dyn_probe.rows import margins
 from dyn_probe.train.records import Skipped
 
 
@@ -73,14 +74,11 @@ def live_numbers(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> str
         per_token = sum(r[f"logp_{side}"] / r[f"len_{side}"] for r in rows) / len(rows)
         sides[side] = per_token - start.setdefault(side, per_token)
     loss = sum(r["loss"] for r in rows) / len(rows)
-    won = [r["logp_chosen"] - (r.get("ref_logp_chosen") or 0.0) for r in rows]
-    lost = [r["logp_rejected"] - (r.get("ref_logp_rejected") or 0.0) for r in rows]
-    margin = (sum(won) - sum(lost)) / len(rows)
-    accuracy = sum(w > v for w, v in zip(won, lost, strict=True)) / len(rows)
+    margin = margins(rows)
     cosine = sum(r["grad_cosine"] for r in rows) / len(rows)
     cases = [r["case"] for r in rows if r.get("case") is not None]
     falling = f" both down {sum(case == 2 for case in cases) / len(cases):.0%}" if cases else ""
     return (
-        f"loss {loss:.3f} margin {margin:+.2f} acc {accuracy:.0%} "
+        f"loss {loss:.3f} margin {margin.mean():+.2f} acc {(margin > 0).mean():.0%} "
         f"Δchosen {sides['chosen']:+.3f} Δrejected {sides['rejected']:+.3f} cos {cosine:+.2f}{falling}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,10 @@ METHODS = (
 )  # fmt: skip
 """What is compared where nothing is named: OBJECTIVE, or OBJECTIVE+SHAPING, each with its default options."""
 REMEDY = "pairwise-normalised"
+ACCURACIES = (
+    "Log-ratio acc.: share of pairs with log-ratio of chosen above that of rejected, the same measure for every method "
+    "(against the reference, or the start of training). Own acc.: by the method's own score."
+)
 OF_A_METHOD = ("objective", "shaping", "hyper", "beta")
 """Fields that every method of a grid brings itself."""
 OF_A_RUN = ("out", "resume")
@@ -31,13 +36,23 @@ OF_A_RUN = ("out", "resume")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did to the held-out pairs, last minus first (nats per sequence, means over the pairs)."""
+    """What a run did to the held-out pairs: last minus first (nats per sequence, means over the pairs), and accuracies
+    at the end.
+
+    Args:
+        accuracy: share of pairs that the method orders right by its own score.
+        log_ratio_accuracy: share whose log-ratio of chosen is above that of rejected, the same measure for every
+            method: against the reference; for a method without one, against the start of training.
+        score: the method's own score, as a formula.
+    """
 
     method: str
     seed: int
     chosen: float
     rejected: float
     accuracy: float
+    log_ratio_accuracy: float = math.nan
+    score: str = ""
 
     @property
     def margin(self) -> float:
@@ -123,6 +138,8 @@ def outcome(trace: Trace, method: str, seed: int) -> Outcome:
         last["eval_logp_chosen"] - first["eval_logp_chosen"],
         last["eval_logp_rejected"] - first["eval_logp_rejected"],
         last["eval_accuracy"],
+        last.get("eval_log_ratio_accuracy", math.nan),
+        trace.manifest["objective"].get("score", {}).get("formula", ""),
     )
 
 
@@ -134,13 +151,16 @@ def outcomes(runs: Mapping[tuple[str, int], RunConfig]) -> list[Outcome]:
 def outcome_lines(found: Sequence[Outcome]) -> list[str]:
     """A table of means over seeds, and what it says about normalised updates."""
     means = mean_outcomes(found)
-    width = max(len(name) for name in means)
-    lines = [f"{'held-out pairs, end − start':{width}}  {'Δchosen':>9} {'Δrejected':>9} {'margin':>9}  accuracy"]
+    title = "held-out pairs, end − start"
+    width = max(len(name) for name in (title, *means))
+    heads = ("Δchosen", "Δrejected", "Δmargin", "log-ratio acc.", "own acc.")
+    lines = [f"{title:{width}}  " + "  ".join(f"{head:>9}" for head in heads) + "  own score"]
     lines += [
-        f"{name:{width}}  {one.chosen:+9.2f} {one.rejected:+9.2f} {one.margin:+9.2f}  {one.accuracy:8.0%}"
+        f"{name:{width}}  {one.chosen:+9.2f}  {one.rejected:+9.2f}  {one.margin:+9.2f}  "
+        f"{one.log_ratio_accuracy:14.0%}  {one.accuracy:9.0%}  {one.score}"
         for name, one in means.items()
     ]
-    return [*lines, *remedy_lines(means)]
+    return [*lines, ACCURACIES, *remedy_lines(means)]
 
 
 def outcome_data(found: Sequence[Outcome]) -> dict[str, Any]:
@@ -148,7 +168,8 @@ def outcome_data(found: Sequence[Outcome]) -> dict[str, Any]:
     means = mean_outcomes(found)
     rows = [
         {"method": name, "seeds": sum(other.method == name for other in found), "chosen": one.chosen,
-         "rejected": one.rejected, "margin": one.margin, "accuracy": one.accuracy}
+         "rejected": one.rejected, "margin": one.margin, "log_ratio_accuracy": one.log_ratio_accuracy,
+         "accuracy": one.accuracy, "score": one.score}
         for name, one in means.items()
     ]  # fmt: skip
     return {"rows": rows, "says": remedy_lines(means)}
@@ -162,8 +183,9 @@ def mean_outcomes(found: Sequence[Outcome]) -> dict[str, Outcome]:
 
 def mean_outcome(found: Sequence[Outcome]) -> Outcome:
     """The mean over the seeds of one method."""
-    numbers = [fmean(getattr(one, name) for one in found) for name in ("chosen", "rejected", "accuracy")]
-    return Outcome(found[0].method, found[0].seed, *numbers)
+    names = ("chosen", "rejected", "accuracy", "log_ratio_accuracy")
+    chosen, rejected, own, common = (fmean(getattr(one, name) for one in found) for name in names)
+    return Outcome(found[0].method, found[0].seed, chosen, rejected, own, common, found[0].score)
 
 
 def remedy_lines(means: Mapping[str, Outcome]) -> list[str]:

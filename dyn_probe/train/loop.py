@@ -13,13 +13,14 @@ from torch import Tensor
 
 from dyn_probe.errors import BadInput, Diverged
 from dyn_probe.objectives import normalised_pulls, pulls
-from dyn_probe.pairs import PairBatch, batch_logits, token_logps
+from dyn_probe.pairs import PairBatch
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import collate, step_order
 from dyn_probe.train.checkpoints import newest_checkpoint, remove_checkpoints
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display, live_numbers
 from dyn_probe.train.encode import EncodedPair
+from dyn_probe.train.held_out import evaluate
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
 from dyn_probe.train.objective import forward, losses_of, terms_of
@@ -28,6 +29,7 @@ from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.schedule import learning_rate, set_rate
 from dyn_probe.train.setup import example_rows, manifest_of, prepare
 from dyn_probe.train.start import checkpoint, start_run
+from dyn_probe.train.targets import warn_past_target
 from dyn_probe.train.token_rows import record_tokens
 
 
@@ -129,6 +131,7 @@ def train_step(run: Run, step: int) -> str:
         step, loss=float(torch.cat(losses).mean()), learning_rate=rate, grad_norm=norm, grad_norm_clipped=clipped,
         pairs=sum(batch.pairs for batch in batches), step_seconds=time.perf_counter() - started,
     )  # fmt: skip
+    warn_past_target(run, step)
     return live_numbers(run.probe.fresh, run.start)
 
 
@@ -141,15 +144,7 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
     setup, scale = run.setup, 1.0 / run.config.gradient_accumulation
     method = setup.method
     with run.probe.step(step, batch.ids, learning_rate=rate, measure=method.normalised) as probe:
-        out = forward(
-            run.module,
-            batch,
-            whole,
-            setup,
-            run.reference,
-            run.mask,
-            step / run.config.steps,
-        )
+        out = forward(run, batch, whole, step)
         terms = terms_of(out, batch)
         losses, columns = losses_of(method, terms)
         stop_if_not_finite(losses, step, batch, setup.processes, run.config)
@@ -206,28 +201,3 @@ def clip(run: Run) -> tuple[float, float]:
     whole: Any = torch.nn.utils.clip_grad_norm_(run.trained, limit if limit > 0 else math.inf)
     norm = float(whole.full_tensor() if run.setup.processes.sharded else whole)
     return norm, min(norm, limit) if limit > 0 else norm
-
-
-@torch.no_grad()
-def evaluate(run: Run) -> dict[str, float]:
-    """Means over the held-out pairs, in eval mode: columns ``eval_*`` of the ``steps`` table."""
-    setup, size = run.setup, 2 * run.config.batch_size
-    was = setup.model.training
-    run.module.eval()
-    names = ("eval_logp_chosen", "eval_logp_rejected", "eval_margin", "eval_accuracy")
-    sums = torch.zeros(len(names), dtype=torch.float64, device=setup.device)
-    for k in range(0, len(setup.held_out), size):
-        part = setup.held_out[k : k + size]
-        own = part[setup.processes.rank :: setup.processes.count]
-        batch = collate(own or part[:1], setup.pad_id).to(setup.device)  # a split model wants every process to call it
-        with setup.autocast():
-            a, b = token_logps(batch_logits(run.module, batch), batch).sum(1).double().chunk(2)
-        margin = a - b
-        if run.reference is not None:
-            r_w, r_l = run.reference.rows(batch).double().chunk(2)
-            margin = margin - (r_w - r_l)
-        values = torch.stack([a, b, margin, (margin > 0).double()]).sum(1)
-        sums += values if own else 0.0 * values
-    run.module.train(was)
-    means = setup.processes.summed(sums) / len(setup.held_out)
-    return dict(zip(names, means.tolist(), strict=True))

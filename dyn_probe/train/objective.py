@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,26 +12,24 @@ from torch import Tensor, nn
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import (
     OBJECTIVES,
+    Score,
     Terms,
     TokenMask,
-    kl_estimate,
-    masked_logps,
-    mismatched_rows,
     objective,
     pair_loss,
+    pair_scores,
     parse_shapings,
     resolve_hyper,
 )
 from dyn_probe.objectives.formulas import shift_of
 from dyn_probe.objectives.options import parse
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
-from dyn_probe.train.batches import pad
 from dyn_probe.train.config import RunConfig
-from dyn_probe.train.encode import EncodedPair, Row
-from dyn_probe.train.reference import Reference
+from dyn_probe.train.encode import EncodedPair
+from dyn_probe.train.terms import Batch, provide
 
 if TYPE_CHECKING:
-    from dyn_probe.train.setup import Setup
+    from dyn_probe.train.run import Run
 
 STAGES = tuple(name for name, row in OBJECTIVES.items() if row.stage)
 
@@ -68,6 +67,24 @@ class Method:
     def shaping(self, name: str) -> Any | None:
         """The chosen shaping of that name, None if there is none."""
         return next((one for one in self.shapings if one.name == name), None)
+
+    @property
+    def score(self) -> Score:
+        """What the objective compares of a response."""
+        return objective(self.name).score_of(self.hyper)
+
+    @property
+    def target(self) -> str:
+        """What the loss aims at, in words, where a pull reverses once that is passed; else empty."""
+        target = objective(self.name).target
+        return "" if target is None else target(self.hyper)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of all terms that objective and shapings read."""
+        shaped = (name for one in self.shapings for name in one.shaping.needs)
+        rows = ("masked_logps",) if self.masked else ()
+        return tuple(dict.fromkeys([*objective(self.name).needs(self.hyper), *shaped, *rows]))
 
     @property
     def needs_reference(self) -> bool:
@@ -128,45 +145,29 @@ class Forward:
     more: dict[str, Any]
 
 
-def forward(
-    model: nn.Module,
-    batch: PairBatch,
-    whole: list[EncodedPair],
-    setup: Setup,
-    reference: Reference | None,
-    mask: TokenMask | None,
-    progress: float,
-) -> Forward:
-    """The policy's forward with gradients, and the reference's values.
+def forward(run: Run, rows: PairBatch, whole: Sequence[EncodedPair], step: int) -> Forward:
+    """The policy's forward with gradients, and everything that the method reads beside it.
 
     Args:
-        model: the module to call.
+        rows: this process's part of the batch.
         whole: the pairs of the batch over all processes.
-        progress: share of training done.
     """
-    hidden: list[Tensor] = []
-    method, autocast = setup.method, setup.autocast
-    with autocast():
-        if mask is None:
-            tokens = token_logps(batch_logits(model, batch), batch)
+    method, hidden = run.setup.method, None
+    with run.setup.autocast():
+        if run.mask is None:
+            logits = batch_logits(run.module, rows)
         else:
-            tokens = token_logps(_logits_and_hidden(model, setup.model, batch, hidden), batch)
-    more: dict[str, Any] = {"progress": progress, "token_logps": tokens, "response_mask": batch.response_mask}
-    expected = None
-    logps = rows = tokens.sum(1)
-    if method.needs_reference and reference is not None:
-        if mask is not None:
-            more["ref_token_logps"] = reference.tokens(batch)
-            more["token_mask"] = mask(hidden[0]).to(tokens.dtype)
-            more["masked_logps"] = rows = masked_logps(more["token_mask"], tokens)
-        expected = reference.rows(batch).to(tokens.dtype)
-    if method.name == "kto" and reference is not None:
-        more["kl"] = _kl(model, whole, reference, setup)
-    return Forward(logps, rows, expected, more)
+            logits, hidden = _logits_and_hidden(run.module, run.setup.model, rows)
+        tokens = token_logps(logits, rows)
+    found = provide(Batch(run, rows, whole, step, tokens, hidden), method.terms)
+    expected = None if run.reference is None else run.reference.rows(rows).to(tokens.dtype)
+    logps = tokens.sum(1)
+    return Forward(logps, found.get("masked_logps", logps), expected, found)
 
 
-def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch, hidden: list[Tensor]) -> Tensor:
+def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
     """Logits, and the head's input caught on its way (``[2B, L', d]``, put back to ``[2B, L, d]``)."""
+    hidden: list[Tensor] = []
     head = inner.get_output_embeddings()  # type: ignore[operator]
 
     def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -179,25 +180,7 @@ def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch, hid
         handle.remove()
     state = hidden[0]
     missing = batch.input_ids.shape[1] - state.shape[1]
-    hidden[0] = torch.cat([state.new_zeros(state.shape[0], missing, state.shape[2]), state], 1)
-    return logits
-
-
-@torch.no_grad()
-def _kl(model: nn.Module, whole: list[EncodedPair], reference: Reference, setup: Setup) -> Tensor:
-    """KTO's reference point: prompts of the whole batch with other prompts' responses; every process does its share."""
-    rows = [pair.chosen for pair in whole] + [pair.rejected for pair in whole]
-    partners, most = mismatched_rows(len(whole)), setup.max_length
-    mixed = [
-        Row((*row.ids[: row.start], *rows[j].ids[rows[j].start :])[:most], row.start)
-        for row, j in zip(rows, partners, strict=True)
-    ]
-    own = [*setup.processes.share(mixed[: len(whole)]), *setup.processes.share(mixed[len(whole) :])]
-    batch = PairBatch(*pad(own, setup.pad_id)).to(setup.device)
-    with setup.autocast():
-        ours = token_logps(batch_logits(model, batch), batch).sum(1)
-    theirs = reference.rows(batch).to(ours.dtype)
-    return kl_estimate(setup.processes.stacked(ours), setup.processes.stacked(theirs))
+    return logits, torch.cat([state.new_zeros(state.shape[0], missing, state.shape[2]), state], 1)
 
 
 def terms_of(out: Forward, batch: PairBatch) -> Terms:
@@ -206,6 +189,6 @@ def terms_of(out: Forward, batch: PairBatch) -> Terms:
 
 
 def losses_of(method: Method, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
-    """``ℓ [B]``, and every coefficient that shaped them as a column: the shapings' and the objective's own."""
+    """``ℓ [B]``, and columns: the scores, and every coefficient that shaped them, the shapings' and the objective's."""
     losses, columns = pair_loss(method.name, terms, method.hyper, method.shapings)
-    return losses, {**columns, **method.coefficients(terms)}
+    return losses, {**columns, **method.coefficients(terms), **pair_scores(method.name, terms, method.hyper)}

@@ -42,6 +42,9 @@ class Run:
     first: int = 0
     probes: TokenProbes | None = None
     start: dict[str, float] = field(default_factory=dict)
+    target_passed: bool = False
+    held_out_start: dict[str, tuple[float, float]] | None = None
+    """Pair id → ``(a, b)`` at the first evaluation, where there is no reference to compare with; None: not known."""
 
     @property
     def config(self) -> RunConfig:

@@ -17,8 +17,6 @@ from torch import nn
 from dyn_probe import __version__
 from dyn_probe.errors import BadInput, TraceError
 from dyn_probe.mass.probes import ProbeSet
-from dyn_probe.objectives import objective
-from dyn_probe.objectives.terms import MEANINGS
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.config_file import resumed
 from dyn_probe.train.data import load_pairs
@@ -28,9 +26,7 @@ from dyn_probe.train.models import load_model, pad_token
 from dyn_probe.train.objective import Method
 from dyn_probe.train.parallel import ALONE, Processes
 from dyn_probe.train.records import Skipped, listed, plain_text
-
-KNOWN_TERMS = ("r_w", "r_l", "kl", "progress")
-"""Terms beside log-probabilities that this loop can give an objective."""
+from dyn_probe.train.terms import with_data
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +77,8 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
     skipped = [*skipped, *more]
     if not encoded:
         raise BadInput(f"no pair of {config.data} can be used: {listed(skipped)}")
+    encoded, more = with_data(encoded, method, config.data)
+    skipped = [*skipped, *more]
     pairs, held_out = split(encoded, config.eval_fraction, config.seed)
     if config.pairs_per_step > len(pairs):
         raise BadInput(
@@ -111,10 +109,6 @@ def check_folder(config: RunConfig) -> None:
 
 def check_batch(config: RunConfig, method: Method) -> None:
     """Refuse combinations of options that cannot work together."""
-    unknown = [name for name in objective(method.name).needs(method.hyper) if name not in KNOWN_TERMS]
-    if unknown:
-        said = ", ".join(f"{name} ({MEANINGS[name]})" for name in unknown)
-        raise BadInput(f"{method.name} with these options wants {said}, which no preference file gives; leave them off")
     if method.name == "kto" and config.batch_size < 2:
         raise BadInput("kto estimates its KL from other pairs of the batch; write --batch-size 2 or more")
     if config.update and method.masked:
@@ -182,6 +176,7 @@ def manifest_of(setup: Setup) -> dict[str, Any]:
             "name": setup.method.name,
             "hyper": setup.method.hyper,
             "shaping": [f"{one.name}: {one.options}" for one in setup.method.shapings],
+            "score": setup.method.score.as_manifest,
         },
         "processes": {"count": setup.processes.count, "parallel": setup.processes.kind or None},
         "skipped_rows": [dataclasses.asdict(row) for row in setup.skipped],

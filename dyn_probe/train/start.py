@@ -53,8 +53,10 @@ def start_run(
         update=config.update,
         certify=state is None,
         rank=processes.rank,
+        keep_rows=False,
     )
-    return Run(setup, writer, display, module, probe, optimizer, reference, mask, first)
+    begun = {} if state is None else held_out_start(state)
+    return Run(setup, writer, display, module, probe, optimizer, reference, mask, first, held_out_start=begun)
 
 
 def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart | None) -> None:
@@ -123,6 +125,12 @@ def resumed_reference(setup: Setup, state: dict[str, Any]) -> Reference | None:
     return Reference({k: (v[0], v[1]) for k, v in state["reference"].items()}, None, setup.autocast)
 
 
+def held_out_start(state: dict[str, Any]) -> dict[str, tuple[float, float]] | None:
+    """What the held-out pairs were at the start of the run that is resumed; None where its checkpoint does not say."""
+    known = state.get("held_out_start")
+    return None if known is None else {pair: (values[0], values[1]) for pair, values in known.items()}
+
+
 def resume(
     state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, mask: nn.Module | None, sharded: bool
 ) -> int:
@@ -145,6 +153,9 @@ def checkpoint(run: Run, done: int) -> None:
         more["reference_model"] = full_weights(twin) if sharded else twin.state_dict()
     elif run.reference is not None:
         more["reference"] = {k: list(v) for k, v in run.reference.table.items()}
+    if run.held_out_start is not None:
+        parts = run.setup.processes.gathered(run.held_out_start)
+        more["held_out_start"] = {pair: list(values) for part in parts for pair, values in part.items()}
     states = full_state(model, optimizer) if sharded else (model.state_dict(), optimizer.state_dict())
     if run.setup.processes.first:
         save_checkpoint(run.config.folder, done, *states, **more)
