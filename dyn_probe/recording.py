@@ -259,14 +259,6 @@ class Recording:
         return Products(dict(zip(found, stacked, strict=True)), self._coefficients.cpu(), self._bad.cpu(), self.full)
 
 
-def dropout_on(model: nn.Module) -> bool:
-    """Whether a forward in the present mode draws random numbers for dropout."""
-    config = getattr(model, "config", None)
-    attention = any(bool(getattr(config, name, 0.0)) for name in ("attention_dropout", "attn_pdrop"))
-    modules = any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in model.modules())
-    return model.training and (modules or attention)
-
-
 def distributed() -> bool:
     """Whether this is one of several processes."""
     return (

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from dyn_probe.capture.randomness import have_moved, random_states
 from dyn_probe.capture.spans import find_spans
 from dyn_probe.capture.uses import Call, Kind, Span, Use, explain, find_uses
 from dyn_probe.errors import BadInput, UnsupportedUse
@@ -67,6 +68,7 @@ class Capture:
         self.claimed: dict[nn.Module, Kind] = {} if claimed is None else claimed
         self.rows = self.length = 0
         self.autocast = False
+        self.random = False
         self.spans: tuple[Span, ...] = ()
         self.calls: dict[nn.Module, int] = {}
         self.taken: dict[str, list[Call]] = {}
@@ -78,6 +80,7 @@ class Capture:
         self.anchor = torch.zeros((), requires_grad=True)
         self._inside = self._busy = False
         self._forwards = 0
+        self._random_states: list[Any] = []
         self._hooks = ExitStack()
 
     def __enter__(self) -> Capture:
@@ -121,10 +124,15 @@ class Capture:
         self.autocast = torch.is_autocast_enabled(self.anchor.device.type)
         self.spans = find_spans(kwargs.get("input_ids"), kwargs.get("attention_mask"))
         self.entry = (args, kwargs, torch.get_rng_state())
+        self._random_states = random_states(self._devices())
+
+    def _devices(self) -> set[torch.device]:
+        return {p.device for use in self.uses for p in use.module.parameters(recurse=False)}
 
     def _leave_model(self, _: nn.Module, args: object, output: Any) -> None:
         if not self._busy and self._inside:
             self._inside = False
+            self.random = have_moved(self._random_states, random_states(self._devices()))
             self.output = output if self.widened else None
 
     def _hook_of(self, use: Use) -> Callable[..., Any]:
