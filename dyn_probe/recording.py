@@ -7,7 +7,7 @@ too small to divide by, that pair is measured by a backward of its own, started 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ from dyn_probe.gram.reweight import add_weighted_gradients
 from dyn_probe.gram.table import KINDS
 
 SMALLEST = {torch.float64: 1e-100, torch.float32: 1e-18, torch.bfloat16: 1e-18}
-"""Coefficients below this are not divided by (float16: 1e-3)."""
+"""Coefficients below this are not divided by, by the type that the gradient was computed in (float16: 1e-3)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +104,7 @@ class Recording:
         self._bad: Tensor | None = None
         self._found: dict[str, Tensor] | None = None
         self._nested = False
+        self._smallest = 0.0
         self._handle: Any = None
 
     def __enter__(self) -> Recording:
@@ -144,7 +145,8 @@ class Recording:
             )
         if logps.grad_fn is None:
             raise BadInput("probe.pairs wants log-probabilities that carry a gradient; these are detached")
-        self.reentrant = check_coverage(self.capture, logps)
+        graph = check_coverage(self.capture, logps)
+        self.reentrant, self._smallest = graph.reentrant, self._smallest_of(graph.dtypes)
         if not self._split():
             with self.quiet():
                 check_rows(
@@ -167,11 +169,16 @@ class Recording:
 
     def _unusable(self, c: Tensor) -> Tensor:
         """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""
-        dtypes = {p.dtype for p in trained_parameters(self.capture.model).values()}
-        rows = ~(c.abs() >= max(SMALLEST.get(d, 1e-3) for d in dtypes))
+        rows = ~(c.abs() >= self._smallest)
         pairs = rows[: len(c) // 2] | rows[len(c) // 2 :]
         everything = self.separate or (self.full and bool(pairs.any()))
         return torch.ones_like(pairs) if everything else pairs
+
+    def _smallest_of(self, dtypes: Iterable[torch.dtype]) -> float:
+        """The smallest coefficient that may be divided by, where gradients are computed in ``dtypes``. What reentrant
+        checkpoints hide is judged by what its modules put out."""
+        parameters = {p.dtype for p in trained_parameters(self.capture.model).values()}
+        return max(SMALLEST.get(d, 1e-3) for d in {*dtypes, *self.capture.dtypes, *parameters} if d.is_floating_point)
 
     def _split(self) -> bool:
         """Whether parameters are split over processes (FSDP2)."""

@@ -74,6 +74,7 @@ class Capture:
         self.taken: dict[str, list[Call]] = {}
         self.complaints: list[str] = []
         self.leaves: dict[int, str] = {}
+        self.dtypes: set[torch.dtype] = set()
         self.widened: list[str] = []
         self.entry: tuple[Any, Any, Tensor] | None = None
         self.output: Any = None
@@ -143,6 +144,7 @@ class Capture:
                 self.leaves[id(module._parameters[local])] = name
             if self._inside:
                 self.calls[module] = self.calls.get(module, 0) + 1
+                self.dtypes.update(t.dtype for t in pytree.tree_leaves(output) if isinstance(t, Tensor))
             if not torch.is_grad_enabled():
                 return None
             return self._tap(use, args, kwargs, output)

@@ -101,7 +101,7 @@ def _products(model: nn.Module, batch: PairBatch, full: bool) -> tuple[dict[str,
         logps = sequence_logps(model, batch)
         if logps.grad_fn is None:
             raise BadInput("the model's log-probabilities carry no gradient; is every parameter frozen?")
-        reentrant = check_coverage(capture, logps)
+        reentrant = check_coverage(capture, logps).reentrant
         check_rows(capture, logps, lambda loss: backward_only(loss, capture, reentrant, retain=True))
         backward_only(logps.sum(), capture, reentrant)
     return assembly.finish(), logps.detach(), capture.uses

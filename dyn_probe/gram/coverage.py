@@ -19,11 +19,13 @@ from dyn_probe.errors import UnsupportedUse
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """What stands behind a tensor: uses by ``id(leaf)``, the leaves, the tapped calls, reentrant checkpoints."""
+    """What stands behind a tensor: uses by ``id(leaf)``, the leaves, the tapped calls, the types that gradients are
+    computed in, reentrant checkpoints."""
 
     uses: Counter[int]
     leaves: dict[int, Tensor]
     calls: frozenset[Call]
+    dtypes: frozenset[torch.dtype]
     reentrant: bool
 
 
@@ -33,6 +35,7 @@ def graph_behind(root: Tensor) -> Graph:
     uses: Counter[int] = Counter()
     leaves: dict[int, Tensor] = {}
     calls: set[Call] = set()
+    dtypes: set[torch.dtype] = set()
     reentrant = False
     stack = [root.grad_fn]
     while stack:
@@ -43,16 +46,17 @@ def graph_behind(root: Tensor) -> Graph:
         reentrant |= "CheckpointFunction" in node.name()
         if isinstance(call := getattr(node, "call", None), Call):
             calls.add(call)
+        dtypes.update(output.dtype for output in node._input_metadata)
         for following, _ in node.next_functions:
             if following is not None and hasattr(following, "variable"):
                 uses[id(following.variable)] += 1
                 leaves[id(following.variable)] = following.variable
             stack.append(following)
-    return Graph(uses, leaves, frozenset(calls), reentrant)
+    return Graph(uses, leaves, frozenset(calls), frozenset(dtypes), reentrant)
 
 
-def check_coverage(capture: Capture, logps: Tensor) -> bool:
-    """Compare the graph behind ``logps`` with what the taps saw; returns whether reentrant checkpoints hide parts.
+def check_coverage(capture: Capture, logps: Tensor) -> Graph:
+    """Compare the graph behind ``logps`` with what the taps saw; returns the graph.
 
     Raises:
         UnsupportedUse: listing every parameter with a use outside its module, or with more uses than taps.
@@ -75,7 +79,7 @@ def check_coverage(capture: Capture, logps: Tensor) -> bool:
             "cannot record this model exactly; parameters are used outside the module that owns them:\n  "
             + "\n  ".join(complaints)
         )
-    return graph.reentrant
+    return graph
 
 
 def _strangers(capture: Capture, leaves: dict[int, Tensor]) -> list[str]:

@@ -160,7 +160,7 @@ def _collect_tile(model: nn.Module, tile: Tile, names: set[str], into: Parts) ->
 
     with Capture(model, KINDS, receive) as capture, torch.enable_grad():
         logps = logps_of_tokens(model, tile.side.ids, tile.side.positions[tile.start : tile.stop])
-        reentrant = check_coverage(capture, logps)
+        reentrant = check_coverage(capture, logps).reentrant
         check_rows(capture, logps, lambda loss: backward_only(loss, capture, reentrant, retain=True))
         backward_only(logps.sum(), capture, reentrant)
 
