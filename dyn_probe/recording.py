@@ -20,7 +20,7 @@ from dyn_probe.capture.uses import Call, Kind, trained_parameters
 from dyn_probe.errors import BadInput
 from dyn_probe.gram.api import backward_only, refuse_missed
 from dyn_probe.gram.assemble import Assembly
-from dyn_probe.gram.coverage import check_coverage, check_rows
+from dyn_probe.gram.coverage import check_coverage, check_hidden, check_rows
 from dyn_probe.gram.directional import along, settled
 from dyn_probe.gram.factors import Factor
 from dyn_probe.gram.reweight import add_weighted_gradients
@@ -253,6 +253,7 @@ class Recording:
                 "probe.step, with a loss computed from that very tensor"
             )
         if self._found is None:
+            check_hidden(self.capture)
             if self.reentrant:  # the graph hid what is inside; what has a gradient now must have been tapped
                 trained = trained_parameters(self.capture.model)
                 refuse_missed([n for n, p in trained.items() if p.grad is not None and n not in self.capture.taken])

@@ -73,6 +73,7 @@ class Capture:
         self.calls: dict[nn.Module, int] = {}
         self.taken: dict[str, list[Call]] = {}
         self.complaints: list[str] = []
+        self.hidden: dict[str, None] = {}
         self.leaves: dict[int, str] = {}
         self.dtypes: set[torch.dtype] = set()
         self.widened: list[str] = []
@@ -104,7 +105,11 @@ class Capture:
         self.entry = self.output = None
 
     def _add(self, handle: Any) -> None:
-        self._hooks.callback(handle.remove)
+        self.undo(handle.remove)
+
+    def undo(self, step: Callable[[], Any]) -> None:
+        """Call ``step`` when the capture is left."""
+        self._hooks.callback(step)
 
     def _enter_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled() or self._busy:

@@ -12,7 +12,7 @@ from dyn_probe.capture.tap import Capture
 from dyn_probe.capture.uses import Layer, layers_of, trained_parameters
 from dyn_probe.errors import BadInput, UnsupportedUse
 from dyn_probe.gram.assemble import Assembly
-from dyn_probe.gram.coverage import check_coverage, check_rows
+from dyn_probe.gram.coverage import check_coverage, check_hidden, check_rows
 from dyn_probe.gram.table import KINDS
 from dyn_probe.pairs import PairBatch, sequence_logps
 
@@ -125,6 +125,7 @@ def backward_only(loss: Tensor, capture: Capture, reentrant: bool, retain: bool 
     finally:
         for name, p in parameters.items():
             p.grad = aside[name]
+    check_hidden(capture)
     refuse_missed(missed)
 
 
