@@ -138,12 +138,21 @@ def model_inputs(model: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
     """Keyword arguments of ``model`` for ``batch``: ids, mask, and positions counted from the first real token.
 
     Explicit positions make the result independent of the padding side also for models with absolute positions.
+
+    Raises:
+        BadInput: rows are padded on the left, and whether positions reach the model cannot be known.
     """
     if batch.segments is not None:
         return _packed_inputs(model, batch, batch.segments)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if "position_ids" in _forward_parameters(model):
+    names, known = _forward_parameters(model)
+    if "position_ids" in names:
         inputs["position_ids"] = (batch.attention_mask.long().cumsum(1) - 1).clamp(min=0)
+    elif not known and bool((~batch.attention_mask.bool()).cummax(1).values.logical_and(batch.attention_mask).any()):
+        raise BadInput(
+            f"left padding needs position_ids, and the forward of {type(model).__name__} does not say whether it takes "
+            "them; pad on the right, or give that forward an argument position_ids and hand it on to the model"
+        )
     return inputs
 
 
@@ -197,7 +206,7 @@ def batch_logits(model: nn.Module, batch: PairBatch) -> Tensor:
     """``[2B, L', V]`` logits from the position before the first response token on (all of them where the model
     cannot leave positions out)."""
     inputs: dict[str, Any] = dict(model_inputs(model, batch))
-    parameters = _forward_parameters(model)
+    parameters, _ = _forward_parameters(model)
     if "logits_to_keep" in parameters:
         first = int(batch.response_mask.any(0).nonzero()[0])
         inputs["logits_to_keep"] = batch.input_ids.shape[1] - first + 1
@@ -215,7 +224,7 @@ def logps_of_tokens(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
     n, length = len(positions), int(positions.max()) + 1
     rows = ids[:length].expand(n, length).contiguous()
     inputs: dict[str, Any] = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
-    parameters = _forward_parameters(model)
+    parameters, _ = _forward_parameters(model)
     if "position_ids" in parameters:
         inputs["position_ids"] = torch.arange(length, device=ids.device).expand(n, length)
     keep = length - int(positions.min()) + 1
@@ -235,13 +244,33 @@ def sequence_logps(model: nn.Module, batch: PairBatch) -> Tensor:
     return per_response(token_logps(batch_logits(model, batch), batch), batch)
 
 
-def _forward_parameters(model: nn.Module) -> set[str]:
-    """Names of the arguments of ``model.forward``, seen through the wrappers of DDP and PEFT."""
-    inner: Any = model
-    while True:
-        if hasattr(inner, "get_base_model"):
-            inner = inner.get_base_model()
-        elif isinstance(getattr(inner, "module", None), nn.Module):
-            inner = inner.module
-        else:
-            return set(inspect.signature(inner.forward).parameters)
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "module")
+"""Where a wrapper that hands its arguments on keeps the model: torch.compile, checkpoint wrappers, DDP and FSDP."""
+
+
+def _forward_parameters(model: nn.Module) -> tuple[set[str], bool]:
+    """``(names, known)``: the arguments that reach the model, seen through wrappers that hand theirs on, and whether
+    these are all of them."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters) or ("input_ids" in names and _of_transformers(model)):
+        return names, True
+    inner = _wrapped(model)
+    more, known = _forward_parameters(inner) if inner is not None else (set(), False)
+    return names | more, known and "input_ids" in more
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """The model inside a wrapper, PEFT's too; None where there is none."""
+    base: Any = getattr(model, "get_base_model", None)
+    inner = None if base is None else base()
+    for name in _WRAPPED:
+        inner = getattr(model, name, None) if inner is None else inner
+    return inner if isinstance(inner, nn.Module) and inner is not model else None
+
+
+def _of_transformers(model: nn.Module) -> bool:
+    """Whether it is a model of transformers, whose forwards name every argument that concerns positions."""
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel)

@@ -13,13 +13,19 @@ from torch import Tensor, nn
 from dyn_probe.engine.certificate import Certificate, compare, plain_products, tolerance_for
 from dyn_probe.engine.held import Held
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
-from dyn_probe.engine.recording import Products, Recording, distributed, dropout_on
+from dyn_probe.engine.recording import Products, Recording, distributed
 from dyn_probe.engine.uses import Claims, trained_parameters
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import PairBatch, sequence_logps
 from dyn_probe.row_store import RowStore
 from dyn_probe.rows import Row, layer_rows, pair_columns, pair_rows, step_means
 from dyn_probe.trace.writer import TraceWriter
+
+REALISED = {
+    False: "a forward in eval mode after the update minus the recorded forward before it, which drew no random numbers",
+    True: "a forward in eval mode (no dropout) after the update minus one in eval mode before it",
+}
+"""What ``realised_delta_*`` compares: whether the log-probabilities before the update were evaluated apart."""
 
 
 class Probe:
@@ -82,6 +88,8 @@ class Probe:
         self._recording: Recording | None = None
         self._given: dict[str, Any] = {}
         self._armed = False
+        self._random = False
+        self._said: set[str] = set()
         self._before: dict[str, Tensor] = {}
         self._held: list[tuple[list[Row], Held]] = []
 
@@ -145,6 +153,7 @@ class Probe:
                     raise BadInput("probe.step was left without a call of probe.pairs(logps, …) in it")
                 products = recording.result()
                 self._check(products)
+                self._random |= recording.capture.random
                 if self.records(step):
                     self._take(step, pair_ids, learning_rate, products, clean)
         finally:
@@ -350,8 +359,10 @@ class Probe:
 
         Args:
             batch: the pairs; without it only ``update_delta_*`` are filled, which need no forward.
-            before: ``probe.evaluate(batch)`` from before the update; wanted where dropout is on, since the training
-                forward's log-probabilities are then those of another, random model.
+            before: ``probe.evaluate(batch)`` from before the update; wanted where ``draws_random_numbers``.
+
+        Raises:
+            BadInput: the training forward drew random numbers, and ``before`` is missing.
         """
         self._fill_update()
         if batch is None:
@@ -362,11 +373,13 @@ class Probe:
                 wanted.setdefault(row["pair_id"], []).append(row)
         if not any(i in wanted for i in batch.ids):
             return
-        if before is None and dropout_on(self.model):
+        if before is None and self._random:
             raise BadInput(
-                "after_update cannot compare with log-probabilities taken under dropout; call "
-                "before = probe.evaluate(batch) before optimizer.step(), then probe.after_update(batch, before)"
+                "after_update cannot compare with the training forward's log-probabilities: it drew random numbers "
+                "(dropout); call before = probe.evaluate(batch) before optimizer.step(), then "
+                "probe.after_update(batch, before)"
             )
+        self._say_how_realised(before is not None)
         after = _numbers(self.evaluate(batch))
         old = None if before is None else _numbers(before)
         for i, pair in enumerate(batch.ids):
@@ -375,6 +388,20 @@ class Probe:
                 for side, j in (("chosen", i), ("rejected", i + batch.pairs)):
                     start = row[f"logp_{side}"] if old is None else old[j]
                     row[f"realised_delta_{side}"] = float(after[j] - start)
+
+    def _say_how_realised(self, evaluated: bool) -> None:
+        """Into ``run.json``, once: which log-probabilities ``realised_delta_*`` compares."""
+        said = REALISED[evaluated]
+        if said not in self._said:
+            self._said.add(said)
+            self._manifest(realised_change="; ".join(sorted(self._said)))
+
+    @property
+    def draws_random_numbers(self) -> bool:
+        """Whether a recorded forward of the step in progress drew random numbers (dropout). Its log-probabilities are
+        then those of one random model among many, and no baseline for the realised change: take ``before =
+        probe.evaluate(batch)`` before ``optimizer.step()``."""
+        return self._random
 
     @property
     def fresh(self) -> list[Row]:
@@ -392,7 +419,7 @@ class Probe:
             self.writer.add("pairs", self.fresh)
             self.writer.add("steps", list(self._steps.values()))
         self.rows.settle()
-        self._steps = {}
+        self._steps, self._random = {}, False
 
 
 def _numbers(values: Tensor) -> Any:

@@ -11,7 +11,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, make_batch, make_model
+from families import DROPOUT_ON, FAMILIES, make_batch, make_model
 from reference.gradients import grams, row_gradients
 from reference.same_graph import gram_of
 
@@ -159,19 +159,9 @@ def test_without_a_training_loop(family):
     assert ((found.cosine - entries[:, 2] / product).abs()).max() <= 1e-9
 
 
-DROPOUT = {
-    "gpt2": dict(resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
-    "opt": dict(dropout=0.2, attention_dropout=0.2),
-    "gpt_neox": dict(hidden_dropout=0.2, attention_dropout=0.2),
-    "llama": dict(attention_dropout=0.2),
-    "bloom": dict(hidden_dropout=0.2, attention_dropout=0.2),
-    "falcon": dict(hidden_dropout=0.2, attention_dropout=0.2),
-}
-
-
-@pytest.mark.parametrize("family", DROPOUT)
+@pytest.mark.parametrize("family", DROPOUT_ON)
 def test_dropout_on(family):
-    model, batch = make_model(family, **DROPOUT[family]), make_batch()
+    model, batch = make_model(family, **DROPOUT_ON[family]), make_batch()
     with Recording(model, full=True) as recording:
         logps = sequence_logps(model, batch)
         recording.watch(logps)

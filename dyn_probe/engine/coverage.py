@@ -4,26 +4,53 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dyn_probe.engine.graph import graph_behind
+from dyn_probe.engine.graph import Graph, graph_behind
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.uses import Call, is_split, trained_parameters
 from dyn_probe.errors import UnsupportedUse
 
 
-def check_coverage(capture: Capture, logps: Tensor) -> bool:
-    """Compare the graph behind ``logps`` with what the taps saw; returns whether reentrant checkpoints hide parts.
+def check_coverage(capture: Capture, logps: Tensor) -> Graph:
+    """Compare the graph behind ``logps`` with what the taps saw; returns the graph. What reentrant checkpoints hide is
+    compared when the backward makes it, and refused by ``check_hidden``.
 
     Raises:
         UnsupportedUse: listing every parameter with a use outside its module, or with more uses than taps.
     """
     capture.check()
     graph = graph_behind(logps)
+    _refuse(_unexplained(capture, graph))
+    _look_into(capture, graph.checkpoints)
+    return graph
+
+
+def check_hidden(capture: Capture) -> None:
+    """After a backward: the same for what reentrant checkpoints computed again in it.
+
+    Raises:
+        UnsupportedUse: as ``check_coverage``.
+    """
+    _refuse(list(capture.hidden))
+
+
+def _refuse(complaints: Sequence[str]) -> None:
+    if complaints:
+        raise UnsupportedUse(
+            "cannot record this model exactly; parameters are used outside the module that owns them:\n  "
+            + "\n  ".join(complaints)
+        )
+
+
+def _unexplained(capture: Capture, graph: Graph) -> list[str]:
+    """Each parameter with more uses in ``graph`` than the taps in it account for."""
     trained = trained_parameters(capture.model)
     names = {id(p): name for name, p in trained.items()} | capture.leaves
     counted: Counter[str] = Counter()
@@ -31,16 +58,34 @@ def check_coverage(capture: Capture, logps: Tensor) -> bool:
         counted[names.get(leaf, "")] += count
     complaints = _strangers(capture, {i: leaf for i, leaf in graph.leaves.items() if i not in names})
     for name in trained:
-        calls = [call for call in capture.taken.get(name, []) if graph.reentrant or call in graph.calls]
-        explained = sum(call.uses_of(name) for call in calls)
+        explained = sum(call.uses_of(name) for call in capture.taken.get(name, []) if call in graph.calls)
         if counted[name] > explained:
             complaints.append(f"{name}: used {counted[name]} times, {explained} of them through its own module")
-    if complaints:
+    return complaints
+
+
+def _look_into(capture: Capture, checkpoints: Sequence[Any]) -> None:
+    """Have each reentrant checkpoint show the graph that it makes when the backward computes its segment again."""
+    unknown = [node.name() for node in checkpoints if not callable(getattr(node, "run_function", None))]
+    if unknown:
         raise UnsupportedUse(
-            "cannot record this model exactly; parameters are used outside the module that owns them:\n  "
-            + "\n  ".join(complaints)
+            f"cannot record this model exactly: {', '.join(sorted(set(unknown)))} computes parts of it again out of "
+            "sight; write gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
-    return graph.reentrant
+    for node in checkpoints:
+        run = node.run_function
+        node.run_function = partial(_segment, capture, run)
+        capture.undo(partial(setattr, node, "run_function", run))
+
+
+def _segment(capture: Capture, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """One checkpoint's segment, computed again and compared with what the taps in it see."""
+    outputs = run(*args, **kwargs)
+    roots = [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.grad_fn is not None]
+    graph = graph_behind(*roots)
+    capture.hidden |= dict.fromkeys(_unexplained(capture, graph))
+    _look_into(capture, graph.checkpoints)
+    return outputs
 
 
 def _strangers(capture: Capture, leaves: dict[int, Tensor]) -> list[str]:

@@ -45,7 +45,7 @@ def check(call: Call) -> bool:
     with torch.enable_grad():
         own = {name: p.requires_grad_() for name, p in _own(call).items()}
         outputs = _outputs(call, _rerun(call, own, [t.detach().clone() for t in call.saved]))
-        graph = graph_behind(torch.stack([o.sum() for o in outputs if o.requires_grad]).sum())
+        graph = graph_behind(*(o for o in outputs if o.requires_grad))
     if originals & graph.uses.keys():
         raise UnsupportedUse(f"{call}: it holds its parameter by a second name")
     call.claim.notes["uses"] = {call.use.parameters[n]: graph.uses[id(p)] for n, p in own.items()}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.assembly import Assembly
-from dyn_probe.engine.coverage import check_coverage, check_rows
+from dyn_probe.engine.coverage import check_coverage, check_hidden, check_rows
+from dyn_probe.engine.graph import Graph
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.uses import Use, is_split, trained_parameters
@@ -86,14 +87,14 @@ def _products(model: nn.Module, batch: PairBatch, full: bool) -> tuple[dict[str,
 
     with Capture(model, receive, segments=batch.segments) as capture, torch.enable_grad():
         logps = sequence_logps(model, batch)
-        reentrant = explained(capture, logps)
+        graph = explained(capture, logps)
         assembly = Assembly(capture, full)
-        backward_only(logps.sum(), capture, reentrant)
+        backward_only(logps.sum(), capture, graph.reentrant)
     return assembly.finish(), logps.detach(), capture.uses
 
 
-def explained(capture: Capture, logps: Tensor) -> bool:
-    """See that every use behind ``logps`` is explained; returns whether reentrant checkpoints hide parts of the graph.
+def explained(capture: Capture, logps: Tensor) -> Graph:
+    """See that every use behind ``logps`` is explained; returns the graph.
 
     Raises:
         BadInput: the log-probabilities carry no gradient.
@@ -102,10 +103,10 @@ def explained(capture: Capture, logps: Tensor) -> bool:
     capture.check()
     if logps.grad_fn is None:
         raise BadInput("wanted log-probabilities that carry a gradient; these are detached, or all is frozen")
-    reentrant = check_coverage(capture, logps)
+    graph = check_coverage(capture, logps)
     if not is_split(capture.model):
-        check_rows(capture, logps, lambda loss: backward_only(loss, capture, reentrant, retain=True))
-    return reentrant
+        check_rows(capture, logps, lambda loss: backward_only(loss, capture, graph.reentrant, retain=True))
+    return graph
 
 
 def backward_only(loss: Tensor, capture: Capture, reentrant: bool, retain: bool = False) -> None:
@@ -126,6 +127,7 @@ def backward_only(loss: Tensor, capture: Capture, reentrant: bool, retain: bool 
     finally:
         for name, p in parameters.items():
             p.grad = aside[name]
+    check_hidden(capture)
     refuse_missed(missed)
 
 

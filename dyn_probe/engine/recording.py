@@ -8,7 +8,7 @@ the training backward goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.assembly import Assembly, pair_columns
+from dyn_probe.engine.coverage import check_hidden
 from dyn_probe.engine.held import Held, add_weighted_gradients
 from dyn_probe.engine.passes import backward_only, explained, refuse_missed
 from dyn_probe.engine.tap import Capture
@@ -24,7 +25,7 @@ from dyn_probe.engine.uses import Call, Claims, is_split, trained_parameters
 from dyn_probe.errors import BadInput
 
 SMALLEST = {torch.float64: 1e-100, torch.float32: 1e-18, torch.bfloat16: 1e-18}
-"""Coefficients below this are not divided by (float16: 1e-3)."""
+"""Coefficients below this are not divided by, by the type that the gradient was computed in (float16: 1e-3)."""
 UNEQUAL = 1e-5
 """A row's tokens have one coefficient if they differ by no more than this share of it."""
 
@@ -94,6 +95,7 @@ class Recording:
         self._bad: Tensor | None = None
         self._found: dict[str, Tensor] | None = None
         self._nested = False
+        self._smallest = 0.0
         self._handle: Any = None
 
     def __enter__(self) -> Recording:
@@ -143,7 +145,8 @@ class Recording:
         self.logps = logps if mask is None else (logps * mask).sum(1)
         self._mask = None if mask is None else mask.bool()
         with self.quiet():
-            self.reentrant = explained(self.capture, self.logps)
+            graph = explained(self.capture, self.logps)
+        self.reentrant, self._smallest = graph.reentrant, self._smallest_of(graph.dtypes)
         self._handle = logps.register_hook(self._on_gradient)
 
     def _on_gradient(self, gradient: Tensor) -> None:
@@ -169,11 +172,16 @@ class Recording:
 
     def _unusable(self, c: Tensor, unequal: Tensor) -> Tensor:
         """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""
-        dtypes = {p.dtype for p in trained_parameters(self.capture.model).values()}
-        rows = ~(c.abs() >= max(SMALLEST.get(d, 1e-3) for d in dtypes)) | unequal
+        rows = ~(c.abs() >= self._smallest) | unequal
         pairs = rows[: len(c) // 2] | rows[len(c) // 2 :]
         everything = self.separate or (self.full and bool(pairs.any()))
         return torch.ones_like(pairs) if everything else pairs
+
+    def _smallest_of(self, dtypes: Iterable[torch.dtype]) -> float:
+        """The smallest coefficient that may be divided by, where gradients are computed in ``dtypes``. What reentrant
+        checkpoints hide is judged by what its modules put out."""
+        parameters = {p.dtype for p in trained_parameters(self.capture.model).values()}
+        return max(SMALLEST.get(d, 1e-3) for d in {*dtypes, *self.capture.dtypes, *parameters} if d.is_floating_point)
 
     def _anywhere(self, wanted: bool) -> bool:
         """Whether any process wants it, where parameters are split: then all must run the same backwards."""
@@ -249,6 +257,7 @@ class Recording:
                 "probe.step, with a loss computed from that very tensor"
             )
         if self._found is None:
+            check_hidden(self.capture)
             if self.reentrant:  # the graph hid what is inside; what has a gradient now must have been tapped
                 trained = trained_parameters(self.capture.model)
                 refuse_missed([n for n, p in trained.items() if p.grad is not None and n not in self.capture.taken])
@@ -260,14 +269,6 @@ class Recording:
             found = {name: torch.where(keep, apart[name], value) for name, value in found.items()}
         stacked = torch.stack(list(found.values())).cpu()
         return Products(dict(zip(found, stacked, strict=True)), self._coefficients.cpu(), self._bad.cpu(), self.full)
-
-
-def dropout_on(model: nn.Module) -> bool:
-    """Whether a forward in the present mode draws random numbers for dropout."""
-    config = getattr(model, "config", None)
-    attention = any(bool(getattr(config, name, 0.0)) for name in ("attention_dropout", "attn_pdrop"))
-    modules = any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in model.modules())
-    return model.training and (modules or attention)
 
 
 def distributed() -> bool:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from dyn_probe.engine.kinds import KINDS
 from dyn_probe.engine.layout import Layout
+from dyn_probe.engine.randomness import have_moved, random_states
 from dyn_probe.engine.uses import Call, Claims, Use, explain, find_uses
 from dyn_probe.errors import BadInput, UnsupportedUse
 
@@ -63,17 +64,20 @@ class Capture:
         self.uses: list[Use] = find_uses(model)
         self.claims: Claims = {} if claims is None else claims
         self.layout = Layout(0, 0)
-        self.autocast = False
+        self.autocast = self.random = False
         self.calls: dict[nn.Module, int] = {}
         self.taken: dict[str, list[Call]] = {}
         self.complaints: list[str] = []
+        self.hidden: dict[str, None] = {}
         self.leaves: dict[int, str] = {}
+        self.dtypes: set[torch.dtype] = set()
         self.widened: list[str] = []
         self.entry: tuple[Any, Any, Tensor] | None = None
         self.output: Any = None
         self.anchor = torch.zeros((), requires_grad=True)
         self._inside = self._busy = False
         self._forwards = 0
+        self._random_states: list[Any] = []
         self._hooks = ExitStack()
 
     def __enter__(self) -> Capture:
@@ -96,7 +100,11 @@ class Capture:
         self.entry = self.output = None
 
     def _add(self, handle: Any) -> None:
-        self._hooks.callback(handle.remove)
+        self.undo(handle.remove)
+
+    def undo(self, step: Callable[[], Any]) -> None:
+        """Call ``step`` when the capture is left."""
+        self._hooks.callback(step)
 
     def _enter_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled() or self._busy:
@@ -113,10 +121,15 @@ class Capture:
             )
         self.layout, self._inside = Layout.of(shape, kwargs, self._segments), True
         self.entry = (args, kwargs, torch.get_rng_state())
+        self._random_states = random_states(self._devices())
+
+    def _devices(self) -> set[torch.device]:
+        return {p.device for use in self.uses for p in use.module.parameters(recurse=False)}
 
     def _leave_model(self, _: nn.Module, args: object, output: Any) -> None:
         if not self._busy and self._inside:
             self._inside = False
+            self.random = have_moved(self._random_states, random_states(self._devices()))
             self.output = output if self.widened else None
 
     def _hook_of(self, use: Use) -> Callable[..., Any]:
@@ -127,6 +140,7 @@ class Capture:
                 self.leaves[id(module._parameters[local])] = name
             if self._inside:
                 self.calls[module] = self.calls.get(module, 0) + 1
+                self.dtypes.update(t.dtype for t in pytree.tree_leaves(output) if isinstance(t, Tensor))
             if not torch.is_grad_enabled():
                 return None
             return self._tap(use, args, kwargs, output)

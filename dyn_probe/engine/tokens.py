@@ -165,7 +165,7 @@ def _collect_tile(model: nn.Module, tile: Tile, names: set[str], into: Parts) ->
 
     with Capture(model, receive) as capture, torch.enable_grad():
         logps = logps_of_tokens(model, tile.side.ids, tile.side.positions[tile.start : tile.stop])
-        backward_only(logps.sum(), capture, explained(capture, logps))
+        backward_only(logps.sum(), capture, explained(capture, logps).reentrant)
 
 
 def add_products(total: Tensor, left: Parts, right: Parts) -> None:

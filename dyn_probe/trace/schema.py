@@ -106,8 +106,8 @@ PAIRS = Table(
             _SEQ,
             "Δb from one plain gradient step on the mean loss of the whole batch (full Gram)",
         ),
-        _real("realised_delta_chosen", _SEQ, "a after the optimizer's update minus a before it"),
-        _real("realised_delta_rejected", _SEQ, "b after the optimizer's update minus b before it"),
+        _real("realised_delta_chosen", _SEQ, "a after the optimizer's update minus a before it, without dropout"),
+        _real("realised_delta_rejected", _SEQ, "b after the optimizer's update minus b before it, without dropout"),
         _real("update_delta_chosen", _SEQ, "Δa = ⟨g_w, Δθ⟩ with the optimizer's own update Δθ: first order, real step"),
         _real(
             "update_delta_rejected", _SEQ, "Δb = ⟨g_l, Δθ⟩ with the optimizer's own update Δθ: first order, real step"

@@ -122,11 +122,12 @@ def train_step(run: Run, step: int) -> str:
     norm, clipped = clip(run)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient is not finite at step {step}; what was recorded before is kept. {calmer(config)}")
+    befores = evaluated(run, step, batches)
     run.optimizer.step()
     if run.probe.records(step):
-        for again in batches if config.realised else (None,):
+        for again, before in zip(batches, befores, strict=True) if config.realised else ((None, None),):
             with setup.autocast():
-                run.probe.after_update(again)
+                run.probe.after_update(again, before)
     run.probe.log(
         step, loss=float(torch.cat(losses).mean()), learning_rate=rate, grad_norm=norm, grad_norm_clipped=clipped,
         pairs=sum(batch.pairs for batch in batches), step_seconds=time.perf_counter() - started,
@@ -165,6 +166,14 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
         probe.pairs(out.rows, predict=not method.masked, **given, **columns)  # type: ignore[arg-type]
         (losses.mean() * scale).backward()
     return losses.detach()
+
+
+def evaluated(run: Run, step: int, batches: list[PairBatch]) -> list[Tensor | None]:
+    """The batches' log-probabilities in eval mode before the update, where the training forward's are no baseline for
+    the realised change, since it drew random numbers (dropout); None where they are one."""
+    wanted = run.config.realised and run.probe.records(step) and run.probe.draws_random_numbers
+    with run.setup.autocast():
+        return [run.probe.evaluate(batch) if wanted else None for batch in batches]
 
 
 def stop_if_not_finite(losses: Tensor, step: int, batch: PairBatch, processes: Processes, config: RunConfig) -> None:

@@ -117,10 +117,15 @@ def _pretrained(name: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple
 
 
 def without_dropout(config: Any) -> Any:
-    """The configuration with every dropout rate at 0: dropout would make log-probabilities those of random models."""
-    for key, value in config.to_dict().items():
-        if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
-            setattr(config, key, 0.0)
+    """The configuration with every rate that is called a drop at 0, of parts too (``dropout``, ``attn_pdrop``,
+    ``layerdrop``, …): dropout would make log-probabilities those of random models."""
+    from transformers import PreTrainedConfig
+
+    for key, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            without_dropout(value)
+        elif "drop" in key and isinstance(value, (int, float)) and 0 < value <= 1 and not isinstance(value, bool):
+            setattr(config, key, type(value)(0))
     return config
 
 
