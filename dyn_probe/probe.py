@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.engine.certificate import Certificate, compare, plain_products, tolerance_for
-from dyn_probe.engine.held import Held
+from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.recording import Products, Recording, distributed
 from dyn_probe.engine.uses import Claims, trained_parameters
 from dyn_probe.errors import BadInput
+from dyn_probe.metric.facts import tolerance_of
+from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
 from dyn_probe.pairs import PairBatch, sequence_logps
-from dyn_probe.row_store import RowStore
-from dyn_probe.rows import Row, layer_rows, pair_columns, pair_rows, step_means
+from dyn_probe.row_store import Row, RowStore
+from dyn_probe.run_rows import RunRows
+from dyn_probe.schedule import Schedule
 from dyn_probe.trace.writer import TraceWriter
-
-REALISED = {
-    False: "a forward in eval mode after the update minus the recorded forward before it, which drew no random numbers",
-    True: "a forward in eval mode (no dropout) after the update minus one in eval mode before it",
-}
-"""What ``realised_delta_*`` compares: whether the log-probabilities before the update were evaluated apart."""
+from dyn_probe.trace_rows import BatchRecord, Given, numbers, pair_columns, push_rows
 
 
 class Probe:
@@ -35,15 +33,20 @@ class Probe:
         model: the module that the loop calls (DDP and PEFT wrappers are fine).
         out: folder of the trace, made by the probe; or give an open ``writer``; with neither, rows are only kept in
             ``probe.rows``.
-        optimizer: read for the learning rate.
+        optimizer: read for the learning rate, and followed in its steps (``update``, ``metric_every``).
         every: record steps divisible by this.
         gram_every: record the full ``[2B, 2B]`` Gram (and the batch prediction) on steps divisible by this; 0 never.
+        metric_every: take the optimizer's step apart into pushes on steps divisible by this; 0 never. Such a step holds
+            the batch's activations and a copy of the trained weights until the step is made.
+        split_momentum: also tell all chosen from all rejected pushes of the present and past steps: every step is held
+            then, and two more buffers of the model's size are kept.
         layers: also write the ``layers`` table.
         certify: on the first recorded step, compute one pair again by plain autograd and stop if it disagrees.
         tolerance: largest relative error of that check (default: by dtype, ``certificate.TOLERANCES``).
-        separate: measure by a backward of its own always: for losses that reach the model by other ways too.
-        update: also record ``update_delta_*``, the first-order change under the optimizer's real update (METHODS §8);
-            it keeps a copy of the trained parameters and the batch's activations until ``after_update``.
+        separate: measure by a separate backward always: for losses that reach the model by other ways too.
+        update: also record ``update_delta_*``, the first-order change under the optimizer's real step, at every
+            recorded step; it holds the same as ``metric_every`` does.
+        averaged: over how many processes the gradients are averaged before the step (default: read off the wrapper).
         manifest: entries of ``run.json``.
         rank: this process's number.
         force: replace an existing trace at ``out``.
@@ -60,38 +63,45 @@ class Probe:
         optimizer: torch.optim.Optimizer | None = None,
         every: int = 1,
         gram_every: int = 0,
+        metric_every: int = 0,
+        split_momentum: bool = False,
         layers: bool = True,
         certify: bool = True,
         tolerance: float | None = None,
         separate: bool = False,
         update: bool = False,
+        averaged: int | None = None,
         manifest: Mapping[str, Any] | None = None,
         rank: int = 0,
         force: bool = False,
         keep_rows: bool = True,
     ) -> None:
-        if every < 1 or gram_every < 0:
-            raise BadInput(f"wanted every >= 1 and gram_every >= 0; got every={every}, gram_every={gram_every}")
         if out is not None and writer is not None:
             raise BadInput("give Probe either out or writer, not both")
+        if (metric_every or split_momentum) and optimizer is None:
+            raise BadInput("pushes are read off the optimizer's steps; write Probe(..., optimizer=optimizer)")
         self.model, self.optimizer, self.rank = model, optimizer, rank
-        self.every, self.gram_every, self.layers, self.separate = every, gram_every, layers, separate
-        self.tolerance, self.update = tolerance, update
+        self.schedule = Schedule(every, gram_every, metric_every)
+        self.layers, self.separate, self.update, self.split_momentum = layers, separate, update, split_momentum
         self.certificate: Certificate | None = None
-        self._certify = certify
         self._owns = writer is None and out is not None
-        self.writer = TraceWriter(out, dict(manifest or {}), rank=rank, force=force) if out is not None else writer
+        opened = TraceWriter(out, dict(manifest or {}), rank=rank, force=force) if out is not None else writer
+        self._rows = RunRows(opened, rank, keep_rows)
+        self._check = SelfCheck(tolerance)
+        self._check.done = not certify
         self._claims: Claims = {}
         self._layers: dict[str, Layer] = {}
-        self.rows = RowStore(keep_rows)
-        self._steps: dict[int, Row] = {}
         self._recording: Recording | None = None
-        self._given: dict[str, Any] = {}
-        self._armed = False
-        self._random = False
-        self._said: set[str] = set()
-        self._before: dict[str, Tensor] = {}
-        self._held: list[tuple[list[Row], Held]] = []
+        self._given: Given | None = None
+        self._armed = self._random = False
+        follows = bool(metric_every or split_momentum or update)
+        averaged = averaged_over(model) if averaged is None else averaged
+        self._watch = StepWatch(model, optimizer, split_momentum, averaged) if follows else None
+
+    @property
+    def writer(self) -> TraceWriter | None:
+        """Where rows are written; None where they are only kept."""
+        return self._rows.writer
 
     @property
     def recording(self) -> bool:
@@ -100,7 +110,7 @@ class Probe:
 
     def records(self, step: int) -> bool:
         """Whether the schedule records this step."""
-        return step % self.every == 0
+        return self.schedule.records(step)
 
     def __enter__(self) -> Probe:
         return self
@@ -112,10 +122,12 @@ class Probe:
         )
 
     def close(self, status: str = "closed", reason: str | None = None) -> None:
-        """Write what is pending; closes the trace if the probe made it."""
+        """Write what is pending and let go of the optimizer; closes the trace if the probe made it."""
         self.flush()
-        if self.writer is not None and self._owns:
-            self.writer.close(status, reason)
+        if self._watch is not None:
+            self._watch.close()
+        if self._rows.writer is not None and self._owns:
+            self._rows.writer.close(status, reason)
 
     @contextmanager
     def step(
@@ -124,6 +136,7 @@ class Probe:
         pair_ids: Sequence[str] | None = None,
         learning_rate: float | None = None,
         measure: bool = False,
+        segments: Tensor | None = None,
     ) -> Iterator[Probe]:
         """Around one forward and backward over ``2B`` rows; does nothing on steps that are not recorded.
 
@@ -132,33 +145,37 @@ class Probe:
             pair_ids: ``batch.ids``.
             learning_rate: η of the predictions (default: the optimizer's).
             measure: measure in steps that are not recorded too, since the update itself needs the norms.
+            segments: ``batch.segments``, where rows are packed.
         """
         self._armed = self.records(step)
-        if not (self._armed or measure):
+        if not (self._armed or measure or self.split_momentum):
             yield self
             return
         if self._recording is not None:
             raise BadInput("probe.step cannot be entered twice at once")
-        if step not in self._steps:
+        if not self._rows.holds(step):
             self.flush()
-        full = self.gram_every > 0 and step % self.gram_every == 0 and not distributed()
+        full = self.schedule.full_gram(step) and not distributed()
         unused = all(p.grad is None for p in trained_parameters(self.model).values())
-        clean = full and unused and not self.separate
-        self._given = {}
+        hold = self.split_momentum or (self._armed and (self.update or self.schedule.takes_apart(step)))
         try:
-            with Recording(self.model, full, self.separate, self._claims, self.update) as recording:
+            with Recording(self.model, full, self.separate, self._claims, hold, segments) as recording:
                 self._recording = recording
                 yield self
-                if not self._given:
+                if self._given is None:
                     raise BadInput("probe.step was left without a call of probe.pairs(logps, …) in it")
                 products = recording.result()
-                self._check(products)
+                self._certify(recording, products)
                 self._random |= recording.capture.random
-                if self.records(step):
-                    self._take(step, pair_ids, learning_rate, products, clean)
+                record = None
+                if self._armed:
+                    record = self._take(step, pair_ids, learning_rate, recording, products)
+                    if products.gram is not None and unused and not self.separate and len(self._rows.batches) == 1:
+                        error = law_one(self.model, products.gram, products.coefficients)
+                        self._rows.step(step)["law1_error"] = error
+                self._expect(record, recording, pushes=self.schedule.takes_apart(step))
         finally:
-            self._recording = None
-            self._given = {}
+            self._recording = self._given = None
 
     def pairs(
         self,
@@ -181,36 +198,22 @@ class Probe:
                 (``1 / accumulation steps``, a gradient scaler's scale).
             predict: write cases and predicted changes. False where ``logps`` are other rows than the responses' own
                 log-probabilities, say masked ones (give those as columns ``logp_chosen``, ``logp_rejected`` then);
-                not together with ``update``.
+                not together with ``update`` or pushes.
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
         if self._recording is None:
             return
         self._recording.watch(logps)
-        if self.update and not predict:
+        if self._watch is not None and not predict:
             raise BadInput(
-                "Probe(update=True) follows the responses' own log-probabilities, and with predict=False the rows are "
-                "others; write update=False"
+                "the optimizer's step is followed for the responses' own log-probabilities, and with predict=False the "
+                "rows are others; write Probe(update=False, metric_every=0, split_momentum=False)"
             )
-        half = logps.shape[0] // 2
-        for name, value, size in (
-            ("reference", reference, 2 * half),
-            ("lengths", lengths, 2 * half),
-            ("losses", losses, half),
-        ):
-            if value is not None and value.shape != (size,):
-                raise BadInput(f"probe.pairs wants {name} of shape [{size}]; got {list(value.shape)}")
-        self._given = {
-            "logps": _numbers(logps),
-            "reference": None if reference is None else _numbers(reference),
-            "lengths": None if lengths is None else _numbers(lengths),
-            "losses": None if losses is None else _numbers(losses),
-            "scale": loss_scale,
-            "predict": predict,
-            "columns": {name: _numbers(value) for name, value in columns.items()},
-        }
-        if self._certify and self.certificate is None:
-            self._given["plain"] = self._plain(logps)
+        self._given = Given.of(logps, reference, lengths, losses, loss_scale, predict, columns)
+        if not self._check.done:
+            self._check.prepare(self._recording)
+            if self._check.skipped:
+                self._rows.manifest(certificate={"skipped": self._check.skipped})
 
     def measure(self, logps: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
         """In place of ``pairs``, where the update depends on the norms: measure now, ``backward`` follows.
@@ -234,114 +237,20 @@ class Probe:
             coefficients: ``[2B]`` ``∂loss/∂(row log-probability)``.
             columns: ``[B]`` further columns of the ``pairs`` table.
         """
-        if self._recording is None or not self._given:
+        if self._recording is None or self._given is None:
             raise BadInput("probe.backward wants probe.measure before it, in the same step")
         self._recording.reweight(coefficients)
-        self._given["columns"] |= {name: _numbers(value) for name, value in columns.items()}
+        self._given.columns.update({name: numbers(value) for name, value in columns.items()})
 
-    def _plain(self, logps: Tensor) -> dict[str, Tensor] | None:
-        """The first pair by plain autograd, where the model allows it; the manifest says so where it does not."""
-        assert self._recording is not None
-        sharded = any(hasattr(p, "placements") for p in trained_parameters(self.model).values())
-        reentrant = self._recording.reentrant
-        if sharded or (reentrant and distributed()):
-            why = "parameters are sharded" if sharded else "reentrant gradient checkpointing in several processes"
-            self._certify = False
-            self._manifest(certificate={"skipped": f"{why}; run a step without it to certify"})
-            return None
-        with self._recording.quiet():
-            return plain_products(self.model, logps[0], logps[logps.shape[0] // 2], reentrant)
-
-    def _check(self, products: Products) -> None:
-        plain = self._given.get("plain")
-        if plain is None:
-            return
-        autocast = self._recording is not None and self._recording.capture.autocast
-        tolerance = self.tolerance if self.tolerance is not None else tolerance_for(self.model, autocast)
-        first = {name: value[0] for name, value in products.pair_entries().items()}
-        self.certificate = compare(first, plain, tolerance)
-        self._manifest(certificate=self.certificate.as_manifest())
-        self.certificate.require()
-
-    def _manifest(self, **fields: Any) -> None:
-        if self.writer is not None and self.rank == 0:
-            self.writer.update_manifest(**fields)
-
-    def _rate(self, learning_rate: float | None) -> float | None:
-        if learning_rate is not None or self.optimizer is None:
-            return learning_rate
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def _take(
-        self,
-        step: int,
-        pair_ids: Sequence[str] | None,
-        learning_rate: float | None,
-        products: Products,
-        clean: bool,
-    ) -> None:
-        given, rate = self._given, self._rate(learning_rate)
-        columns = pair_columns(given, products, rate)
-        size = len(columns["logp_chosen"])
-        ids = list(pair_ids) if pair_ids is not None else [f"{step}-{self.rank}-{i}" for i in range(size)]
-        if len(ids) != size:
-            raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
-        rows = pair_rows(step, self.rank, ids, columns)
-        self.rows.pending += rows
-        self._hold(rows)
-        self._write_layers(step, ids, products)
-        self._add_to_step(step, rows, rate, products, clean)
-
-    def _hold(self, rows: list[Row]) -> None:
-        """Keep what ``after_update`` needs for the change under the optimizer's own update."""
-        held = self._recording.held() if self.update and self._recording is not None else None
-        if held is None:
-            return
-        if not self._held:
-            self._before = {n: p.detach().clone() for n, p in trained_parameters(self.model).items()}
-        self._held.append((rows, held))
-
-    def _fill_update(self) -> None:
-        """``update_delta_*`` of the rows that are held, once the parameters have moved."""
-        moved = (
-            {n: p.detach() - self._before[n] for n, p in trained_parameters(self.model).items()} if self._held else {}
-        )
-        for rows, held in self._held:
-            change = held.along_all(moved).tolist()
-            for i, row in enumerate(rows):
-                row["update_delta_chosen"], row["update_delta_rejected"] = change[i], change[i + len(rows)]
-        self._held, self._before = [], {}
-
-    def _write_layers(self, step: int, ids: Sequence[str], products: Products) -> None:
-        if not self.layers or self.writer is None:
-            return
-        entries = products.pair_entries()
-        if not self._layers and self._recording is not None:
-            self._layers = layers_of(list(entries), self._recording.capture.uses)
-        self.writer.add("layers", layer_rows(step, ids, sum_layers(entries, self._layers)))
-
-    def _add_to_step(self, step: int, rows: list[Row], rate: float | None, products: Products, clean: bool) -> None:
-        first = step not in self._steps or "separate_rows" not in self._steps[step]
-        record: Row = {"step": step, "rank": self.rank, "learning_rate": rate, "separate_rows": 0} | self._steps.get(
-            step, {}
-        )
-        record["separate_rows"] += 2 * int(products.separate.sum())
-        gram = products.gram
-        if gram is not None and clean and first and not distributed():
-            record["law1_error"] = self._law_one(gram, products.coefficients)
-        self._steps[step] = record
-
-    def _law_one(self, gram: Tensor, coefficients: Tensor) -> float:
-        """``|cᵀKc − ‖∇loss‖²| / ‖∇loss‖²`` (METHODS law 1); call it before anything touches the gradients."""
-        grads = [p.grad for p in trained_parameters(self.model).values() if p.grad is not None]
-        sizes = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
-        total = sum(float(size) ** 2 for size in sizes)
-        predicted = float(coefficients @ gram @ coefficients)
-        return abs(predicted - total) / total if total > 0 else abs(predicted)
+    def gradients_ready(self) -> None:
+        """Only needed where a loop itself averages gradients over processes after ``probe.step``: say when that is
+        done, before they are clipped."""
+        if self._watch is not None:
+            self._watch.gradients_ready()
 
     def log(self, step: int, **fields: Any) -> None:
         """Add columns of the ``steps`` table to a step (loss, grad_norm, grad_norm_clipped, …), recorded or not."""
-        self._steps.setdefault(step, {"step": step, "rank": self.rank}).update(fields)
+        self._rows.step(step).update(fields)
 
     @torch.no_grad()
     def evaluate(self, batch: PairBatch) -> Tensor:
@@ -358,20 +267,16 @@ class Probe:
         """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.
 
         Args:
-            batch: the pairs; without it only ``update_delta_*`` are filled, which need no forward.
+            batch: the pairs. Without it only ``update_delta_*`` are filled, which need no forward, and no call where
+                the probe has the optimizer.
             before: ``probe.evaluate(batch)`` from before the update; wanted where ``draws_random_numbers``.
 
         Raises:
             BadInput: the training forward drew random numbers, and ``before`` is missing.
         """
-        self._fill_update()
-        if batch is None:
-            return
-        wanted: dict[str, list[Row]] = {}
-        for row in self.fresh if self._armed else ():
-            if "realised_delta_chosen" not in row:
-                wanted.setdefault(row["pair_id"], []).append(row)
-        if not any(i in wanted for i in batch.ids):
+        if self._watch is not None and not self._watch.hooked:
+            self._watch.end()
+        if batch is None or not self._armed or not self._rows.unrealised(batch.ids):
             return
         if before is None and self._random:
             raise BadInput(
@@ -379,22 +284,8 @@ class Probe:
                 "(dropout); call before = probe.evaluate(batch) before optimizer.step(), then "
                 "probe.after_update(batch, before)"
             )
-        self._say_how_realised(before is not None)
-        after = _numbers(self.evaluate(batch))
-        old = None if before is None else _numbers(before)
-        for i, pair in enumerate(batch.ids):
-            if rows := wanted.get(pair):
-                row = rows.pop(0)
-                for side, j in (("chosen", i), ("rejected", i + batch.pairs)):
-                    start = row[f"logp_{side}"] if old is None else old[j]
-                    row[f"realised_delta_{side}"] = float(after[j] - start)
-
-    def _say_how_realised(self, evaluated: bool) -> None:
-        """Into ``run.json``, once: which log-probabilities ``realised_delta_*`` compares."""
-        said = REALISED[evaluated]
-        if said not in self._said:
-            self._said.add(said)
-            self._manifest(realised_change="; ".join(sorted(self._said)))
+        after = numbers(self.evaluate(batch))
+        self._rows.realise(batch.ids, after, None if before is None else numbers(before))
 
     @property
     def draws_random_numbers(self) -> bool:
@@ -406,22 +297,74 @@ class Probe:
     @property
     def fresh(self) -> list[Row]:
         """Rows of the step in progress, not yet handed to the writer."""
-        return self.rows.pending
+        return self._rows.fresh
+
+    @property
+    def rows(self) -> RowStore:
+        """All recorded rows, each a mapping by column name."""
+        return self._rows.all
 
     def flush(self) -> None:
         """Hand the rows of the steps done so far to the writer."""
-        self._held, self._before = [], {}
-        for step, record in self._steps.items():
-            record.update(
-                {k: v for k, v in step_means([r for r in self.fresh if r["step"] == step]).items() if k not in record}
-            )
-        if self.writer is not None:
-            self.writer.add("pairs", self.fresh)
-            self.writer.add("steps", list(self._steps.values()))
-        self.rows.settle()
-        self._steps, self._random = {}, False
+        if self._watch is not None:
+            self._watch.drop()
+        self._rows.flush()
+        self._random = False
 
+    def _certify(self, recording: Recording, products: Products) -> None:
+        found = self._check.judge(recording, products)
+        if found is not None:
+            self.certificate = found
+            self._rows.manifest(certificate=found.as_manifest())
+            found.require()
 
-def _numbers(values: Tensor) -> Any:
-    """Values as a float64 array on the CPU."""
-    return values.detach().double().cpu().numpy()
+    def _rate(self, learning_rate: float | None) -> float | None:
+        if learning_rate is not None or self.optimizer is None:
+            return learning_rate
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _take(
+        self,
+        step: int,
+        pair_ids: Sequence[str] | None,
+        learning_rate: float | None,
+        recording: Recording,
+        products: Products,
+    ) -> BatchRecord:
+        """What one batch gave: its record, its layers, its part of the step."""
+        assert self._given is not None
+        rate, size = self._rate(learning_rate), len(self._given.logps) // 2
+        ids = list(pair_ids) if pair_ids is not None else [f"{step}-{self.rank}-{i}" for i in range(size)]
+        if len(ids) != size:
+            raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
+        record = BatchRecord(step, self.rank, ids, pair_columns(self._given, products, rate))
+        entries = products.pair_entries()
+        if self.layers and not self._layers:
+            self._layers = layers_of(list(entries), recording.capture.uses)
+        self._rows.add(record, sum_layers(entries, self._layers) if self.layers else None)
+        row = self._rows.step(step)
+        row.setdefault("learning_rate", rate)
+        row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.sum())
+        return record
+
+    def _expect(self, record: BatchRecord | None, recording: Recording, pushes: bool) -> None:
+        """Have the optimizer's step fill the batch's record (None: only followed), where it is held."""
+        if self._watch is None or (held := recording.held()) is None:
+            return
+        done = partial(self._moved, record)
+        self._watch.expect(Waiting(held, recording.coefficients, done), pushes)
+        self._watch.gradients_ready()
+        if not self._watch.hooked:
+            self._watch.begin()
+
+    def _moved(self, record: BatchRecord | None, outcome: StepOutcome) -> None:
+        """The optimizer's step has been made: what it did to a batch's rows."""
+        if record is None or self._watch is None:
+            return
+        facts = self._watch.facts
+        record.fill("update_delta", numbers(outcome.total))
+        self._rows.write("pushes", push_rows(record, outcome))
+        if outcome.pushes is not None:
+            self._rows.step(record.step).update(law7_error=facts.law7_error, unmoved_share=facts.unmoved_share)
+        if not facts.trusted(tolerance_of(self.model)):
+            self._rows.manifest(pushes={"trusted": False, "step": record.step, "law7_error": facts.law7_error})

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.engine.uses import trained_parameters
+from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.engine.uses import is_split, trained_parameters
 from dyn_probe.errors import CertificationError
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
@@ -122,3 +123,51 @@ def compare(recorded: dict[str, Tensor], plain: dict[str, Tensor], tolerance: fl
     if not wrong and worst > tolerance:
         wrong = [("sum over all parameters", worst)]
     return Certificate(worst, tolerance, tuple(wrong), len(plain))
+
+
+class SelfCheck:
+    """The check of one run's first recorded step: by plain autograd before the backward, compared after it.
+
+    Args:
+        tolerance: largest relative error; None for that of the arithmetic (``TOLERANCES``).
+    """
+
+    def __init__(self, tolerance: float | None = None) -> None:
+        self.tolerance = tolerance
+        self.done = False
+        self.skipped = ""
+        """Why nothing was checked, "" where it was."""
+        self._plain: dict[str, Tensor] | None = None
+
+    def prepare(self, recording: Recording) -> None:
+        """Compute the first pair by plain autograd on the recorded graph, where the model allows it."""
+        split = is_split(recording.capture.model)
+        if split or (recording.reentrant and distributed()):
+            why = "parameters are sharded" if split else "reentrant gradient checkpointing in several processes"
+            self.done, self.skipped = True, f"{why}; run a step without it to certify"
+            return
+        assert recording.logps is not None
+        half = len(recording.logps) // 2
+        with recording.quiet():
+            model = recording.capture.model
+            self._plain = plain_products(model, recording.logps[0], recording.logps[half], recording.reentrant)
+
+    def judge(self, recording: Recording, products: Products) -> Certificate | None:
+        """Compare what was recorded; None where nothing was prepared. The check is done unless it failed."""
+        if self._plain is None:
+            return None
+        model, autocast = recording.capture.model, recording.capture.autocast
+        tolerance = tolerance_for(model, autocast) if self.tolerance is None else self.tolerance
+        first = {name: value[0] for name, value in products.pair_entries().items()}
+        found, self._plain = compare(first, self._plain, tolerance), None
+        self.done = not found.wrong
+        return found
+
+
+def law_one(model: nn.Module, gram: Tensor, coefficients: Tensor) -> float:
+    """``|cᵀKc − ‖∇loss‖²| / ‖∇loss‖²`` (law 1); call it before anything touches the gradients."""
+    grads = [p.grad for p in trained_parameters(model).values() if p.grad is not None]
+    sizes = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
+    total = sum(float(size) ** 2 for size in sizes)
+    predicted = float(coefficients @ gram @ coefficients)
+    return abs(predicted - total) / total if total > 0 else abs(predicted)

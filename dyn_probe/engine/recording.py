@@ -121,6 +121,12 @@ class Recording:
         if self._active is not None:
             self._active.receive(call, saved, grads)
 
+    @property
+    def coefficients(self) -> Tensor:
+        """``[2B]`` (float64, on the device) ``∂loss/∂(row log-probability)``, once the backward has run."""
+        assert self._coefficients is not None
+        return self._coefficients
+
     def watch(self, logps: Tensor, mask: Tensor | None = None) -> None:
         """Take the very log-probabilities that the loss is computed from.
 

@@ -108,17 +108,16 @@ def take_apart(batches: Sequence[StepRows], moves: Iterable[Moved], split: Split
 
 
 def _directions(move: Moved, split: SplitMomentum | None) -> dict[str, Tensor]:
-    """Part → what it contributes to ``Δθ``; parts that are 0 are left out. ``others`` still holds the own parts."""
+    """What a step is made of, each as few operations on the parameter as there can be: the parts are sums of products
+    with these."""
     step, before = move.step, move.before
-    found = {
-        "total": wide(move.after) - wide(before),
-        "others": -step.weight * step.times_metric(move.gradient),
-    }
-    if (past := step.past(move.gradient, before)) is not None:
-        found["past"] = -past
-    if not _zero(step.decay) or not _zero(step.coupled):
-        coupled = step.weight * step.coupled
-        found["decay"] = -step.decay * wide(before) - coupled * step.times_metric(before)
+    found = {"total": wide(move.after) - wide(before), "gradient": step.times_metric(move.gradient)}
+    if (momentum := step.momentum) is not None:
+        found["momentum"] = step.times_metric(momentum.buffer) if momentum.in_metric else wide(momentum.buffer)
+    if not _zero(step.decay):
+        found["weights"] = wide(before)
+    if not _zero(step.coupled):
+        found["scaled weights"] = step.times_metric(before)
     if split is not None:
         found["all_chosen"], found["all_rejected"] = split.moves(move.name, step)
     return found
@@ -129,34 +128,46 @@ def _zero(scalar: float | Tensor) -> bool:
 
 
 def _dense(step: AppliedStep, like: Tensor) -> Tensor:
-    """``ωP`` as a tensor of the parameter's shape."""
-    metric = step.metric
-    if metric is None:
-        plain = wide(like)
-        return torch.as_tensor(step.weight, dtype=plain.dtype, device=plain.device).expand(like.shape)
-    return step.weight * (metric.dense() if isinstance(metric, RankOne) else metric)
+    """``P`` as a tensor of the parameter's shape."""
+    if step.metric is None:
+        return torch.ones((), dtype=wide(like).dtype, device=like.device).expand(like.shape)
+    return step.metric.dense() if isinstance(step.metric, RankOne) else step.metric
 
 
 def _add(batch: StepRows, pushes: Pushes, move: Moved, directions: Mapping[str, Tensor], metric: Tensor) -> None:
     """Add one parameter's share to the pushes of a batch."""
-    held, pairs = batch.held, batch.held.rows // 2
-    for name, direction in directions.items():
-        getattr(pushes, name).add_(held.along(move.name, direction))
-    if batch.factor is None:
-        own = torch.full((2, 2 * pairs), float("nan"), dtype=torch.float64, device=batch.coefficients.device)
-    else:
-        own = own_parts(held.gram(move.name, pairs, metric), batch.coefficients * batch.factor)
+    step, held = move.step, batch.held
+    along = {name: held.along(move.name, direction) for name, direction in directions.items()}
+    zero = torch.zeros_like(along["total"])
+    inside = along["gradient"] + step.coupled * along.get("scaled weights", zero)  # ⟨g_i, P∘(G + γθ)⟩
+    pushes.total += along["total"]
+    if (momentum := step.momentum) is not None:
+        pushes.past -= momentum.weight * (along["momentum"] - momentum.share * inside)
+    pushes.decay -= step.decay * along.get("weights", zero)
+    pushes.decay -= step.weight * step.coupled * along.get("scaled weights", zero)
+    own = _own(batch, move.name, metric, step.weight)
     pushes.own_chosen += own[0]
     pushes.own_rejected += own[1]
-    pushes.others -= own[0] + own[1]
+    pushes.others -= step.weight * along["gradient"] + own[0] + own[1]
+    if pushes.all_chosen is not None and pushes.all_rejected is not None:
+        pushes.all_chosen += along["all_chosen"]
+        pushes.all_rejected += along["all_rejected"]
+
+
+def _own(batch: StepRows, name: str, metric: Tensor, weight: float | Tensor) -> Tensor:
+    """``[2, 2B]`` both own parts; not known without the gradient's factor."""
+    pairs = batch.held.rows // 2
+    if batch.factor is None:
+        return torch.full((2, 2 * pairs), float("nan"), dtype=torch.float64, device=batch.coefficients.device)
+    return own_parts(batch.held.gram(name, pairs, metric), weight * batch.factor * batch.coefficients)
 
 
 def own_parts(gram: Tensor, coefficients: Tensor) -> Tensor:
     """``[2, 2B]``: what a pair's chosen (0) and rejected (1) gradient do to both of its rows.
 
     Args:
-        gram: ``[B, 2, 2]`` ``⟨g_i, ωP g_j⟩`` within each pair.
-        coefficients: ``κc [2B]``.
+        gram: ``[B, 2, 2]`` ``⟨g_i, P g_j⟩`` within each pair.
+        coefficients: ``ωκc [2B]``.
     """
     weights = coefficients.unflatten(0, (2, -1)).T  # [B, 2]
     return -(gram * weights[:, None, :]).permute(2, 1, 0).flatten(1)

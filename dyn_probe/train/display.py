@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from dyn_probe.rows import margins
+from dyn_probe.trace_rows import margins
 from dyn_probe.train.records import Skipped
 
 
