@@ -23,7 +23,7 @@ from dyn_probe.row_store import Row, RowStore
 from dyn_probe.run_rows import RunRows
 from dyn_probe.schedule import Schedule
 from dyn_probe.trace.writer import TraceWriter
-from dyn_probe.trace_rows import BatchRecord, Given, numbers, pair_columns, push_rows
+from dyn_probe.trace_rows import BatchRecord, Given, gram_rows, numbers, pair_columns, push_rows, step_facts
 
 
 class Probe:
@@ -94,6 +94,7 @@ class Probe:
         self._recording: Recording | None = None
         self._given: Given | None = None
         self._armed = self._random = False
+        self._noted: dict[str, Any] = {}
         follows = bool(metric_every or split_momentum or update)
         averaged = averaged_over(model) if averaged is None else averaged
         self._watch = StepWatch(model, optimizer, split_momentum, averaged) if follows else None
@@ -170,10 +171,11 @@ class Probe:
                 record = None
                 if self._armed:
                     record = self._take(step, pair_ids, learning_rate, recording, products)
-                    if products.gram is not None and unused and not self.separate and len(self._rows.batches) == 1:
+                    alone = unused and not self.separate and len(self._rows.batches) == 1
+                    if products.gram is not None and alone:
                         error = law_one(self.model, products.gram, products.coefficients)
                         self._rows.step(step)["law1_error"] = error
-                self._expect(record, recording, pushes=self.schedule.takes_apart(step))
+                self._expect(record, recording, products, pushes=self.schedule.takes_apart(step))
         finally:
             self._recording = self._given = None
 
@@ -347,24 +349,35 @@ class Probe:
         row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.sum())
         return record
 
-    def _expect(self, record: BatchRecord | None, recording: Recording, pushes: bool) -> None:
+    def _expect(self, record: BatchRecord | None, recording: Recording, products: Products, pushes: bool) -> None:
         """Have the optimizer's step fill the batch's record (None: only followed), where it is held."""
-        if self._watch is None or (held := recording.held()) is None:
+        held = None if self._watch is None else recording.held()
+        if self._watch is None or held is None:
+            if record is not None and products.gram is not None:
+                self._rows.write("grams", gram_rows(record, products.gram))
             return
-        done = partial(self._moved, record)
-        self._watch.expect(Waiting(held, recording.coefficients, done), pushes)
+        done = partial(self._moved, record, products)
+        full = pushes and products.gram is not None
+        self._watch.expect(Waiting(held, recording.coefficients, done, full), pushes)
         self._watch.gradients_ready()
         if not self._watch.hooked:
             self._watch.begin()
 
-    def _moved(self, record: BatchRecord | None, outcome: StepOutcome) -> None:
+    def _moved(self, record: BatchRecord | None, products: Products, outcome: StepOutcome) -> None:
         """The optimizer's step has been made: what it did to a batch's rows."""
         if record is None or self._watch is None:
             return
-        facts = self._watch.facts
+        facts, pushes = self._watch.facts, outcome.pushes
         record.fill("update_delta", numbers(outcome.total))
-        self._rows.write("pushes", push_rows(record, outcome))
-        if outcome.pushes is not None:
-            self._rows.step(record.step).update(law7_error=facts.law7_error, unmoved_share=facts.unmoved_share)
+        if products.gram is not None:
+            self._rows.write("grams", gram_rows(record, products.gram, None if pushes is None else pushes.gram))
+        if pushes is not None:
+            self._rows.write("pushes", push_rows(record, pushes))
+            alone = len(self._rows.batches) == 1 and not distributed()
+            self._rows.step(record.step).update(step_facts(facts, products if alone else None))
+        note: dict[str, Any] = {"reason": facts.reason} if facts.reason and self.schedule.metric_every else {}
         if not facts.trusted(tolerance_of(self.model)):
-            self._rows.manifest(pushes={"trusted": False, "step": record.step, "law7_error": facts.law7_error})
+            note |= {"trusted": False, "step": record.step, "law7_error": facts.law7_error}
+        if note and note != self._noted:
+            self._noted = note
+            self._rows.manifest(pushes=note)

@@ -14,7 +14,8 @@ from dyn_probe import entanglement
 from dyn_probe.engine.layers import Layer
 from dyn_probe.engine.recording import Products
 from dyn_probe.errors import BadInput
-from dyn_probe.metric.watch import StepOutcome
+from dyn_probe.metric.facts import StepFacts
+from dyn_probe.metric.pushes import Pushes
 
 Row = dict[str, Any]
 
@@ -158,11 +159,9 @@ PUSHES = ("own_chosen", "own_rejected", "others", "all_chosen", "all_rejected", 
 """Columns of the ``pushes`` table that are pushes."""
 
 
-def push_rows(record: BatchRecord, outcome: StepOutcome) -> list[Row]:
+def push_rows(record: BatchRecord, pushes: Pushes) -> list[Row]:
     """Rows of the ``pushes`` table: one per pair and side."""
-    if outcome.pushes is None:
-        return []
-    found = {name: getattr(outcome.pushes, name) for name in PUSHES}
+    found = {name: getattr(pushes, name) for name in PUSHES}
     columns = {name: numbers(values) for name, values in found.items() if values is not None}
     return [
         {"step": record.step, "pair_id": pair, "rank": record.rank, "side": side, "metric": "applied"}
@@ -170,6 +169,27 @@ def push_rows(record: BatchRecord, outcome: StepOutcome) -> list[Row]:
         for i, pair in enumerate(record.ids)
         for k, side in enumerate(("chosen", "rejected"))
     ]
+
+
+def gram_rows(record: BatchRecord, gram: Tensor, metric: Tensor | None = None) -> list[Row]:
+    """The row of the ``grams`` table: ``K`` and, where the step was taken apart, ``K`` in its metric."""
+    row: Row = {"step": record.step, "rank": record.rank, "pair_ids": list(record.ids)}
+    row["gram"] = numbers(gram).ravel().tolist()
+    return [row if metric is None else row | {"gram_metric": numbers(metric).ravel().tolist()}]
+
+
+def step_facts(facts: StepFacts, products: Products | None) -> Row:
+    """Columns of the ``steps`` table about a step that was taken apart.
+
+    Args:
+        products: those of the step's only batch, where it has one.
+    """
+    row: Row = {name: getattr(facts, name) for name in ("law7_error", "law7_share", "unmoved_share")}
+    if products is not None and products.gram is not None and facts.factor is not None and facts.gradient_squared:
+        c = products.coefficients
+        predicted = facts.factor**2 * float(c @ products.gram @ c)
+        row["kappa_error"] = abs(predicted - facts.gradient_squared) / facts.gradient_squared
+    return row
 
 
 def step_means(rows: Sequence[Row]) -> Row:

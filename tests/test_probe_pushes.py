@@ -150,3 +150,32 @@ def test_a_run_whose_parts_do_not_add_up_says_so(tmp_path, monkeypatch):
 def test_pushes_want_the_optimizer():
     with pytest.raises(BadInput, match="optimizer=optimizer"):
         Probe(make_model("llama"), metric_every=1)
+
+
+def test_the_grams_and_the_factor(tmp_path):
+    """K and K in the step's metric: own parts are entries of the second, and ‖G‖² = κ²cᵀKc holds."""
+    model = make_model("gpt2")
+    optimizer = adamw(model, weight_decay=0.0)
+    train(model, optimizer, Probe(model, tmp_path / "run", optimizer=optimizer, gram_every=1, metric_every=2))
+    trace = load_trace(tmp_path / "run")
+    assert (trace.steps["kappa_error"].dropna() <= 1e-9).all() and trace.steps["kappa_error"].notna().sum() == 2
+    assert (trace.steps["law1_error"] <= 1e-9).all() and len(trace.grams) == 3
+    row, pairs = trace.grams.iloc[0], trace.pairs[trace.pairs["step"] == 0]
+    gram, metric = (np.asarray(row[name]).reshape(6, 6) for name in ("gram", "gram_metric"))
+    assert np.allclose(gram.diagonal()[:3], pairs["grad_norm_chosen"] ** 2, rtol=1e-12)
+    own = trace.pushes[(trace.pushes["step"] == 0) & (trace.pushes["side"] == "chosen")]["own_rejected"].to_numpy()
+    ratio = own / (-metric.diagonal(offset=3) * pairs["pull_rejected"].to_numpy())
+    assert np.allclose(ratio, ratio[0], rtol=1e-9) and 0 < ratio[0] <= 1 / 3 + 1e-9
+    assert trace.grams["gram_metric"].isna().tolist() == [False, True, False]
+
+
+def test_a_forgotten_factor_is_seen(tmp_path, monkeypatch):
+    """It cancels in law 7, where ``others`` takes it up; ‖G‖² does not forgive it."""
+    from dyn_probe.metric.clipping import Factor
+
+    monkeypatch.setattr("dyn_probe.metric.reading.StepReader.factor", lambda self: Factor(1.0, 0.0))
+    model = make_model("gpt2")
+    optimizer = adamw(model)
+    train(model, optimizer, Probe(model, tmp_path / "run", optimizer=optimizer, gram_every=1, metric_every=1))
+    steps = load_trace(tmp_path / "run").steps
+    assert (steps["law7_error"] <= 1e-10).all() and (steps["kappa_error"] > 0.1).all()

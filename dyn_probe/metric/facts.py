@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dyn_probe.engine.uses import trained_parameters
+from dyn_probe.metric.applied import wide
 from dyn_probe.metric.pushes import Moved
 from dyn_probe.metric.storing import Agreement, stored_agrees
 
@@ -28,6 +29,7 @@ class StepFacts:
         law7_share: share of the weights that law 7 was checked on.
         unmoved_share: share of the weights that the step left as they were.
         agreement: how half-precision weights, as they are stored, compare with the formula's step.
+        gradient_squared: ``‖G‖²`` of the gradient that the optimizer saw.
         factor: ``κ`` that the optimizer's gradient had over the backward's; None where it could not be read.
         reason: why there are no pushes, or no own parts; "" where nothing is missing.
     """
@@ -36,6 +38,7 @@ class StepFacts:
     law7_share: float | None = None
     unmoved_share: float | None = None
     agreement: Agreement | None = None
+    gradient_squared: float | None = None
     factor: float | None = None
     reason: str = ""
 
@@ -56,10 +59,12 @@ class StepCounts:
     def __init__(self) -> None:
         self.weights = self.copied = self.unmoved = 0
         self.agreement: Agreement | None = None
+        self.gradient_squared = 0.0
 
     def add(self, move: Moved, copied: bool) -> None:
         """One parameter; ``copied`` where its weights before the step are known."""
         self.weights += move.after.numel()
+        self.gradient_squared += float(torch.linalg.vector_norm(wide(move.gradient))) ** 2
         if not copied:
             return
         self.copied += move.after.numel()
@@ -74,6 +79,7 @@ class StepCounts:
         """The same as fields of ``StepFacts``."""
         return {
             "agreement": self.agreement,
+            "gradient_squared": self.gradient_squared,
             "law7_share": self.copied / self.weights if self.weights else None,
             "unmoved_share": self.unmoved / self.copied if self.copied else None,
         }

@@ -15,7 +15,7 @@ The parts come from the gradient and the optimizer's state, the total from the w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from dyn_probe.engine.held import Held
 from dyn_probe.metric.applied import AppliedStep, RankOne, wide
 from dyn_probe.metric.split import SplitMomentum
 
+SIDES = ("all_chosen", "all_rejected")
 PARTS = ("own_chosen", "own_rejected", "others", "past", "decay")
 """What a total is made of, beside rounding."""
 
@@ -37,17 +38,20 @@ class StepRows:
         coefficients: ``c [2B]`` ``∂(backpropagated loss)/∂(row log-probability)``.
         factor: ``κ``: what the recorded gradient was multiplied by before the optimizer saw it; None where it could
             not be read.
+        full: also give the Gram of all rows in the step's metric.
     """
 
     held: Held
     coefficients: Tensor
     factor: float | None
+    full: bool = False
 
 
 @dataclass(eq=False)
 class Pushes:
     """``[2B]`` each (float64, nats): what a step did to each row's log-probability, to first order.
 
+    ``gram [2B, 2B]`` (nats) is ``⟨g_i, ωP g_j⟩``, where it was asked for.
     ``all_chosen`` and ``all_rejected`` are the pushes of all chosen and all rejected responses of this step and of
     those before it; None without a split momentum.
     """
@@ -60,13 +64,13 @@ class Pushes:
     total: Tensor
     all_chosen: Tensor | None = None
     all_rejected: Tensor | None = None
+    gram: Tensor | None = None
 
     @staticmethod
     def empty(rows: int, device: torch.device, split: bool = False) -> Pushes:
         """Zeros."""
-        names = [f.name for f in fields(Pushes)]
-        zeros = {n: torch.zeros(rows, dtype=torch.float64, device=device) for n in names}
-        return Pushes(**zeros if split else {n: z for n, z in zeros.items() if not n.startswith("all_")})
+        names = (*PARTS, "total", *(SIDES if split else ()))
+        return Pushes(**{name: torch.zeros(rows, dtype=torch.float64, device=device) for name in names})
 
     @property
     def rounding(self) -> Tensor:
@@ -145,7 +149,7 @@ def _add(batch: StepRows, pushes: Pushes, move: Moved, directions: Mapping[str, 
         pushes.past -= momentum.weight * (along["momentum"] - momentum.share * inside)
     pushes.decay -= step.decay * along.get("weights", zero)
     pushes.decay -= step.weight * step.coupled * along.get("scaled weights", zero)
-    own = _own(batch, move.name, metric, step.weight)
+    own = _own(batch, pushes, move.name, metric, step.weight)
     pushes.own_chosen += own[0]
     pushes.own_rejected += own[1]
     pushes.others -= step.weight * along["gradient"] + own[0] + own[1]
@@ -154,20 +158,26 @@ def _add(batch: StepRows, pushes: Pushes, move: Moved, directions: Mapping[str, 
         pushes.all_rejected += along["all_rejected"]
 
 
-def _own(batch: StepRows, name: str, metric: Tensor, weight: float | Tensor) -> Tensor:
+def _own(batch: StepRows, pushes: Pushes, name: str, metric: Tensor, weight: float | Tensor) -> Tensor:
     """``[2, 2B]`` both own parts; not known without the gradient's factor."""
     pairs = batch.held.rows // 2
+    if batch.full:
+        whole = batch.held.gram(name, 1, metric)[0] * weight
+        pushes.gram = whole if pushes.gram is None else pushes.gram + whole
+        gram = whole.unflatten(0, (2, pairs)).unflatten(2, (2, pairs)).diagonal(dim1=1, dim2=3).permute(2, 0, 1)
+    elif batch.factor is not None:
+        gram = batch.held.gram(name, pairs, metric) * weight
     if batch.factor is None:
         return torch.full((2, 2 * pairs), float("nan"), dtype=torch.float64, device=batch.coefficients.device)
-    return own_parts(batch.held.gram(name, pairs, metric), weight * batch.factor * batch.coefficients)
+    return own_parts(gram, batch.factor * batch.coefficients)
 
 
 def own_parts(gram: Tensor, coefficients: Tensor) -> Tensor:
     """``[2, 2B]``: what a pair's chosen (0) and rejected (1) gradient do to both of its rows.
 
     Args:
-        gram: ``[B, 2, 2]`` ``⟨g_i, P g_j⟩`` within each pair.
-        coefficients: ``ωκc [2B]``.
+        gram: ``[B, 2, 2]`` ``⟨g_i, ωP g_j⟩`` within each pair.
+        coefficients: ``κc [2B]``.
     """
     weights = coefficients.unflatten(0, (2, -1)).T  # [B, 2]
     return -(gram * weights[:, None, :]).permute(2, 1, 0).flatten(1)

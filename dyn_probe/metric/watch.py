@@ -35,11 +35,13 @@ class Waiting:
         held: its rows' gradients.
         coefficients: ``c [2B]``.
         done: called with what the step did to the rows.
+        full: also give the Gram of all rows in the step's metric.
     """
 
     held: Held
     coefficients: Tensor
     done: Callable[[StepOutcome], None]
+    full: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +158,7 @@ class StepWatch:
                 pass
             self._finish([Pushes.empty(w.held.rows, w.coefficients.device) for w in self._waiting], None)
             return
-        rows = [StepRows(w.held, w.coefficients, factor) for w in self._waiting]
+        rows = [StepRows(w.held, w.coefficients, factor, w.full) for w in self._waiting]
         pushes = take_apart(rows, moves, self.split)
         self._finish(pushes, pushes)
 

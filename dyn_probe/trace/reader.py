@@ -42,6 +42,16 @@ class Trace:
         return self.table("pairs")
 
     @property
+    def pushes(self) -> pd.DataFrame:
+        """One response of one pair at one step that was taken apart."""
+        return self.table("pushes")
+
+    @property
+    def grams(self) -> pd.DataFrame:
+        """One recorded batch: the Gram of all its responses."""
+        return self.table("grams")
+
+    @property
     def steps(self) -> pd.DataFrame:
         """One optimizer step of one process."""
         return self.table("steps")

@@ -165,8 +165,48 @@ STEPS = Table(
         _real("eval_log_ratio_accuracy", "share", "share of held-out pairs whose log-ratio margin is above 0"),
         _real("step_seconds", "s", "wall time of the whole step, recorder included"),
         _real("law1_error", "1", "relative error of cᵀKc = ‖∇loss‖² where the full Gram was recorded"),
-        Column("separate_rows", "int32", "rows", "rows whose gradients needed a backward of their own"),
+        _real("law7_error", "1", "largest |rounding| / Σ|parts| of the step's pushes: parts against stored weights"),
+        _real("law7_share", "share", "share of the trained weights that this was checked on"),
+        _real("kappa_error", "1", "relative error of ‖G‖² = κ²cᵀKc, G the gradient that the optimizer saw"),
+        _real("unmoved_share", "share", "share of the trained weights that the step left as they were"),
+        Column("separate_rows", "int32", "rows", "rows whose gradients needed a separate backward"),
     ),
+)
+
+GRAMS = Table(
+    "grams",
+    "one recorded batch of one process: inner products of all its responses' gradients, rows [chosen; rejected]",
+    (
+        _STEP,
+        RANK,
+        Column("pair_ids", "list<string>", "", "the B pairs of the batch", required=True),
+        Column("gram", "list<float64>", _INNER, "K = ⟨g_i, g_j⟩, (2B)² numbers, row by row"),
+        Column("gram_metric", "list<float64>", "nats", "⟨g_i, ωP g_j⟩ in the metric that the step applied, likewise"),
+    ),
+)
+
+_SIDE = Column("side", "string", "", "chosen or rejected: the response that was pushed", required=True)
+
+PUSHES = Table(
+    "pushes",
+    "one response of one pair at one step that was taken apart: what moved its log-probability, to first order",
+    (
+        _STEP,
+        _PAIR,
+        RANK,
+        _SIDE,
+        _real("own_chosen", _SEQ, "−ωκc_w⟨g_i, P g_w⟩: the pair's own chosen gradient in this step"),
+        _real("own_rejected", _SEQ, "−ωκc_l⟨g_i, P g_l⟩: the pair's own rejected gradient in this step"),
+        _real("others", _SEQ, "−ω⟨g_i, P G⟩ less both own parts: other pairs, and other terms of the loss"),
+        _real("all_chosen", _SEQ, "all chosen gradients, of this step and through the momentum of earlier ones"),
+        _real("all_rejected", _SEQ, "all rejected gradients, of this step and through the momentum of earlier ones"),
+        _real("past", _SEQ, "−⟨g_i, p⟩: what earlier steps left in the momentum"),
+        _real("decay", _SEQ, "−λ_d⟨g_i, θ⟩ − ωγ⟨g_i, Pθ⟩: weight decay"),
+        _real("rounding", _SEQ, "total less all parts: what the weights' type could not hold"),
+        _real("total", _SEQ, "⟨g_i, Δθ⟩ with the weights as they were stored before and after the step"),
+        Column("metric", "string", "", "applied: P of this step; previous: P of the step before"),
+    ),
+    unique=("step", "rank", "pair_id", "side"),
 )
 
 LAYERS = Table(
@@ -257,7 +297,7 @@ EXAMPLES = Table(
 )
 
 TABLES: dict[str, Table] = {
-    table.name: table for table in (PAIRS, STEPS, LAYERS, TOKENS, MASS, DISTRIBUTIONS, EXAMPLES)
+    table.name: table for table in (PAIRS, PUSHES, GRAMS, STEPS, LAYERS, TOKENS, MASS, DISTRIBUTIONS, EXAMPLES)
 }
 
 CASES: dict[int, str] = {
