@@ -30,7 +30,6 @@ class ParameterStep(NamedTuple):
 @dataclass(frozen=True)
 class _Note:
     gradient: Tensor
-    version: int
     own: Any
 
 
@@ -135,19 +134,16 @@ class StepReader:
 
     def _take(self, family: Family) -> dict[Tensor, _Note]:
         return {
-            parameter: _Note(parameter.grad, parameter.grad._version, family.note(self._data(parameter, group)))
+            parameter: _Note(parameter.grad, family.note(self._data(parameter, group)))
             for group in self.optimizer.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
         }
 
     def _data(self, parameter: Tensor, group: dict[str, Any], note: _Note | None = None) -> StepData:
+        gradient = note.gradient if note and parameter.grad is None else parameter.grad
         state = self.optimizer.state.get(parameter, {})
-        if note is None:
-            return StepData(self.optimizer, parameter, group, state)
-        gradient = note.gradient if parameter.grad is None else parameter.grad
-        overwritten = gradient is note.gradient and gradient._version != note.version
-        return StepData(self.optimizer, parameter, group, state, gradient, note.own, overwritten)
+        return StepData(self.optimizer, parameter, group, state, gradient, note and note.own)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
