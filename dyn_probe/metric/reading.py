@@ -109,8 +109,9 @@ class StepReader:
                     yield _read(family, self._data(parameter, group, note))
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._forget(keep="ended")
-        if not self._wanted():
+        wanted = self._wanted()
+        self._forget(keep="ended" if wanted else "")
+        if not wanted:
             return
         family, self.reason = family_of(optimizer)
         self.reason = self.reason or _unread(self._parameters(), args, kwargs)
