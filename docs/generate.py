@@ -15,6 +15,7 @@ from pathlib import Path
 import typer
 from dyn_probe_cli.app import app
 
+from dyn_probe.metric import FAMILIES
 from dyn_probe.objectives import Method, describe
 from dyn_probe.report.figures import FIGURES, FigureRow
 from dyn_probe.report.ranked import RANKINGS
@@ -103,6 +104,14 @@ def verdicts() -> str:
     return f"{_table(('topic', 'what is said'), rows)}\n\nWhat a statement may suggest to change:\n\n{knobs}"
 
 
+def optimizers() -> str:
+    """The optimizers whose step is taken apart, and the parts of each."""
+    families = dict.fromkeys(FAMILIES.values())
+    head = ("optimizer", "P", "ω", "p", "decay")
+    rows = ((f.title, f.metric_formula, f.weight_formula, f.past_formula, f.decay_formula) for f in families)
+    return _table(head, rows)
+
+
 def rankings() -> str:
     """The ways to rank pairs."""
     return _table(("name", "first come"), ((_code(name), row.meaning) for name, row in RANKINGS.items()))
@@ -130,6 +139,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "figures": figures,
     "verdicts": verdicts,
     "rankings": rankings,
+    "optimizers": optimizers,
     "trace-schema": schema_markdown,
 }
 

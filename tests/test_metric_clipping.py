@@ -115,6 +115,20 @@ def test_without_the_note_there_is_no_factor() -> None:
     assert [factor.value for factor in found] == [1.0, None] and "not noted" in found[1].reason
 
 
+def test_the_note_of_a_step_that_is_not_wanted_does_not_reach_the_next() -> None:
+    weights, wanted, found = nn.Parameter(torch.ones(3)), iter([False, True]), []
+    optimizer = torch.optim.AdamW([weights])
+    with StepReader(
+        optimizer, ends=lambda reader: found.append(reader.factor()), wanted=lambda: next(wanted)
+    ) as reader:
+        weights.grad = torch.ones(3)
+        reader.backward_ended()
+        optimizer.step()
+        weights.grad = torch.full((3,), 2.0)
+        optimizer.step()
+    assert [factor.value for factor in found] == [None]
+
+
 def test_the_slice_is_small_and_spread() -> None:
     weights = nn.Parameter(torch.zeros(100, 30))
     assert len(gradient_slice([weights])[0]) == 0

@@ -33,6 +33,17 @@ def test_without_clipping_and_accumulation_too(name: str) -> None:
     assert max(map(law_error, train(SETUPS[name], clip=None, accumulate=1))) < UNITS
 
 
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "NAdam", "Adagrad lr_decay=0.3"])
+def test_counts_that_stay_on_a_device_give_weights_that_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dyn_probe.metric import adagrad, adam, nadam
+
+    for module in (adam, nadam, adagrad):
+        monkeypatch.setattr(module, "steps_done", lambda data: data.state["step"].double())
+    records = train(SETUPS[name])
+    assert all(isinstance(record.step.weight, Tensor) and record.step.weight.dim() == 0 for record in records)
+    assert max(map(law_error, records)) < UNITS
+
+
 def expected_moves(always: bool) -> set[tuple[str, int]]:
     """Which parameter moves in which step: the frozen one never, "sometimes" in every second step."""
     every = {(name, number) for name in ("embedding", "matrix", "vector", "block") for number in range(STEPS)}

@@ -64,6 +64,8 @@ def refuses(optimizer: Optimizer, group: Mapping[str, Any]) -> str | None:
         return f"bitsandbytes' {own.__name__} is not Adam"
     if shared.args.max_unorm > 0 or shared.args.skip_zeros:
         return "bitsandbytes' max_unorm and skip_zeros are not covered: leave them at 0.0 and False"
+    if getattr(shared.args, "percentile_clipping", 100) < 100 or not getattr(shared.args, "block_wise", True):
+        return "bitsandbytes' percentile_clipping and block_wise=False are not covered: leave them at 100 and True"
     return None
 
 

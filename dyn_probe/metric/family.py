@@ -24,7 +24,6 @@ class StepData:
         state: the optimizer's state for it, as it stands.
         gradient: ``.grad``, as it stands.
         note: what the family noted when the step began.
-        overwritten: whether the step wrote into ``.grad``.
     """
 
     optimizer: Optimizer
@@ -33,7 +32,6 @@ class StepData:
     state: Mapping[str, Any]
     gradient: Tensor | None = None
     note: Any = None
-    overwritten: bool = False
 
 
 def nothing(data: StepData) -> None:

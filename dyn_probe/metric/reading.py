@@ -30,7 +30,6 @@ class ParameterStep(NamedTuple):
 @dataclass(frozen=True)
 class _Note:
     gradient: Tensor
-    version: int
     own: Any
 
 
@@ -110,8 +109,9 @@ class StepReader:
                     yield _read(family, self._data(parameter, group, note))
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._forget(keep="ended")
-        if not self._wanted():
+        wanted = self._wanted()
+        self._forget(keep="ended" if wanted else "")
+        if not wanted:
             return
         family, self.reason = family_of(optimizer)
         self.reason = self.reason or _unread(self._parameters(), args, kwargs)
@@ -135,19 +135,16 @@ class StepReader:
 
     def _take(self, family: Family) -> dict[Tensor, _Note]:
         return {
-            parameter: _Note(parameter.grad, parameter.grad._version, family.note(self._data(parameter, group)))
+            parameter: _Note(parameter.grad, family.note(self._data(parameter, group)))
             for group in self.optimizer.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
         }
 
     def _data(self, parameter: Tensor, group: dict[str, Any], note: _Note | None = None) -> StepData:
+        gradient = note.gradient if note and parameter.grad is None else parameter.grad
         state = self.optimizer.state.get(parameter, {})
-        if note is None:
-            return StepData(self.optimizer, parameter, group, state)
-        gradient = note.gradient if parameter.grad is None else parameter.grad
-        overwritten = gradient is note.gradient and gradient._version != note.version
-        return StepData(self.optimizer, parameter, group, state, gradient, note.own, overwritten)
+        return StepData(self.optimizer, parameter, group, state, gradient, note and note.own)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

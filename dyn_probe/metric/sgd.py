@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from dyn_probe.metric.applied import AT_ONCE, AppliedStep, Momentum, Scalar, wide
@@ -17,15 +19,31 @@ def always(data: StepData) -> bool:
     return True
 
 
+class Note(NamedTuple):
+    """From before the step: whether there was a momentum, and the gradient's sum where the step may write into it."""
+
+    had_buffer: bool
+    total: Tensor | None
+
+
 def had_buffer(data: StepData) -> bool:
-    """Noted when the step begins: whether there is a momentum already; the first gradient goes in undampened."""
+    """Whether there is a momentum already; the first gradient goes in undampened."""
     return data.state.get("momentum_buffer") is not None
 
 
+def note(data: StepData) -> Note:
+    """Noted when the step begins."""
+    may_write = data.group["nesterov"] and not data.group["fused"]
+    return Note(had_buffer(data), as_it_stands(data).sum() if may_write else None)
+
+
 def gradient(data: StepData) -> Tensor:
-    """``G``; the foreach form of Nesterov's step adds ``μ·buf`` to ``.grad`` itself, which is taken off again."""
+    """``G``; the foreach form of Nesterov's step adds ``μ·buf`` to ``.grad`` itself, which is taken off again.
+
+    Whether it did shows in the gradient's sum. (The tensor's version counter does not tell for sharded tensors.)
+    """
     seen = as_it_stands(data)
-    if not (data.overwritten and data.group["nesterov"]) or data.group["fused"]:
+    if data.note.total is None or bool(seen.sum() == data.note.total):
         return seen
     return wide(seen) - data.group["momentum"] * wide(data.state["momentum_buffer"])
 
@@ -35,7 +53,7 @@ def read(data: StepData) -> AppliedStep:
     group, rate, sign = data.group, exact(learning_rate(data.group)), direction(data.group)
     if not group["momentum"]:
         return _step(data, sign * rate, None)
-    share = sign * (1 - group["dampening"] if data.note else 1.0)
+    share = sign * (1 - group["dampening"] if data.note.had_buffer else 1.0)
     direct = sign * rate if group["nesterov"] else 0.0
     average = Momentum(data.state["momentum_buffer"], _size(data), share, retain=group["momentum"])
     return _step(data, direct, average)
@@ -66,7 +84,7 @@ SGD = Family(
     read,
     metric,
     coming,
-    note=had_buffer,
+    note=note,
     gradient=gradient,
     stepped=always,
     metric_formula="1",
