@@ -255,9 +255,10 @@ class Probe:
         autocast = self._recording is not None and self._recording.capture.autocast
         tolerance = self.tolerance if self.tolerance is not None else tolerance_for(self.model, autocast)
         first = {name: value[0] for name, value in products.pair_entries().items()}
-        self.certificate = compare(first, plain, tolerance)
-        self._manifest(certificate=self.certificate.as_manifest())
-        self.certificate.require()
+        certificate = compare(first, plain, tolerance)
+        self._manifest(certificate=certificate.as_manifest())
+        certificate.require()  # one that fails is not kept: the next step is checked again
+        self.certificate = certificate
 
     def _manifest(self, **fields: Any) -> None:
         if self.writer is not None and self.rank == 0:

@@ -49,34 +49,38 @@ def keep(call: Call) -> bool:
                 f"{call.use.name} ({type(call.module).__name__}): one row alone gives other outputs than in the batch "
                 "(rows are mixed, or random numbers are drawn), so its per-row gradient is not defined"
             )
+    _reaches_by_name(call)
     call.notes["uses"] = _uses(call)
     return True
 
 
-_COUNTED: WeakSet[nn.Module] = WeakSet()
-"""Modules whose own uses of their parameters were counted once."""
+_BY_NAME: WeakSet[nn.Module] = WeakSet()
+"""Modules that were seen to reach their parameters by name alone. Only what was found in order stands here."""
 
 
-def _uses(call: Call) -> dict[str, float]:
-    """How often the module itself uses each of its parameters: what the graph has beyond that is used elsewhere.
+def _reaches_by_name(call: Call) -> None:
+    """See, once per module, that a twin with other parameters uses those and none of the module's own.
 
     Raises:
         UnsupportedUse: the module reaches its parameter by another way than its name, so that no twin can replace it.
     """
-    names = dict(call.use.parameters)
-    if call.module in _COUNTED:
-        return {name: float("inf") for name in names.values()}
-    originals = {id(p) for p in call.module._parameters.values() if p is not None}
-    with torch.enable_grad():
-        own = {
-            n: p.detach().requires_grad_() for n, p in call.module._parameters.items() if n in names and p is not None
-        }
+    if call.module in _BY_NAME:
+        return
+    trained = {n: p for n, p in call.module._parameters.items() if p is not None and n in call.trained}
+    own = {n: p.detach().requires_grad_() for n, p in trained.items()}
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # not a checkpoint's
         outputs = _outputs(call, _rerun(call, call.saved, None, own))
-        graph = graph_behind(torch.stack([o.sum() for o in outputs if o.requires_grad]).sum())
-    if originals & graph.uses.keys():
+    if {id(p) for p in trained.values()} & graph_behind(*outputs).uses.keys():
         raise UnsupportedUse(f"{call.use.name} ({type(call.module).__name__}): it holds its parameter by a second name")
-    _COUNTED.add(call.module)
-    return {names[n]: graph.uses[id(p)] for n, p in own.items()}
+    _BY_NAME.add(call.module)
+
+
+def _uses(call: Call) -> dict[str, int]:
+    """How often this call itself uses each of the module's parameters, read off the graph between its inputs and its
+    outputs: what the whole graph has beyond that is used elsewhere."""
+    inputs = [t for t in pytree.tree_leaves((call.args, dict(call.kwargs))) if isinstance(t, Tensor)]
+    uses = graph_behind(*call.outputs, until=inputs).uses
+    return {name: uses[id(call.module._parameters[local])] for local, name in call.use.parameters.items()}
 
 
 def row_of(tensor: Tensor, row: int, call: Call) -> Tensor:
