@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.capture.autocast import computing_in
 from dyn_probe.capture.uses import Kind, Layer, layers_of, trained_parameters
 from dyn_probe.certify import Certificate, compare, plain_products, tolerance_for
 from dyn_probe.errors import BadInput
@@ -86,6 +88,7 @@ class Probe:
         self._armed = False
         self._random = False
         self._said: set[str] = set()
+        self._arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._before: dict[str, Tensor] = {}
         self._held: list[tuple[list[Row], Held]] = []
 
@@ -150,6 +153,7 @@ class Probe:
                 products = recording.result()
                 self._check(products)
                 self._random |= recording.capture.random
+                self._arithmetic = partial(computing_in, recording.capture.around, recording.capture.anchor.device.type)
                 if self.records(step):
                     self._take(step, pair_ids, learning_rate, products, clean)
         finally:
@@ -377,7 +381,8 @@ class Probe:
                 "probe.after_update(batch, before)"
             )
         self._say_how_realised(before is not None)
-        after = _numbers(self.evaluate(batch))
+        with self._arithmetic() if before is None else nullcontext():
+            after = _numbers(self.evaluate(batch))
         old = None if before is None else _numbers(before)
         for i, pair in enumerate(batch.ids):
             if rows := wanted.get(pair):

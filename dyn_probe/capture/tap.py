@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from dyn_probe.capture.autocast import autocast_type
 from dyn_probe.capture.randomness import have_moved, random_states
 from dyn_probe.capture.spans import find_spans
 from dyn_probe.capture.uses import Call, Kind, Span, Use, explain, find_uses
@@ -54,6 +55,9 @@ class Capture:
         kinds: the table of kinds of use.
         receive: called from the backward, once per tapped call.
         claimed: module → kind of earlier captures, so that a module is examined once.
+
+    ``around`` is autocast's type where the model is called; ``autocast`` says whether any module runs under it, for the
+    forward may enter it itself.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Capture:
         self.uses: list[Use] = find_uses(model)
         self.claimed: dict[nn.Module, Kind] = {} if claimed is None else claimed
         self.rows = self.length = 0
+        self.around: torch.dtype | None = None
         self.autocast = False
         self.random = False
         self.spans: tuple[Span, ...] = ()
@@ -127,7 +132,7 @@ class Capture:
                 "[chosen; rejected] (run other passes under torch.no_grad(), or outside probe.step)"
             )
         self.rows, self.length, self._inside = shape[0], shape[1], True
-        self.autocast = torch.is_autocast_enabled(self.anchor.device.type)
+        self.around = autocast_type(self.anchor.device.type)
         self.spans = find_spans(kwargs.get("input_ids"), kwargs.get("attention_mask"))
         self.entry = (args, kwargs, torch.get_rng_state())
         self._random_states = random_states(self._devices())
@@ -149,6 +154,7 @@ class Capture:
                 self.leaves[id(module._parameters[local])] = name
             if self._inside:
                 self.calls[module] = self.calls.get(module, 0) + 1
+                self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
                 self.dtypes.update(t.dtype for t in pytree.tree_leaves(output) if isinstance(t, Tensor))
             if not torch.is_grad_enabled():
                 return None

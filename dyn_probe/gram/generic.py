@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from dyn_probe.capture.autocast import autocast_type, computing_in
 from dyn_probe.capture.uses import Call
 from dyn_probe.errors import UnsupportedUse
 from dyn_probe.gram.coverage import graph_behind
@@ -35,7 +36,7 @@ def keep(call: Call) -> bool:
     call.notes.update(
         spec=spec, tensors=tensors, rest=[None if i in tensors else leaf for i, leaf in enumerate(leaves)]
     )
-    call.notes["autocast"] = torch.is_autocast_enabled(call.outputs[0].device.type)
+    call.notes["autocast"] = autocast_type(call.outputs[0].device.type)
     for output in call.outputs:
         if not output.dim() or output.shape[0] not in (call.rows, call.rows * call.length):
             raise UnsupportedUse(
@@ -99,7 +100,7 @@ def _rerun(call: Call, saved: Sequence[Tensor], row: int | None, parameters: dic
         leaves[place] = (tensor.detach() if row is None else row_of(tensor, row, call)).clone()
     args, kwargs = pytree.tree_unflatten(leaves, call.notes["spec"])
     device = saved[0].device.type if saved else "cpu"
-    with torch.autocast(device, enabled=call.notes["autocast"]):
+    with computing_in(call.notes["autocast"], device):
         return twin(call.module, **parameters).forward(*args, **kwargs)
 
 
