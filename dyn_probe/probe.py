@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.recording import Products, Recording, distributed
@@ -94,6 +95,7 @@ class Probe:
         self._recording: Recording | None = None
         self._given: Given | None = None
         self._armed = self._random = False
+        self._arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._noted: dict[str, Any] = {}
         follows = bool(metric_every or split_momentum or update)
         averaged = averaged_over(model) if averaged is None else averaged
@@ -168,6 +170,8 @@ class Probe:
                 products = recording.result()
                 self._certify(recording, products)
                 self._random |= recording.capture.random
+                device = recording.capture.anchor.device.type
+                self._arithmetic = partial(computing_in, recording.capture.around, device)
                 record = None
                 if self._armed:
                     record = self._take(step, pair_ids, learning_rate, recording, products)
@@ -286,7 +290,8 @@ class Probe:
                 "(dropout); call before = probe.evaluate(batch) before optimizer.step(), then "
                 "probe.after_update(batch, before)"
             )
-        after = numbers(self.evaluate(batch))
+        with self._arithmetic() if before is None else nullcontext():
+            after = numbers(self.evaluate(batch))
         self._rows.realise(batch.ids, after, None if before is None else numbers(before))
 
     @property
@@ -316,9 +321,9 @@ class Probe:
     def _certify(self, recording: Recording, products: Products) -> None:
         found = self._check.judge(recording, products)
         if found is not None:
-            self.certificate = found
             self._rows.manifest(certificate=found.as_manifest())
-            found.require()
+            found.require()  # one that fails is not kept: the next step is checked again
+            self.certificate = found
 
     def _rate(self, learning_rate: float | None) -> float | None:
         if learning_rate is not None or self.optimizer is None:

@@ -100,12 +100,31 @@ class CalledElsewhere(Parted):
         return self.layer(super().body(x))
 
 
+class OwnParameter(Parted):
+    """A hand-written module used well, and its weight once more."""
+
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(16, 16) / 4)
+
+        def forward(self, x):
+            return torch.tanh(x @ self.weight @ self.weight.T)
+
+    def build(self):
+        self.layer = self.Table()
+
+    def part(self, x):
+        return F.linear(self.layer(x), self.layer.weight)
+
+
 WRONG = {
     SecondUse: "layer.weight",
     SmallSecondUse: "layer.weight",
     NeverCalled: "other.weight",
     DeadCall: "layer.weight",
     CalledElsewhere: "layer.weight",
+    OwnParameter: "layer.weight",
 }
 """Model → the parameter that is used outside its module."""
 
@@ -139,6 +158,11 @@ class Tied(Parted):
 
     def part(self, x):
         return self.other(self.layer(x).tanh())
+
+
+class WellUsed(OwnParameter):
+    def part(self, x):
+        return self.layer(x)
 
 
 def recorded(model, batch):
@@ -181,7 +205,7 @@ def test_the_words_are_those_without_a_checkpoint(kind):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", [Twice, TwoSegments, Tied])
+@pytest.mark.parametrize("kind", [Twice, TwoSegments, Tied, WellUsed])
 def test_modules_that_are_used_well_stay_exact(kind, way):
     batch = make_batch()
     plain = kind("none")
@@ -212,7 +236,7 @@ def test_a_checkpoint_that_cannot_be_looked_into_is_refused():
             with torch.no_grad():
                 return run_function(x)
 
-    class Opaque(TwoSegments):
+    class Opaque(WellUsed):
         def body(self, x):
             return CheckpointFunctionOfOurs.apply(self.part, x)
 

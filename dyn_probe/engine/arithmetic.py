@@ -5,6 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+
+def autocast_type(device: str) -> torch.dtype | None:
+    """The type of autocast for this kind of device, None where it is off."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def computing_in(dtype: torch.dtype | None, device: str) -> torch.autocast:
+    """Autocast as ``autocast_type`` found it."""
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
 HALF = (torch.float16, torch.bfloat16)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.graph import Graph, graph_behind
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.uses import Call, is_split, trained_parameters
@@ -143,7 +144,8 @@ def _check_output(capture: Capture) -> None:
     if not capture.widened or capture.entry is None:
         return
     args, kwargs, state = capture.entry
-    with torch.no_grad(), capture.quiet(), torch.random.fork_rng(devices=[]):
+    arithmetic = computing_in(capture.around, capture.anchor.device.type)
+    with torch.no_grad(), capture.quiet(), arithmetic, torch.random.fork_rng(devices=[]):
         torch.set_rng_state(state)
         plain = capture.model(*args, **kwargs)
     pairs = zip(pytree.tree_leaves(plain), pytree.tree_leaves(capture.output), strict=False)

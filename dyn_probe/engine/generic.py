@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils import _pytree as pytree
 
+from dyn_probe.engine.arithmetic import autocast_type, computing_in
 from dyn_probe.engine.factors import Factor, MadeVector, Vector
 from dyn_probe.engine.graph import graph_behind
 from dyn_probe.engine.module_copy import agree, module_copy
@@ -34,21 +35,18 @@ def claims(module: nn.Module) -> bool:
 
 
 def check(call: Call) -> bool:
-    """Count how often the module itself uses each of its parameters: what the graph has beyond that is used elsewhere.
+    """See that a copy with other parameters uses those and none of the module's own.
 
     Raises:
         UnsupportedUse: the module reaches its parameter by another way than its name, so that no copy can replace it.
     """
-    assert call.claim is not None
     _take_arguments(call)
-    originals = {id(p) for p in call.module._parameters.values() if p is not None}
-    with torch.enable_grad():
-        own = {name: p.requires_grad_() for name, p in _own(call).items()}
+    trained = {id(p) for n, p in call.module._parameters.items() if n in call.trained}
+    own = {name: p.requires_grad_() for name, p in _own(call).items()}
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # not a checkpoint's
         outputs = _outputs(call, _rerun(call, own, [t.detach().clone() for t in call.saved]))
-        graph = graph_behind(*(o for o in outputs if o.requires_grad))
-    if originals & graph.uses.keys():
+    if trained & graph_behind(*outputs).uses.keys():
         raise UnsupportedUse(f"{call}: it holds its parameter by a second name")
-    call.claim.notes["uses"] = {call.use.parameters[n]: graph.uses[id(p)] for n, p in own.items()}
     return True
 
 
@@ -69,7 +67,15 @@ def keep(call: Call) -> bool:
                 f"{call}: one row alone gives other outputs than in the batch (rows are mixed, or random numbers are "
                 "drawn), so its per-row gradient is not defined"
             )
+    call.notes["uses"] = _uses(call)
     return True
+
+
+def _uses(call: Call) -> dict[str, int]:
+    """How often this call itself uses each of the module's parameters, read off the graph between its inputs and its
+    outputs: what the whole graph has beyond that is used elsewhere."""
+    uses = graph_behind(*call.outputs, until=call.saved).uses
+    return {name: uses[id(call.module._parameters[local])] for local, name in call.use.parameters.items()}
 
 
 def _take_arguments(call: Call) -> None:
@@ -78,7 +84,7 @@ def _take_arguments(call: Call) -> None:
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     call.saved = tuple(leaves[i] for i in tensors)
     rest = [None if i in tensors else leaf for i, leaf in enumerate(leaves)]
-    autocast = torch.is_autocast_enabled(call.outputs[0].device.type)
+    autocast = autocast_type(call.outputs[0].device.type)
     call.notes.update(spec=spec, tensors=tensors, rest=rest, autocast=autocast)
 
 
@@ -104,7 +110,7 @@ def _rerun(call: Call, parameters: Grads, tensors: Sequence[Tensor]) -> Any:
         leaves[place] = tensor
     args, kwargs = pytree.tree_unflatten(leaves, call.notes["spec"])
     device = tensors[0].device.type if tensors else "cpu"
-    with torch.autocast(device, enabled=call.notes["autocast"]):
+    with computing_in(call.notes["autocast"], device):
         return functional_call(module_copy(call.module), parameters, args, kwargs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +29,9 @@ class Graph:
         return bool(self.checkpoints)
 
 
-def graph_behind(*roots: Tensor) -> Graph:
-    """Walk the autograd graph behind ``roots``."""
-    seen: set[Any] = set()
+def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
+    """Walk the autograd graph behind ``roots``, and no further than the tensors ``until``."""
+    seen: set[Any] = {tensor.grad_fn for tensor in until}
     uses: Counter[int] = Counter()
     leaves: dict[int, Tensor] = {}
     calls: set[Call] = set()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from dyn_probe.engine.arithmetic import autocast_type
 from dyn_probe.engine.kinds import KINDS
 from dyn_probe.engine.layout import Layout
 from dyn_probe.engine.randomness import have_moved, random_states
@@ -55,6 +56,9 @@ class Capture:
         receive: called from the backward, once per tapped call.
         claims: what earlier captures found out about the modules; completed here.
         segments: ``[rows, length]`` response of each position, for packed rows (``layout.Layout``).
+
+    ``around`` is autocast's type where the model is called; ``autocast`` says whether any module runs under it, for the
+    forward may enter it itself.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Capture:
         self.uses: list[Use] = find_uses(model)
         self.claims: Claims = {} if claims is None else claims
         self.layout = Layout(0, 0)
+        self.around: torch.dtype | None = None
         self.autocast = self.random = False
         self.calls: dict[nn.Module, int] = {}
         self.taken: dict[str, list[Call]] = {}
@@ -120,6 +125,7 @@ class Capture:
                 "[chosen; rejected] (run other passes under torch.no_grad(), or outside probe.step)"
             )
         self.layout, self._inside = Layout.of(shape, kwargs, self._segments), True
+        self.around = autocast_type(self.anchor.device.type)
         self.entry = (args, kwargs, torch.get_rng_state())
         self._random_states = random_states(self._devices())
 
@@ -140,6 +146,7 @@ class Capture:
                 self.leaves[id(module._parameters[local])] = name
             if self._inside:
                 self.calls[module] = self.calls.get(module, 0) + 1
+                self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
                 self.dtypes.update(t.dtype for t in pytree.tree_leaves(output) if isinstance(t, Tensor))
             if not torch.is_grad_enabled():
                 return None
@@ -153,7 +160,6 @@ class Capture:
         if not places:
             return None
         call = Call(use, self.layout, args, kwargs, tuple(leaves[i] for i in places), places)
-        self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
         try:
             with self.quiet(), torch.no_grad():
                 self.claims[use.module] = explain(call, KINDS, self.claims.get(use.module))

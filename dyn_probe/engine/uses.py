@@ -94,10 +94,9 @@ class Call:
         first = self.outputs[0]
         return (self.module.training, torch.is_autocast_enabled(first.device.type), first.dtype)
 
-    def uses_of(self, name: str) -> float:
+    def uses_of(self, name: str) -> int:
         """How often the module itself uses one of its parameters in this call."""
-        assert self.claim is not None
-        return self.claim.notes.get("uses", {}).get(name, 1)
+        return self.notes.get("uses", {}).get(name, 1)
 
     def forget(self) -> None:
         """Drop the forward's own tensors once ``keep`` has taken what it needs."""
