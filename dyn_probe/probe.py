@@ -13,19 +13,15 @@ from torch import Tensor, nn
 
 from dyn_probe.capture.autocast import computing_in
 from dyn_probe.capture.uses import Kind, Layer, layers_of, trained_parameters
-from dyn_probe.certify import Certificate, compare, plain_products, tolerance_for
+from dyn_probe.certify import Certificate, compare, law_one_error, plain_products, tolerance_for
+from dyn_probe.changes import NO_GRADIENT, REALISED, Changes, fill_realised, without_realised
 from dyn_probe.errors import BadInput
 from dyn_probe.gram.api import sum_layers
+from dyn_probe.gram.tokens import eval_mode
 from dyn_probe.pairs import PairBatch, sequence_logps
-from dyn_probe.recording import Held, Products, Recording, distributed
+from dyn_probe.recording import Products, Recording, distributed
 from dyn_probe.rows import Row, layer_rows, pair_columns, pair_rows, step_means
 from dyn_probe.trace.writer import TraceWriter
-
-REALISED = {
-    False: "a forward in eval mode after the update minus the recorded forward before it, which drew no random numbers",
-    True: "a forward in eval mode (no dropout) after the update minus one in eval mode before it",
-}
-"""What ``realised_delta_*`` compares: whether the log-probabilities before the update were evaluated apart."""
 
 
 class Probe:
@@ -42,6 +38,8 @@ class Probe:
         certify: on the first recorded step, compute one pair again by plain autograd and stop if it disagrees.
         tolerance: largest relative error of that check (default: by dtype, ``certify.TOLERANCES``).
         separate: measure by a backward of its own always: for losses that reach the model by other ways too.
+        micro_batches: recorded forwards that share one optimizer step. With several, or in several processes, the batch
+            prediction needs ``before_update``.
         update: also record ``update_delta_*``, the first-order change under the optimizer's real update (METHODS §8);
             it keeps a copy of the trained parameters and the batch's activations until ``after_update``.
         manifest: entries of ``run.json``.
@@ -62,6 +60,7 @@ class Probe:
         certify: bool = True,
         tolerance: float | None = None,
         separate: bool = False,
+        micro_batches: int = 1,
         update: bool = False,
         manifest: Mapping[str, Any] | None = None,
         rank: int = 0,
@@ -73,7 +72,7 @@ class Probe:
             raise BadInput("give Probe either out or writer, not both")
         self.model, self.optimizer, self.rank = model, optimizer, rank
         self.every, self.gram_every, self.layers, self.separate = every, gram_every, layers, separate
-        self.tolerance, self.update = tolerance, update
+        self.tolerance, self.update, self.micro_batches = tolerance, update, micro_batches
         self.certificate: Certificate | None = None
         self._certify = certify
         self._owns = writer is None and out is not None
@@ -85,12 +84,11 @@ class Probe:
         self._steps: dict[int, Row] = {}
         self._recording: Recording | None = None
         self._given: dict[str, Any] = {}
-        self._armed = False
-        self._random = False
+        self._armed = self._in_parts = self._random = False
         self._said: set[str] = set()
+        self._written: dict[str, Any] = {}
         self._arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self._before: dict[str, Tensor] = {}
-        self._held: list[tuple[list[Row], Held]] = []
+        self._changes = Changes(model)
 
     @property
     def recording(self) -> bool:
@@ -105,13 +103,13 @@ class Probe:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self.close(
-            "closed" if error is None else "stopped",
-            None if error is None else f"{type(error).__name__}: {error}",
-        )
+        why = None if error is None else f"{type(error).__name__}: {error}"
+        self.close("closed" if why is None else "stopped", why)
 
     def close(self, status: str = "closed", reason: str | None = None) -> None:
         """Write what is pending; closes the trace if the probe made it."""
+        if status == "closed":
+            self._say_what_is_missing()
         self.flush()
         if self.writer is not None and self._owns:
             self.writer.close(status, reason)
@@ -139,13 +137,16 @@ class Probe:
         if self._recording is not None:
             raise BadInput("probe.step cannot be entered twice at once")
         if step not in self._steps:
+            self._say_what_is_missing()
             self.flush()
-        full = self.gram_every > 0 and step % self.gram_every == 0 and not distributed()
+        scheduled = self.gram_every > 0 and step % self.gram_every == 0
+        full = scheduled and not distributed()
+        self._in_parts = scheduled and (distributed() or self.micro_batches > 1)
         unused = all(p.grad is None for p in trained_parameters(self.model).values())
         clean = full and unused and not self.separate
-        self._given = {}
+        hold, self._given = self.update or self._in_parts, {}
         try:
-            with Recording(self.model, full, self.separate, self._claimed, self.update) as recording:
+            with Recording(self.model, full, self.separate, self._claimed, hold) as recording:
                 self._recording = recording
                 yield self
                 if not self._given:
@@ -265,8 +266,14 @@ class Probe:
         self.certificate = certificate
 
     def _manifest(self, **fields: Any) -> None:
-        if self.writer is not None and self.rank == 0:
+        """Fields of ``run.json``, written where they are new."""
+        if self.writer is not None and self.rank == 0 and not fields.items() <= self._written.items():
+            self._written |= fields
             self.writer.update_manifest(**fields)
+
+    def _say_what_is_missing(self) -> None:
+        if self._changes.without_gradient:
+            self._manifest(batch_delta=NO_GRADIENT)
 
     def _rate(self, learning_rate: float | None) -> float | None:
         if learning_rate is not None or self.optimizer is None:
@@ -289,29 +296,10 @@ class Probe:
             raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
         rows = pair_rows(step, self.rank, ids, columns)
         self._fresh += rows
-        self._hold(rows)
+        held = self._recording.held() if self._recording is not None else None
+        self._changes.hold(rows, held, rate if self._in_parts and given["predict"] else None, self.update)
         self._write_layers(step, ids, products)
         self._add_to_step(step, rows, rate, products, clean)
-
-    def _hold(self, rows: list[Row]) -> None:
-        """Keep what ``after_update`` needs for the change under the optimizer's own update."""
-        held = self._recording.held() if self.update and self._recording is not None else None
-        if held is None:
-            return
-        if not self._held:
-            self._before = {n: p.detach().clone() for n, p in trained_parameters(self.model).items()}
-        self._held.append((rows, held))
-
-    def _fill_update(self) -> None:
-        """``update_delta_*`` of the rows that are held, once the parameters have moved."""
-        moved = (
-            {n: p.detach() - self._before[n] for n, p in trained_parameters(self.model).items()} if self._held else {}
-        )
-        for rows, held in self._held:
-            change = held.along(moved).tolist()
-            for i, row in enumerate(rows):
-                row["update_delta_chosen"], row["update_delta_rejected"] = change[i], change[i + len(rows)]
-        self._held, self._before = [], {}
 
     def _write_layers(self, step: int, ids: Sequence[str], products: Products) -> None:
         if not self.layers or self.writer is None:
@@ -329,16 +317,8 @@ class Probe:
         record["separate_rows"] += 2 * int(products.separate.sum())
         gram = products.gram
         if gram is not None and clean and first and not distributed():
-            record["law1_error"] = self._law_one(gram, products.coefficients)
+            record["law1_error"] = law_one_error(self.model, gram, products.coefficients)
         self._steps[step] = record
-
-    def _law_one(self, gram: Tensor, coefficients: Tensor) -> float:
-        """``|cᵀKc − ‖∇loss‖²| / ‖∇loss‖²`` (METHODS law 1); call it before anything touches the gradients."""
-        grads = [p.grad for p in trained_parameters(self.model).values() if p.grad is not None]
-        sizes = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
-        total = sum(float(size) ** 2 for size in sizes)
-        predicted = float(coefficients @ gram @ coefficients)
-        return abs(predicted - total) / total if total > 0 else abs(predicted)
 
     def log(self, step: int, **fields: Any) -> None:
         """Add columns of the ``steps`` table to a step (loss, grad_norm, grad_norm_clipped, …), recorded or not."""
@@ -347,13 +327,18 @@ class Probe:
     @torch.no_grad()
     def evaluate(self, batch: PairBatch) -> Tensor:
         """``[2B]`` log-probabilities in eval mode, without gradients; modes and random state are left as they were."""
-        modes = [(m, m.training) for m in self.model.modules()]
-        try:
-            self.model.eval()
+        with eval_mode(self.model):
             return sequence_logps(self.model, batch)
-        finally:
-            for module, training in modes:
-                module.training = training
+
+    def before_update(self) -> None:
+        """After the step's last backward, before gradients are clipped and ``optimizer.step()``: fill ``batch_delta_*``
+        where the step's batch is more than one recorded forward (several processes, micro-batches).
+
+        The parameters' ``.grad`` must hold the gradient of the mean loss over the whole batch: averaged over processes
+        (DDP and FSDP2 do that), summed over micro-batches, unscaled. Where parameters are split over processes, all of
+        them must call.
+        """
+        self._changes.along_gradient()
 
     def after_update(self, batch: PairBatch | None = None, before: Tensor | None = None) -> None:
         """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.
@@ -365,13 +350,10 @@ class Probe:
         Raises:
             BadInput: the training forward drew random numbers, and ``before`` is missing.
         """
-        self._fill_update()
+        self._changes.along_update()
         if batch is None:
             return
-        wanted: dict[str, list[Row]] = {}
-        for row in self._fresh if self._armed else ():
-            if "realised_delta_chosen" not in row:
-                wanted.setdefault(row["pair_id"], []).append(row)
+        wanted = without_realised(self._fresh if self._armed else [])
         if not any(i in wanted for i in batch.ids):
             return
         if before is None and self._random:
@@ -380,29 +362,16 @@ class Probe:
                 "(dropout); call before = probe.evaluate(batch) before optimizer.step(), then "
                 "probe.after_update(batch, before)"
             )
-        self._say_how_realised(before is not None)
+        self._said.add(REALISED[before is not None])
+        self._manifest(realised_change="; ".join(sorted(self._said)))
         with self._arithmetic() if before is None else nullcontext():
             after = _numbers(self.evaluate(batch))
-        old = None if before is None else _numbers(before)
-        for i, pair in enumerate(batch.ids):
-            if rows := wanted.get(pair):
-                row = rows.pop(0)
-                for side, j in (("chosen", i), ("rejected", i + batch.pairs)):
-                    start = row[f"logp_{side}"] if old is None else old[j]
-                    row[f"realised_delta_{side}"] = float(after[j] - start)
-
-    def _say_how_realised(self, evaluated: bool) -> None:
-        """Into ``run.json``, once: which log-probabilities ``realised_delta_*`` compares."""
-        said = REALISED[evaluated]
-        if said not in self._said:
-            self._said.add(said)
-            self._manifest(realised_change="; ".join(sorted(self._said)))
+        fill_realised(wanted, batch, None if before is None else _numbers(before), after)
 
     @property
     def draws_random_numbers(self) -> bool:
-        """Whether a recorded forward of the step in progress drew random numbers (dropout). Its log-probabilities are
-        then those of one random model among many, and no baseline for the realised change: take ``before =
-        probe.evaluate(batch)`` before ``optimizer.step()``."""
+        """Whether a recorded forward of the step in progress drew random numbers (dropout): its log-probabilities are
+        then no baseline for the realised change. Take ``before = probe.evaluate(batch)`` before the update."""
         return self._random
 
     @property
@@ -412,7 +381,7 @@ class Probe:
 
     def flush(self) -> None:
         """Hand the rows of the steps done so far to the writer."""
-        self._held, self._before = [], {}
+        self._changes.drop()
         if self._fresh:
             self.rows = self._fresh
         for step, record in self._steps.items():

@@ -71,7 +71,7 @@ class Held:
     parts: tuple[tuple[dict[str, list[Factor]], Tensor], ...]
 
     def along(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """``[2B]`` ``⟨g_i, Δθ⟩`` (nats)."""
+        """``[2B]`` ``⟨g_i, Δθ⟩`` (nats) over the parameters that ``direction`` names."""
         return torch.stack([along(held, direction, len(scale)) * scale for held, scale in self.parts]).sum(0)
 
 
@@ -165,7 +165,8 @@ class Recording:
         if self._anywhere(bool(self._bad.any())):
             self._measure_apart(self._bad)
         usable = self._coefficients.masked_fill(self._bad.repeat(2), 0.0)
-        self._training = self._active = Assembly(self.capture, self.full, usable, self.hold)
+        settle = self.hold and self._split()
+        self._training = self._active = Assembly(self.capture, self.full, usable, self.hold, settle)
 
     def _unusable(self, c: Tensor) -> Tensor:
         """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""
@@ -195,7 +196,8 @@ class Recording:
     def _measure_apart(self, pairs: Tensor) -> None:
         """A backward of the bare log-probabilities of these pairs, inside the training backward."""
         assert self.logps is not None
-        self._apart = self._active = Assembly(self.capture, self.full, hold=self.hold)
+        settle = self.hold and self._split()
+        self._apart = self._active = Assembly(self.capture, self.full, hold=self.hold, settle=settle)
         with self.quiet(), torch.enable_grad():
             loss = self.logps[pairs.repeat(2)].sum()
             backward_only(loss, self.capture, self.reentrant, retain=True)

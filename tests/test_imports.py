@@ -23,6 +23,7 @@ _LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"gram", "certify", "token_analysis", "theory"}),
     frozenset({"entanglement", "mass", "recording"}),
     frozenset({"rows"}),
+    frozenset({"changes"}),
     frozenset({"probe"}),
     frozenset({"attach", "train"}),
 )

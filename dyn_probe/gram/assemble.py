@@ -11,6 +11,7 @@ from dyn_probe.capture.tap import Capture
 from dyn_probe.capture.uses import Call
 from dyn_probe.errors import UnsupportedUse
 from dyn_probe.gram import tied
+from dyn_probe.gram.directional import settled
 from dyn_probe.gram.factors import Factor, Lookup, Outer, PerRow, Vector
 from dyn_probe.gram.table import reduce
 from dyn_probe.gram.wanted import Wanted, gram
@@ -28,12 +29,18 @@ class Assembly:
         coefficients: ``[rows]`` ``∂loss/∂(row log-probability)`` of the backward that is watched; the answers are
             those of the bare log-probabilities. None where the backward is of the log-probabilities themselves.
         hold: keep every use's factor in ``kept``, for weight gradients with other coefficients.
+        settle: keep no factor that would be computed later, when the parameters are out of reach.
     """
 
     def __init__(
-        self, capture: Capture, full: bool = False, coefficients: Tensor | None = None, hold: bool = False
+        self,
+        capture: Capture,
+        full: bool = False,
+        coefficients: Tensor | None = None,
+        hold: bool = False,
+        settle: bool = False,
     ) -> None:
-        self.capture, self.full = capture, full
+        self.capture, self.full, self.settle = capture, full, settle
         self.kept: dict[str, list[Factor]] | None = {} if hold else None
         self.answers: dict[str, Tensor] = {}
         self._held: dict[str, list[Factor]] = {}
@@ -70,6 +77,8 @@ class Assembly:
                 raise UnsupportedUse(
                     f"{call.use.name} ({type(call.module).__name__}): no rule for its parameter {lost}"
                 )
+            if self.settle:
+                found = {name: settled([factor], call.rows)[0] for name, factor in found.items()}
             if self.kept is not None:
                 for name, factor in found.items():
                     self.kept.setdefault(call.use.parameters[name], []).append(factor)

@@ -16,17 +16,17 @@ from dyn_probe.gram.linear import response_rows
 
 
 def along(held: Mapping[str, Sequence[Factor]], direction: Mapping[str, Tensor], rows: int) -> Tensor:
-    """``[rows]`` (float64): ``Σ_parameters ⟨g_i, Δ⟩``.
+    """``[rows]`` (float64): ``Σ ⟨g_i, Δ⟩`` over the parameters of ``direction``.
 
     Args:
-        held: parameter name → its uses.
+        held: parameter name → its uses; a parameter that the backward did not reach has none.
         direction: parameter name → ``Δ`` in the parameter's shape.
     """
     with torch.no_grad():
         total = torch.zeros(rows, dtype=torch.float64)
-        for name, factors in held.items():
-            for factor in factors:
-                total += _along(factor, upcast(direction[name]), rows).double().cpu()
+        for name, delta in direction.items():
+            for factor in held.get(name, ()):
+                total += _along(factor, upcast(delta), rows).double().cpu()
     return total
 
 

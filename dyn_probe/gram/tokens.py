@@ -110,7 +110,7 @@ def token_gram(
     n = len(sides[0].positions)
     total = n + len(sides[1].positions)
     gram = torch.zeros(total, total, dtype=torch.float64, device=batch.input_ids.device)
-    with _eval_mode(model):
+    with eval_mode(model):
         passes = plan(model, tiles_of(sides, tile), names, budget)
         count = _Count(progress, sum(one.visits for one in passes))
         for one in passes:
@@ -177,7 +177,7 @@ def _part(factor: object, start: int, call: Call) -> Part:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; every module's mode is put back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
