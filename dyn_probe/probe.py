@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
+from dyn_probe.engine.module_copy import eval_mode
 from dyn_probe.engine.recording import Products, Recording, distributed
 from dyn_probe.engine.uses import Claims, trained_parameters
 from dyn_probe.errors import BadInput
@@ -25,6 +26,12 @@ from dyn_probe.run_rows import RunRows
 from dyn_probe.schedule import Schedule
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.trace_rows import BatchRecord, Given, gram_rows, numbers, pair_columns, push_rows, step_facts
+
+NO_GRADIENT = (
+    "not recorded: the step's batch is more than one recorded forward (several processes, or micro-batches), and "
+    "probe.before_update() was not called between the last backward and optimizer.step()"
+)
+"""Why ``batch_delta_*`` is empty."""
 
 
 class Probe:
@@ -47,6 +54,8 @@ class Probe:
         separate: measure by a separate backward always: for losses that reach the model by other ways too.
         update: also record ``update_delta_*``, the first-order change under the optimizer's real step, at every
             recorded step; it holds the same as ``metric_every`` does.
+        micro_batches: recorded forwards that share one optimizer step. With several, or in several processes, the batch
+            prediction needs ``before_update``.
         averaged: over how many processes the gradients are averaged before the step (default: read off the wrapper).
         manifest: entries of ``run.json``.
         rank: this process's number.
@@ -71,6 +80,7 @@ class Probe:
         tolerance: float | None = None,
         separate: bool = False,
         update: bool = False,
+        micro_batches: int = 1,
         averaged: int | None = None,
         manifest: Mapping[str, Any] | None = None,
         rank: int = 0,
@@ -94,10 +104,11 @@ class Probe:
         self._layers: dict[str, Layer] = {}
         self._recording: Recording | None = None
         self._given: Given | None = None
-        self._armed = self._random = False
+        self._armed = self._random = self._predicts = False
         self._arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._noted: dict[str, Any] = {}
-        follows = bool(metric_every or split_momentum or update)
+        self._in_parts = micro_batches > 1 or distributed()
+        follows = bool(metric_every or split_momentum or update or (gram_every and self._in_parts))
         averaged = averaged_over(model) if averaged is None else averaged
         self._watch = StepWatch(model, optimizer, split_momentum, averaged) if follows else None
 
@@ -158,9 +169,10 @@ class Probe:
             raise BadInput("probe.step cannot be entered twice at once")
         if not self._rows.holds(step):
             self.flush()
-        full = self.schedule.full_gram(step) and not distributed()
+        full = self.schedule.full_gram(step)
         unused = all(p.grad is None for p in trained_parameters(self.model).values())
-        hold = self.split_momentum or (self._armed and (self.update or self.schedule.takes_apart(step)))
+        moves = self.split_momentum or (self._armed and (self.update or self.schedule.takes_apart(step)))
+        hold = moves or (full and self._in_parts)
         try:
             with Recording(self.model, full, self.separate, self._claims, hold, segments) as recording:
                 self._recording = recording
@@ -175,11 +187,11 @@ class Probe:
                 record = None
                 if self._armed:
                     record = self._take(step, pair_ids, learning_rate, recording, products)
-                    alone = unused and not self.separate and len(self._rows.batches) == 1
+                    alone = unused and not (self.separate or distributed()) and len(self._rows.batches) == 1
                     if products.gram is not None and alone:
                         error = law_one(self.model, products.gram, products.coefficients)
                         self._rows.step(step)["law1_error"] = error
-                self._expect(record, recording, products, pushes=self.schedule.takes_apart(step))
+                self._expect(record, recording, products, moves, pushes=self.schedule.takes_apart(step))
         finally:
             self._recording = self._given = None
 
@@ -215,6 +227,7 @@ class Probe:
                 "the optimizer's step is followed for the responses' own log-probabilities, and with predict=False the "
                 "rows are others; write Probe(update=False, metric_every=0, split_momentum=False)"
             )
+        self._predicts = predict
         self._given = Given.of(logps, reference, lengths, losses, loss_scale, predict, columns)
         if not self._check.done:
             self._check.prepare(self._recording)
@@ -248,11 +261,16 @@ class Probe:
         self._recording.reweight(coefficients)
         self._given.columns.update({name: numbers(value) for name, value in columns.items()})
 
-    def gradients_ready(self) -> None:
-        """Only needed where a loop itself averages gradients over processes after ``probe.step``: say when that is
-        done, before they are clipped."""
+    def before_update(self) -> None:
+        """After the step's last backward, before gradients are clipped and ``optimizer.step()``: fill ``batch_delta_*``
+        where the step's batch is more than one recorded forward (several processes, micro-batches).
+
+        The parameters' ``.grad`` must hold the gradient of the mean loss over the whole batch: averaged over processes
+        (DDP and FSDP2 do that), summed over micro-batches, unscaled. Where parameters are split over processes, all of
+        them must call.
+        """
         if self._watch is not None:
-            self._watch.gradients_ready()
+            self._watch.before_update()
 
     def log(self, step: int, **fields: Any) -> None:
         """Add columns of the ``steps`` table to a step (loss, grad_norm, grad_norm_clipped, …), recorded or not."""
@@ -261,13 +279,8 @@ class Probe:
     @torch.no_grad()
     def evaluate(self, batch: PairBatch) -> Tensor:
         """``[2B]`` log-probabilities in eval mode, without gradients; modes and random state are left as they were."""
-        modes = [(m, m.training) for m in self.model.modules()]
-        try:
-            self.model.eval()
+        with eval_mode(self.model):
             return sequence_logps(self.model, batch)
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def after_update(self, batch: PairBatch | None = None, before: Tensor | None = None) -> None:
         """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.
@@ -315,6 +328,8 @@ class Probe:
         """Hand the rows of the steps done so far to the writer."""
         if self._watch is not None:
             self._watch.drop()
+            if self._watch.missed:
+                self._rows.manifest(batch_delta=NO_GRADIENT)
         self._rows.flush()
         self._random = False
 
@@ -344,7 +359,7 @@ class Probe:
         ids = list(pair_ids) if pair_ids is not None else [f"{step}-{self.rank}-{i}" for i in range(size)]
         if len(ids) != size:
             raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
-        record = BatchRecord(step, self.rank, ids, pair_columns(self._given, products, rate))
+        record = BatchRecord(step, self.rank, ids, pair_columns(self._given, products, rate, whole=not self._in_parts))
         entries = products.pair_entries()
         if self.layers and not self._layers:
             self._layers = layers_of(list(entries), recording.capture.uses)
@@ -354,19 +369,35 @@ class Probe:
         row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.sum())
         return record
 
-    def _expect(self, record: BatchRecord | None, recording: Recording, products: Products, pushes: bool) -> None:
+    def _expect(
+        self, record: BatchRecord | None, recording: Recording, products: Products, moves: bool, pushes: bool
+    ) -> None:
         """Have the optimizer's step fill the batch's record (None: only followed), where it is held."""
         held = None if self._watch is None else recording.held()
         if self._watch is None or held is None:
             if record is not None and products.gram is not None:
                 self._rows.write("grams", gram_rows(record, products.gram))
             return
-        done = partial(self._moved, record, products)
-        full = pushes and products.gram is not None
-        self._watch.expect(Waiting(held, recording.coefficients, done, full), pushes)
-        self._watch.gradients_ready()
-        if not self._watch.hooked:
+        in_parts = record is not None and self._in_parts and products.gram is not None and self._predicts
+        waiting = Waiting(
+            held,
+            recording.coefficients,
+            partial(self._moved, record, products) if moves else None,
+            full=pushes and products.gram is not None,
+            along_gradient=partial(self._predicted, record) if in_parts else None,
+        )
+        if record is not None and products.gram is not None and not moves:
+            self._rows.write("grams", gram_rows(record, products.gram))
+        self._watch.expect(waiting, pushes)
+        self._watch.backward_ended()
+        if moves and not self._watch.hooked:
             self._watch.begin()
+
+    def _predicted(self, record: BatchRecord, along: Tensor) -> None:
+        """The step's whole gradient is known: ``batch_delta_*`` of a batch's rows, −η⟨g_i, G⟩."""
+        rate = self._rows.step(record.step).get("learning_rate")
+        if rate is not None:
+            record.fill("batch_delta", numbers(-rate * along))
 
     def _moved(self, record: BatchRecord | None, products: Products, outcome: StepOutcome) -> None:
         """The optimizer's step has been made: what it did to a batch's rows."""

@@ -119,8 +119,13 @@ def layer_rows(step: int, ids: Sequence[str], layers: Mapping[Layer, Tensor]) ->
     return rows
 
 
-def pair_columns(given: Given, products: Products, rate: float | None) -> dict[str, Any]:
-    """Columns of the ``pairs`` table, ``[B]`` each, from what the loop gave and what the recording found."""
+def pair_columns(given: Given, products: Products, rate: float | None, whole: bool = True) -> dict[str, Any]:
+    """Columns of the ``pairs`` table, ``[B]`` each, from what the loop gave and what the recording found.
+
+    Args:
+        rate: η of the predictions; None leaves them out.
+        whole: whether the batch is all that the optimizer's step is made of.
+    """
     logps, half = given.logps, len(given.logps) // 2
     entries = torch.stack(list(products.pair_entries().values())).sum(0).numpy()
     norm_w, norm_l = np.sqrt(np.maximum(entries[:, 0], 0)), np.sqrt(np.maximum(entries[:, 1], 0))
@@ -144,7 +149,7 @@ def pair_columns(given: Given, products: Products, rate: float | None) -> dict[s
         del columns["case"]
     elif rate is not None:
         columns |= {"predicted_delta_chosen": up, "predicted_delta_rejected": down}
-        if products.gram is not None and given.scale == 1.0:  # one of several micro-batches is not the step's batch
+        if products.gram is not None and whole and given.scale == 1.0:
             sides = entanglement.batch_delta(products.gram.numpy(), d_w, d_l, rate)
             columns |= dict(zip(("batch_delta_chosen", "batch_delta_rejected"), sides, strict=True))
     for name, values in (("ref_logp", given.reference), ("len", given.lengths)):

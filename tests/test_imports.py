@@ -24,6 +24,7 @@ _LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"metric"}),
     frozenset({"entanglement", "mass", "recording"}),
     frozenset({"rows"}),
+    frozenset({"changes"}),
     frozenset({"probe"}),
     frozenset({"attach", "train"}),
 )

@@ -26,6 +26,15 @@ RUNS: dict[str, dict[str, Any]] = {
     "gated": {"objective": "ipo", "shaping": ["gate-seq"], "gradient_checkpointing": True},
     "normalised": {"shaping": ["pairwise-normalised"], "gradient_accumulation": 2, "max_pairs": 24, "steps": 2},
     "mask": {"shaping": ["token-mask"]},
+    "update": {
+        "update": True,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "gradient_accumulation": 2,
+        "max_pairs": 20,
+        "steps": 2,
+        "dtype": "float64",
+    },
 }
 LAUNCHED = [(name, kind) for name in RUNS for kind in ("ddp", "fsdp2")]
 PARTS = {"objective": "kto", "optimizer": "adamw", "lr": 1e-3, "checkpoint_every": 2, "steps": 4, "max_pairs": 20}
@@ -83,7 +92,12 @@ def test_two_processes_give_the_numbers_of_one(name: str, kind: str, folder: Pat
         np.testing.assert_allclose(together.steps.groupby("step")[column].max(), alone.steps[column], rtol=1e-4)
     if name != "mask":
         np.testing.assert_allclose(got["realised_delta_chosen"], wanted["realised_delta_chosen"], atol=2e-3)
-    assert got["batch_delta_chosen"].isna().all()  # one process does not know the others' gradients
+    for change, recorded in (("batch_delta", name != "mask"), ("update_delta", name == "update")):
+        for column in (f"{change}_chosen", f"{change}_rejected"):
+            assert got[column].notna().all() == wanted[column].notna().all() == recorded
+            if recorded:
+                limit = (1e-9 if name == "update" else 1e-5) * wanted[column].abs().max()
+                np.testing.assert_allclose(got[column], wanted[column], rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])

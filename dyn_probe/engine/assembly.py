@@ -12,7 +12,7 @@ from dyn_probe.engine.arithmetic import as32, dots
 from dyn_probe.engine.factors import Factor, Outer, Vector
 from dyn_probe.engine.products import cross, gram
 from dyn_probe.engine.tap import Capture
-from dyn_probe.engine.uses import Call
+from dyn_probe.engine.uses import Call, is_split
 from dyn_probe.errors import UnsupportedUse
 
 SAFE = (1e-6, 1e6)
@@ -38,7 +38,7 @@ class Assembly:
     ) -> None:
         self.capture, self.full = capture, full
         self.kept: dict[str, list[Factor]] = {}
-        self._hold = hold
+        self._hold, self._split = hold, is_split(capture.model)
         self._answers: dict[str, Tensor] = {}
         self._alone: dict[tuple[torch.Size, torch.dtype], list[tuple[str, Tensor]]] = {}
         self._open: dict[str, list[Factor]] = {}
@@ -74,6 +74,7 @@ class Assembly:
 
     def _take(self, name: str, factor: Factor) -> None:
         if self._hold:
+            factor = factor.settled() if self._split else factor  # whole parameters are out of reach later
             self.kept.setdefault(name, []).append(factor)
         if self._expected[name] > 1:
             self._combine(name, factor)

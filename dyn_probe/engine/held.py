@@ -50,7 +50,7 @@ class Held:
         return total
 
     def along_all(self, directions: Mapping[str, Tensor]) -> Tensor:
-        """``[2B]`` (float64) ``⟨g_i, D⟩`` over all the parameters that ``directions`` names."""
+        """``[2B]`` (float64) ``⟨g_i, D⟩`` over the parameters that ``directions`` names."""
         return torch.stack([self.along(name, direction) for name, direction in directions.items()]).sum(0)
 
     def gram(self, name: str, groups: int, metric: Tensor | None = None) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -28,3 +30,15 @@ def agree(got: Tensor, wanted: Tensor) -> bool:
     room = 2e-2 if got.dtype in (torch.bfloat16, torch.float16) else 1e-4
     got, wanted = got.detach().float().nan_to_num(), wanted.detach().float().nan_to_num()
     return bool(torch.dist(got, wanted) <= room * got.norm() + 1e-30)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's mode is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

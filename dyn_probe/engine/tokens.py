@@ -7,14 +7,14 @@ use of a parameter, as of any other batch; tiles are multiplied with each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.factors import Factor
+from dyn_probe.engine.module_copy import eval_mode
 from dyn_probe.engine.parameters import select_parameters
 from dyn_probe.engine.passes import backward_only, explained
 from dyn_probe.engine.products import cross, gram
@@ -99,7 +99,7 @@ def token_gram(
     n = len(sides[0].positions)
     total = n + len(sides[1].positions)
     gram = torch.zeros(total, total, dtype=torch.float64, device=batch.input_ids.device)
-    with _eval_mode(model):
+    with eval_mode(model):
         passes = plan(model, tiles_of(sides, tile), names, budget)
         count = _Count(progress, sum(one.visits for one in passes))
         for one in passes:
@@ -180,15 +180,3 @@ def add_products(total: Tensor, left: Parts, right: Parts) -> None:
                     block = cross(one.factor, other.factor, 1)[0]
                     total[one.rows, other.rows] += block
                     total[other.rows, one.rows] += block.T
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -34,14 +34,16 @@ class Waiting:
     Args:
         held: its rows' gradients.
         coefficients: ``c [2B]``.
-        done: called with what the step did to the rows.
+        done: called with what the step did to the rows; None where only the gradient is waited for.
         full: also give the Gram of all rows in the step's metric.
+        along_gradient: called with ``⟨g_i, G⟩ [2B]``, ``G`` the step's whole gradient before it is clipped.
     """
 
     held: Held
     coefficients: Tensor
-    done: Callable[[StepOutcome], None]
+    done: Callable[[StepOutcome], None] | None
     full: bool = False
+    along_gradient: Callable[[Tensor], None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,8 @@ class StepWatch:
         self.model, self.averaged = model, averaged
         self.split = SplitMomentum() if split else None
         self.facts = StepFacts()
+        self.missed = False
+        """Whether rows waited in vain for the step's whole gradient (``before_update``)."""
         self._names = {id(p): name for name, p in trained_parameters(model).items()}
         self._waiting: list[Waiting] = []
         self._pushes = False
@@ -97,6 +101,7 @@ class StepWatch:
 
     def drop(self) -> None:
         """Forget the rows that wait."""
+        self.missed |= any(one.along_gradient is not None for one in self._waiting)
         self._waiting, self._before = [], {}
 
     def expect(self, rows: Waiting, pushes: bool) -> None:
@@ -108,10 +113,25 @@ class StepWatch:
         self._pushes = pushes if not self._waiting else self._pushes or pushes
         self._waiting.append(rows)
 
-    def gradients_ready(self) -> None:
-        """The gradients are complete: whatever multiplies them from here on is one factor (clipping, unscaling)."""
+    def backward_ended(self) -> None:
+        """A backward has run: whatever multiplies the gradients from here on is one factor (clipping, unscaling)."""
         if self._reader is not None and self._waiting:
             self._reader.backward_ended()
+
+    @torch.no_grad()
+    def before_update(self) -> None:
+        """The step's gradient is complete, and not clipped yet: what it means for the rows that wait for it. Where
+        parameters are split over processes, all of them must come here."""
+        self.backward_ended()
+        waiting = [one for one in self._waiting if one.along_gradient is not None]
+        totals = [torch.zeros_like(one.coefficients) for one in waiting]
+        for name, parameter in trained_parameters(self.model).items() if waiting else ():
+            if parameter.grad is not None:
+                gradient = whole(parameter.grad)
+                totals = [t + one.held.along(name, gradient) for t, one in zip(totals, waiting, strict=True)]
+        for one, total in zip(waiting, totals, strict=True):
+            one.along_gradient(total)  # type: ignore[misc]
+        self._waiting = [replace(one, along_gradient=None) for one in self._waiting if one.done is not None]
 
     def begin(self) -> None:
         """The optimizer's step begins: copy the weights that it will move."""
@@ -206,7 +226,8 @@ class StepWatch:
         waiting = self._waiting
         self.drop()
         for k, one in enumerate(waiting):
-            one.done(StepOutcome(found[k].total, None if pushes is None else pushes[k]))
+            if one.done is not None:
+                one.done(StepOutcome(found[k].total, None if pushes is None else pushes[k]))
 
     @torch.no_grad()
     def _add_totals(self, found: Sequence[Pushes]) -> None:

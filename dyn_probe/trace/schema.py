@@ -99,12 +99,12 @@ PAIRS = Table(
         _real(
             "batch_delta_chosen",
             _SEQ,
-            "Δa from one plain gradient step on the mean loss of the whole batch (full Gram)",
+            "Δa from one plain gradient step on the mean loss of the whole batch (all processes and micro-batches)",
         ),
         _real(
             "batch_delta_rejected",
             _SEQ,
-            "Δb from one plain gradient step on the mean loss of the whole batch (full Gram)",
+            "Δb from one plain gradient step on the mean loss of the whole batch (all processes and micro-batches)",
         ),
         _real("realised_delta_chosen", _SEQ, "a after the optimizer's update minus a before it, without dropout"),
         _real("realised_delta_rejected", _SEQ, "b after the optimizer's update minus b before it, without dropout"),

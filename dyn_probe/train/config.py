@@ -83,7 +83,12 @@ class RunConfig:
     eval_every: int = _option(20, "Evaluate the held-out pairs every so many steps, and at both ends.", least=1)
 
     every: int = _option(1, "Record every so many steps.", least=1)
-    gram_every: int = _option(10, "Record the batch's full Gram every so many steps; 0 never does.", least=0)
+    gram_every: int = _option(
+        10,
+        "Record the batch's full Gram and the change it predicts every so many steps; 0 never does. With several "
+        "processes or --gradient-accumulation the activations of these steps are kept until the update.",
+        least=0,
+    )
     realised: bool = _option(True, "Evaluate recorded pairs again after the step: the realised change.")
     update: bool = _option(
         False,

@@ -119,6 +119,7 @@ def train_step(run: Run, step: int) -> str:
             losses.append(micro_step(run, step, batch, whole, rate))
         batches.append(batch)
     setup.processes.average_gradients(run.not_averaged)
+    run.probe.before_update()
     norm, clipped = clip(run)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient is not finite at step {step}; what was recorded before is kept. {calmer(config)}")

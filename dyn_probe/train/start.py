@@ -50,6 +50,7 @@ def start_run(
         gram_every=config.gram_every,
         tolerance=TOLERANCES[torch.bfloat16] if config.dtype == "autocast" else None,
         separate=setup.method.around_logps,
+        micro_batches=config.gradient_accumulation,
         update=config.update,
         certify=state is None,
         rank=processes.rank,
