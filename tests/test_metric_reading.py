@@ -214,7 +214,7 @@ def test_a_scaler_that_leaves_a_step_out_itself_shows_no_step() -> None:
 
 
 def test_a_gradient_that_another_hook_replaces_is_the_one_that_is_read() -> None:
-    optimizer = one()
+    optimizer = one(torch.optim.SGD)
     weights = optimizer.param_groups[0]["params"][0]
     before, found = weights.detach().clone(), []
 
