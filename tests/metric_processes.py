@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from dyn_probe.metric import StepReader, stored_agrees
+from dyn_probe.metric import StepReader, previous_metric, stored_agrees
 
 
 def local(tensor: Any) -> Tensor:
@@ -32,11 +32,13 @@ def train(name: str, kind: str, rank: int) -> dict[str, Any]:
         model = DistributedDataParallel(model)
     values = list(model.parameters())
     optimizer = SETUPS[name].optimizer(values[:2], values[2:])
-    found: dict[str, Any] = {"error": 0.0, "factors": [], "entries": 0, "steps": 0}
+    found: dict[str, Any] = {"error": 0.0, "factors": [], "entries": 0, "steps": 0, "ahead": 0}
     before: dict[Tensor, Tensor] = {}
+    ahead: dict[Tensor, Any] = {}
 
     def begins(_: StepReader) -> None:
         before.update({p: p.detach().clone() for p in values})
+        ahead.update({p: previous_metric(optimizer, p) for p in values})
 
     def ends(reader: StepReader) -> None:
         found["factors"].append(reader.factor().value)
@@ -48,6 +50,7 @@ def train(name: str, kind: str, rank: int) -> dict[str, Any]:
             found["error"] = max(found["error"], float(error.max()) if error.numel() else 0.0)
             found["entries"] += local(gradient).numel()
             found["steps"] += 1
+            found["ahead"] += ahead[parameter] is not None
             if kind == "ddp":
                 assert stored_agrees(old, parameter, step, gradient).wrong == 0
 

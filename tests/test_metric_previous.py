@@ -123,6 +123,19 @@ def test_a_first_step_that_was_skipped_for_overflow_leaves_the_plain_metric() ->
     assert coming_step(optimizer, weights).metric.tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("name", SETUPS)
+def test_it_is_read_where_no_gradient_is_there(name: str) -> None:
+    parameters = make_parameters(torch.float64)
+    values = list(parameters.values())
+    optimizer = SETUPS[name].optimizer(values[:2], values[2:])
+    loss_at(parameters, 1).backward()
+    optimizer.step()
+    found = [previous_metric(optimizer, p) for p in values[:4]]
+    optimizer.zero_grad()
+    for parameter, metric in zip(values[:4], found, strict=True):
+        torch.testing.assert_close(dense(previous_metric(optimizer, parameter), parameter), dense(metric, parameter))
+
+
 def test_strangers_are_refused() -> None:
     weights, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
     with pytest.raises(UnsupportedUse, match=r"no rule for torch\.optim"):

@@ -11,6 +11,7 @@ from test_loop_multiprocess import launch
 
 NAMES = [
     "AdamW",
+    "AdamW fused=True",
     "Adam foreach=True",
     "NAdam",
     "SGD momentum=0.9 nesterov=True foreach=True",
@@ -43,6 +44,7 @@ def test_the_step_is_the_change_of_the_weights_where_they_lie(
 ) -> None:
     here = [process[f"{name} {kind}"] for process in found]
     assert all(process["steps"] == 3 * 5 and process["error"] < 4 for process in here)
+    assert all(process["ahead"] == (0 if name.startswith("SGD") else 2 * 5) for process in here)
     assert sum(process["entries"] for process in here) == 3 * ENTRIES * (2 if kind == "ddp" else 1)
 
 

@@ -16,7 +16,15 @@ BROKEN_IN_TORCH = [
 """The fused SGD of torch 2.13 leaves most half-precision weights on a CPU where they are."""
 
 HALF = [name for name in SETUPS if name not in BROKEN_IN_TORCH]
-FLOAT16 = ["SGD", "SGD momentum=0.9 dampening=0.3", "Adagrad initial_accumulator_value=0.2"]
+FLOAT16 = ["SGD", "SGD momentum=0.9 dampening=0.3", "Adagrad initial_accumulator_value=0.2", "Adafactor"]
+EXACTLY = [
+    "AdamW",
+    "AdamW foreach=True",
+    "Adam",
+    "NAdam decoupled_weight_decay=True",
+    "transformers lr=0.02 relative_step=False scale_parameter=False beta1=0.9",
+]
+"""Where the state holds what the step applied, digit for digit."""
 
 
 def agreement(records: list[Record]) -> Agreement:
@@ -30,6 +38,12 @@ def test_in_bfloat16_the_rounded_step_is_what_is_stored(name: str) -> None:
     found = agreement(train(SETUPS[name], torch.bfloat16))
     assert found.wrong == 0 and found.exact + found.edge == found.entries
     assert found.exact > 0.6 * found.entries
+
+
+@pytest.mark.parametrize("name", EXACTLY)
+def test_where_nothing_is_lost_in_the_state_no_entry_is_even_on_an_edge(name: str) -> None:
+    found = agreement(train(SETUPS[name], torch.bfloat16))
+    assert found.exact == found.entries > 400
 
 
 @pytest.mark.parametrize("name", FLOAT16)

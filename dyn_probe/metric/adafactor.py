@@ -53,7 +53,7 @@ def _smallest(data: StepData) -> float:
     """``ε₁``; where it is None, the resolution of the first type that the group steps."""
     if data.group["eps"][0] is not None:
         return data.group["eps"][0]
-    first = next(p for p in data.group["params"] if p.grad is not None)
+    first = next((p for p in data.group["params"] if p.grad is not None), data.parameter)
     return torch.finfo(first.dtype).eps
 
 

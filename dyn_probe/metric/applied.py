@@ -82,6 +82,8 @@ class Momentum:
 class AppliedStep:
     """One parameter's step: ``Δθ = −ω P∘(G + γθ) − p − λ_d θ``.
 
+    Its tensors are the optimizer's own state, not copies: they speak of this step until the next one is made.
+
     Args:
         direct: weight of the gradient that does not go through the momentum; all of ω where there is none.
         metric: ``P``.

@@ -51,7 +51,8 @@ def common_factor(ended: list[Tensor], begun: list[Tensor]) -> Factor:
     if not ended or sum(map(len, ended)) == 0:
         return Factor(None, reason="no parameter has a gradient")
     dtype = max((part.dtype for part in begun if len(part)), key=lambda kind: torch.finfo(kind).eps)
-    old, new = (torch.cat([part.double() for part in parts]).cpu() for parts in (ended, begun))
+    device = next(part.device for part in begun if len(part))
+    old, new = (torch.cat([p.to(device) for p in parts if len(p)]).cpu().double() for parts in (ended, begun))
     return _fit(old, new, torch.finfo(dtype))
 
 

@@ -89,12 +89,14 @@ def learning_rate(group: Mapping[str, Any]) -> Scalar:
     rate = group["lr"]
     if not isinstance(rate, Tensor):
         return rate
-    return rate.detach().squeeze().double() if group.get("fused") else rate.detach().squeeze()
+    return exact(rate.detach().squeeze()) if group.get("fused") else rate.detach().squeeze()
 
 
 def exact(scalar: Scalar) -> Scalar:
-    """A number that the optimizer has at last, in float64 from here on."""
-    return scalar.double() if isinstance(scalar, Tensor) else scalar
+    """A number that the optimizer has at last, in float64 from here on (which MPS does not have)."""
+    if not isinstance(scalar, Tensor):
+        return scalar
+    return scalar.item() if scalar.device.type == "mps" else scalar.double()
 
 
 def steps_done(data: StepData) -> Scalar:
@@ -104,7 +106,7 @@ def steps_done(data: StepData) -> Scalar:
         return float(step)
     if step.device.type == "cpu":
         return step.item()
-    return step.double() if data.group.get("fused") else step
+    return exact(step) if data.group.get("fused") else step
 
 
 def direction(group: Mapping[str, Any]) -> float:

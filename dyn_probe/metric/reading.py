@@ -39,7 +39,7 @@ class StepReader:
     Args:
         optimizer: a torch optimizer, or accelerate's wrapper of one.
         begins: called when a step begins, before anything has moved (the place to copy weights).
-        ends: called when a step has been made; ``steps()`` and ``skipped`` speak of it until then.
+        ends: called when a step has been made; ``steps()``, ``factor()`` and ``skipped`` speak of it within this call.
         wanted: asked when a step begins; where it says False nothing is noted, called or read.
 
     ::
@@ -61,13 +61,17 @@ class StepReader:
         self.reason = family_of(self.optimizer)[1]
         """Why the steps cannot be taken apart, "" where they can; looked at again at every step."""
         self.skipped = False
-        """Whether the last step was left out because a scaled gradient overflowed."""
+        """Whether the step that is being read was left out because a scaled gradient overflowed."""
         self._begins, self._ends, self._wanted = begins, ends, wanted
         self._notes: dict[Tensor, _Note] | None = None
         self._slices: dict[str, list[Tensor]] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> StepReader:
+        if not hasattr(
+            self.optimizer, "_optimizer_step_pre_hooks"
+        ):  # a wrapper that never set itself up as an optimizer
+            return self
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before),
             self.optimizer.register_step_post_hook(self._after),

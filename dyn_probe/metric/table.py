@@ -58,11 +58,8 @@ def family_of(optimizer: Optimizer) -> tuple[Family | None, str]:
             family = FAMILIES[_name(cls)]
             reason = _overridden(type(optimizer), cls) or _refused(family, optimizer)
             return (None, reason) if reason else (family, "")
-    known = ", ".join(dict.fromkeys(family.title for family in FAMILIES.values()))
-    return (
-        None,
-        f"no rule for {_name(type(optimizer))}: its step is not known to be linear in the gradient (rules: {known})",
-    )
+    known, name = ", ".join(dict.fromkeys(family.title for family in FAMILIES.values())), _name(type(optimizer))
+    return None, f"no rule for {name}: its step is not known to be linear in the gradient (rules: {known})"
 
 
 def _overridden(own: type, known: Any) -> str:
