@@ -108,7 +108,8 @@ class Probe:
         self._arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._noted: dict[str, Any] = {}
         self._in_parts = micro_batches > 1 or distributed()
-        follows = bool(metric_every or split_momentum or update or (gram_every and self._in_parts))
+        self._follows = bool(metric_every or split_momentum or update)
+        follows = self._follows or (gram_every > 0 and self._in_parts)
         averaged = averaged_over(model) if averaged is None else averaged
         self._watch = StepWatch(model, optimizer, split_momentum, averaged) if follows else None
 
@@ -222,7 +223,7 @@ class Probe:
         if self._recording is None:
             return
         self._recording.watch(logps)
-        if self._watch is not None and not predict:
+        if self._follows and not predict:
             raise BadInput(
                 "the optimizer's step is followed for the responses' own log-probabilities, and with predict=False the "
                 "rows are others; write Probe(update=False, metric_every=0, split_momentum=False)"
