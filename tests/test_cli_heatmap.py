@@ -17,13 +17,13 @@ from token_samples import label_heat
 from typer.testing import CliRunner
 
 from dyn_probe import BadInput, token_gram
+from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair, Row, encode_pairs
+from dyn_probe.data.records import PreferencePair, Skipped
+from dyn_probe.data.sources import load_pairs
 from dyn_probe.token_analysis import named_pair
-from dyn_probe.train.batches import collate
-from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
-from dyn_probe.train.data import load_pairs
-from dyn_probe.train.encode import EncodedPair, Row, encode_pairs
 from dyn_probe.train.heat import find_pair, pair_heat
-from dyn_probe.train.records import PreferencePair, Skipped
 
 DATA = "sentiment:single-token"
 

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair, encode_pairs
+from dyn_probe.data.records import PreferencePair
+from dyn_probe.data.sources import load_pairs
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import sequence_logps
-from dyn_probe.train.batches import collate, step_order
-from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
-from dyn_probe.train.data import load_pairs
-from dyn_probe.train.encode import EncodedPair, encode_pairs
-from dyn_probe.train.records import PreferencePair
+from dyn_probe.train.batches import step_order
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dyn_probe.data.records import PreferencePair, Skipped, plain_text
+from dyn_probe.data.shapes import pair_from_row
 from dyn_probe.errors import BadInput
-from dyn_probe.train.formats import pair_from_row
-from dyn_probe.train.records import PreferencePair, Skipped, plain_text
 
 USER = {"role": "user", "content": "Sky?"}
 BLUE = {"role": "assistant", "content": "Blue."}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
+from dyn_probe.data.models import load_model
 from dyn_probe.errors import BadInput
-from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
-from dyn_probe.train.models import load_model
 
 
 @pytest.fixture(scope="module")

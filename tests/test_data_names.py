@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dyn_probe.data.records import PreferencePair
+from dyn_probe.data.sources import GENERATED, load_pairs
+from dyn_probe.data.statements import generate_statements
 from dyn_probe.errors import BadInput
-from dyn_probe.train.data import GENERATED, load_pairs
-from dyn_probe.train.records import PreferencePair
-from dyn_probe.train.statements import generate_statements
 
 ROWS = [
     {"prompt": "2+2?", "chosen": " 4", "rejected": " 5"},

@@ -29,6 +29,9 @@ _LEVELS: tuple[frozenset[str], ...] = (
 for _depth, _level in enumerate(_LEVELS):
     for _room in _level:
         MAY_IMPORT[_room] = frozenset().union(*_LEVELS[:_depth])
+MAY_IMPORT["data"] = frozenset({"errors", "pairs"})
+MAY_IMPORT["attach"] |= {"data"}
+MAY_IMPORT["train"] |= {"data"}
 MAY_IMPORT["report"] = frozenset({"errors", "trace", "entanglement", "token_analysis", "mass"})
 MAY_IMPORT["cli"] = frozenset(MAY_IMPORT)
 
@@ -109,6 +112,8 @@ def test_imports_go_downwards() -> None:
         ("dyn_probe.trace.reader", "def f():\n    from ..pairs import PairBatch"),
         ("dyn_probe.report.build", "from dyn_probe.objectives import OBJECTIVES"),
         ("dyn_probe.report.build", "from dyn_probe import probe"),
+        ("dyn_probe.data.models", "from dyn_probe.mass import encode_probes"),
+        ("dyn_probe.pairs", "from dyn_probe.data.records import PreferencePair"),
         ("dyn_probe.train.loop", "import dyn_probe_cli.app"),
         ("dyn_probe.train.loop", "from dyn_probe.report.build import build_report"),
         ("dyn_probe.newroom.file", "import math"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dyn_probe.data.records import Skipped
 from dyn_probe.train.display import Display, live_numbers
-from dyn_probe.train.records import Skipped
 
 ROW = {
     "logp_chosen": -8.0, "len_chosen": 4, "logp_rejected": -20.0, "len_rejected": 5, "ref_logp_chosen": -6.0,

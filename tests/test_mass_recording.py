@@ -14,13 +14,13 @@ import pytest
 import torch
 from tiny_runs import run, tiny
 
+from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import encode_probes, measure, read_probe_set
 from dyn_probe.mass.probes import SkippedResponse
 from dyn_probe.mass.squeezing import gating, run_figures
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train import loop
-from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
 from dyn_probe.train.display import Display
 from dyn_probe.train.mass_rows import PROBE_FILE, check_measuring, choose_probes, grouped
 from dyn_probe.train.parallel import Processes

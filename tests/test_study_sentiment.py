@@ -15,6 +15,7 @@ from token_samples import heat_of, table_rows
 from typer.testing import CliRunner
 
 from dyn_probe import BadInput, load_trace
+from dyn_probe.data.sentiment import STYLES
 from dyn_probe.report.study_claims import Estimate, verdict
 from dyn_probe.report.study_sentiment import (
     FIGURES,
@@ -27,7 +28,6 @@ from dyn_probe.report.study_sentiment import (
     write_study,
 )
 from dyn_probe.trace.reader import Trace
-from dyn_probe.train.sentiment import STYLES
 from dyn_probe.train.study_sentiment import Study, run_config, train_styles
 
 RISE = {"single-token": 0.4, "short-suffix": -0.5, "long-suffix": -2.0, "prefix-suffix": -1.0}

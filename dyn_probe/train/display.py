@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from dyn_probe.train.records import Skipped
+from dyn_probe.data.records import Skipped
 
 
 class Display:

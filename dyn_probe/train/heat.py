@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair, encode_pairs
+from dyn_probe.data.models import load_model, pad_token
+from dyn_probe.data.records import Skipped, listed
+from dyn_probe.data.sources import load_pairs
 from dyn_probe.errors import BadInput
 from dyn_probe.gram.tokens import token_gram
 from dyn_probe.token_analysis import TokenHeat, row_number
-from dyn_probe.train.batches import collate
-from dyn_probe.train.data import load_pairs
-from dyn_probe.train.encode import EncodedPair, encode_pairs
-from dyn_probe.train.models import load_model, pad_token
-from dyn_probe.train.records import Skipped, listed
 from dyn_probe.train.token_rows import token_strings
 
 

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.errors import BadInput, Diverged
 from dyn_probe.objectives import normalised_pulls, pulls
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.trace.writer import TraceWriter
-from dyn_probe.train.batches import collate, step_order
+from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint, remove_checkpoints
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display, live_numbers
-from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
 from dyn_probe.train.objective import forward, losses_of, terms_of

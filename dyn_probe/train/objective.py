@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.data.collating import pad
+from dyn_probe.data.encoding import EncodedPair, Row
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import (
     OBJECTIVES,
@@ -24,9 +26,7 @@ from dyn_probe.objectives import (
 from dyn_probe.objectives.formulas import shift_of
 from dyn_probe.objectives.options import parse
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
-from dyn_probe.train.batches import pad
 from dyn_probe.train.config import RunConfig
-from dyn_probe.train.encode import EncodedPair, Row
 from dyn_probe.train.reference import Reference
 
 if TYPE_CHECKING:

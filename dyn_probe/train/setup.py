@@ -15,19 +15,19 @@ import torch
 from torch import nn
 
 from dyn_probe import __version__
+from dyn_probe.data.encoding import EncodedPair, encode_pairs
+from dyn_probe.data.models import load_model, pad_token
+from dyn_probe.data.records import Skipped, listed, plain_text
+from dyn_probe.data.sources import load_pairs
 from dyn_probe.errors import BadInput, TraceError
 from dyn_probe.mass.probes import ProbeSet
 from dyn_probe.objectives import objective
 from dyn_probe.objectives.terms import MEANINGS
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.config_file import resumed
-from dyn_probe.train.data import load_pairs
-from dyn_probe.train.encode import EncodedPair, encode_pairs
 from dyn_probe.train.mass_rows import choose_probes
-from dyn_probe.train.models import load_model, pad_token
 from dyn_probe.train.objective import Method
 from dyn_probe.train.parallel import ALONE, Processes
-from dyn_probe.train.records import Skipped, listed, plain_text
 
 KNOWN_TERMS = ("r_w", "r_l", "kl", "progress")
 """Terms beside log-probabilities that this loop can give an objective."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dyn_probe.data.sentiment import STYLES, read_statements
 from dyn_probe.errors import BadInput
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.loop import record
-from dyn_probe.train.sentiment import STYLES, read_statements
 from dyn_probe.train.setup import prepare
 from dyn_probe.train.warmup import reading_pairs, supervised_stage
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.gram.tokens import TokenGram, token_gram
-from dyn_probe.train.batches import collate
-from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.setup import Setup
 
 if TYPE_CHECKING:

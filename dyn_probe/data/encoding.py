@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dyn_probe.data.prefix import common_prefix
+from dyn_probe.data.records import PreferencePair, Skipped, Text
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import pair_id
-from dyn_probe.train.prefix import common_prefix
-from dyn_probe.train.records import PreferencePair, Skipped, Text
 
 FALLBACK_TEMPLATE = (
     "{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"

@@ -8,12 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dyn_probe.errors import BadInput
-from dyn_probe.train.choices import unknown
-from dyn_probe.train.files import READERS, read_rows
-from dyn_probe.train.formats import pair_from_row
-from dyn_probe.train.records import PreferencePair, Skipped, listed
-from dyn_probe.train.sentiment import STYLES, sentiment_pairs
+from dyn_probe.data.files import READERS, read_rows
+from dyn_probe.data.records import PreferencePair, Skipped, listed
+from dyn_probe.data.sentiment import STYLES, sentiment_pairs
+from dyn_probe.data.shapes import pair_from_row
+from dyn_probe.errors import BadInput, unknown
 
 GENERATED = tuple(f"sentiment:{style}" for style in STYLES)
 """Names of the generated data."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dyn_probe.data.prefix import common_prefix
+from dyn_probe.data.records import Message, PreferencePair, Skipped, Text
 from dyn_probe.errors import BadInput
-from dyn_probe.train.prefix import common_prefix
-from dyn_probe.train.records import Message, PreferencePair, Skipped, Text
 
 WANTED = "wanted chosen and rejected (and prompt, unless both begin with it)"
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dyn_probe.errors import BadInput
-from dyn_probe.train.choices import unknown
-from dyn_probe.train.files import read_rows
-from dyn_probe.train.records import PreferencePair
-from dyn_probe.train.statements import SENTIMENTS, Statement, generate_statements
+from dyn_probe.data.files import read_rows
+from dyn_probe.data.records import PreferencePair
+from dyn_probe.data.statements import SENTIMENTS, Statement, generate_statements
+from dyn_probe.errors import BadInput, unknown
 
 STYLES: dict[str, str] = {
     "single-token": "{Label}",

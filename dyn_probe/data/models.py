@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dyn_probe.errors import BadInput
-from dyn_probe.mass.tokens import check_vocabulary
-from dyn_probe.train.builtin import BUILT_IN, built_in_model, built_in_tokenizer
-from dyn_probe.train.choices import unknown
+from dyn_probe.data.built_in import BUILT_IN, built_in_model, built_in_tokenizer
+from dyn_probe.errors import BadInput, unknown
+from dyn_probe.pairs import check_vocabulary
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
