@@ -20,8 +20,8 @@ from dyn_probe import BadInput, token_gram
 from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
 from dyn_probe.data.collating import collate
 from dyn_probe.data.encoding import EncodedPair, Row, encode_pairs
+from dyn_probe.data.reading import load_pairs
 from dyn_probe.data.records import PreferencePair, Skipped
-from dyn_probe.data.sources import load_pairs
 from dyn_probe.token_analysis import named_pair
 from dyn_probe.train.heat import find_pair, pair_heat
 

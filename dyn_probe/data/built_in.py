@@ -11,8 +11,6 @@ from dyn_probe.data.answers import corpus
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-BUILT_IN = "built-in"
-
 VOCABULARY = 1024
 POSITIONS = 1024
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"

@@ -1,12 +1,13 @@
-"""What the data readers give: preference pairs as text, and what had to be left out."""
+"""What the readers hand on: rows of a source, preference pairs, and rows that are left out with their reason."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-Message = dict[str, str]
-"""One turn of a conversation: ``role`` and ``content``."""
+Message = dict[str, Any]
+"""One turn of a conversation: ``role``, ``content`` (None beside tool calls), and all else that a template may read."""
 
 Text = str | tuple[Message, ...]
 """A plain text, or a conversation."""
@@ -17,12 +18,20 @@ class PreferencePair:
     """One prompt with a chosen and a rejected response, and the file and line (or generator) it came from.
 
     All three are plain texts, or all three are conversations.
+
+    Args:
+        tools: schemas of the functions that the chat template shows to the model.
+        template_options: further variables of the chat template (the column ``chat_template_kwargs``).
+        win_probability: p(chosen is preferred) where the data gives one, in [0, 1].
     """
 
     prompt: Text
     chosen: Text
     rejected: Text
     source: str = ""
+    tools: tuple[Any, ...] = ()
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    win_probability: float | None = None
 
     @property
     def conversational(self) -> bool:
@@ -31,22 +40,75 @@ class PreferencePair:
 
 
 @dataclass(frozen=True)
+class SourceRow:
+    """One row as its source has it: file and line, column → value."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Skipped:
-    """One row that is not trained on: where it stands, and why."""
+    """One row that is not trained on: where it stands, and why.
+
+    Args:
+        reason: the same words for every row that is left out for this reason.
+        detail: what it is in this row.
+        expected: whether the task leaves such rows out by design (neutral statements).
+    """
 
     source: str
     reason: str
+    detail: str = ""
+    expected: bool = False
+
+    @property
+    def why(self) -> str:
+        """Reason and detail in one phrase."""
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
 
 
-def plain_text(text: Text) -> str:
-    """A text as one string, for tables and reports: a conversation becomes ``Role: content`` lines."""
-    if isinstance(text, str):
-        return text
-    return "\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in text)
+class BadRow(Exception):
+    """Raised while a row is read, caught where its file is: the row is left out.
+
+    Args:
+        of_file: whether the fault lies in how the file is written, so that a file of such rows is refused.
+    """
+
+    def __init__(self, reason: str, detail: str = "", *, of_file: bool = False) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail, self.of_file = reason, detail, of_file
+
+    def at(self, source: str) -> Skipped:
+        """The row that is left out for it."""
+        return Skipped(source, self.reason, self.detail)
 
 
-def listed(skipped: Sequence[Skipped], most: int = 5) -> str:
-    """The first few skipped rows in one line."""
-    rows = [f"{row.source}: {row.reason}" for row in skipped[:most]]
-    more = [f"and {len(skipped) - most} more"] if len(skipped) > most else []
-    return "; ".join([*rows, *more])
+def by_reason(skipped: Sequence[Skipped]) -> dict[str, list[Skipped]]:
+    """Reason → its rows, the most frequent reason first."""
+    groups: dict[str, list[Skipped]] = {}
+    for row in skipped:
+        groups.setdefault(row.reason, []).append(row)
+    return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
+
+
+def listed(skipped: Sequence[Skipped], most: int = 3) -> str:
+    """The reasons in one line, each with its first row and the number of rows."""
+    groups = by_reason(skipped)
+    parts = [f"{rows[0].source}: {rows[0].why}{_more(len(rows))}" for rows in list(groups.values())[:most]]
+    rest = sum(map(len, list(groups.values())[most:]))
+    return "; ".join([*parts, *([f"and {rest} more"] if rest else [])])
+
+
+def _more(rows: int) -> str:
+    return "" if rows == 1 else f" ({rows} rows like it)"
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value for a message: on one line, not too long, without half characters."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        return f"a {type(value).__name__} too large to show"
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= most else f"{text[: most - 1]}…"

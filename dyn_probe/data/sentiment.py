@@ -1,4 +1,4 @@
-"""The sentiment task of Yuan et al. 2024 §4: four styles of answer whose chosen and rejected differ in one word.
+"""The sentiment task of Yuan et al. 2024 §4 as pairs, on generated statements or on your own.
 
 Chosen states the sentiment of the statement, rejected the opposite. What follows or precedes the label is the same
 on both sides, which is what entangles their gradients.
@@ -6,75 +6,102 @@ on both sides, which is what entangles their gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from dyn_probe.data.files import read_rows
-from dyn_probe.data.records import PreferencePair
+from dyn_probe.data.records import BadRow, PreferencePair, Skipped, listed, shown
+from dyn_probe.data.sources import read_source
 from dyn_probe.data.statements import SENTIMENTS, Statement, generate_statements
-from dyn_probe.errors import BadInput, unknown
-
-STYLES: dict[str, str] = {
-    "single-token": "{Label}",
-    "short-suffix": "{Label} sentiment.",
-    "long-suffix": "{Label} sentiment based on my judgement.",
-    "prefix-suffix": "It has a {label} sentiment based on my judgement.",
-}
-"""Style → response; ``{label}`` is the sentiment, ``{Label}`` the same with a capital."""
+from dyn_probe.data.styles import STYLES, sentiment_prompt, sentiment_response
+from dyn_probe.errors import BadInput, half_character, unknown
 
 DEFAULT_COUNT = 2048
 """Pairs where no number is named."""
 
-
-def sentiment_prompt(statement: str) -> str:
-    """The prompt about a statement. It ends in a space, so that a label is the same token in every style."""
-    return f"{statement}\nSentiment: "
-
-
-def sentiment_response(style: str, label: str) -> str:
-    """The response of a style that states ``label``."""
-    return STYLES[style].format(label=label, Label=label.capitalize())
+LABELS = ("sentiment", "label_text", "label")
+"""Columns that may say a statement's sentiment, the first that is there."""
+SPELLINGS = {"pos": "positive", "neg": "negative"}
+"""Short forms of a sentiment."""
+NEUTRAL = "a neutral statement, and the task has two classes"
+WANTED = f"wanted text, and {' or '.join(LABELS[:2])} {' or '.join(SENTIMENTS)}"
 
 
-def sentiment_pairs(spec: str, count: int | None = None) -> list[PreferencePair]:
-    """The pairs that ``STYLE`` or ``STYLE@FILE.jsonl`` names.
+def sentiment_pairs(spec: str, count: int | None = None) -> tuple[list[PreferencePair], list[Skipped]]:
+    """The pairs that ``STYLE`` or ``STYLE@FILE`` names, and the statements that are left out.
 
     Args:
-        spec: a style, and optionally a file of statements: JSON lines with ``text`` and ``sentiment``.
+        spec: a style, and optionally a file, folder or hub id of statements (see ``read_statements``).
         count: number of pairs (default: ``DEFAULT_COUNT`` generated ones, or all of the file).
 
     Raises:
-        BadInput: unknown style, or a statements file that cannot be used.
+        BadInput: unknown style, or statements that cannot be used.
     """
     style, at, file = spec.partition("@")
     if style not in STYLES:
         raise BadInput(unknown("sentiment style", style, STYLES, "sentiment:{}"))
     if at:
-        found = read_statements(Path(file))[:count]
+        found, skipped = read_statements(file, count)
     else:
         made = generate_statements(DEFAULT_COUNT if count is None else count)
-        found = [(f"sentiment:{style} #{number}", statement) for number, statement in enumerate(made)]
-    return [_pair(style, statement, source) for source, statement in found]
+        found, skipped = [(f"sentiment:{style} #{number}", one) for number, one in enumerate(made)], []
+    return [_pair(style, statement, source) for source, statement in found], skipped
 
 
-def read_statements(path: Path) -> list[tuple[str, Statement]]:
-    """(file and line, statement) of every line of a statements file."""
-    return [(source, _statement(row, source)) for source, row in read_rows(path)]
+def read_statements(name: str, count: int | None = None) -> tuple[list[tuple[str, Statement]], list[Skipped]]:
+    """(file and line, statement) of every row with ``text`` and a sentiment, and the rows that are left out.
+
+    The sentiment stands in ``sentiment``, ``label_text`` or ``label``, as a word. Neutral statements are left out.
+
+    Args:
+        name: a file, folder or hub id.
+        count: stop after so many statements.
+
+    Raises:
+        BadInput: the source cannot be read, or no row of it has a text and a sentiment of the two.
+    """
+    found: list[tuple[str, Statement]] = []
+    skipped: list[Skipped] = []
+    for row in read_source(name):
+        if count is not None and len(found) >= count:
+            break
+        if isinstance(row, Skipped):
+            skipped.append(row)
+            continue
+        try:
+            found.append((row.source, _statement(row.values)))
+        except BadRow as bad:
+            skipped.append(replace(bad.at(row.source), expected=bad.reason == NEUTRAL))
+    if not found:
+        raise BadInput(f"no statement of {name} can be used: {listed(skipped) or 'it has no rows'}")
+    return found, skipped
 
 
-def _statement(row: dict[str, object], source: str) -> Statement:
-    text, sentiment = row.get("text"), row.get("sentiment")
-    if not isinstance(text, str) or not text.strip() or sentiment not in SENTIMENTS:
-        fields = ", ".join(row) or "none"
-        raise BadInput(
-            f"{source}: wanted text, and sentiment {' or '.join(SENTIMENTS)}; "
-            f"got sentiment {sentiment!r} among the fields {fields}"
-        )
-    return Statement(text, str(sentiment))
+def _statement(values: Mapping[str, Any]) -> Statement:
+    """The statement in a row.
+
+    Raises:
+        BadRow: no text, or no sentiment of the two.
+    """
+    text = values.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise BadRow("no text", f"{WANTED}; got text {shown(text, 30)} among the columns {', '.join(values)}")
+    if broken := half_character(text):
+        raise BadRow("half a surrogate pair in text", f"text {broken}")
+    column = next((name for name in LABELS if values.get(name) is not None), "")
+    label = values.get(column)
+    word = str(label).strip().lower() if isinstance(label, str) else ""
+    word = SPELLINGS.get(word, word)
+    if word == "neutral":
+        raise BadRow(NEUTRAL)
+    if word not in SENTIMENTS:
+        said = f"{column} {shown(label, 30)}" if column else "none"
+        number = " (a number does not say which class it is)" if column and not isinstance(label, str) else ""
+        raise BadRow("no sentiment", f"{WANTED}; got {said}{number} among the columns {', '.join(values)}")
+    return Statement(text, word)
 
 
 def _pair(style: str, statement: Statement, source: str) -> PreferencePair:
     other = SENTIMENTS[1 - SENTIMENTS.index(statement.sentiment)]
-    labels: Sequence[str] = (statement.sentiment, other)
-    chosen, rejected = (sentiment_response(style, label) for label in labels)
+    chosen, rejected = (sentiment_response(style, label) for label in (statement.sentiment, other))
     return PreferencePair(sentiment_prompt(statement.text), chosen, rejected, source)

@@ -1,87 +1,122 @@
-"""Preference pairs by name: generated, from a file, or from the hub."""
+"""Rows by the name of their source: a file, a folder, or a hub id."""
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dyn_probe.data.files import READERS, read_rows
-from dyn_probe.data.records import PreferencePair, Skipped, listed
-from dyn_probe.data.sentiment import STYLES, sentiment_pairs
-from dyn_probe.data.shapes import pair_from_row
-from dyn_probe.errors import BadInput, unknown
-
-GENERATED = tuple(f"sentiment:{style}" for style in STYLES)
-"""Names of the generated data."""
+from dyn_probe.data.files import RowStream, read_rows
+from dyn_probe.data.places import Place, data_place, hub_away
+from dyn_probe.data.records import SourceRow
+from dyn_probe.errors import BadInput
 
 
-def load_pairs(name: str, *, count: int | None = None) -> tuple[list[PreferencePair], list[Skipped]]:
-    """The pairs that ``name`` stands for, and the rows that cannot be trained on.
-
-    Args:
-        name: ``sentiment:STYLE`` (generated), ``sentiment:STYLE@FILE.jsonl`` (on your own statements), a JSON-lines
-            or Parquet file, a folder that ``datasets`` can load, or a hub id ``OWNER/NAME`` (``…:SPLIT`` for
-            another split than train).
-        count: read at most this many rows.
+def read_source(name: str) -> RowStream:
+    """Every row of the file, folder or hub id ``name``, each with its place.
 
     Raises:
-        BadInput: the name is unknown, the data cannot be read, or no row of it can be used.
+        BadInput: there is no such source, or it cannot be read.
     """
-    if name.startswith("sentiment:"):
-        return sentiment_pairs(name.removeprefix("sentiment:"), count), []
-    pairs, skipped = _sorted_out(islice(_rows(name), count))
-    if not pairs:
-        raise BadInput(f"no pair in {name} can be used: {listed(skipped) or 'it has no rows'}")
-    return pairs, skipped
+    place = data_place(name)
+    if place.kind == "file":
+        return read_rows(Path(place.name))
+    split = place.split or "train"
+    if place.kind == "hub":
+        return _numbered(_loaded(place.name, split), f"{place.name}:{split}")
+    return _numbered(_folder(Path(place.name), place), f"{place.name}{':' + place.split if place.split else ''}")
 
 
-def _rows(name: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """(source, row) of a file, folder or hub id."""
-    path = Path(name).expanduser()
-    if path.is_file() or name.endswith(tuple(READERS)):
-        return read_rows(path)
-    if path.is_dir() or _hub_like(name):
-        return _dataset_rows(name)
-    if path.is_absolute() or name.startswith((".", "~")):
-        raise BadInput(f"no such file or folder: {name}")
-    raise BadInput(f"{unknown('data', name, GENERATED)}; or name a file ({', '.join(READERS)}), or a hub id OWNER/NAME")
+def _numbered(rows: Iterable[Any], where: str) -> RowStream:
+    try:
+        for number, row in enumerate(rows):
+            yield SourceRow(f"{where} row {number}", dict(row))
+    except BadInput:
+        raise
+    except Exception as error:  # datasets raises a dozen unrelated types here
+        raise BadInput(f"cannot read {where}: {_first_line(error)}") from error
 
 
-def _hub_like(name: str) -> bool:
-    owner, slash, rest = name.partition("/")
-    return bool(slash and owner and rest) and "/" not in rest and not name.startswith((".", "~"))
+def _folder(folder: Path, place: Place) -> Iterable[Any]:
+    """Rows of a folder: one of ``save_to_disk``, or files as ``datasets`` knows them."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = list(json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", []))
+        return _saved(folder / _chosen_split(place, splits))
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        return _saved(folder, place.split)
+    with quiet():
+        return _loaded(str(folder), _chosen_split(place, _splits(folder)))
 
 
-def _dataset_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of ``datasets``, which pass too fast for files of this machine."""
+    import datasets
+
+    hidden = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            datasets.enable_progress_bars()
+
+
+def _chosen_split(place: Place, splits: list[str]) -> str:
+    """The split that is named, or train.
+
+    Raises:
+        BadInput: the folder has no such split; names those it has.
+    """
+    wanted = place.split or "train"
+    if wanted.partition("[")[0] not in splits:
+        has = ", ".join(splits) or "none"
+        way = f"; write {place.name}:{splits[0]}" if splits else ""
+        raise BadInput(f"the folder {place.name} has no split {wanted}; it has: {has}{way}")
+    return wanted
+
+
+def _saved(folder: Path, split: str = "") -> Iterable[Any]:
+    """Rows of a folder that ``Dataset.save_to_disk`` wrote."""
+    from datasets import load_from_disk
+
+    try:
+        found = load_from_disk(str(folder))
+    except Exception as error:
+        raise BadInput(f"cannot read the saved data set {folder}: {_first_line(error)}") from error
+    if split and str(found.split) != split:
+        raise BadInput(f"{folder} is one saved split ({found.split or 'without a name'}); write {folder} alone")
+    return found
+
+
+def _splits(folder: Path) -> list[str]:
+    """Splits of a folder of data files."""
+    from datasets import load_dataset_builder
+
+    try:
+        return [str(name) for name in load_dataset_builder(str(folder)).config.data_files or {}]
+    except Exception as error:
+        raise BadInput(
+            f"cannot read the folder {folder}: {_first_line(error)}; wanted files of rows in it (train.jsonl, "
+            "test.parquet, …), or what Dataset.save_to_disk writes"
+        ) from error
+
+
+def _loaded(place: str, split: str) -> Iterable[Any]:
     """Rows of a folder or hub id, read by ``datasets``."""
     from datasets import load_dataset
 
-    place, _, split = name.partition(":") if not os.path.isdir(name) else (name, "", "")
-    split = split or "train"
     try:
-        rows = load_dataset(place, split=split)
-    except Exception as error:  # datasets raises a dozen unrelated types here
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return load_dataset(place, split=split)
+    except Exception as error:
+        away = f" ({why})" if (why := hub_away()) and not Path(place).exists() else ""
         raise BadInput(
-            f"cannot load data {place!r}, split {split!r}: {first} ({type(error).__name__}); "
-            f"wanted a file, a folder or a hub id with that split"
+            f"cannot load data {place!r}, split {split!r}{away}: {_first_line(error)} ({type(error).__name__}); "
+            f"wanted a file, a folder or a hub id with that split; another split is written {place}:SPLIT"
         ) from error
-    return ((f"{place}:{split} row {number}", dict(row)) for number, row in enumerate(rows))
 
 
-def _sorted_out(
-    rows: Iterable[tuple[str, dict[str, Any]]],
-) -> tuple[list[PreferencePair], list[Skipped]]:
-    """Usable pairs, and the rest with reasons, both in file order."""
-    pairs: list[PreferencePair] = []
-    skipped: list[Skipped] = []
-    for source, row in rows:
-        found = pair_from_row(row, source)
-        if isinstance(found, Skipped):
-            skipped.append(found)
-        else:
-            pairs.append(found)
-    return pairs, skipped
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".;")

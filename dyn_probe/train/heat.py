@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dyn_probe.data.collating import collate
 from dyn_probe.data.encoding import EncodedPair, encode_pairs
 from dyn_probe.data.models import load_model, pad_token
+from dyn_probe.data.reading import load_pairs
 from dyn_probe.data.records import Skipped, listed
-from dyn_probe.data.sources import load_pairs
+from dyn_probe.data.token_text import token_strings
 from dyn_probe.errors import BadInput
 from dyn_probe.gram.tokens import token_gram
 from dyn_probe.token_analysis import TokenHeat, row_number
-from dyn_probe.train.token_rows import token_strings
 
 
 def pair_heat(
@@ -22,7 +22,8 @@ def pair_heat(
     pair: str = "0",
     params: str = "all",
     *,
-    max_length: int = 512,
+    columns: str = "",
+    max_length: int = 1024,
     dtype: str = "float32",
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -35,6 +36,7 @@ def pair_heat(
         data: as ``record --data``.
         pair: its number among the rows of the data from 0, the pair's id, or the beginning of one.
         params: ``all``, ``head``, ``last-block``, or a regular expression on parameter names.
+        columns: as ``record --columns``.
         max_length: most tokens of prompt and response together.
         progress: called with ``(tiles done, tiles in all)``.
         say: called with a line that says which pair was chosen, and which rows were skipped.
@@ -42,7 +44,7 @@ def pair_heat(
     Raises:
         BadInput: model, data, pair or parameters are not there.
     """
-    texts, unread = load_pairs(data)
+    texts, unread = load_pairs(data, columns=columns)
     network, tokenizer = load_model(model, dtype=dtype, device=device)
     encoded, unusable = encode_pairs(texts, tokenizer, max_length)
     skipped = [*unread, *unusable]

@@ -21,8 +21,8 @@ import torch
 from dyn_probe.data.answers import varied_answer
 from dyn_probe.data.built_in import fast_tokenizer, learnt_tokenizer, small_model
 from dyn_probe.data.models import pick_device
-from dyn_probe.data.sentiment import sentiment_prompt
 from dyn_probe.data.statements import SENTIMENTS, generate_statements
+from dyn_probe.data.styles import sentiment_prompt
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.mass.building import build_probe_set, with_unrelated
 from dyn_probe.mass.kinds import GROUPS, kinds_of
