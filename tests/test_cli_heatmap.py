@@ -75,7 +75,7 @@ def test_refusals(run: Path, tmp_path: Path):
     bare = new_trace(tmp_path / "bare", Options(steps=2, batch=1, pairs=1)).path
     assert "--tokens-every" in refused(bare)
     assert "recorded are: aa11, bb22" in refused(run, "--pair", "nobody")
-    assert "are for a model" in refused(run, "--data", DATA)
+    assert all("are for a model" in refused(run, *given) for given in (("--data", DATA), ("--columns", "user=a")))
     assert "--data FILE" in refused("built-in")
     assert "ends in .png" in refused(run, "--out", tmp_path / "a.txt")
     assert "names no pairs; write a number from 0" in refused("built-in", "--data", DATA, "--pair", "zzz")
@@ -119,7 +119,7 @@ def test_the_chosen_row_and_the_skipped_ones_are_said(tmp_path: Path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = call("built-in", "--data", data, "--pair", 2, "--params", "last-block", "--out", tmp_path / "a.png")
     assert result.exit_code == 0, result.output
-    assert f"({data}:3)" in result.output and f"1 rows of the data were skipped: {data}:2" in result.output
+    assert f"({data}:3)" in result.output and f"1 row of the data is left out: {data}:2" in result.output
     assert "cannot be used" in refused("built-in", "--data", data, "--pair", 1)
 
 

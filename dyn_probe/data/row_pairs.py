@@ -68,7 +68,7 @@ def _prompt(values: Mapping[str, Any], shape: Shape) -> Text | None:
     if shape.user:
         texts = [value_at(values, column) for column in shape.user.split("+")]
         if not isinstance(texts[0], str) or not texts[0].strip():
-            raise BadRow("no prompt", f"{shape.user.split('+')[0]} is {shown(texts[0], 30)}")
+            raise BadRow("no prompt", f"{shape.user.split('+')[0]} is {'null' if texts[0] is None else 'no text'}")
         return ({"role": "user", "content": "\n".join(text for text in texts if isinstance(text, str) and text)},)
     if not shape.prompt:
         return None
@@ -181,7 +181,7 @@ def check_usable(pair: PreferencePair) -> None:
     for name in ("prompt", "chosen", "rejected", "tools"):
         broken = next(filter(None, map(half_character, strings(getattr(pair, name)))), "")
         if broken:
-            raise BadRow(f"half a surrogate pair in {name}", f"{name} {broken}")
+            raise BadRow(f"half a surrogate pair in {name}", broken.removeprefix("has half a character "))
 
 
 def _same(left: Text, right: Text) -> bool:

@@ -40,9 +40,9 @@ def shape(data: PreparedPairs) -> str:
 def read_as(read: PairsRead) -> str:
     """The shape, and the parts whose column has another name or that are no prompt or response."""
     order = {part: place for place, part in enumerate(PARTS)}
-    own = ("prompt", "chosen", "rejected")
+    own = [(part, part) for part in ("prompt", "chosen", "rejected")]
     columns = sorted(read.columns.items(), key=lambda one: order[one[0]])
-    parts = [f"{part} ← {column}" for part, column in columns if part != column or part not in own]
+    parts = [part if part == column else f"{part} ← {column}" for part, column in columns if (part, column) not in own]
     return read.shape + (f" ({', '.join(parts)})" if parts else "")
 
 
@@ -69,7 +69,13 @@ def left_out_lines(data: PreparedPairs) -> list[Line]:
 
 def reason_line(reason: str, rows: Sequence[Skipped]) -> str:
     """A reason, the number of its rows, and the first of them."""
-    places = ", ".join(row.source for row in rows[:MOST_SOURCES])
-    more = ", …" if len(rows) > MOST_SOURCES else ""
     detail = f" ({rows[0].detail})" if rows[0].detail else ""
-    return f"{counted(len(rows), 'row')}: {reason}{detail}: {places}{more}"
+    return f"{counted(len(rows), 'row')}: {reason}{detail}: {places([row.source for row in rows])}"
+
+
+def places(sources: Sequence[str]) -> str:
+    """The first few places; what they have in common stands once: ``FILE:3, :7, :9, …``."""
+    first, *others = sources[:MOST_SOURCES]
+    place = first.rpartition(":")[0]
+    short = [one.removeprefix(place) if place and one.startswith(f"{place}:") else one for one in others]
+    return ", ".join([first, *short, *(["…"] if len(sources) > MOST_SOURCES else [])])

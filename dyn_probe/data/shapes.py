@@ -61,7 +61,7 @@ SHAPES: tuple[Shape, ...] = (
         "conversations, chosen, rejected", "chosen", "rejected", prompt="conversations",
         used_by="ShareGPT, LLaMA-Factory",
     ),
-    Shape("conversation, chosen, rejected", "chosen", "rejected", prompt="conversation", used_by="argilla"),
+    Shape("conversation, chosen, rejected", "chosen", "rejected", prompt="conversation"),
     Shape(
         "instruction, chosen_response, rejected_response", "chosen_response", "rejected_response",
         user="instruction+input", used_by="argilla, distilabel",
@@ -72,7 +72,7 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape(
         "instruction, output of two", "output[0]", "output[1]", user="instruction+input",
-        used_by="LLaMA-Factory before 0.7",
+        used_by="LLaMA-Factory, older",
     ),
     Shape("question, chosen, rejected", "chosen", "rejected", user="question", used_by="orca"),
     Shape("query, chosen, rejected", "chosen", "rejected", user="query"),
@@ -240,8 +240,14 @@ def _no_shape(rows: Sequence[SourceRow], columns: Sequence[str]) -> Shape:
     missing = [name for name in ("chosen", "rejected") if name not in columns]
     hints = "".join(did_you_mean(name, columns) for name in missing)
     what = f"no column {' or '.join(missing)}{hints}" if missing else "columns without any value"
-    known = "; ".join(shape.name for shape in SHAPES)
+    beside = [base(shape.prompt or shape.user) for shape in SHAPES if shape.chosen == "chosen"]
+    known = f"chosen and rejected, alone or beside {', '.join(filter(None, dict.fromkeys(beside)))}"
+    statements = (
+        "; statements with a sentiment are read by --data sentiment:STYLE@FILE"
+        if "text" in columns and {"sentiment", "label", "label_text"} & set(columns)
+        else ""
+    )
     raise BadInput(
-        f"{source}: {what}; found the columns {found}. Read are: {known}. Other names: --columns "
-        "prompt=COLUMN,chosen=COLUMN,rejected=COLUMN"
+        f"{source}: {what}; found the columns {found}; wanted {known}, or --columns "
+        f"prompt=COLUMN,chosen=COLUMN,rejected=COLUMN{statements}"
     )

@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Sequence
 
 from dyn_probe.data.collating import collate
-from dyn_probe.data.encoding import EncodedPair, encode_pairs
-from dyn_probe.data.models import load_model, pad_token
-from dyn_probe.data.reading import load_pairs
+from dyn_probe.data.encoding import EncodedPair
+from dyn_probe.data.facts import counted
+from dyn_probe.data.inspect import fitting_limit
+from dyn_probe.data.models import load_model, pad_token, position_limit
+from dyn_probe.data.prepared import Reading, prepare_pairs
 from dyn_probe.data.records import Skipped, listed
 from dyn_probe.data.token_text import token_strings
 from dyn_probe.errors import BadInput
@@ -44,16 +46,15 @@ def pair_heat(
     Raises:
         BadInput: model, data, pair or parameters are not there.
     """
-    texts, unread = load_pairs(data, columns=columns)
     network, tokenizer = load_model(model, dtype=dtype, device=device)
-    encoded, unusable = encode_pairs(texts, tokenizer, max_length)
-    skipped = [*unread, *unusable]
-    if not encoded:
-        raise BadInput(f"no pair of {data} can be used: {listed(skipped)}")
-    found = find_pair(encoded, pair, skipped)
+    limit = fitting_limit(max_length, "keep_start", position_limit(network.config))
+    prepared = prepare_pairs(data, tokenizer, limit, Reading(columns))
+    skipped = prepared.skipped
+    found = find_pair(prepared.pairs, pair, skipped)
     say(f"pair {found.pair_id} ({found.text.source})")
     if skipped:
-        say(f"{len(skipped)} rows of the data were skipped: {listed(skipped, 3)}")
+        verb = "is" if len(skipped) == 1 else "are"
+        say(f"{counted(len(skipped), 'row')} of the data {verb} left out: {listed(skipped)}")
     batch = collate([found], pad_token(tokenizer)).to(next(network.parameters()).device)
     gram = token_gram(network, batch, params=params, progress=progress)
     chosen, rejected = (token_strings(tokenizer, ids.tolist()) for ids in (gram.tokens_chosen, gram.tokens_rejected))

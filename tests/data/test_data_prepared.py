@@ -105,7 +105,7 @@ class TestRowsLeftOut:
         lines = [text for _, text in left_out_lines(data)]
         assert lines[0] == "3 of 33 rows are left out (30 are used):" and not data.loud
         path = tmp_path / "data.jsonl"
-        assert lines[1] == f"  2 rows: chosen empty: {path}:31, {path}:32"
+        assert lines[1] == f"  2 rows: chosen empty: {path}:31, :32"
         assert "1 row: half a surrogate pair in rejected" in lines[2] and len(lines) == 3
         assert data.manifest()["left_out"] == {"chosen empty": 2, "half a surrogate pair in rejected": 1}
         assert [row["source"].rpartition(":")[2] for row in skipped_rows(data.skipped)] == ["31", "32", "33"]
@@ -130,7 +130,7 @@ class TestRowsLeftOut:
         data = prepared(write(tmp_path, good(2)))
         many = [Skipped(f"f:{i}", f"reason {i}") for i in range(12)] + [Skipped(f"g:{i}", "often") for i in range(5)]
         lines = [text for _, text in left_out_lines(type(data)(data.read, data.pairs, many, [], data.limit))]
-        assert "  5 rows: often: g:0, g:1, g:2, …" in lines and lines[-1].startswith("  and 5 more reasons; run.json")
+        assert "  5 rows: often: g:0, :1, :2, …" in lines and lines[-1].startswith("  and 5 more reasons; run.json")
 
     def test_strict_data_refuses_with_the_reasons(self, tmp_path: Path) -> None:
         name = write(tmp_path, [*good(3), GOOD | {"chosen": ""}])
@@ -147,7 +147,7 @@ def test_the_summary_is_one_line_with_shape_and_columns(tmp_path: Path) -> None:
     rows = [{"id": i, "system": "Be kind.", "question": f"{i}?", "chosen": "Yes.", "rejected": "No."} for i in range(3)]
     said = summary(prepared(write(tmp_path, rows)))
     assert said.startswith(
-        "data: 3 pairs of 3 rows, read as question, chosen, rejected (user ← question, system ← system); not read: id; "
+        "data: 3 pairs of 3 rows, read as question, chosen, rejected (user ← question, system); not read: id; "
     )
     assert "\n" not in said
     plain = prepared(write(tmp_path, good(2)))

@@ -134,6 +134,7 @@ def test_a_row_that_cannot_be_used_costs_itself_alone(row: dict[str, Any], reaso
         ({"prompt": [USER], "chosen": [BLUE | {"content": [{"type": "image_url"}]}], "rejected": [GREEN]}, "image_url"),
         ({"chosen": '[{"role": "user", "content": "cut o', "rejected": "b"}, "cannot be read as JSON"),
         ({}, "found the columns none"),
+        ({"text": "a", "label_text": "positive"}, "--data sentiment:STYLE@FILE"),
     ],
 )
 def test_a_file_of_wrong_rows_is_refused_with_its_first_line(row: dict[str, Any], said: str) -> None:
