@@ -5,17 +5,15 @@ The console, ``run.json`` and the report print the same sentences. A fact is a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from dyn_probe.data.encoding import EncodedPair
-from dyn_probe.data.records import Skipped
-
-LOUD = 0.1
-"""Share of left-out rows above which it is said loudly."""
+from dyn_probe.data.records import Text
+from dyn_probe.data.splitting import prompt_taken_off
+from dyn_probe.data.turns import calls
+from dyn_probe.data.wording import counted, share, verb
 
 KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that chat templates know."""
@@ -143,46 +141,61 @@ def dropped_tools(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) ->
     return Fact("dropped_tools", len(found), len(pairs), sentence) if found else None
 
 
+def user_turns(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact | None:
+    """Responses that begin with a turn of the user, which is trained on like the rest of them."""
+    found = [pair for pair in pairs if any(_first_role(side) in ("user", "system") for side in _sides(pair))]
+    sentence = (
+        f"a response of {share(found, pairs)} begins with a turn of the user or the system, whose words count as "
+        "response; write them into the prompt"
+    )
+    return Fact("user_turns", len(found), len(pairs), sentence) if found else None
+
+
+def echoes(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact | None:
+    """Texts of which both sides begin with the prompt, where most pairs of the file do not."""
+    found = [pair for pair in pairs if _repeats(pair.text.prompt, *_sides(pair))]
+    sentence = f"both responses of {share(found, pairs)} repeat the prompt, which stands twice there, as it is written"
+    return Fact("echoes", len(found), len(pairs), sentence, "note") if found else None
+
+
+def null_fields(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact | None:
+    """Calls or tools with null fields, which a Parquet struct writes where functions differ."""
+    found = [pair for pair in pairs if _has_null(pair.text.tools) or any(map(_null_call, _sides(pair)))]
+    sentence = (
+        f"the tools or calls of {share(found, pairs)} have null fields, as a Parquet struct writes them where "
+        "functions differ, and the template may print them; store them as JSON text"
+    )
+    return Fact("null_fields", len(found), len(pairs), sentence, "note") if found else None
+
+
+def _sides(pair: EncodedPair) -> tuple[Text, Text]:
+    return pair.text.chosen, pair.text.rejected
+
+
+def _first_role(text: Text) -> str:
+    return "" if isinstance(text, str) or not text else str(text[0]["role"])
+
+
+def _repeats(prompt: Text, chosen: Text, rejected: Text) -> bool:
+    texts = isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str)
+    return texts and prompt_taken_off(prompt, chosen, rejected) is not None  # type: ignore[arg-type]
+
+
+def _null_call(text: Text) -> bool:
+    return not isinstance(text, str) and any(_has_null(calls(one)) for one in text)
+
+
+def _has_null(value: Any) -> bool:
+    """Whether a null stands anywhere within a value."""
+    if isinstance(value, Mapping):
+        return any(one is None or _has_null(one) for one in value.values())
+    return isinstance(value, list | tuple) and any(map(_has_null, value))
+
+
 FACTS: tuple[Callable[[Sequence[EncodedPair], Limit, Any], Fact | None], ...] = (
-    cut, begun_twice, left_out, dropped_responses, dropped_prompts, dropped_tools, merged, open_end,
+    cut, begun_twice, left_out, dropped_responses, dropped_prompts, dropped_tools, user_turns, merged, open_end, echoes,
+    null_fields,
 )  # fmt: skip
-
-
-def left_out_rows(skipped: Sequence[Skipped], rows: int) -> tuple[int, bool]:
-    """Number of rows that are left out against expectation, and whether they are a loud share of all."""
-    number = sum(not row.expected for row in skipped)
-    return number, number > LOUD * rows
-
-
-def lengths(pairs: Sequence[EncodedPair]) -> dict[str, tuple[int, int, int]]:
-    """Part → (median, 95 %, largest) number of tokens, before any cut."""
-    sizes = {
-        "prompt": [pair.checks.prompt for pair in pairs],
-        "chosen": [pair.checks.whole[0] - pair.checks.prompt for pair in pairs],
-        "rejected": [pair.checks.whole[1] - pair.checks.prompt for pair in pairs],
-        "prompt + longer response": [max(pair.checks.whole) for pair in pairs],
-    }
-    return {part: _spread(values) for part, values in sizes.items()}
-
-
-def _spread(values: Sequence[int]) -> tuple[int, int, int]:
-    middle, high = np.quantile(values, (0.5, 0.95), method="inverted_cdf")
-    return int(middle), int(high), max(values)
-
-
-def share(found: Sequence[object], pairs: Sequence[object], noun: str = "pair") -> str:
-    """``3 of 10 pairs``."""
-    return f"{len(found):,} of {counted(len(pairs), noun)}"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 pair``, ``6 pairs``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def verb(stem: str, found: Sequence[object]) -> str:
-    """The verb for so many: ``begins`` for one, ``begin`` for more."""
-    return stem + ("s" if len(found) == 1 else "")
 
 
 def example(found: Sequence[EncodedPair], name: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dyn_probe.data.encoding import EncodedPair, Row
-from dyn_probe.data.facts import Limit, lengths
+from dyn_probe.data.facts import Limit
 from dyn_probe.data.models import load_tokenizer
-from dyn_probe.data.prepared import PreparedPairs, Reading, prepare_pairs
+from dyn_probe.data.prepared import PreparedPairs, Reading, lengths, prepare_pairs
 from dyn_probe.data.saying import fact_lines, left_out_lines, read_as
 from dyn_probe.data.token_text import token_strings
 

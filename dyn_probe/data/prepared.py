@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from dyn_probe.data.encoding import EncodedPair, encode_pairs
-from dyn_probe.data.facts import Fact, Limit, counted, facts_of, left_out_rows, lengths
+from dyn_probe.data.facts import Fact, Limit, facts_of
 from dyn_probe.data.reading import PairsRead, read_pairs
 from dyn_probe.data.records import Skipped, by_reason, listed
+from dyn_probe.data.wording import counted
 from dyn_probe.errors import BadInput
+
+LOUD = 0.1
+"""Share of left-out rows above which it is said loudly."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +95,25 @@ def skipped_rows(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
         {"source": row.source, "reason": row.reason, **({"detail": row.detail} if row.detail else {})}
         for row in skipped
     ]
+
+
+def left_out_rows(skipped: Sequence[Skipped], rows: int) -> tuple[int, bool]:
+    """Number of rows that are left out against expectation, and whether they are a loud share of all."""
+    number = sum(not row.expected for row in skipped)
+    return number, number > LOUD * rows
+
+
+def lengths(pairs: Sequence[EncodedPair]) -> dict[str, tuple[int, int, int]]:
+    """Part → (median, 95 %, largest) number of tokens, before any cut."""
+    sizes = {
+        "prompt": [pair.checks.prompt for pair in pairs],
+        "chosen": [pair.checks.whole[0] - pair.checks.prompt for pair in pairs],
+        "rejected": [pair.checks.whole[1] - pair.checks.prompt for pair in pairs],
+        "prompt + longer response": [max(pair.checks.whole) for pair in pairs],
+    }
+    return {part: _spread(values) for part, values in sizes.items()}
+
+
+def _spread(values: Sequence[int]) -> tuple[int, int, int]:
+    middle, high = np.quantile(values, (0.5, 0.95), method="inverted_cdf")
+    return int(middle), int(high), max(values)

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.text import Text
 
-from dyn_probe.data.facts import counted
-from dyn_probe.data.token_text import visible
+from dyn_probe.data.records import visible
+from dyn_probe.data.wording import counted
 
 STYLES = {"plain": "", "note": "cyan", "warning": "yellow", "loud": "bold red"}
 """Level of a line → its style."""

@@ -95,7 +95,7 @@ def by_reason(skipped: Sequence[Skipped]) -> dict[str, list[Skipped]]:
 def listed(skipped: Sequence[Skipped], most: int = 3) -> str:
     """The reasons in one line, each with its first row and the number of rows."""
     groups = by_reason(skipped)
-    parts = [f"{rows[0].source}: {rows[0].why}{_more(len(rows))}" for rows in list(groups.values())[:most]]
+    parts = [visible(f"{rows[0].source}: {rows[0].why}{_more(len(rows))}") for rows in list(groups.values())[:most]]
     rest = sum(map(len, list(groups.values())[most:]))
     return "; ".join([*parts, *([f"and {rest} more"] if rest else [])])
 
@@ -112,3 +112,10 @@ def shown(value: object, most: int = 60) -> str:
         return f"a {type(value).__name__} too large to show"
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def visible(text: str) -> str:
+    """A text on one line, fit for a terminal: line feeds, tabs and odd spaces by signs, other control characters by a
+    placeholder."""
+    text = text.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(one if one.isprintable() else "␣" if one.isspace() else "�" for one in text)

@@ -44,7 +44,7 @@ def pair_from_row(row: SourceRow, shape: Shape, watch: Sequence[str] = ()) -> Pr
     chosen, rejected = _sides(raw)
     before = _before(values, shape)
     if before is not None or shape.user:  # a conversation, whatever the columns are
-        prompt, chosen, rejected = _as_conversation(prompt, chosen, rejected)
+        chosen, rejected = _as_turns(prompt, chosen, rejected)
     parts = separate(prompt, chosen, rejected)
     pair = PreferencePair(
         _with(before, parts[0]), parts[1], parts[2], row.source, _tools(values, shape), _options(values, shape),
@@ -64,21 +64,27 @@ def _sides(raw: Mapping[str, Any]) -> tuple[Text, Text]:
 
 
 def _prompt(values: Mapping[str, Any], shape: Shape) -> Text | None:
-    """The prompt's column as text or turns, the user's as a turn; None where the sides hold the prompt."""
-    if shape.user:
-        texts = [value_at(values, column) for column in shape.user.split("+")]
-        if not isinstance(texts[0], str) or not texts[0].strip():
-            raise BadRow("no prompt", f"{shape.user.split('+')[0]} is {'null' if texts[0] is None else 'no text'}")
-        return ({"role": "user", "content": "\n".join(text for text in texts if isinstance(text, str) and text)},)
-    if not shape.prompt:
+    """The prompt's column as text or turns, the user's as a text; None where the sides hold the prompt."""
+    column = shape.user or shape.prompt
+    if not column:
         return None
-    found = [value_at(values, column) for column in shape.prompt.split("+")]
-    if found[0] is None or found[0] == []:
-        raise BadRow("no prompt", f"{shape.prompt} is {'empty' if found[0] == [] else 'null'}")
-    if len(found) > 1:
-        return "\n".join(text for text in found if isinstance(text, str) and text)
-    written = written_messages(found[0], "prompt")
-    return text_of(found[0] if written is None else written, "prompt")
+    first, *others = column.split("+")
+    found = value_at(values, first)
+    if found is None or found == [] or (shape.user and not str(found).strip()):
+        raise BadRow("no prompt", f"{first} is {'null' if found is None else 'empty'}")
+    if shape.user or others:
+        return _joined([(name, value_at(values, name)) for name in (first, *others)])
+    written = written_messages(found, "prompt")
+    return text_of(found if written is None else written, "prompt")
+
+
+def _joined(columns: Sequence[tuple[str, Any]]) -> str:
+    """Texts of several columns, a line each; empty ones are left out."""
+    texts = [(name, value) for name, value in columns if filled(value)]
+    wrong = next((one for one in texts if not isinstance(one[1], str)), None)
+    if wrong is not None:
+        raise BadRow(f"{wrong[0]} must be a text", f"got {shown(wrong[1])}", of_file=True)
+    return "\n".join(value for _, value in texts)
 
 
 def _before(values: Mapping[str, Any], shape: Shape) -> tuple[Message, ...] | None:
@@ -95,19 +101,17 @@ def _before(values: Mapping[str, Any], shape: Shape) -> tuple[Message, ...] | No
     return (*turns, *(history_turns(history) if filled(history) else ()))
 
 
-def _as_conversation(prompt: Text | None, chosen: Text, rejected: Text) -> tuple[Text | None, Text, Text]:
-    """Texts as turns: those of the prompt by the user, those of the responses by the assistant."""
+def _as_turns(prompt: Text | None, chosen: Text, rejected: Text) -> tuple[Text, Text]:
+    """Responses that are texts, as the assistant's turns."""
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        return chosen, rejected
     if prompt is None:
-        if isinstance(chosen, str) or isinstance(rejected, str):
-            raise BadRow(
-                "the column system has no place: chosen and rejected are texts, and there is no prompt",
-                "write the prompt in a column, or --columns ignore=system",
-                of_file=True,
-            )
-        return None, chosen, rejected
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        return as_turns(prompt, "user"), as_turns(chosen, "assistant"), as_turns(rejected, "assistant")
-    return prompt, chosen, rejected
+        raise BadRow(
+            "the column system has no place: chosen and rejected are texts, and there is no prompt",
+            "write the prompt in a column, or --columns ignore=system",
+            of_file=True,
+        )
+    return as_turns(chosen, "assistant"), as_turns(rejected, "assistant")
 
 
 def _with(before: Sequence[Message] | None, prompt: Text) -> Text:

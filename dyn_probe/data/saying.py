@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dyn_probe.data.facts import counted, left_out_rows
-from dyn_probe.data.prepared import PreparedPairs
+from dyn_probe.data.prepared import PreparedPairs, left_out_rows
 from dyn_probe.data.reading import PairsRead
 from dyn_probe.data.records import Skipped, by_reason
-from dyn_probe.data.shapes import PARTS
+from dyn_probe.data.shapes import PARTS, listing
+from dyn_probe.data.wording import counted
 
 Line = tuple[str, str]
 """Level (``plain``, ``note``, ``warning`` or ``loud``) and text."""
@@ -33,7 +33,7 @@ def summary(data: PreparedPairs) -> str:
 
 def shape(data: PreparedPairs) -> str:
     """The shape, which column is which part, and what was not read."""
-    unread = f"; not read: {', '.join(data.read.unread)}" if data.read.unread else ""
+    unread = f"; not read: {listing(data.read.unread)}" if data.read.unread else ""
     return read_as(data.read) + unread
 
 

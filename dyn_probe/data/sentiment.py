@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from dyn_probe.data.records import BadRow, PreferencePair, Skipped, listed, shown
+from dyn_probe.data.shapes import listing
 from dyn_probe.data.sources import read_source
 from dyn_probe.data.statements import SENTIMENTS, Statement, generate_statements
 from dyn_probe.data.styles import STYLES, sentiment_prompt, sentiment_response
@@ -85,7 +86,7 @@ def _statement(values: Mapping[str, Any]) -> Statement:
     """
     text = values.get("text")
     if not isinstance(text, str) or not text.strip():
-        raise BadRow("no text", f"{WANTED}; got text {shown(text, 30)} among the columns {', '.join(values)}")
+        raise BadRow("no text", f"{WANTED}; got text {shown(text, 30)} among the columns {listing(values)}")
     if broken := half_character(text):
         raise BadRow("half a surrogate pair in text", f"text {broken}")
     column = next((name for name in LABELS if values.get(name) is not None), "")
@@ -97,7 +98,7 @@ def _statement(values: Mapping[str, Any]) -> Statement:
     if word not in SENTIMENTS:
         said = f"{column} {shown(label, 30)}" if column else "none"
         number = " (a number does not say which class it is)" if column and not isinstance(label, str) else ""
-        raise BadRow("no sentiment", f"{WANTED}; got {said}{number} among the columns {', '.join(values)}")
+        raise BadRow("no sentiment", f"{WANTED}; got {said}{number} among the columns {listing(values)}")
     return Statement(text, word)
 
 

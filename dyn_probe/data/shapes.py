@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dyn_probe.data.records import SourceRow
+from dyn_probe.data.records import SourceRow, visible
 from dyn_probe.errors import BadInput, did_you_mean
 
 
@@ -143,7 +143,7 @@ def recognise(rows: Sequence[SourceRow], named: str = "") -> Shape:
     wrong = [one for column in given.values() for one in column.split("+") if base(one) not in columns]
     if wrong:
         hints = "; ".join(f"no column {base(one)!r}{did_you_mean(base(one), columns)}" for one in wrong)
-        raise BadInput(f"--columns: {hints}; the columns are: {', '.join(columns)}")
+        raise BadInput(f"--columns: {hints}; the columns are: {listing(columns)}")
     if {"prompt", "user", "chosen", "rejected"} & set(given):
         found = _named_shape(given, columns)
     else:
@@ -185,6 +185,11 @@ def parse_columns(named: str) -> tuple[dict[str, str], set[str]]:
 def column_names(rows: Iterable[SourceRow]) -> list[str]:
     """Every column that a row has, in order of appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.values))
+
+
+def listing(columns: Iterable[str]) -> str:
+    """Names of columns for a message."""
+    return ", ".join(visible(str(name)) for name in columns)
 
 
 def _named_shape(given: Mapping[str, str], columns: Sequence[str]) -> Shape:
@@ -231,7 +236,7 @@ def filled(value: Any) -> bool:
 
 def _no_shape(rows: Sequence[SourceRow], columns: Sequence[str]) -> Shape:
     """Refuse a file of another shape, saying what would be read."""
-    source, found = rows[0].source, ", ".join(columns) or "none"
+    source, found = rows[0].source, listing(columns) or "none"
     if "label" in columns and any(name in columns for name in UNPAIRED):
         raise BadInput(
             f"{source}: rows with a label are single responses (as KTO trains on), not pairs; wanted a chosen and a "

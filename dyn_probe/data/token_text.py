@@ -53,9 +53,3 @@ def _string(tokenizer: Any, token: int, name: str) -> str:
         return name.replace("▁", " ")
     text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
     return name if not text or "\ufffd" in text else text
-
-
-def visible(text: str) -> str:
-    """A token or text on one line: line feeds and tabs by signs, other control characters by a placeholder."""
-    text = text.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(one if one.isprintable() else "�" for one in text)

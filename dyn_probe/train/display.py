@@ -13,6 +13,7 @@ from rich.table import Column
 from rich.text import Text
 
 from dyn_probe.data.printing import STYLES
+from dyn_probe.data.records import visible
 from dyn_probe.data.saying import Line
 
 
@@ -29,7 +30,7 @@ class Display:
     def show(self, lines: Iterable[Line]) -> None:
         """Lines about the data, each in the style of its level."""
         for level, text in lines:
-            self.console.print(Text(text, style=STYLES[level]), soft_wrap=True)
+            self.console.print(Text(visible(text), style=STYLES[level]), soft_wrap=True)
 
     @contextmanager
     def bar(self, title: str, total: int, leave: bool = True) -> Iterator[Callable[..., None]]:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from dyn_probe.data.collating import collate
 from dyn_probe.data.encoding import EncodedPair
-from dyn_probe.data.facts import counted
 from dyn_probe.data.inspect import fitting_limit
 from dyn_probe.data.models import load_model, pad_token, position_limit
 from dyn_probe.data.prepared import Reading, prepare_pairs
 from dyn_probe.data.records import Skipped, listed
 from dyn_probe.data.token_text import token_strings
+from dyn_probe.data.wording import counted
 from dyn_probe.errors import BadInput
 from dyn_probe.gram.tokens import token_gram
 from dyn_probe.token_analysis import TokenHeat, row_number

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from data_templates import tokenizer
 
-from dyn_probe.data.facts import FACTS, Limit, lengths
+from dyn_probe.data.facts import FACTS, Limit
 from dyn_probe.data.inspect import chosen_examples, fitting_limit, inspect_data
-from dyn_probe.data.prepared import PreparedPairs, Reading, prepare_pairs, skipped_rows
+from dyn_probe.data.prepared import PreparedPairs, Reading, lengths, prepare_pairs, skipped_rows
 from dyn_probe.data.printing import inspect_lines
 from dyn_probe.data.records import Skipped
 from dyn_probe.data.saying import left_out_lines, said_of, summary
@@ -65,8 +65,16 @@ def test_every_fact_says_how_many_of_how_many(tmp_path: Path) -> None:
     data = prepare_pairs(write(tmp_path, [turns]), made, Limit(30))
     merging = {"prompt": "Sentiment: ", "chosen": "Positive", "rejected": "Negative"}
     plain = prepared(write(tmp_path, [merging], "b.jsonl"))
-    facts = {fact.name: fact for fact in (*data.facts, *plain.facts)}
-    assert set(facts) == {find.__name__ for find in FACTS}
+    user, blue = {"role": "user", "content": "Sky?"}, {"role": "assistant", "content": "Blue."}
+    call = {"function": {"name": "tide", "arguments": {"at": "noon", "of": None}}}
+    odd = {
+        "prompt": [user, blue], "chosen": [user, {"role": "assistant", "content": "", "tool_calls": [call]}],
+        "rejected": [user, blue],
+    }  # fmt: skip
+    made.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.tool_calls }}</s>{% endfor %}"
+    chat = prepare_pairs(write(tmp_path, [odd], "c.jsonl"), made, Limit())
+    facts = {fact.name: fact for fact in (*data.facts, *plain.facts, *chat.facts)}
+    assert {*facts, "echoes"} == {find.__name__ for find in FACTS}
     assert all((fact.count, fact.of) == (1, 1) for fact in facts.values())
     for name, said in {
         "cut": "1 of 1 pair is longer than 30 tokens and loses the end of 1 response",
@@ -76,10 +84,19 @@ def test_every_fact_says_how_many_of_how_many(tmp_path: Path) -> None:
         "dropped_prompts": "the prompt of 1 of 1 pair, such as 'Be kind.'",
         "dropped_tools": "does not write the tools of 1 of 1 pair",
         "merged": "its end ' ' merges with the response's first token",
+        "user_turns": "a response of 1 of 1 pair begins with a turn of the user",
+        "null_fields": "the tools or calls of 1 of 1 pair have null fields",
         "open_end": "1 of 1 pair has responses without an end-of-sequence token",
     }.items():
         assert said in facts[name].sentence, facts[name].sentence
-    assert {name for name, fact in facts.items() if fact.level == "note"} == {"merged", "open_end"}
+    assert {name for name, fact in facts.items() if fact.level == "note"} == {"merged", "open_end", "null_fields"}
+
+
+def test_a_few_echoes_of_the_prompt_are_said(tmp_path: Path) -> None:
+    echo = {"prompt": "Say it:", "chosen": "Say it: now", "rejected": "Say it: later"}
+    (fact,) = prepared(write(tmp_path, [*good(3), echo])).facts
+    assert (fact.name, fact.count, fact.of) == ("echoes", 1, 4) and "stands twice there" in fact.sentence
+    assert not prepared(write(tmp_path, [echo])).facts
 
 
 def test_a_prompt_that_loses_its_beginning_is_said() -> None:

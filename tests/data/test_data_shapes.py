@@ -133,6 +133,7 @@ def test_a_row_that_cannot_be_used_costs_itself_alone(row: dict[str, Any], reaso
         ({"prompt": [USER], "chosen": [BLUE | {"content": 3}], "rejected": [GREEN]}, "must be a text"),
         ({"prompt": [USER], "chosen": [BLUE | {"content": [{"type": "image_url"}]}], "rejected": [GREEN]}, "image_url"),
         ({"chosen": '[{"role": "user", "content": "cut o', "rejected": "b"}, "cannot be read as JSON"),
+        ({"instruction": "a", "input": 3, "chosen": "b", "rejected": "c"}, "input must be a text"),
         ({}, "found the columns none"),
         ({"text": "a", "label_text": "positive"}, "--data sentiment:STYLE@FILE"),
     ],
@@ -166,6 +167,11 @@ class TestPromptsThatAreRepeated:
     def test_a_prompt_beside_sides_with_another_prompt_is_refused(self) -> None:
         row = {"prompt": "Something else entirely.", "chosen": [USER, BLUE], "rejected": [USER, GREEN]}
         assert "a prompt of their own" in refusal(row)
+
+    def test_a_question_beside_sides_with_another_prompt_is_refused(self) -> None:
+        row = {"question": "Something else entirely.", "chosen": [USER, BLUE], "rejected": [USER, GREEN]}
+        assert "a prompt of their own" in refusal(row)
+        assert pair(row | {"question": "Sky?"}).prompt == (USER,)
 
     def test_the_last_turns_of_a_prompt_may_be_repeated_alone(self) -> None:
         found = pair({"prompt": [KIND, USER], "chosen": [USER, BLUE], "rejected": [USER, GREEN]})
