@@ -128,7 +128,7 @@ def test_problems_of_a_probe_file_are_listed_by_line_and_kind(tmp_path: Path, ca
         [
             {"prompt": "One?", "chosen": " Yes", "rejected": ""},
             "not json",
-            {"prompt": "Two?", "chosen": " No", "rejected": " word" * 600, "mine": " x"},
+            {"prompt": "Two?", "chosen": " No", "rejected": " word" * 1200, "mine": " x"},
         ],
     )
     loop.record(tiny(tmp_path / "run", mass_every=2, probe_set=str(file)), progress=True)
@@ -227,7 +227,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_nothing_to_measure_ends_with_2_before_anything_is_written(tmp_path: Path) -> None:
-    file = probe_file(tmp_path, [{"prompt": "One?", "chosen": " word" * 600}])
+    file = probe_file(tmp_path, [{"prompt": "One?", "chosen": " word" * 1200}])
     done = command("--out", str(tmp_path / "run"), "--mass-every", "1", "--probe-set", str(file))
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert done.stderr.count("\n") == 1 and "probes.jsonl:1 [chosen]: prompt and response have" in done.stderr

@@ -162,7 +162,7 @@ def test_settings_and_refusals(tmp_path):
         study.tokens_every,
     )
     (tmp_path / "s.jsonl").write_text('{"text": "x", "sentiment": "odd"}\n')
-    with pytest.raises(BadInput, match="sentiment positive or negative"):
+    with pytest.raises(BadInput, match="label_text positive or negative"):
         Study(statements=str(tmp_path / "s.jsonl"))
     with pytest.raises(BadInput, match="--seeds"):
         Study(seeds=0)

@@ -67,9 +67,10 @@ def test_every_fact_says_how_many_of_how_many(tmp_path: Path) -> None:
     plain = prepared(write(tmp_path, [merging], "b.jsonl"))
     user, blue = {"role": "user", "content": "Sky?"}, {"role": "assistant", "content": "Blue."}
     call = {"function": {"name": "tide", "arguments": {"at": "noon", "of": None}}}
+    again = {"role": "user", "content": "And the tide?"}
     odd = {
-        "prompt": [user, blue], "chosen": [user, {"role": "assistant", "content": "", "tool_calls": [call]}],
-        "rejected": [user, blue],
+        "prompt": [user, blue], "chosen": [again, {"role": "assistant", "content": "", "tool_calls": [call]}],
+        "rejected": [again, blue],
     }  # fmt: skip
     made.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.tool_calls }}</s>{% endfor %}"
     chat = prepare_pairs(write(tmp_path, [odd], "c.jsonl"), made, Limit())
