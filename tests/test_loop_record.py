@@ -180,7 +180,10 @@ def test_what_is_cut_is_counted_and_shown_cut(tmp_path: Path, capsys: pytest.Cap
     assert (fact["count"], fact["of"], fact["level"]) == (12, 12, "warning")
     said = capsys.readouterr().err
     assert f"warning: {fact['sentence']}" in said and "lose the end of 12 responses" in fact["sentence"]
-    assert "data: 12 pairs of 12 rows, read as --columns (prompt ← frage, chosen ← gut, rejected ← schlecht);" in said
+    assert (
+        "data: 12 pairs from 12 rows, read as named by --columns (prompt ← frage, chosen ← gut, rejected ← schlecht);"
+        in said
+    )
     assert trace.examples["chosen"].str.endswith("⟨cut at 40 tokens⟩").all()
     assert not trace.examples["rejected"].str.contains("cut").any()
 

@@ -54,8 +54,8 @@ def check_unread(values: Mapping[str, Any], pair: PreferencePair, names: Sequenc
     if media:
         what = " and ".join(media)
         raise BadRow(
-            f"{what} cannot be recorded, since dyn-probe reads models of text",
-            f"--columns ignore={'+'.join(media)} trains on the texts alone",
+            f"{what} cannot be recorded: dyn-probe supports text-only models",
+            f"--columns ignore={'+'.join(media)} trains on the text alone",
             of_file=True,
         )
     lost = [name for name in there if not _within(values[name], pair)] if there else []
@@ -70,7 +70,7 @@ def _lost(lost: Sequence[str], values: Mapping[str, Any]) -> tuple[str, str]:
     ways = ",".join(f"{CARRYING[name]}={name}" for name in lost)
     return f"column{'s' if several else ''} {' and '.join(lost)} would not be read", (
         f"{lost[0]} holds {shown(values[lost[0]], 40)}, which is nowhere else in the row; write "
-        f"--columns {ways} to read {it}, or --columns ignore={'+'.join(lost)} to leave {it} aside"
+        f"--columns {ways} to read {it}, or --columns ignore={'+'.join(lost)} to ignore {it}"
     )
 
 
@@ -98,7 +98,7 @@ def check_prose(pairs: Sequence[PreferencePair], rows: Sequence[SourceRow], unre
         raise BadInput(
             f"{rows[0].source}: no column prompt, and chosen and rejected share almost no beginning, while "
             f"{' and '.join(found)} hold{'s' if len(found) == 1 else ''} text, which would not be read; write "
-            f"--columns prompt={found[0]} to read it, or --columns ignore={'+'.join(found)} to leave it aside"
+            f"--columns prompt={found[0]} to read it, or --columns ignore={'+'.join(found)} to ignore it"
         )
 
 

@@ -133,7 +133,7 @@ def _ids(pair: PreferencePair, response: Text, tokenizer: Any) -> list[int]:
     except Exception as error:  # a template may raise anything, jinja's own errors included
         roles = ", ".join(str(message["role"]) for message in messages) or "no messages"
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadRow(f"the chat template refuses it: {said[:200]}", f"a conversation of roles {roles}") from error
+        raise BadRow(f"the chat template rejects it: {said[:200]}", f"a conversation of roles {roles}") from error
 
 
 def _plain_ids(text: str, tokenizer: Any, ended: bool) -> list[int]:
@@ -158,7 +158,7 @@ def _cut(rows: list[Row], max_length: int | None, truncation: str) -> list[Row]:
 def _unwritten(pair: PreferencePair) -> str:
     """Why a response may have no token."""
     roles = [one["role"] for one in pair.chosen if isinstance(one, dict)]
-    return f"the chat template writes no turn of the role {roles[0]}" if roles else ""
+    return f"the chat template does not render turns of the role {roles[0]}" if roles else ""
 
 
 def check_row(row: Row, max_length: int | None) -> None:

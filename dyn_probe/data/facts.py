@@ -65,19 +65,19 @@ def begun_twice(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> F
     """Prompts that begin with two beginning-of-sequence tokens."""
     found = [pair for pair in pairs if pair.checks.begun_twice]
     sentence = (
-        f"{share(found, pairs, 'prompt')} {verb('begin', found)} with two {tokenizer.bos_token}: the text brings one, "
-        "the tokenizer adds another; take it out of the text"
+        f"{share(found, pairs, 'prompt')} {verb('begin', found)} with two {tokenizer.bos_token}: the text has one "
+        "and the tokenizer adds another; remove it from the text"
     )
     return Fact("begun_twice", len(found), len(pairs), sentence) if found else None
 
 
 def left_out(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact | None:
-    """Prompts that the template writes otherwise when a response follows."""
+    """Prompts that the template renders differently when a response follows."""
     found = [pair for pair in pairs if pair.checks.left_out]
     sentence = (
-        f"the prompt of {share(found, pairs)} is no prefix of prompt + response in tokens: "
-        f"{example(found, 'left_out')} at its end is not in what is trained on, since the chat template writes the "
-        f"prompt otherwise when a response follows{_roles(found)}"
+        f"the prompt of {share(found, pairs)} is no prefix of prompt + response (in tokens): its end "
+        f"{example(found, 'left_out')} is left out of the training sequence, because the chat template renders the "
+        f"prompt differently when a response follows{_roles(found)}"
     )
     return Fact("left_out", len(found), len(pairs), sentence) if found else None
 
@@ -93,8 +93,8 @@ def merged(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact |
     """Prompts whose last characters are part of the response's first token."""
     found = [pair for pair in pairs if pair.checks.merged]
     sentence = (
-        f"the prompt of {share(found, pairs)} is no prefix of prompt + response in tokens: its end "
-        f"{example(found, 'merged')} merges with the response's first token, which counts as response"
+        f"the prompt of {share(found, pairs)} is no prefix of prompt + response (in tokens): its end "
+        f"{example(found, 'merged')} merges into the response's first token, which counts as response"
     )
     return Fact("merged", len(found), len(pairs), sentence, "note") if found else None
 
@@ -114,7 +114,7 @@ def open_end(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact
 
 
 def dropped_responses(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact | None:
-    """Texts of responses that the chat template does not write."""
+    """Texts of responses that the chat template does not render."""
     found = [pair for pair in pairs if pair.checks.dropped_responses]
     number = sum(pair.checks.dropped_responses for pair in found)
     sentence = (
@@ -125,7 +125,7 @@ def dropped_responses(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any
 
 
 def dropped_prompts(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact | None:
-    """Texts of prompts that the chat template does not write."""
+    """Texts of prompts that the chat template does not render."""
     found = [pair for pair in pairs if pair.checks.dropped_prompt]
     sentence = (
         f"the chat template leaves out part of the prompt of {share(found, pairs)}, such as "
@@ -135,9 +135,9 @@ def dropped_prompts(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) 
 
 
 def dropped_tools(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact | None:
-    """Tools that the chat template does not write."""
+    """Tools that the chat template does not render."""
     found = [pair for pair in pairs if pair.checks.dropped_tools]
-    sentence = f"the chat template does not write the tools of {share(found, pairs)}: the model does not see them"
+    sentence = f"the chat template does not render the tools of {share(found, pairs)}: the model does not see them"
     return Fact("dropped_tools", len(found), len(pairs), sentence) if found else None
 
 
@@ -145,8 +145,8 @@ def user_turns(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fa
     """Responses that begin with a turn of the user, which is trained on like the rest of them."""
     found = [pair for pair in pairs if any(_first_role(side) in ("user", "system") for side in _sides(pair))]
     sentence = (
-        f"a response of {share(found, pairs)} begins with a turn of the user or the system, whose words count as "
-        "response; write them into the prompt"
+        f"a response of {share(found, pairs)} begins with a user or system turn, which is trained on as response; move "
+        "it into the prompt"
     )
     return Fact("user_turns", len(found), len(pairs), sentence) if found else None
 
@@ -154,7 +154,7 @@ def user_turns(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fa
 def echoes(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact | None:
     """Texts of which both sides begin with the prompt, where most pairs of the file do not."""
     found = [pair for pair in pairs if _repeats(pair.text.prompt, *_sides(pair))]
-    sentence = f"both responses of {share(found, pairs)} repeat the prompt, which stands twice there, as it is written"
+    sentence = f"both responses of {share(found, pairs)} begin with the prompt, which is kept twice, as written"
     return Fact("echoes", len(found), len(pairs), sentence, "note") if found else None
 
 
@@ -162,8 +162,8 @@ def null_fields(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> F
     """Calls or tools with null fields, which a Parquet struct writes where functions differ."""
     found = [pair for pair in pairs if _has_null(pair.text.tools) or any(map(_null_call, _sides(pair)))]
     sentence = (
-        f"the tools or calls of {share(found, pairs)} have null fields, as a Parquet struct writes them where "
-        "functions differ, and the template may print them; store them as JSON text"
+        f"the tools or calls of {share(found, pairs)} contain null fields (a Parquet struct adds them where "
+        "functions differ), which the chat template may render; store them as JSON text"
     )
     return Fact("null_fields", len(found), len(pairs), sentence, "note") if found else None
 

@@ -41,9 +41,9 @@ def _head(found: dict[str, Any]) -> Iterator[Text]:
 def _template(found: dict[str, Any]) -> str:
     """How this tokenizer writes these pairs."""
     if not found["conversations"]:
-        return "plain texts: no chat template is used, and each response gets the end-of-sequence token"
+        return "plain texts: no chat template is used; every response ends with the end-of-sequence token"
     if found["template"]:
-        return "conversations, written by its chat template"
+        return "conversations, rendered by its chat template"
     return "conversations, written as “User: …” lines, since it has no chat template"
 
 
@@ -59,10 +59,10 @@ def _checks(found: dict[str, Any]) -> Iterator[Text]:
     whose = "the model's positions" if limit["of_model"] else "--max-length"
     longest = found["lengths"]["prompt + longer response"][2]
     if limit["tokens"] is None or longest <= limit["tokens"]:
-        yield Text(f"nothing is longer than {limit['tokens']} tokens ({whose})")
+        yield Text(f"no pair is longer than {limit['tokens']} tokens ({whose})")
     yield Text()
     lines = [*found["facts"], *found["left_out"]]
-    for level, text in lines or [("plain", "nothing is left out, and the tokens are as the text says")]:
+    for level, text in lines or [("plain", "no row is left out, and the tokens match the text")]:
         yield Text(visible(text), style=STYLES[level])
 
 

@@ -181,7 +181,7 @@ def check_usable(pair: PreferencePair) -> None:
     if _same(pair.chosen, pair.rejected):
         raise BadRow("chosen and rejected are identical")
     if pair.tools and not pair.conversational:
-        raise BadRow("tools want a conversation", "write prompt, chosen and rejected as messages", of_file=True)
+        raise BadRow("tools need a conversation", "write prompt, chosen and rejected as messages", of_file=True)
     for name in ("prompt", "chosen", "rejected", "tools"):
         broken = next(filter(None, map(half_character, strings(getattr(pair, name)))), "")
         if broken:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dyn_probe.data.prepared import PreparedPairs, left_out_rows
+from dyn_probe.data.prepared import PreparedPairs, left_out_rows, lengths
 from dyn_probe.data.reading import PairsRead
 from dyn_probe.data.records import Skipped, by_reason
 from dyn_probe.data.shapes import PARTS, listing
@@ -24,11 +24,9 @@ def said_of(data: PreparedPairs) -> list[Line]:
 
 def summary(data: PreparedPairs) -> str:
     """Data, shape and sizes in one line."""
-    median, _, longest = data.manifest()["lengths"]["prompt + longer response"]
-    sizes = f"{median:,} tokens in the median, {longest:,} at most"
-    return (
-        f"data: {counted(len(data.pairs), 'pair')} of {counted(data.read.rows, 'row')}, read as {shape(data)}; {sizes}"
-    )
+    median, _, longest = lengths(data.pairs)["prompt + longer response"]
+    kept = f"{counted(len(data.pairs), 'pair')} from {counted(data.read.rows, 'row')}"
+    return f"data: {kept}, read as {shape(data)}; median {median:,} tokens, longest {longest:,}"
 
 
 def shape(data: PreparedPairs) -> str:

@@ -196,7 +196,7 @@ def _named_shape(given: Mapping[str, str], columns: Sequence[str]) -> Shape:
     """The named columns; what is not named has its own name, the prompt where there is such a column."""
     user = given.get("user", "")
     prompt = given.get("prompt", "" if user or "prompt" not in columns else "prompt")
-    return Shape("--columns", given.get("chosen", "chosen"), given.get("rejected", "rejected"), prompt, user)
+    return Shape("named by --columns", given.get("chosen", "chosen"), given.get("rejected", "rejected"), prompt, user)
 
 
 def _fits(shape: Shape, rows: Sequence[SourceRow], columns: Sequence[str]) -> bool:

@@ -52,7 +52,7 @@ def shared_turns(chosen: Turns, rejected: Turns) -> int:
 def _implicit(chosen: Turns, rejected: Turns) -> Parts:
     shared = shared_turns(chosen, rejected)
     if not shared:
-        raise BadRow("chosen and rejected share no first turn, and no prompt stands beside them")
+        raise BadRow("chosen and rejected share no first turn, and there is no prompt")
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
@@ -93,9 +93,8 @@ def _with_text(prompt: str, chosen: Turns, rejected: Turns) -> Parts:
         return _implicit(chosen, rejected)
     if chosen and rejected and {chosen[0]["role"], rejected[0]["role"]} & {"user", "system"}:
         raise BadRow(
-            "the prompt is none of the turns that chosen and rejected begin with, and these begin with a prompt of "
-            "their own",
-            "write the whole conversation in one place",
+            "the prompt is none of the turns that chosen and rejected begin with, which have a prompt of their own",
+            "keep one of the two",
             of_file=True,
         )
     return ({"role": "user", "content": prompt}, *turns), chosen[shared:], rejected[shared:]

@@ -26,9 +26,9 @@ class TokenChecks:
         open_end: what the responses end with instead of the tokenizer's end-of-sequence token.
         left_out: end of the prompt alone that is not in prompt + response: the model does not see it in training.
         merged: end of the prompt that is within the response's first token.
-        dropped_response, dropped_prompt: a text of the responses or of the prompt that the template does not write.
-        dropped_responses: number of responses of which the template does not write everything.
-        dropped_tools: the template does not write the tools.
+        dropped_response, dropped_prompt: a text of the responses or of the prompt that the template does not render.
+        dropped_responses: number of responses of which the template does not render everything.
+        dropped_tools: the template does not render the tools.
     """
 
     prompt: int = 0
@@ -98,7 +98,7 @@ def _open_end(pair: PreferencePair, tokenizer: Any, sides: Sequence[Sequence[int
 def _dropped(
     pair: PreferencePair, tokenizer: Any, sides: Sequence[Sequence[int]], start: int
 ) -> tuple[str, int, str, bool]:
-    """What a chat template does not write: of the responses, of the prompt, the tools."""
+    """What a chat template does not render: of the responses, of the prompt, the tools."""
     lost = [
         _missing(tokenizer, response, decoded(tokenizer, side[start:]))
         for response, side in zip((pair.chosen, pair.rejected), sides, strict=True)

@@ -171,7 +171,7 @@ class TestCallsAndTools:
 
     def test_tools_beside_texts_are_refused(self) -> None:
         said = refusal({"prompt": "a", "chosen": "b", "rejected": "c", "tools": self.TOOLS})
-        assert "tools want a conversation" in said
+        assert "tools need a conversation" in said
 
     def test_a_function_call_of_sharegpt_is_a_call(self) -> None:
         row = {

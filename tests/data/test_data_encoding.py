@@ -110,7 +110,7 @@ def test_a_template_that_refuses_costs_the_row_and_says_why() -> None:
     tokenizer.chat_template = refusing + TEMPLATE
     encoded, (skipped,) = encode_pairs(CHAT, tokenizer)
     assert [pair.text.source for pair in encoded] == ["chat 1"]
-    assert skipped.reason == "the chat template refuses it: only short talks" and "roles user, assistant" in skipped.why
+    assert skipped.reason == "the chat template rejects it: only short talks" and "roles user, assistant" in skipped.why
 
 
 def test_a_response_that_the_template_does_not_write_costs_the_row() -> None:
@@ -120,7 +120,7 @@ def test_a_response_that_the_template_does_not_write_costs_the_row() -> None:
     )
     encoded, (skipped, _) = encode_pairs(CHAT, tokenizer)
     assert not encoded and skipped.why == (
-        "the response adds no token to the prompt (the chat template writes no turn of the role assistant)"
+        "the response adds no token to the prompt (the chat template does not render turns of the role assistant)"
     )
 
 

@@ -80,13 +80,13 @@ def test_every_fact_says_how_many_of_how_many(tmp_path: Path) -> None:
     for name, said in {
         "cut": "1 of 1 pair is longer than 30 tokens and loses the end of 1 response",
         "begun_twice": "1 of 1 prompt begins with two <s>",
-        "left_out": "the prompt of 1 of 1 pair is no prefix of prompt + response in tokens",
+        "left_out": "the prompt of 1 of 1 pair is no prefix of prompt + response (in tokens)",
         "dropped_responses": "part of 1 response of 1 of 1 pair, such as '<think>hm</think",
         "dropped_prompts": "the prompt of 1 of 1 pair, such as 'Be kind.'",
-        "dropped_tools": "does not write the tools of 1 of 1 pair",
-        "merged": "its end ' ' merges with the response's first token",
-        "user_turns": "a response of 1 of 1 pair begins with a turn of the user",
-        "null_fields": "the tools or calls of 1 of 1 pair have null fields",
+        "dropped_tools": "does not render the tools of 1 of 1 pair",
+        "merged": "its end ' ' merges into the response's first token",
+        "user_turns": "a response of 1 of 1 pair begins with a user or system turn",
+        "null_fields": "the tools or calls of 1 of 1 pair contain null fields",
         "open_end": "1 of 1 pair has responses without an end-of-sequence token",
     }.items():
         assert said in facts[name].sentence, facts[name].sentence
@@ -96,7 +96,7 @@ def test_every_fact_says_how_many_of_how_many(tmp_path: Path) -> None:
 def test_a_few_echoes_of_the_prompt_are_said(tmp_path: Path) -> None:
     echo = {"prompt": "Say it:", "chosen": "Say it: now", "rejected": "Say it: later"}
     (fact,) = prepared(write(tmp_path, [*good(3), echo])).facts
-    assert (fact.name, fact.count, fact.of) == ("echoes", 1, 4) and "stands twice there" in fact.sentence
+    assert (fact.name, fact.count, fact.of) == ("echoes", 1, 4) and "kept twice, as written" in fact.sentence
     assert not prepared(write(tmp_path, [echo])).facts
 
 
@@ -165,7 +165,7 @@ def test_the_summary_is_one_line_with_shape_and_columns(tmp_path: Path) -> None:
     rows = [{"id": i, "system": "Be kind.", "question": f"{i}?", "chosen": "Yes.", "rejected": "No."} for i in range(3)]
     said = summary(prepared(write(tmp_path, rows)))
     assert said.startswith(
-        "data: 3 pairs of 3 rows, read as question, chosen, rejected (user ← question, system); not read: id; "
+        "data: 3 pairs from 3 rows, read as question, chosen, rejected (user ← question, system); not read: id; "
     )
     assert "\n" not in said
     plain = prepared(write(tmp_path, good(2)))
@@ -193,7 +193,7 @@ class TestInspection:
         lines = [line.plain for line in inspect_lines(found)]
         chosen = next(line for line in lines if line.startswith("chosen  ") and "</s>" in line)
         assert chosen.endswith("│.│</s>│") and chosen.split()[1] == str(len(first["chosen"]))
-        assert "nothing is left out, and the tokens are as the text says" in lines
+        assert "no row is left out, and the tokens match the text" in lines
 
     def test_a_long_part_shows_its_beginning_and_its_end(self, tmp_path: Path) -> None:
         rows = [{"prompt": "p " * 100 + "END", "chosen": " c" * 100, "rejected": " r" * 30}]
@@ -209,7 +209,7 @@ class TestInspection:
         lines = [line.plain for line in inspect_lines(inspect_data(name, max_length=50))]
         parts = [line for line in lines if line.startswith(("chosen  ", "rejected")) and "│" in line]
         assert [line.endswith("✂ cut here") for line in parts] == [True, False]
-        assert not any(line.startswith("nothing is longer") for line in lines)
+        assert not any(line.startswith("no pair is longer") for line in lines)
 
     def test_what_has_a_fact_is_among_the_shown(self, tmp_path: Path) -> None:
         rows = [*good(40), {"prompt": "Why?", "chosen": " c" * 100, "rejected": " r"}, *good(90)[40:]]
