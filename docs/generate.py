@@ -15,6 +15,8 @@ from pathlib import Path
 import typer
 from dyn_probe_cli.app import app
 
+from dyn_probe.data.files import READERS
+from dyn_probe.data.shapes import EXTRA, SHAPES, Shape
 from dyn_probe.metric import FAMILIES
 from dyn_probe.objectives import Method, describe
 from dyn_probe.report.figures import FIGURES, FigureRow
@@ -117,6 +119,25 @@ def rankings() -> str:
     return _table(("name", "first come"), ((_code(name), row.meaning) for name, row in RANKINGS.items()))
 
 
+def data_shapes() -> str:
+    """The shapes of preference rows that are read, and the columns that are read beside any of them."""
+    shapes = _table(("columns", "prompt", "chosen", "rejected", "written by"), map(_shape, SHAPES))
+    parts = ((_code(part), ", ".join(map(_code, columns))) for part, columns in EXTRA.items())
+    beside = _table(("part", "columns, the first that is there"), parts)
+    return f"{shapes}\n\nBeside any shape are read:\n\n{beside}"
+
+
+def _shape(row: Shape) -> tuple[str, ...]:
+    user = f"{_code(row.user)}, as the user's turn" if row.user else ""
+    prompt = _code(row.prompt) if row.prompt else user or "what both sides begin with"
+    return row.name, prompt, _code(row.chosen), _code(row.rejected), row.used_by or "–"
+
+
+def data_files() -> str:
+    """Endings of the files that are read."""
+    return ", ".join(map(_code, READERS)) + "; all but Parquet also with `.gz`"
+
+
 def _first_line(statement: Callable[..., object]) -> str:
     return " ".join((statement.__doc__ or "").split("\n\n")[0].split())
 
@@ -140,6 +161,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verdicts": verdicts,
     "rankings": rankings,
     "optimizers": optimizers,
+    "data-shapes": data_shapes,
+    "data-files": data_files,
     "trace-schema": schema_markdown,
 }
 

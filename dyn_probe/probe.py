@@ -379,13 +379,15 @@ class Probe:
             if record is not None and products.gram is not None:
                 self._rows.write("grams", gram_rows(record, products.gram))
             return
-        in_parts = record is not None and self._in_parts and products.gram is not None and self._predicts
+        predicted = None
+        if record is not None and self._in_parts and products.gram is not None and self._predicts:
+            predicted = partial(self._predicted, record)
         waiting = Waiting(
             held,
             recording.coefficients,
             partial(self._moved, record, products) if moves else None,
             full=pushes and products.gram is not None,
-            along_gradient=partial(self._predicted, record) if in_parts else None,
+            along_gradient=predicted,
         )
         if record is not None and products.gram is not None and not moves:
             self._rows.write("grams", gram_rows(record, products.gram))

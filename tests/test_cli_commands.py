@@ -189,7 +189,7 @@ def test_pairs_are_ranked_and_exported_with_every_column(
     cosines = [float(row["grad_cosine"]) for row in rows]
     assert len(rows) == 5 and cosines == sorted(cosines, reverse=True)
     assert [row["pair_id"] for row in rows] == [row["pair_id"] for row in objects]
-    assert all(row["pair_id"] in table and row["prompt"].endswith("Sentiment: ") for row in rows)
+    assert all(row["pair_id"] in table and row["prompt"].endswith("Sentiment:") for row in rows)
 
 
 def test_a_wrong_ranking_or_format_prints_the_choices(

@@ -19,8 +19,8 @@ from test_engine_models import Base
 from torch import nn
 
 from dyn_probe import BadInput, Probe, load_trace, sequence_logps
+from dyn_probe.data.models import without_dropout
 from dyn_probe.train import models
-from dyn_probe.train.models import without_dropout
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 
@@ -153,7 +153,7 @@ def test_recording_under_dropout_changes_no_training_and_no_random_numbers() -> 
 
 
 def built_in_with_dropout(seed: int = 0) -> nn.Module:
-    from dyn_probe.train.builtin import built_in_model
+    from dyn_probe.data.built_in import built_in_model
 
     model = built_in_model(seed, width=32)
     for module in model.modules():

@@ -11,9 +11,9 @@ import torch
 from reference.gradients import logp
 from tiny_runs import TRAINED, run, tiny
 
+from dyn_probe.data.built_in import built_in_model
+from dyn_probe.data.collating import collate
 from dyn_probe.report.derived import margin
-from dyn_probe.train.batches import collate
-from dyn_probe.train.builtin import built_in_model
 from dyn_probe.train.checkpoints import newest_checkpoint
 from dyn_probe.train.display import live_numbers
 from dyn_probe.train.setup import prepare

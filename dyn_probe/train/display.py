@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.text import Text
 
+from dyn_probe.data.printing import STYLES
+from dyn_probe.data.records import visible
+from dyn_probe.data.saying import Line
 from dyn_probe.trace_rows import margins
-from dyn_probe.train.records import Skipped
 
 
 class Display:
@@ -25,15 +28,10 @@ class Display:
         """One line of plain text."""
         self.console.print(escape(text), soft_wrap=True)
 
-    def warn_skipped(self, skipped: Sequence[Skipped], usable: int, most: int = 10) -> None:
-        """List the rows that are left out."""
-        if not skipped:
-            return
-        self.console.print(f"[yellow]{len(skipped)} rows cannot be used and are left out ({usable} are used):[/]")
-        for row in skipped[:most]:
-            self.say(f"  {row.source}: {row.reason}")
-        if len(skipped) > most:
-            self.say(f"  and {len(skipped) - most} more; all of them are listed in run.json")
+    def show(self, lines: Iterable[Line]) -> None:
+        """Lines about the data, each in the style of its level."""
+        for level, text in lines:
+            self.console.print(Text(visible(text), style=STYLES[level]), soft_wrap=True)
 
     @contextmanager
     def bar(self, title: str, total: int, leave: bool = True) -> Iterator[Callable[..., None]]:

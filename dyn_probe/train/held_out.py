@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.pairs import batch_logits, token_logps
-from dyn_probe.train.batches import collate
-from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.run import Run
 
 COLUMNS = (

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair
+from dyn_probe.data.saying import said_of
 from dyn_probe.errors import BadInput, Diverged
 from dyn_probe.objectives import normalised_pulls, pulls
 from dyn_probe.pairs import PairBatch
 from dyn_probe.trace.writer import TraceWriter
-from dyn_probe.train.batches import collate, step_order
+from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint, remove_checkpoints
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display, live_numbers
-from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.held_out import evaluate
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
@@ -60,7 +62,7 @@ def record(config: RunConfig, progress: bool = True, warm: WarmStart | None = No
 def _record(config: RunConfig, processes: Processes, display: Display, warm: WarmStart | None) -> Path:
     setup = prepare(config, processes)
     state = newest_checkpoint(config.folder) if config.resume else None
-    display.warn_skipped(setup.skipped, len(setup.pairs) + len(setup.held_out))
+    display.show(said_of(setup.data))
     begin = None if state is None else int(state["step"])
     writer = TraceWriter(
         config.folder, manifest_of(setup), rank=processes.rank, session=processes.agreed(uuid.uuid4().hex),
@@ -69,7 +71,7 @@ def _record(config: RunConfig, processes: Processes, display: Display, warm: War
     with writer:
         if state is None and processes.first:
             remove_checkpoints(config.folder)
-            writer.add("examples", example_rows(setup.pairs))
+            writer.add("examples", example_rows(setup.pairs, setup.tokenizer))
         run = start_run(setup, writer, display, state, warm)
         start_probes(run, fresh=state is None)
         train(run)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import (
     OBJECTIVES,
@@ -25,7 +26,6 @@ from dyn_probe.objectives.formulas import shift_of
 from dyn_probe.objectives.options import parse
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.train.config import RunConfig
-from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.terms import Batch, provide
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.engine.certificate import TOLERANCES
 from dyn_probe.probe import Probe
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import restore, save_checkpoint
 from dyn_probe.train.display import Display
-from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.objective import make_token_mask
 from dyn_probe.train.parallel import full_state, full_weights, load_full_state, shard
 from dyn_probe.train.reference import Reference, live_reference, precomputed_reference

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dyn_probe.data.collating import pad
+from dyn_probe.data.encoding import EncodedPair, Row
+from dyn_probe.data.records import Skipped
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import kl_estimate, masked_logps, mismatched_rows
 from dyn_probe.objectives.terms import MEANINGS
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
-from dyn_probe.train.batches import pad
-from dyn_probe.train.encode import EncodedPair, Row
-from dyn_probe.train.records import Skipped
 from dyn_probe.train.reference import Reference
 
 if TYPE_CHECKING:

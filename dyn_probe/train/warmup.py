@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.data.answers import corpus
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair, encode_pairs
+from dyn_probe.data.records import PreferencePair
 from dyn_probe.errors import Diverged
 from dyn_probe.objectives import Terms, pair_loss
 from dyn_probe.pairs import PairBatch, sequence_logps
-from dyn_probe.train.answers import corpus
-from dyn_probe.train.batches import collate, step_order
-from dyn_probe.train.encode import EncodedPair, encode_pairs
-from dyn_probe.train.records import PreferencePair
+from dyn_probe.train.batches import step_order
 from dyn_probe.train.schedule import set_rate
 from dyn_probe.train.setup import Setup
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
+from dyn_probe.data.models import load_model, load_tokenizer
 from dyn_probe.errors import BadInput
-from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
-from dyn_probe.train.models import load_model
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +83,16 @@ def test_a_folder_that_is_not_there() -> None:
 
 def test_a_hub_id_that_cannot_be_reached() -> None:
     said = refusal("nobody/no-such-model-here")
-    assert (
-        "cannot load model 'nobody/no-such-model-here'" in said
-        and "built-in, a folder with a model, or a hub id" in said
-    )
+    assert "no folder or file here and not a model in the hub's local cache" in said and "HF_HUB_OFFLINE" in said
+    assert "wanted built-in, a path, or a hub id" in said
+    with pytest.raises(BadInput, match="hub's local cache"):
+        load_tokenizer("nobody/no-such-model-here")
+
+
+def test_a_tokenizer_loads_alone_with_the_models_positions(saved: Path) -> None:
+    for name in (str(saved), "built-in"):
+        tokenizer, positions = load_tokenizer(name)
+        assert positions == 1024 and tokenizer("Sky").input_ids == built_in_tokenizer()("Sky").input_ids
 
 
 def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
 from torch import nn
 
-from dyn_probe.errors import BadInput
-from dyn_probe.mass.tokens import check_vocabulary
-from dyn_probe.train.builtin import BUILT_IN, built_in_model, built_in_tokenizer
-from dyn_probe.train.choices import unknown
+from dyn_probe.data.built_in import POSITIONS, built_in_model, built_in_tokenizer
+from dyn_probe.data.places import BUILT_IN, check_model
+from dyn_probe.errors import BadInput, unknown
+from dyn_probe.pairs import check_vocabulary
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -46,7 +46,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise BadInput(unknown("dtype", dtype, DTYPES))
-    place = pick_device(device)
+    place, name = pick_device(device), os.path.expanduser(name)
     if name == BUILT_IN:
         model: Any = built_in_model(seed)
         model, tokenizer = model.to(DTYPES[dtype]), built_in_tokenizer()
@@ -91,19 +91,62 @@ def add_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
         return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, int | None]:
+    """The tokenizer of a model and the model's number of positions, without its weights.
+
+    Args:
+        name: as for ``load_model``.
+
+    Raises:
+        BadInput: the name is unknown, or its tokenizer or configuration cannot be loaded.
+    """
+    name = os.path.expanduser(name)
+    if name == BUILT_IN:
+        tokenizer: Any = built_in_tokenizer()
+        positions: int | None = POSITIONS
+    else:
+        options = _options(name, trust_remote_code)
+        tokenizer, positions = _tokenizer(name, options), position_limit(_config(name, options))
+    tokenizer.model_max_length = int(1e9)  # our own max_length decides, with a message of its own
+    return tokenizer, positions
+
+
+def position_limit(config: Any) -> int | None:
+    """Most tokens that a model of this configuration was built for; None where it names no such number."""
+    known = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return known if isinstance(known, int) and known > 0 else None
+
+
 def _pretrained(name: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
     """Model and tokenizer of a folder or hub id."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    _check_place(name)
-    options = {"trust_remote_code": trust_remote_code}
+    options = _options(name, trust_remote_code)
+    config = without_dropout(_config(name, options))
     try:
-        config = without_dropout(AutoConfig.from_pretrained(name, **options))
         model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, **options)
     except Exception as error:  # transformers and the hub raise a dozen unrelated types here
-        raise BadInput(
-            f"cannot load model {name!r}: {_first_line(error)}; wanted {BUILT_IN}, a folder with a model, or a hub id"
-        ) from error
+        raise _cannot_load(name, error) from error
+    return model, _tokenizer(name, options)
+
+
+def _options(name: str, trust_remote_code: bool) -> dict[str, Any]:
+    """Options of every ``from_pretrained``; the network is left alone where it would not answer."""
+    return {"trust_remote_code": trust_remote_code, "local_files_only": check_model(name)}
+
+
+def _config(name: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, **options)
+    except Exception as error:
+        raise _cannot_load(name, error) from error
+
+
+def _tokenizer(name: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what some classes make up where there is no file
@@ -113,7 +156,12 @@ def _pretrained(name: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple
             f"model {name!r} has no tokenizer that loads: {_first_line(error)}; save one beside it: "
             f"tokenizer.save_pretrained({name!r})"
         ) from error
-    return model, tokenizer
+    return tokenizer
+
+
+def _cannot_load(name: str, error: Exception) -> BadInput:
+    wanted = f"wanted {BUILT_IN}, a folder with a model, or a hub id"
+    return BadInput(f"cannot load model {name!r}: {_first_line(error)}; {wanted}")
 
 
 def without_dropout(config: Any) -> Any:
@@ -127,18 +175,6 @@ def without_dropout(config: Any) -> Any:
         elif "drop" in key and isinstance(value, (int, float)) and 0 < value <= 1 and not isinstance(value, bool):
             setattr(config, key, type(value)(0))
     return config
-
-
-def _check_place(name: str) -> None:
-    """A name that can only be a folder must be one with a model in it."""
-    path = Path(name).expanduser()
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise BadInput(f"the folder {name} holds no model: no config.json; write the folder of save_pretrained")
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if not path.exists() and (looks_local or not name.strip()):
-        raise BadInput(f"no such model folder: {name!r}; wanted {BUILT_IN}, a folder with a model, or a hub id")
-    if path.is_file():
-        raise BadInput(f"{name} is a file; write the folder that it lies in")
 
 
 def _first_line(error: Exception) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair, encode_pairs
+from dyn_probe.data.reading import load_pairs
+from dyn_probe.data.records import PreferencePair
+from dyn_probe.data.token_checks import TokenChecks
+from dyn_probe.data.token_text import measured_texts
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import sequence_logps
-from dyn_probe.train.batches import collate, step_order
-from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
-from dyn_probe.train.data import load_pairs
-from dyn_probe.train.encode import EncodedPair, encode_pairs
-from dyn_probe.train.records import PreferencePair
+from dyn_probe.train.batches import step_order
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
@@ -100,9 +104,24 @@ def test_without_a_chat_template_conversations_are_written_plainly() -> None:
     )
 
 
-def test_a_template_that_refuses_is_one_clear_line() -> None:
-    with pytest.raises(BadInput, match="refuses a conversation of roles user: only nice words"):
-        encode(CHAT, "{{ raise_exception('only nice words') }}")
+def test_a_template_that_refuses_costs_the_row_and_says_why() -> None:
+    tokenizer = built_in_tokenizer()
+    refusing = "{% if messages | length > 3 %}{{ raise_exception('only short talks\nplease') }}{% endif %}"
+    tokenizer.chat_template = refusing + TEMPLATE
+    encoded, (skipped,) = encode_pairs(CHAT, tokenizer)
+    assert [pair.text.source for pair in encoded] == ["chat 1"]
+    assert skipped.reason == "the chat template rejects it: only short talks" and "roles user, assistant" in skipped.why
+
+
+def test_a_response_that_the_template_does_not_write_costs_the_row() -> None:
+    tokenizer = built_in_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    )
+    encoded, (skipped, _) = encode_pairs(CHAT, tokenizer)
+    assert not encoded and skipped.why == (
+        "the response adds no token to the prompt (the chat template does not render turns of the role assistant)"
+    )
 
 
 def test_keep_start_cuts_the_end_of_the_response() -> None:
@@ -137,7 +156,7 @@ def test_pairs_that_cannot_be_trained_on_are_skipped_with_a_reason(
     pair: PreferencePair, options: dict[str, Any], reason: str
 ) -> None:
     encoded, skipped = encode_pairs([pair], built_in_tokenizer(), **options)
-    assert not encoded and skipped[0].source == pair.source and reason in skipped[0].reason
+    assert not encoded and skipped[0].source == pair.source and reason in skipped[0].why
 
 
 def test_keep_end_leaves_both_sides_the_same_prompt() -> None:
@@ -164,7 +183,139 @@ def test_a_response_without_anything_before_it_is_skipped() -> None:
 
 def test_a_pair_that_comes_twice_is_kept_once() -> None:
     encoded, skipped = encode_pairs([PLAIN[0], PLAIN[1], PLAIN[0]], built_in_tokenizer())
-    assert len(encoded) == 2 and "the same pair as plain 1" in skipped[0].reason
+    assert len(encoded) == 2 and "the same pair as plain 1" in skipped[0].why
+
+
+class TestChecks:
+    """What is found in the tokens of a pair."""
+
+    def test_where_all_is_as_it_should_be_nothing_is_found(self) -> None:
+        pair = PreferencePair("The film was", " wonderful.", " terrible.", "x")
+        (found,) = encode([pair])
+        assert found.checks == TokenChecks(
+            prompt=found.chosen.start, whole=(len(found.chosen.ids), len(found.rejected.ids))
+        )
+        (chat,) = encode(CHAT[:1], TEMPLATE)
+        assert chat.checks == TokenChecks(
+            prompt=chat.chosen.start, whole=(len(chat.chosen.ids), len(chat.rejected.ids))
+        )
+
+    def test_a_merge_at_the_boundary_is_no_loss(self) -> None:
+        (found,) = encode([PLAIN[2]])
+        assert found.checks.merged == " " and not found.checks.left_out
+
+    def test_a_prompt_that_the_template_writes_otherwise_is_a_loss(self) -> None:
+        (found,) = encode(CHAT[:1], TEMPLATE.replace("%}<assistant>", "%}<bot>"))
+        assert found.checks.left_out == "bot>" and not found.checks.merged
+
+    @pytest.mark.parametrize(("over", "cut"), [(0, (False, False)), (1, (True, False)), (9, (True, True))])
+    def test_cut_responses_are_those_that_lost_their_end(self, over: int, cut: tuple[bool, bool]) -> None:
+        pair = PreferencePair("a prompt:", " one two three four five six seven eight nine", " uno dos tres", "x")
+        (whole,) = encode([pair])
+        length = len(whole.chosen.ids) - over
+        if over == 9:
+            length = len(whole.rejected.ids) - 1
+        (found,) = encode([pair], max_length=length)
+        assert (found.checks.cut_chosen, found.checks.cut_rejected) == cut and not found.checks.cut_prompt
+        assert found.checks.whole == whole.checks.whole
+
+    def test_a_prompt_that_lost_its_beginning_is_known(self) -> None:
+        (whole,) = encode(PLAIN[:1])
+        (found,) = encode(PLAIN[:1], max_length=len(whole.chosen.ids) - 1, truncation="keep_end")
+        assert found.checks.cut_prompt and not (found.checks.cut_chosen or found.checks.cut_rejected)
+
+    def test_a_beginning_token_in_the_text_is_one_too_many(self) -> None:
+        (found,) = encode([PreferencePair("<s>The film was", " good", " bad", "x")])
+        assert found.checks.begun_twice
+        (chat,) = encode(CHAT[:1], "{{ bos_token }}" + TEMPLATE)
+        assert chat.checks.begun_twice
+
+    def test_an_end_of_the_templates_own_is_no_end_of_sequence(self) -> None:
+        (found,) = encode(CHAT[:1], TEMPLATE.replace("{{ eos_token }}", "<end>\n"))
+        assert found.checks.open_end == repr("<end>\n")
+
+    def test_what_the_template_strips_is_named_once_per_side(self) -> None:
+        strip = TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] }}")
+        pair = PreferencePair((USER,), said("<think>\nquick\na long thought\n</think>Good."), said("Bad."), "x")
+        (found,) = encode([pair], strip)
+        assert (found.checks.dropped_response, found.checks.dropped_responses) == ("a long thought", 1)
+        (kept,) = encode([pair], TEMPLATE)
+        assert kept.checks.dropped_responses == 0
+
+    def test_white_space_and_capitals_that_the_tokenizer_changes_are_not_stripped(self) -> None:
+        trim = TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] | trim }}")
+        (found,) = encode([PreferencePair((USER,), said(" Good.\n\n Very.  "), said("Bad."), "x")], trim)
+        assert found.checks.dropped_responses == 0
+
+    def test_a_system_turn_that_the_template_ignores_is_found(self) -> None:
+        ignore = TEMPLATE.replace("in messages %}", "in messages if m['role'] != 'system' %}")
+        pair = PreferencePair(({"role": "system", "content": "Be kind."}, USER), said("Good."), said("Bad."), "x")
+        (found,) = encode([pair], ignore)
+        assert found.checks.dropped_prompt == "Be kind."
+
+    def test_tools_and_calls_that_the_template_ignores_are_found(self) -> None:
+        call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "tide", "arguments": {}}}]}
+        tools = ({"type": "function", "function": {"name": "tide", "parameters": {}}},)
+        pair = PreferencePair((USER,), (call,), said("No."), "x", tools)
+        (found,) = encode([pair], TEMPLATE)
+        assert found.checks.dropped_tools and found.checks.dropped_response == "tide"
+        shows = TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m['tool_calls'] }}")
+        (shown_,) = encode([pair], "{{ bos_token }}{{ tools }}" + shows.removeprefix("{{ bos_token }}"))
+        assert not shown_.checks.dropped_tools and not shown_.checks.dropped_response
+
+
+def test_the_template_reads_tools_and_its_own_variables() -> None:
+    template = TEMPLATE.replace(
+        "{{ bos_token }}", "{{ bos_token }}{% if loud %}LOUD{% endif %}{{ tools | tojson if tools else '' }}"
+    )
+    tools = ({"type": "function", "function": {"name": "tide", "parameters": {}}},)
+    plain = PreferencePair((USER,), said("Good."), said("Bad."), "x")
+    texts = [
+        shown(encode([pair], template)[0])[0]
+        for pair in (plain, replace(plain, tools=tools), replace(plain, template_options={"loud": True}))
+    ]
+    assert texts[0].startswith("<s><user>") and '"tide"' in texts[1] and texts[2].startswith("<s>LOUD<user>")
+
+
+def test_the_win_probability_is_carried() -> None:
+    pairs = [replace(pair, win_probability=value) for pair, value in zip(PLAIN, (0.5, None, 0.75, 1.0), strict=True)]
+    assert [pair.win_probability for pair in encode(pairs)] == [0.5, None, 0.75, 1.0]
+
+
+class TestMeasuredTexts:
+    """What is shown is what was measured."""
+
+    def test_a_whole_pair_reads_as_its_text(self) -> None:
+        assert measured_texts(encode(PLAIN[:1])[0], built_in_tokenizer()) == (
+            "The film was",
+            " wonderful.",
+            " terrible.",
+        )
+
+    def test_markers_of_a_template_are_shown(self) -> None:
+        prompt, chosen, _ = measured_texts(encode(CHAT[:1], TEMPLATE)[0], built_in_tokenizer())
+        assert prompt == "<user>How was the film?</s><assistant>" and chosen == "Wonderful."
+
+    def test_a_cut_is_marked_and_what_is_cut_is_not_shown(self) -> None:
+        pair = PreferencePair("a prompt:", " one two three four five", " one", "x")
+        (whole,) = encode([pair])
+        (found,) = encode([pair], max_length=len(whole.chosen.ids) - 3)
+        _, chosen, rejected = measured_texts(found, built_in_tokenizer())
+        assert (
+            chosen.endswith(f" ⟨cut at {len(found.chosen.ids)} tokens⟩") and "five" not in chosen and rejected == " one"
+        )
+        (found,) = encode([pair], max_length=len(whole.chosen.ids) - 2, truncation="keep_end")
+        prompt, chosen, _ = measured_texts(found, built_in_tokenizer())
+        assert prompt.startswith("⟨beginning cut⟩ ") and chosen == " one two three four five"
+
+    def test_what_is_stripped_is_not_shown(self) -> None:
+        strip = TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] }}")
+        pair = PreferencePair((USER,), said("<think>hm</think>Good."), said("Bad."), "x")
+        assert measured_texts(encode([pair], strip)[0], built_in_tokenizer())[1] == "Good."
+
+    def test_a_second_beginning_token_is_shown(self) -> None:
+        (found,) = encode([PreferencePair("<s>The film was", " good", " bad", "x")])
+        assert measured_texts(found, built_in_tokenizer())[0] == "<s>The film was"
 
 
 def test_an_unknown_truncation_prints_the_choices() -> None:

@@ -6,12 +6,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from dyn_probe.train.answers import corpus
+from dyn_probe.data.answers import corpus
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
-
-BUILT_IN = "built-in"
 
 VOCABULARY = 1024
 POSITIONS = 1024
