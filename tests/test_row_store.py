@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dyn_probe.row_store import RowStore
+from dyn_probe.probe.row_store import RowStore
 
 VALUES = st.one_of(
     st.floats(), st.integers(-(2**70), 2**70), st.booleans(), st.none(), st.text(max_size=3), st.lists(st.integers())

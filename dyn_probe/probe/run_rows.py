@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from dyn_probe.engine.layers import Layer
-from dyn_probe.row_store import Row, RowStore
+from dyn_probe.probe.row_store import Row, RowStore
+from dyn_probe.probe.trace_rows import BatchRecord, layer_rows, step_means
 from dyn_probe.trace.writer import TraceWriter
-from dyn_probe.trace_rows import BatchRecord, layer_rows, step_means
 
 FIRST = "realised_delta_chosen"
 REALISED = {

@@ -21,11 +21,11 @@ from dyn_probe.errors import BadInput
 from dyn_probe.metric.facts import tolerance_of
 from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
 from dyn_probe.pairs import PairBatch, sequence_logps
-from dyn_probe.row_store import Row, RowStore
-from dyn_probe.run_rows import RunRows
-from dyn_probe.schedule import Schedule
+from dyn_probe.probe.row_store import Row, RowStore
+from dyn_probe.probe.run_rows import RunRows
+from dyn_probe.probe.schedule import Schedule
+from dyn_probe.probe.trace_rows import BatchRecord, Given, gram_rows, numbers, pair_columns, push_rows, step_facts
 from dyn_probe.trace.writer import TraceWriter
-from dyn_probe.trace_rows import BatchRecord, Given, gram_rows, numbers, pair_columns, push_rows, step_facts
 
 NO_GRADIENT = (
     "not recorded: the step's batch is more than one recorded forward (several processes, or micro-batches), and "
