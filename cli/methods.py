@@ -12,7 +12,7 @@ from dyn_probe.errors import BadInput
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dyn_probe.objectives import Method
+    from dyn_probe.objectives import MethodText
 
 WIDTH = 100
 """Columns of the tables where no terminal and no COLUMNS says how many there are."""
@@ -37,7 +37,7 @@ def methods(
     typer.echo("\n".join(_explained(found)))
 
 
-def _print_overview(rows: list[Method]) -> None:
+def _print_overview(rows: list[MethodText]) -> None:
     from rich.console import Console
 
     from dyn_probe.objectives.describe import KINDS
@@ -52,7 +52,7 @@ def _print_overview(rows: list[Method]) -> None:
     typer.echo("Next: dyn-probe methods NAME")
 
 
-def _table(rows: list[Method], name: int, default: int) -> Table:
+def _table(rows: list[MethodText], name: int, default: int) -> Table:
     """A line per method, wrapped within its columns.
 
     Args:
@@ -72,7 +72,7 @@ def _table(rows: list[Method], name: int, default: int) -> Table:
     return table
 
 
-def _explained(row: Method) -> list[str]:
+def _explained(row: MethodText) -> list[str]:
     other = "Objectives" if row.kind == "shaping" else "Shapings"
     parts = {
         "Formula": row.formula,

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from dyn_probe import load_trace
-from dyn_probe.objectives import OBJECTIVES, SHAPINGS, pulls
+from dyn_probe.objectives import OBJECTIVES, SHAPINGS, STAGES, composes_with, pulls
 from dyn_probe.train import loop
 from dyn_probe.train.config import RunConfig
-from dyn_probe.train.objective import STAGES
 
 TRAINED = tuple(name for name in OBJECTIVES if name not in STAGES)
-COMPOSED = [(name, shaping) for name in TRAINED for shaping in SHAPINGS if shaping in OBJECTIVES[name].shapings]
+COMPOSED = [(name, shaping) for name in TRAINED for shaping in SHAPINGS if name in composes_with(shaping)]
 TINY: dict[str, Any] = dict(
     max_pairs=12, pretrain_steps=0, sft_steps=0, steps=2, batch_size=3, eval_fraction=0.0, warmup_steps=0, lr=1e-3
 )

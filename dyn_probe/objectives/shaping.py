@@ -1,7 +1,7 @@
-"""METHODS §4 as one table: shapings of a pair's gradients, each composed with the objectives it fits.
+"""One table: shapings of a pair's gradients, each composed with the objectives it fits.
 
 Letters as in terms.py; ``sg[·]`` is a stop-gradient. A shaping is a function ``(objective, terms, options)
-→ (terms, columns)`` and one row of SHAPINGS; which objectives it fits stands in their rows of losses.py.
+→ (terms, columns)`` and one row of SHAPINGS, which also says what it asks of the loop and which objectives it fits.
 Columns are named as in trace/schema.py.
 """
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dyn_probe.errors import BadInput
-from dyn_probe.objectives.factors import adadpo, gate_q10, gate_seq
+from dyn_probe.objectives.factors import adadpo, adadpo_misfit, gate_q10, gate_seq
 from dyn_probe.objectives.losses import OBJECTIVES
+from dyn_probe.objectives.masking import make_token_mask, mask_penalty, masked_terms
+from dyn_probe.objectives.normalise import normalise
 from dyn_probe.objectives.options import parse, resolve
-from dyn_probe.objectives.table import ChosenShaping, Objective, Shaping
-from dyn_probe.objectives.token_mask import masked_terms
+from dyn_probe.objectives.table import ChosenShaping, Objective, Reweighting, Shaping
 
 _GATE_DYNAMICS = (
     "g multiplies the pull on rejected, so the condition for chosen to rise loosens by 1/g; rejected "
@@ -25,6 +26,9 @@ _GATE_NOTES = (
     "which also moves the loss's argument; form=gradient keeps the loss value. The author's results are "
     "for dpo, ipo, cal_dpo and dpo_shift; on other objectives the same rule is a reconstruction."
 )
+
+_BALANCED = ("dpo", "rdpo", "simpo", "ipo", "cpo", "orpo")
+"""Objectives whose pair term adadpo can balance: both contributions enter one margin with equal weight."""
 
 _ROWS = (
     Shaping(
@@ -54,6 +58,7 @@ _ROWS = (
         "behind is pulled less.",
         notes="On objectives other than dpo the same principle is a reconstruction; where the loss "
         "averages per token the balance holds for pulls on the averages. For orpo, u is the log-odds.",
+        fits=lambda objective: objective.name in _BALANCED, misfit=adadpo_misfit,
     ),
     Shaping(
         "pairwise-normalised", None, {}, ("normaliser_chosen", "normaliser_rejected"),
@@ -65,6 +70,7 @@ _ROWS = (
         notes="C is the objective's own scalar where d_w = d_l; √(d_w d_l) elsewhere is a reconstruction. "
         "Each pull keeps its sign. A pair with one pull at 0 (a hinge that is satisfied) gets no update. "
         "Needs gradient norms: normalised_pulls.",
+        reweight=Reweighting(normalise), meets_conditions=True,
     ),
     Shaping(
         "token-mask", masked_terms,
@@ -78,7 +84,10 @@ _ROWS = (
         notes="Penalty: means instead of the printed l1 norms, free of length (reconstructed). The numbers "
         "k, r and η_s are ours. Pulls are on the masked sums, and the recorded gradients are those of the "
         "masked log-probabilities Σ_t m^t·log π^t; no change of the plain ones is predicted from them.",
+        fits=lambda objective: objective.needs_reference,
         needs=("token_logps", "ref_token_logps", "response_mask", "token_mask"),
+        rows="masked_logps", module=make_token_mask, around=lambda options: options["through_hidden"],
+        penalty=mask_penalty,
     ),
 )  # fmt: skip
 
@@ -87,7 +96,12 @@ SHAPINGS: dict[str, Shaping] = {row.name: row for row in _ROWS}
 
 def composes_with(shaping: str) -> tuple[str, ...]:
     """Names of the objectives the shaping composes with."""
-    return tuple(row.name for row in OBJECTIVES.values() if shaping in row.shapings)
+    return tuple(row.name for row in OBJECTIVES.values() if shaping in shapings_of(row))
+
+
+def shapings_of(objective: Objective) -> tuple[str, ...]:
+    """Names of the shapings the objective composes with; none for a warm-up stage."""
+    return tuple(row.name for row in _ROWS if not objective.stage and row.fits(objective))
 
 
 def parse_shaping(text: str | ChosenShaping) -> ChosenShaping:
@@ -113,26 +127,27 @@ def parse_shapings(shapings: Iterable[str | ChosenShaping], objective: Objective
     filled = [column for one in chosen for column in one.shaping.columns]
     twice = sorted({column for column in filled if filled.count(column) > 1})
     wrong += [f"two shapings fill {', '.join(twice)}: choose one of them"] if twice else []
-    if {"token-mask", "pairwise-normalised"} <= {one.name for one in chosen}:
-        wrong.append(
-            "token-mask learns its mask by a backward of the loss, and pairwise-normalised updates have none: "
-            "choose one of them"
-        )
-    if wrong:
+    if wrong := [*wrong, *_conflicts(chosen)]:
         raise BadInput("; ".join(wrong))
     return chosen
 
 
+def _conflicts(chosen: Iterable[ChosenShaping]) -> list[str]:
+    """Why these shapings cannot be used together: a module is learned by a backward that reweighted updates lack."""
+    learned = [one.name for one in chosen if one.shaping.module is not None]
+    reweighted = [one.name for one in chosen if one.shaping.reweight is not None]
+    return [
+        f"{first} learns a module by a backward of the loss, and {second} updates have none: choose one of them"
+        for first in learned
+        for second in reweighted
+    ]
+
+
 def _misfits(one: ChosenShaping, objective: Objective) -> list[str]:
     """Why the shaping does not fit the objective; empty where it does."""
-    name, options = one.name, one.options
-    if name not in objective.shapings:
+    name = one.name
+    if name not in shapings_of(objective):
         fits = ", ".join(composes_with(name))
         return [f"shaping {name} does not compose with objective {objective.name}; it does with: {fits}"]
-    if name != "adadpo":
-        return []
-    if options["space"] == "ratio" and not objective.needs_reference:
-        return [f"adadpo:space=ratio wants an objective with a reference; {objective.name} has none: space=policy"]
-    if objective.name == "orpo" and (options["space"], options["stable"]) != ("auto", True):
-        return ["adadpo on orpo balances log-odds of per-token means; leave space and stable at their defaults"]
-    return []
+    complaint = one.shaping.misfit(objective, one.options)
+    return [complaint] if complaint else []

@@ -1,7 +1,8 @@
 """What an objective or a shaping may read of a batch beside log-probabilities and lengths: a function for each term.
 
 A method names the terms that it needs in its row (``Objective.terms``, ``Shaping.needs``); the loop computes those and
-no others. A new term owes a line in ``objectives/terms.py``, which says what it is, and a function with its row here.
+no others. A new term owes a line in ``objectives/terms.py``, which says what it is and what it asks of the loop, and a
+function with its row here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Loss and pulls of any objective under any shaping: one piece of code for every row of both tables.
 
 The pulls d_w = −∂ℓ/∂a and d_l = ∂ℓ/∂b are all that a pair's update keeps of the objective:
-−∇ℓ = d_w g_w − d_l g_l (METHODS §1).
+−∇ℓ = d_w g_w − d_l g_l (docs/notation.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dyn_probe.objectives.options import Value
 from dyn_probe.objectives.shaping import parse_shapings
 from dyn_probe.objectives.table import ChosenShaping, Columns, Objective
 from dyn_probe.objectives.terms import MEANINGS, Terms
-from dyn_probe.objectives.token_mask import mask_penalty
 
 Hyper = Mapping[str, Value] | None
 Shapings = Iterable[str | ChosenShaping]
@@ -100,16 +99,16 @@ def _resolved(
 
 
 def _shape(row: Objective, terms: Terms, chosen: tuple[ChosenShaping, ...]) -> tuple[Terms, Columns, Tensor | None]:
-    """Shaped terms, columns and penalty. Factors read the unmasked terms, so the token mask comes last."""
+    """Shaped terms, columns and penalty. Factors read the responses' own terms, so what replaces these comes last."""
     columns: Columns = {}
     penalty = None
-    for one in sorted(chosen, key=lambda one: one.name == "token-mask"):
+    for one in sorted(chosen, key=lambda one: bool(one.shaping.rows)):
         if one.shaping.apply is None:
             continue
         terms, more = one.shaping.apply(row, terms, one.options)
         columns |= more
-        if "penalty" in one.options:
-            penalty = mask_penalty(more, one.options["penalty"])
+        if one.shaping.penalty is not None:
+            penalty = one.shaping.penalty(more, one.options)
     return terms, columns, penalty
 
 
