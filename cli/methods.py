@@ -48,7 +48,11 @@ def _print_overview(rows: list[MethodText]) -> None:
     widths = (max(len(row.name) for row in rows), max(len(text) for row in rows for text in row.defaults))
     for kind, flag in KINDS.items():
         console.print(f"{kind.capitalize()}s ({flag})", style="bold", markup=False)
-        console.print(_table([row for row in rows if row.kind == kind], *widths))
+        shown = [row for row in rows if row.kind == kind]
+        console.print(_table(shown, *widths))
+        if shown[0].common:
+            names = ", ".join(line.partition(":")[0] for line in shown[0].common)
+            console.print(f"Every one of them also takes {names}: a likelihood term on chosen\n", markup=False)
     typer.echo("Next: dyn-probe methods NAME")
 
 
@@ -87,4 +91,9 @@ def _explained(row: MethodText) -> list[str]:
     lines = [f"{row.kind} {row.name}", *(f"{label + ':':10} {text}" for label, text in parts.items() if text)]
     flag = f"--shaping {row.name}:" if row.kind == "shaping" else "--set "
     options = [f"  {option}" for option in row.options]
-    return [*lines, *([f"Options ({flag}NAME=VALUE)", *options] if options else [])]
+    shared = [f"  {option}" for option in row.common]
+    return [
+        *lines,
+        *([f"Options ({flag}NAME=VALUE)", *options] if options else []),
+        *(["Options of every objective", *shared] if shared else []),
+    ]

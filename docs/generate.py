@@ -63,6 +63,12 @@ def method_names() -> str:
     return "\n".join(f"- {kind.capitalize()}s: {', '.join(known)}." for kind, known in names.items())
 
 
+def likelihood_options() -> str:
+    """The options that every objective has."""
+    common = next(row.common for row in describe() if row.common)
+    return "\n".join(f"- `{name}`{rest}" for name, rest in map(_split, common))
+
+
 def _methods(kind: str) -> str:
     rows = [row for row in describe() if row.kind == kind]
     overview = _table((kind, "formula", "defaults", "paper"), map(_overview, rows))
@@ -136,6 +142,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "warm-up-stages": warm_up_stages,
     "shapings": shapings,
     "method-names": method_names,
+    "likelihood-options": likelihood_options,
     "figures": figures,
     "verdicts": verdicts,
     "rankings": rankings,

@@ -110,6 +110,12 @@ CLOSED: dict[str, Closed] = {
 }  # fmt: skip
 
 
+def nll(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
+    """Likelihood term of every pair, and what it adds to d_w, both times its weight."""
+    per = {"sum": 1.0, "pair": t.nw, "batch": t.nw.mean()}[p["nll_mean"]]
+    return -p["nll"] * t.a / per, p["nll"] / per
+
+
 Score = Callable[[Any, Any, Any, dict[str, Any]], Any]
 """``(log-probability, tokens, reference log-probability, hyper-parameters) → score``."""
 

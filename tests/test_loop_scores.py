@@ -10,7 +10,7 @@ import pytest
 import torch
 from closed_forms import SCORES
 from reference.gradients import logp
-from tiny_runs import TRAINED, run, tiny
+from tiny_runs import TRAINED, run, tiny, uneven
 
 from dyn_probe.objectives import OBJECTIVES
 from dyn_probe.report.derived import margin
@@ -20,12 +20,12 @@ from dyn_probe.train.checkpoints import newest_checkpoint
 from dyn_probe.train.display import live_numbers
 from dyn_probe.train.setup import prepare
 
-UNEVEN = dict(data="sentiment:prefix-suffix", dtype="float64", eval_fraction=0.4, max_pairs=10, batch_size=2)
+HELD_OUT = dict(dtype="float64", eval_fraction=0.4, max_pairs=10, batch_size=2)
 
 
 @pytest.mark.parametrize("objective", TRAINED)
 def test_rows_have_the_scores_that_the_objective_compares(objective: str, tmp_path: Path) -> None:
-    trace = run(tmp_path / "run", objective=objective, dtype="float64", steps=2, lr=1e-2)
+    trace = run(tmp_path / "run", objective=objective, dtype="float64", steps=2, lr=1e-2, data=uneven(tmp_path))
     pairs, hyper = trace.pairs, trace.manifest["objective"]["hyper"]
     for side in ("chosen", "rejected"):
         logp, n, reference = (pairs[f"{name}_{side}"] for name in ("logp", "len", "ref_logp"))
@@ -62,10 +62,13 @@ def held_out_logps(config: Any, weights: dict[str, torch.Tensor] | None) -> Any:
 @pytest.mark.parametrize("objective", ["dpo", "simpo", "ipo"])
 def test_held_out_pairs_by_own_score_and_by_log_ratios(objective: str, tmp_path: Path) -> None:
     """Against the model evaluated apart, at the start and at the end; the reference is the start."""
-    options = UNEVEN | dict(objective=objective, steps=2, eval_every=1, lr=1e-2, checkpoint_every=2)
+    options = HELD_OUT | dict(
+        data=uneven(tmp_path), objective=objective, steps=2, eval_every=1, lr=1e-2, checkpoint_every=2
+    )
     trace = run(tmp_path / "run", **options)
     config = tiny(tmp_path / "other", **options)
     start, n = held_out_logps(config, None)
+    assert (n[0] != n[1]).any()
     end, _ = held_out_logps(config, newest_checkpoint(tmp_path / "run")["model"])
     ratio = (end - start)[0] - (end - start)[1]
     own = {"dpo": end - start, "ipo": (end - start) / n, "simpo": end / n}[objective]

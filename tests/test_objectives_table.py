@@ -28,7 +28,7 @@ from dyn_probe.objectives import (
     shapings_of,
 )
 from dyn_probe.objectives.describe import KINDS
-from dyn_probe.objectives.options import OPTIONS
+from dyn_probe.objectives.options import LIKELIHOOD, OPTIONS
 from dyn_probe.objectives.terms import MEANINGS
 from dyn_probe.trace.schema import PAIRS
 from dyn_probe.train.config import OPTIONS as CONFIG
@@ -62,7 +62,7 @@ def test_every_option_has_a_meaning_and_an_allowed_default() -> None:
         for key in row.defaults:
             assert f"{row.name}.{key}" in OPTIONS or key in OPTIONS
     for name in OBJECTIVES:
-        assert resolve_hyper(name, OBJECTIVES[name].defaults) == dict(OBJECTIVES[name].defaults)
+        assert resolve_hyper(name, OBJECTIVES[name].defaults) == OBJECTIVES[name].options
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -119,7 +119,8 @@ def test_values_out_of_range_are_refused(name: str, hyper: dict[str, Any], says:
 
 
 def test_text_forms() -> None:
-    assert parse_objective("ipo:beta=0.2,average=false") == ("ipo", {"beta": 0.2, "average": False})
+    name, hyper = parse_objective("ipo:beta=0.2,average=false")
+    assert (name, hyper) == ("ipo", {"beta": 0.2, "average": False} | LIKELIHOOD)
     assert parse_objective("sft") == ("sft", {})
     gate = parse_shaping("gate-seq: form=gradient, alpha=10")
     assert gate.name == "gate-seq" and gate.options == {"form": "gradient", "alpha": 10.0, "tau": 0.10}
@@ -207,6 +208,8 @@ def test_describe_says_everything_of_every_row() -> None:
         assert not row.notes or row.notes.endswith(".")
         table: Any = SHAPINGS if row.kind == "shaping" else OBJECTIVES
         assert [option.partition("=")[0] for option in row.options] == list(table[row.name].defaults)
+        shared = LIKELIHOOD if row.kind == "objective" else {}
+        assert [option.partition("=")[0] for option in row.common] == list(shared)
         assert [option.partition("=")[0] for option in row.defaults] == list(table[row.name].defaults)
         assert re.search(r"arXiv \d{4}\.\d{5}", row.paper)
     assert rows[0].defaults == ("beta=0.1", "label_smoothing=0")

@@ -8,7 +8,7 @@ are written with methods of tensors, so that the table of objectives can be read
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,6 +125,19 @@ def shift(t: Terms, p: Hyper) -> float:
     """λ of DPO-Shift; with ``schedule`` it runs linearly from its value to 1 with training's progress (0 to 1)."""
     least = float(p["lambda"])
     return least + (1 - least) * float(t.need("progress")) if p["schedule"] else least
+
+
+def likelihood(t: Terms, p: Mapping[str, Any]) -> Tensor:
+    """``[B]`` negative log-likelihood of chosen, by ``nll_mean``: −a for ``sum``, −ā for ``pair``.
+
+    For ``batch`` −a·B/Σn_w, whose mean over the batch is −Σa/Σn_w, the mean over all its chosen tokens. The batch is
+    that of the whole optimizer step where ``batch_tokens`` says how many tokens a response has there.
+    """
+    if p["nll_mean"] == "sum":
+        return -t.a
+    if p["nll_mean"] == "pair":
+        return -t.mean_w
+    return -t.a / (t.n_w.mean() if t.batch_tokens is None else t.batch_tokens)
 
 
 def sft(t: Terms, p: Hyper) -> Tensor:

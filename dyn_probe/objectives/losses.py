@@ -187,9 +187,10 @@ def objective(name: str | Objective) -> Objective:
 
 
 def resolve_hyper(name: str | Objective, hyper: Mapping[str, Value] | None = None) -> dict[str, Any]:
-    """The objective's hyper-parameters, ``hyper`` over its defaults; BadInput for what it does not have."""
+    """The objective's hyper-parameters (those of a likelihood term too), ``hyper`` over its defaults; BadInput for what
+    it does not have."""
     row = objective(name)
-    return resolve(row.name, row.defaults, hyper)
+    return resolve(row.name, row.options, hyper)
 
 
 def parse_objective(text: str) -> tuple[str, dict[str, Any]]:

@@ -7,14 +7,14 @@ Columns are named as in trace/schema.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives.factors import adadpo, adadpo_misfit, gate_q10, gate_seq
 from dyn_probe.objectives.losses import OBJECTIVES
 from dyn_probe.objectives.masking import make_token_mask, mask_penalty, masked_terms
 from dyn_probe.objectives.normalise import normalise
-from dyn_probe.objectives.options import parse, resolve
+from dyn_probe.objectives.options import Value, parse, resolve
 from dyn_probe.objectives.table import ChosenShaping, Objective, Reweighting, Shaping
 
 _GATE_DYNAMICS = (
@@ -115,8 +115,10 @@ def parse_shaping(text: str | ChosenShaping) -> ChosenShaping:
     return ChosenShaping(row, resolve(row.name, row.defaults, given))
 
 
-def parse_shapings(shapings: Iterable[str | ChosenShaping], objective: Objective) -> tuple[ChosenShaping, ...]:
-    """All of them, checked against the objective and each other.
+def parse_shapings(
+    shapings: Iterable[str | ChosenShaping], objective: Objective, hyper: Mapping[str, Value] | None = None
+) -> tuple[ChosenShaping, ...]:
+    """All of them, checked against the objective, its hyper-parameters and each other.
 
     Raises:
         BadInput: a shaping does not compose with the objective (the message names those it does compose
@@ -127,6 +129,13 @@ def parse_shapings(shapings: Iterable[str | ChosenShaping], objective: Objective
     filled = [column for one in chosen for column in one.shaping.columns]
     twice = sorted({column for column in filled if filled.count(column) > 1})
     wrong += [f"two shapings fill {', '.join(twice)}: choose one of them"] if twice else []
+    if (hyper or {}).get("nll"):
+        wrong += [
+            f"{one.name} trains other log-probabilities than the responses' own, which a likelihood term is about: "
+            "leave nll off"
+            for one in chosen
+            if one.shaping.rows
+        ]
     if wrong := [*wrong, *_conflicts(chosen)]:
         raise BadInput("; ".join(wrong))
     return chosen

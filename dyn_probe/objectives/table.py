@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from dyn_probe.objectives.options import Value
+from dyn_probe.objectives.options import LIKELIHOOD, Value
 from dyn_probe.objectives.scores import Score
 
 if TYPE_CHECKING:
@@ -62,6 +62,16 @@ class Objective:
         """Names of the terms the loss reads beside a, b, n_w and n_l."""
         extra = tuple(t for switch, names in self.terms_if.items() if hyper[switch] for t in names)
         return (("r_w", "r_l") if self.needs_reference else ()) + self.terms + extra
+
+    @property
+    def options(self) -> dict[str, Value]:
+        """Its hyper-parameters and those that every objective of preference training has, with their defaults."""
+        return dict(self.defaults) if self.stage else {**self.defaults, **LIKELIHOOD}
+
+    def reads(self, hyper: Mapping[str, Value]) -> tuple[str, ...]:
+        """``needs``, and the term that a likelihood term averages over where it is given."""
+        averaged = bool(hyper.get("nll")) and hyper["nll_mean"] == "batch"
+        return self.needs(hyper) + (("batch_tokens",) if averaged else ())
 
     def score_of(self, hyper: Mapping[str, Value]) -> Score:
         """What it compares of a response with these hyper-parameters."""

@@ -41,6 +41,9 @@ TERMS: dict[str, Term] = {
     "progress": Term("share of training done, 0 to 1"),
     "token_logps": Term("per-token log-probabilities, [2B, L]"),
     "ref_token_logps": Term("per-token log-probabilities under the reference policy, [2B, L]", live_reference=True),
+    "batch_tokens": Term(
+        "mean number of tokens of the chosen responses of the whole optimizer step; else of the batch"
+    ),
     "response_mask": Term("1 on response tokens, [2B, L]"),
     "token_mask": Term("mask m of every token, 0 to 1, [2B, L]"),
     "masked_logps": Term("masked log-probabilities Σ_t m^t·log π^t, [2B], where they are computed already"),
@@ -73,6 +76,7 @@ class Terms:
     win_w: Tensor | None = None
     win_l: Tensor | None = None
     progress: float | None = None
+    batch_tokens: float | None = None
     token_logps: Tensor | None = None
     ref_token_logps: Tensor | None = None
     response_mask: Tensor | None = None

@@ -80,14 +80,15 @@ class Method:
                 f"{', '.join(twice)} is given more than once: in --objective NAME:KEY=VALUE, by --set, or by --beta; "
                 "write it in one place"
             )
-        return Method.resolved(row, resolve_hyper(row, given), parse_shapings(config.shaping, row))
+        hyper = resolve_hyper(row, given)
+        return Method.resolved(row, hyper, parse_shapings(config.shaping, row, hyper))
 
     @staticmethod
     def resolved(row: Objective, hyper: dict[str, Any], shapings: tuple[ChosenShaping, ...]) -> Method:
         """The method of these rows, and what their declarations come to."""
         rows = next((one.shaping.rows for one in shapings if one.shaping.rows), "")
         shaped = [name for one in shapings for name in one.shaping.needs]
-        terms = tuple(dict.fromkeys([*row.needs(hyper), *shaped, *([rows] if rows else [])]))
+        terms = tuple(dict.fromkeys([*row.reads(hyper), *shaped, *([rows] if rows else [])]))
         return Method(
             row, hyper, shapings, terms,
             live_reference=any(TERMS[name].live_reference for name in terms),

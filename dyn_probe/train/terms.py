@@ -18,7 +18,7 @@ from dyn_probe.errors import BadInput
 from dyn_probe.objectives import kl_estimate, masked_logps, mismatched_rows
 from dyn_probe.objectives.terms import MEANINGS
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
-from dyn_probe.train.batches import pad
+from dyn_probe.train.batches import pad, step_order
 from dyn_probe.train.encode import EncodedPair, Row
 from dyn_probe.train.records import Skipped
 from dyn_probe.train.reference import Reference
@@ -90,6 +90,15 @@ def kl(batch: Batch) -> Tensor:
     return kl_estimate(setup.processes.stacked(ours), setup.processes.stacked(theirs))
 
 
+def batch_tokens(batch: Batch) -> float:
+    """Mean number of tokens of the chosen responses over all pairs of the optimizer step, however it is cut into
+    micro-batches and processes."""
+    setup, config = batch.run.setup, batch.run.config
+    order = step_order(len(setup.pairs), config.pairs_per_step, batch.step, config.seed)
+    chosen = [setup.pairs[i].chosen for i in order]
+    return sum(len(row.ids) - row.start for row in chosen) / len(chosen)
+
+
 def win_w(batch: Batch) -> Tensor:
     """``[B]`` P of every pair."""
     return batch.tokens.new_tensor([win_probability(pair) for pair in batch.own])
@@ -116,6 +125,7 @@ PROVIDERS: dict[str, Callable[[Batch], Any]] = {
     "token_logps": lambda batch: batch.tokens,
     "response_mask": lambda batch: batch.rows.response_mask,
     "progress": progress,
+    "batch_tokens": batch_tokens,
     "kl": kl,
     "win_w": win_w,
     "win_l": win_l,
