@@ -180,6 +180,12 @@ def pairwise_normalised(t: Any, beta: float, norms: Norms) -> tuple[Any, Any]:
     return pull / norms[0], pull / norms[1]
 
 
+def plain_at_first(t: Any, beta: float, norms: Norms) -> tuple[Any, Any]:
+    """Reward calibration of the batch has no average yet: DPO's own pulls."""
+    pull = beta * sigmoid(-beta * (t.hw - t.hl))
+    return pull, pull
+
+
 def token_mask(t: Any, beta: float, norms: Norms) -> tuple[Any, Any]:
     sums = np.array([(mask * row).sum() for mask, row in zip(t.mask, t.ratios, strict=True)])
     pull = beta * sigmoid(-beta * (sums[: len(t.a)] - sums[len(t.a) :]))
@@ -191,6 +197,7 @@ SHAPED: dict[str, Shaped] = {
     "gate-q10": gate_q10,
     "adadpo": adadpo,
     "pairwise-normalised": pairwise_normalised,
+    "rc": plain_at_first,
     "token-mask": token_mask,
 }
 

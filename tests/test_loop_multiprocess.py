@@ -25,12 +25,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "lora": {"lora_rank": 2, "optimizer": "adamw", "lr": 1e-3},
     "gated": {"objective": "ipo", "shaping": ["gate-seq"], "gradient_checkpointing": True},
     "normalised": {"shaping": ["pairwise-normalised"], "gradient_accumulation": 2, "max_pairs": 24, "steps": 2},
+    "rc": {"shaping": ["rc:ema=0.5"], "objective": "cpo", "gradient_accumulation": 2, "max_pairs": 24},
     "nll": {"hyper": {"nll": 0.3}, "data": "uneven", "gradient_accumulation": 2, "max_pairs": 24, "steps": 2},
     "mask": {"shaping": ["token-mask"]},
 }
 LAUNCHED = [(name, kind) for name in RUNS for kind in ("ddp", "fsdp2")]
 PARTS = {"objective": "kto", "optimizer": "adamw", "lr": 1e-3, "checkpoint_every": 2, "steps": 4, "max_pairs": 20}
-REFUSED = [("normalised", "fsdp2"), ("mask", "fsdp2")]
+REFUSED = [("normalised", "fsdp2"), ("rc", "fsdp2"), ("mask", "fsdp2")]
 
 
 def options_of(name: str, folder: Path) -> dict[str, Any]:

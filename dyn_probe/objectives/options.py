@@ -79,6 +79,10 @@ OPTIONS: dict[str, Option] = {
         "balance ratios to the reference or bare probabilities; auto: ratio if there is a reference",
         choices=("auto", "ratio", "policy"),
     ),
+    "per": Option("", "one factor α for all pairs, or one for each pair", choices=("batch", "pair")),
+    "ema": Option(
+        "", "decay of the average over steps (per=batch)", "a number from 0 to below 1", lambda v: 0 <= v < 1
+    ),
     "stable": Option("", "balance per-token quantities instead of whole sequences"),
     "ceiling": Option("C", "largest ρ", *_SCALE),
     "penalty": Option("η_s", "weight of the mean mask", *_WEIGHT),

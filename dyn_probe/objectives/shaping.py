@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from dyn_probe.errors import BadInput
+from dyn_probe.objectives.calibrate import calibrate, observe, remember
 from dyn_probe.objectives.factors import adadpo, adadpo_misfit, gate_q10, gate_seq
 from dyn_probe.objectives.losses import OBJECTIVES
 from dyn_probe.objectives.masking import make_token_mask, mask_penalty, masked_terms
@@ -70,7 +71,24 @@ _ROWS = (
         notes="C is the objective's own scalar where d_w = d_l; √(d_w d_l) elsewhere is a reconstruction. "
         "Each pull keeps its sign. A pair with one pull at 0 (a hinge that is satisfied) gets no update. "
         "Needs gradient norms: normalised_pulls.",
-        reweight=Reweighting(normalise), meets_conditions=True,
+        reweight=Reweighting(normalise), meets_conditions=lambda options: True,
+    ),
+    Shaping(
+        "rc", None, {"per": "batch", "ema": 0.98}, ("normaliser_chosen", "normaliser_rejected"),
+        formula="d_w → α·d_w, d_l → d_l/α, α = √(r*/r), r = d_w/d_l, r* = ‖g_l‖/‖g_w‖",
+        paper="Chen et al. 2026, reward calibration (arXiv 2604.18239)",
+        when="When chosen falls with rejected and the loss itself is to stay as it is.",
+        dynamics="Moves d_w/d_l to the centre of the band in which both conditions hold; the product d_w d_l stays. "
+        "per=batch moves all pairs by one factor, which puts a pair of average norms there; per=pair puts every pair "
+        "with positive pulls there: the direction of pairwise-normalised, with C = √(d_w d_l‖g_w‖‖g_l‖).",
+        notes="per=batch: log(r*/r) is averaged over the steps before with a decay of ema, so the first step is plain. "
+        "The formula, the average of logarithms and its decay are those of the official code. Ours: r* from the mean "
+        "norms of the pairs' gradients over all trained parameters (there: norms of the batch-mean gradients in the "
+        "head or the last LoRA block); r and r* of the whole step (there: of each micro-batch); the average without "
+        "the present step (there: with it); a step whose mean pulls are not positive is left out (there: clamped). "
+        "per=pair is ours altogether: the pair's own norms in every step, the first included; a pair with a pull that "
+        "is not positive keeps its pulls.",
+        reweight=Reweighting(calibrate, observe, remember), meets_conditions=lambda options: options["per"] == "pair",
     ),
     Shaping(
         "token-mask", masked_terms,

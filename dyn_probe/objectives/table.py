@@ -127,7 +127,7 @@ class Shaping:
         around: ``options -> whether the loss reaches the model other than through the recorded log-probabilities``.
         penalty: ``(columns, options) -> [B]`` that is added to the loss.
         misfit: ``(objective, options) -> why the options do not fit the objective``; empty where they do.
-        meets_conditions: whether theory says that no pair lowers its chosen response by itself.
+        meets_conditions: ``options -> whether theory says that no pair lowers its chosen response by itself``.
         when, dynamics, notes: as for an objective.
     """
 
@@ -148,7 +148,7 @@ class Shaping:
     around: Callable[[Options], bool] = lambda options: False
     penalty: Callable[[Columns, Options], Tensor] | None = None
     misfit: Callable[[Objective, Options], str] = lambda objective, options: ""
-    meets_conditions: bool = False
+    meets_conditions: Callable[[Options], bool] = lambda options: False
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,8 @@ def remedy_lines(means: Mapping[str, Outcome]) -> list[str]:
         objective, *shapings = parts(name)
         for one in shapings:
             base = "+".join([objective, *(other for other in shapings if other != one)])
-            if parse_shaping(one).shaping.meets_conditions and base in means:
+            chosen = parse_shaping(one)
+            if chosen.shaping.meets_conditions(chosen.options) and base in means:
                 lines.append(remedy_line(base, one, means[base], means[name]))
     return lines
 

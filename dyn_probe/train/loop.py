@@ -23,7 +23,7 @@ from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.held_out import evaluate
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
-from dyn_probe.train.objective import forward, losses_of, reweighted, terms_of
+from dyn_probe.train.objective import forward, losses_of, remember, reweighted, terms_of
 from dyn_probe.train.parallel import Processes, averaging, start_processes, wait_for_all
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.schedule import learning_rate, set_rate
@@ -118,6 +118,7 @@ def train_step(run: Run, step: int) -> str:
         with averaging(run.module, last and setup.method.reweighting is None):
             losses.append(micro_step(run, step, batch, whole, rate))
         batches.append(batch)
+    remember(run)
     setup.processes.average_gradients(run.not_averaged)
     norm, clipped = clip(run)
     if not math.isfinite(norm):

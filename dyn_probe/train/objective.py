@@ -195,4 +195,16 @@ def reweighted(run: Run, measured: Measured) -> Reweighted:
     """The pulls of the update, from the objective's own and the measured norms."""
     chosen = run.setup.method.reweighting
     assert chosen is not None and chosen.shaping.reweight is not None
-    return chosen.shaping.reweight.apply(measured, chosen.options, {})
+    if chosen.shaping.reweight.observe is not None:
+        run.observed.append(chosen.shaping.reweight.observe(measured))
+    return chosen.shaping.reweight.apply(measured, chosen.options, run.memory)
+
+
+def remember(run: Run) -> None:
+    """At the end of a step: what the reweighting keeps of all its pairs, those of other processes too."""
+    chosen = run.setup.method.reweighting
+    row = None if chosen is None else chosen.shaping.reweight
+    if chosen is None or row is None or row.remember is None or not run.observed:
+        return
+    sums = run.setup.processes.summed(torch.stack(run.observed).sum(0))
+    run.memory, run.observed = row.remember(sums, chosen.options, run.memory), []

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dyn_probe.mass.tokens import TokenProbes
+from dyn_probe.objectives.table import Memory
 from dyn_probe.probe import Probe
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.config import RunConfig
@@ -42,6 +43,10 @@ class Run:
     probes: TokenProbes | None = None
     start: dict[str, float] = field(default_factory=dict)
     target_passed: bool = False
+    memory: Memory = field(default_factory=dict)
+    """What a reweighting of pulls keeps from step to step."""
+    observed: list[Tensor] = field(default_factory=list)
+    """What it has seen of the micro-batches of the step in progress."""
     held_out_start: dict[str, tuple[float, float]] | None = None
     """Pair id → ``(a, b)`` at the first evaluation, where there is no reference to compare with; None: not known."""
 

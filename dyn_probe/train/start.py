@@ -57,7 +57,10 @@ def start_run(
         keep_rows=False,
     )
     begun = {} if state is None else held_out_start(state)
-    return Run(setup, writer, display, module, probe, optimizer, reference, mask, first, held_out_start=begun)
+    memory = {} if state is None else state.get("memory", {})
+    return Run(
+        setup, writer, display, module, probe, optimizer, reference, mask, first, held_out_start=begun, memory=memory
+    )  # fmt: skip
 
 
 def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart | None) -> None:
@@ -154,6 +157,8 @@ def checkpoint(run: Run, done: int) -> None:
         more["reference_model"] = full_weights(twin) if sharded else twin.state_dict()
     elif run.reference is not None:
         more["reference"] = {k: list(v) for k, v in run.reference.table.items()}
+    if run.memory:
+        more["memory"] = dict(run.memory)
     if run.held_out_start is not None:
         parts = run.setup.processes.gathered(run.held_out_start)
         more["held_out_start"] = {pair: list(values) for part in parts for pair, values in part.items()}
