@@ -18,7 +18,7 @@ from dyn_probe_cli.app import app
 from dyn_probe.data.files import READERS
 from dyn_probe.data.shapes import EXTRA, SHAPES, Shape
 from dyn_probe.metric import FAMILIES
-from dyn_probe.objectives import Method, describe
+from dyn_probe.objectives import MethodText, describe
 from dyn_probe.report.figures import FIGURES, FigureRow
 from dyn_probe.report.ranked import RANKINGS
 from dyn_probe.report.verdicts import TOPICS, VERDICTS
@@ -58,17 +58,31 @@ def shapings() -> str:
     return _methods("shaping")
 
 
+def method_names() -> str:
+    """The names of all methods, kind by kind."""
+    names: dict[str, list[str]] = {}
+    for row in describe():
+        names.setdefault(row.kind, []).append(_code(row.name))
+    return "\n".join(f"- {kind.capitalize()}s: {', '.join(known)}." for kind, known in names.items())
+
+
+def likelihood_options() -> str:
+    """The options that every objective has."""
+    common = next(row.common for row in describe() if row.common)
+    return "\n".join(f"- `{name}`{rest}" for name, rest in map(_split, common))
+
+
 def _methods(kind: str) -> str:
     rows = [row for row in describe() if row.kind == kind]
     overview = _table((kind, "formula", "defaults", "paper"), map(_overview, rows))
     return "\n\n".join([overview, *map(_method, rows)])
 
 
-def _overview(row: Method) -> tuple[str, ...]:
+def _overview(row: MethodText) -> tuple[str, ...]:
     return f"[`{row.name}`](#{row.name})", _code(row.formula), ", ".join(map(_code, row.defaults)) or "–", row.paper
 
 
-def _method(row: Method) -> str:
+def _method(row: MethodText) -> str:
     other = "Objectives" if row.kind == "shaping" else "Shapings"
     facts = [
         ("Use it", row.when),
@@ -157,6 +171,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "objectives": objectives,
     "warm-up-stages": warm_up_stages,
     "shapings": shapings,
+    "method-names": method_names,
+    "likelihood-options": likelihood_options,
     "figures": figures,
     "verdicts": verdicts,
     "rankings": rankings,
@@ -180,7 +196,8 @@ def render(text: str) -> str:
 
 def stale() -> dict[Path, str]:
     """Pages whose generated blocks differ from the code, with their new text."""
-    pages = {page: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
+    known = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]
+    pages = {page: page.read_text(encoding="utf-8") for page in known if page.is_file()}
     rendered = {page: render(text) for page, text in pages.items()}
     return {page: text for page, text in rendered.items() if text != pages[page]}
 

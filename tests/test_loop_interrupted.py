@@ -45,6 +45,7 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
         (5, {"lora_rank": 2}),
         (3, {"shaping": ("token-mask",)}),
         (4, {"objective": "simpo"}),
+        (5, {"shaping": ("rc",)}),
     ],
     ids=str,
 )

@@ -8,46 +8,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from closed_forms import SCORES
 from reference.gradients import logp
-from tiny_runs import TRAINED, run, tiny
+from tiny_runs import TRAINED, run, tiny, uneven
 
 from dyn_probe.data.built_in import built_in_model
 from dyn_probe.data.collating import collate
+from dyn_probe.objectives import OBJECTIVES
 from dyn_probe.report.derived import margin
 from dyn_probe.train.checkpoints import newest_checkpoint
 from dyn_probe.train.display import live_numbers
 from dyn_probe.train.setup import prepare
 
-PER_TOKEN = ("simpo", "rrhf", "orpo", "ipo")
-UNEVEN = dict(data="sentiment:prefix-suffix", dtype="float64", eval_fraction=0.4, max_pairs=10, batch_size=2)
-
-
-def scores(pairs: Any, side: str, objective: str) -> Any:
-    """The score of every row from the recorded log-probabilities, by the formulas of docs/methods.md."""
-    logp, n = pairs[f"logp_{side}"], pairs[f"len_{side}"]
-    if objective in ("simpo", "rrhf"):
-        return logp / n
-    if objective == "orpo":
-        return np.log(np.exp(logp / n) / (1 - np.exp(logp / n)))
-    if objective in ("slic_hf", "cpo"):
-        return logp
-    ratio = logp - pairs[f"ref_logp_{side}"]
-    return ratio / n if objective == "ipo" else ratio
+HELD_OUT = dict(dtype="float64", eval_fraction=0.4, max_pairs=10, batch_size=2)
 
 
 @pytest.mark.parametrize("objective", TRAINED)
 def test_rows_have_the_scores_that_the_objective_compares(objective: str, tmp_path: Path) -> None:
-    trace = run(tmp_path / "run", objective=objective, dtype="float64", steps=2, lr=1e-2)
-    pairs = trace.pairs
+    trace = run(tmp_path / "run", objective=objective, dtype="float64", steps=2, lr=1e-2, data=uneven(tmp_path))
+    pairs, hyper = trace.pairs, trace.manifest["objective"]["hyper"]
     for side in ("chosen", "rejected"):
-        np.testing.assert_allclose(pairs[f"score_{side}"], scores(pairs, side, objective), rtol=1e-9, atol=1e-9)
+        logp, n, reference = (pairs[f"{name}_{side}"] for name in ("logp", "len", "ref_logp"))
+        wanted = SCORES[objective](logp, n, reference, hyper)
+        np.testing.assert_allclose(pairs[f"score_{side}"], wanted, rtol=1e-9, atol=1e-9)
     own = pairs["score_chosen"] - pairs["score_rejected"]
     np.testing.assert_array_equal(margin(pairs), own)
     by_step = own.groupby(pairs["step"])
     np.testing.assert_allclose(trace.steps["margin"], by_step.mean(), rtol=1e-12)
     np.testing.assert_allclose(trace.steps["accuracy"], by_step.agg(lambda values: (values > 0).mean()))
-    said = trace.manifest["objective"]["score"]
-    assert ("token" in said["meaning"]) == (objective in PER_TOKEN)
+    assert trace.manifest["objective"]["score"] == OBJECTIVES[objective].score_of(hyper).as_manifest
 
 
 def test_a_pair_that_the_objective_has_right_is_not_called_wrong() -> None:
@@ -73,10 +62,13 @@ def held_out_logps(config: Any, weights: dict[str, torch.Tensor] | None) -> Any:
 @pytest.mark.parametrize("objective", ["dpo", "simpo", "ipo"])
 def test_held_out_pairs_by_own_score_and_by_log_ratios(objective: str, tmp_path: Path) -> None:
     """Against the model evaluated apart, at the start and at the end; the reference is the start."""
-    options = UNEVEN | dict(objective=objective, steps=2, eval_every=1, lr=1e-2, checkpoint_every=2)
+    options = HELD_OUT | dict(
+        data=uneven(tmp_path), objective=objective, steps=2, eval_every=1, lr=1e-2, checkpoint_every=2
+    )
     trace = run(tmp_path / "run", **options)
     config = tiny(tmp_path / "other", **options)
     start, n = held_out_logps(config, None)
+    assert (n[0] != n[1]).any()
     end, _ = held_out_logps(config, newest_checkpoint(tmp_path / "run")["model"])
     ratio = (end - start)[0] - (end - start)[1]
     own = {"dpo": end - start, "ipo": (end - start) / n, "simpo": end / n}[objective]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from closed_forms import SCORES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from objective_terms import all_terms, hypers
@@ -17,42 +16,9 @@ from dyn_probe.errors import BadInput
 from dyn_probe.objectives import OBJECTIVES, Terms, pair_loss, resolve_hyper
 from dyn_probe.objectives.scores import LOG_RATIO, Score
 
-Closed = Callable[[Any, Any, Any, dict[str, Any]], Any]
-"""``(log-probability, tokens, reference log-probability, hyper-parameters) → score``, in numpy."""
-
-
-def ratio(logp: Any, n: Any, reference: Any, p: dict[str, Any]) -> Any:
-    return logp - reference
-
-
-def total(logp: Any, n: Any, reference: Any, p: dict[str, Any]) -> Any:
-    return logp
-
-
-def mean(logp: Any, n: Any, reference: Any, p: dict[str, Any]) -> Any:
-    return logp / n
-
-
-def ipo(logp: Any, n: Any, reference: Any, p: dict[str, Any]) -> Any:
-    return (logp - reference) / n if p["average"] else logp - reference
-
-
-def odds(logp: Any, n: Any, reference: Any, p: dict[str, Any]) -> Any:
-    probability = np.exp(logp / n)
-    return np.log(probability / (1 - probability))
-
-
-CLOSED: dict[str, Closed] = {
-    **dict.fromkeys(("dpo", "rdpo", "dpop", "kto", "sppo", "cal_dpo", "dpo_shift"), ratio),
-    **dict.fromkeys(("slic_hf", "cpo"), total),
-    **dict.fromkeys(("simpo", "rrhf", "sft", "extended_sft"), mean),
-    "ipo": ipo,
-    "orpo": odds,
-}
-
 
 def test_every_objective_has_a_closed_form() -> None:
-    assert set(CLOSED) == set(OBJECTIVES)
+    assert set(SCORES) == set(OBJECTIVES)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -64,7 +30,7 @@ def test_scores_equal_the_closed_form(name: str, data: st.DataObject, terms: Ter
     for logps, lengths, reference in ((terms.a, terms.n_w, terms.r_w), (terms.b, terms.n_l, terms.r_l)):
         assert reference is not None
         ours = score.of(logps, lengths, reference if row.needs_reference else None)
-        wanted = CLOSED[name](logps.numpy(), lengths.numpy(), reference.numpy(), hyper)
+        wanted = SCORES[name](logps.numpy(), lengths.numpy(), reference.numpy(), hyper)
         np.testing.assert_allclose(ours.numpy(), wanted, rtol=1e-9)
 
 

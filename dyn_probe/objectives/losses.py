@@ -4,7 +4,7 @@ A new objective owes a function in formulas.py and one row here; the tests of ev
 smallest row::
 
     "mine": Objective("mine", formulas.mine, {"beta": 0.1}, needs_reference=True, score=scores.LOG_RATIO, formula="…",
-                      paper="…", when="…", dynamics="…", shapings=("gate-seq", "pairwise-normalised"))
+                      paper="…", when="…", dynamics="…")
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from dyn_probe.objectives import formulas, scores
 from dyn_probe.objectives.options import Value, parse, resolve
 from dyn_probe.objectives.table import Objective
 
-_FREE = ("gate-seq", "gate-q10", "pairwise-normalised")
-_REFERENCED = (*_FREE, "token-mask")
-
 _ROWS = (
     Objective(
         "dpo", formulas.dpo, {"beta": 0.1, "label_smoothing": 0.0}, True, scores.LOG_RATIO,
@@ -30,7 +27,6 @@ _ROWS = (
         "on pairs that share most of their tokens both log-probabilities tend to fall. Pulls fade as the "
         "margin grows.",
         notes="With label smoothing both pulls turn negative once σ(margin) is above 1 − ε.",
-        shapings=(*_REFERENCED, "adadpo"),
     ),
     Objective(
         "rdpo", formulas.rdpo, {"beta": 0.1, "alpha": 0.2}, True, scores.LOG_RATIO,
@@ -41,7 +37,6 @@ _ROWS = (
         "saturate early, pairs with a shorter one keep pulling.",
         notes="+α: derived from the length-penalised reward. α = 0.2 was used on TL;DR; it is in nats per "
         "token.",
-        shapings=(*_REFERENCED, "adadpo"),
     ),
     Objective(
         "simpo", formulas.simpo, {"beta": 2.0, "gamma": 0.5}, False, scores.MEAN_LOG_PROB,
@@ -50,7 +45,6 @@ _ROWS = (
         when="No memory for a reference model, or responses of very different length.",
         dynamics="d_w/d_l = n_l/n_w: the shorter response has the larger pull. Nothing ties the policy to "
         "a reference, so both log-probabilities can drift far.",
-        shapings=(*_FREE, "adadpo"),
     ),
     Objective(
         "ipo", formulas.ipo, {"beta": 0.1, "average": True}, True, scores.LOG_RATIO,
@@ -63,7 +57,6 @@ _ROWS = (
         "n_l/n_w (1 without averaging).",
         notes="Averaging per token is the authors' confirmed choice. The target is 1/(2β): 5 nats per "
         "token at 0.1.",
-        shapings=(*_REFERENCED, "adadpo"),
     ),
     Objective(
         "rrhf", formulas.rrhf, {"lambda": 1.0}, False, scores.MEAN_LOG_PROB,
@@ -72,7 +65,6 @@ _ROWS = (
         when="Ranking plus imitation, when the chosen responses are worth imitating.",
         dynamics="d_w = λ + 1/n_w and d_l = 1/n_l while misordered, then λ and 0: imitation dominates, "
         "chosen rises, and rejected rises with it where the two gradients are aligned.",
-        shapings=_FREE,
     ),
     Objective(
         "slic_hf", formulas.slic_hf, {"delta": 1.0, "lambda": 1.0}, False, scores.LOG_PROB,
@@ -81,7 +73,6 @@ _ROWS = (
         when="A margin that stops pushing once reached, plus imitation of the chosen response.",
         dynamics="d_w = 1 + λ and d_l = 1 until a − b ≥ δ, then λ and 0: chosen rises wherever ⟨g_w,g_l⟩ ≤ "
         "(1 + λ)‖g_w‖².",
-        shapings=_FREE,
     ),
     Objective(
         "cpo", formulas.cpo, {"beta": 0.1, "lambda": 1.0, "mean_nll": False}, False, scores.LOG_PROB,
@@ -91,7 +82,6 @@ _ROWS = (
         dynamics="d_w = d_l + λ with d_l < β: imitation dominates, chosen rises, rejected often rises with "
         "it. With mean_nll, d_w = d_l + λ/n_w, closer to plain ranking.",
         notes="TRL uses the token mean (mean_nll) for the likelihood term.",
-        shapings=(*_FREE, "adadpo"),
     ),
     Objective(
         "dpop", formulas.dpop, {"beta": 0.1, "lambda": 50.0}, True, scores.LOG_RATIO,
@@ -100,10 +90,10 @@ _ROWS = (
         when="Pairs with few differing tokens, where plain DPO lowers the chosen response.",
         dynamics="DPO while chosen is above its reference; below it d_w/d_l = 1 + λ, which pushes chosen "
         "back up, often together with rejected.",
-        shapings=_REFERENCED,
     ),
     Objective(
-        "kto", formulas.kto, {"beta": 0.1, "lambda_w": 1.0, "lambda_l": 1.0}, True, scores.LOG_RATIO, terms=("kl",),
+        "kto", formulas.kto, {"beta": 0.1, "lambda_w": 1.0, "lambda_l": 1.0}, True, scores.LOG_RATIO,
+        terms=("kl",), columns={"kl": lambda t, p: t.need("kl")},
         formula="λ_w(1 − σ(βh_w − z)) + λ_l(1 − σ(z − βh_l)), z = β·max(0, KL)",
         paper="Ethayarajh et al. 2024 (arXiv 2402.01306)",
         when="Feedback on single responses, or unreliable pairing.",
@@ -111,7 +101,6 @@ _ROWS = (
         "responses far above or far below the reference point are left alone.",
         notes="KL from mismatched prompts and responses of the batch (kl_estimate), with no gradient "
         "through z.",
-        shapings=_REFERENCED,
     ),
     Objective(
         "sppo", formulas.sppo, {"beta": 0.001, "soft": False}, True, scores.LOG_RATIO,
@@ -129,16 +118,14 @@ _ROWS = (
         "code halves the squares. Soft form: P, the probability that chosen beats rejected, is read from the data "
         "(win_probability); P_w = P and P_l = 1 − P, as sppo_single of the official code has it. The hard form takes "
         "P = 1.",
-        shapings=_REFERENCED,
     ),
     Objective(
-        "orpo", formulas.orpo, {"lambda": 0.1}, False, scores.LOG_ODDS,
+        "orpo", formulas.orpo, {"lambda": 0.1}, False, scores.LOG_ODDS, balance=formulas.both_log_odds,
         formula="−ā − λ log σ(log-odds(e^ā) − log-odds(e^b̄))",
         paper="Hong et al. 2024 (arXiv 2403.07691)",
         when="Supervised and preference training in one stage, without a reference model.",
         dynamics="Imitation (d_w ≥ 1/n_w) with a small push on rejected, λ(1 − σ)/((1 − e^b̄)n_l): chosen "
         "rises; rejected rises too while the two are alike, and is pushed hardest where it is near certain.",
-        shapings=(*_FREE, "adadpo"),
     ),
     Objective(
         "cal_dpo", formulas.cal_dpo, {"beta": 0.1, "kappa": 1.0}, True, scores.LOG_RATIO,
@@ -150,17 +137,15 @@ _ROWS = (
         "chosen response grows, and the push on rejected reverses past its target.",
         notes="No β inside the sigmoid. Official code uses κ = 1 and κ = ½. At β = 0.001 the targets are "
         "±500 nats and gradients explode.",
-        shapings=_REFERENCED,
     ),
     Objective(
         "dpo_shift", formulas.dpo_shift, {"beta": 0.1, "lambda": 0.5, "schedule": False}, True, scores.LOG_RATIO,
-        terms_if={"schedule": ("progress",)},
+        terms_if={"schedule": ("progress",)}, columns={"shift": formulas.shift},
         formula="−log σ(β(h_w − λh_l)); schedule=true: λ rises linearly to 1 over training",
         paper="Yang et al. 2025 (arXiv 2502.07599)",
         when="To trade margin for a higher chosen log-probability with one knob.",
         dynamics="d_l = λd_w: chosen rises where ⟨g_w,g_l⟩ ≤ ‖g_w‖²/λ, rejected falls only where ⟨g_w,g_l⟩ "
         "≤ λ‖g_l‖². λ = 1 is DPO.",
-        shapings=_REFERENCED,
     ),
     Objective(
         "sft", formulas.sft, {}, False, scores.MEAN_LOG_PROB,
@@ -170,7 +155,7 @@ _ROWS = (
         "reference is frozen after it.",
         dynamics="d_l = 0: chosen rises, and rejected moves by d_w⟨g_w,g_l⟩, up where the gradients are "
         "aligned.",
-        stage=True,
+        reads_rejected=False, stage=True,
     ),
     Objective(
         "extended_sft", formulas.extended_sft, {}, False, scores.MEAN_LOG_PROB,
@@ -184,6 +169,9 @@ _ROWS = (
 )  # fmt: skip
 
 OBJECTIVES: dict[str, Objective] = {row.name: row for row in _ROWS}
+STAGES = tuple(row.name for row in _ROWS if row.stage)
+SUPERVISED = STAGES[0]
+"""The plain warm-up stage: the chosen response alone."""
 
 
 def objective(name: str | Objective) -> Objective:
@@ -191,15 +179,18 @@ def objective(name: str | Objective) -> Objective:
     if isinstance(name, Objective):
         return name
     if name not in OBJECTIVES:
-        trained, stages = (", ".join(row.name for row in _ROWS if row.stage is stage) for stage in (False, True))
-        raise BadInput(f"unknown objective {name!r}; choose one of: {trained} (or a warm-up stage: {stages})")
+        trained = ", ".join(row.name for row in _ROWS if not row.stage)
+        raise BadInput(
+            f"unknown objective {name!r}; choose one of: {trained} (or a warm-up stage: {', '.join(STAGES)})"
+        )
     return OBJECTIVES[name]
 
 
 def resolve_hyper(name: str | Objective, hyper: Mapping[str, Value] | None = None) -> dict[str, Any]:
-    """The objective's hyper-parameters, ``hyper`` over its defaults; BadInput for what it does not have."""
+    """The objective's hyper-parameters (those of a likelihood term too), ``hyper`` over its defaults; BadInput for what
+    it does not have."""
     row = objective(name)
-    return resolve(row.name, row.defaults, hyper)
+    return resolve(row.name, row.options, hyper)
 
 
 def parse_objective(text: str) -> tuple[str, dict[str, Any]]:

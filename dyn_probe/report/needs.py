@@ -23,7 +23,7 @@ REMEDIES: dict[str, str] = {
     "pairs.pull": "the pulls of the loss",
     "pairs.gate": "Gate-DPO shaping",
     "pairs.rho": "AdaDPO shaping",
-    "pairs.normaliser": "pairwise-normalised shaping",
+    "pairs.normaliser": "pairwise-normalised or rc shaping",
     "pairs.mask": "token-mask shaping",
     "steps.grad_norm": "gradient norms of the steps",
     "layers": "per-layer gradients",

@@ -115,8 +115,8 @@ PAIRS = Table(
         _real("gate", "1", "g of Gate-DPO: factor on the rejected contribution"),
         _real("gate_statistic", "probability", "s of Gate-DPO: the rejected token probability the gate reads"),
         _real("rho", "1", "ρ of AdaDPO: factor on the chosen contribution"),
-        _real("normaliser_chosen", "1", "factor by which a pairwise-normalised update rescaled d_w"),
-        _real("normaliser_rejected", "1", "factor by which a pairwise-normalised update rescaled d_l"),
+        _real("normaliser_chosen", "1", "factor on d_w once gradient norms were known (pairwise-normalised, rc)"),
+        _real("normaliser_rejected", "1", "factor on d_l once gradient norms were known (pairwise-normalised, rc)"),
         _real("mask_chosen", "1", "mean token mask m_w of the chosen response"),
         _real("mask_rejected", "1", "mean token mask m_l of the rejected response"),
         _real(

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from dyn_probe.errors import BadInput
+from dyn_probe.objectives import parse_shaping
 from dyn_probe.trace.reader import Trace, load_trace
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.config_file import make_config, read_yaml
@@ -23,7 +24,6 @@ METHODS = (
     "dpo+pairwise-normalised",
 )  # fmt: skip
 """What is compared where nothing is named: OBJECTIVE, or OBJECTIVE+SHAPING, each with its default options."""
-REMEDY = "pairwise-normalised"
 ACCURACIES = (
     "Log-ratio acc.: share of pairs with log-ratio of chosen above that of rejected, the same measure for every method "
     "(against the reference, or the start of training). Own acc.: by the method's own score."
@@ -103,7 +103,7 @@ def configurations(
     found = {}
     for seed in range(base.seed, base.seed + seeds):
         for method in methods:
-            objective, *shapings = re.split(r"\+(?=[a-z])", method)
+            objective, *shapings = parts(method)
             name = re.sub(r"[^A-Za-z0-9._-]+", "-", method)
             config = replace(
                 base, out=str(out / f"{name}-seed{seed}"), objective=objective, shaping=tuple(shapings), seed=seed
@@ -149,7 +149,7 @@ def outcomes(runs: Mapping[tuple[str, int], RunConfig]) -> list[Outcome]:
 
 
 def outcome_lines(found: Sequence[Outcome]) -> list[str]:
-    """A table of means over seeds, and what it says about normalised updates."""
+    """A table of means over seeds, and what it says about shapings that meet both conditions."""
     means = mean_outcomes(found)
     title = "held-out pairs, end − start"
     width = max(len(name) for name in (title, *means))
@@ -189,20 +189,33 @@ def mean_outcome(found: Sequence[Outcome]) -> Outcome:
 
 
 def remedy_lines(means: Mapping[str, Outcome]) -> list[str]:
-    """Whether chosen rises under pairwise-normalised updates where the same DPO without them lowers it: a line for
-    every DPO that was trained both ways."""
-    shaped = [name for name in means if re.split("[:+]", name)[0] == "dpo" and name.endswith(f"+{REMEDY}")]
-    bases = {name: name.removesuffix(f"+{REMEDY}") for name in shaped}
-    return [remedy_line(base, means[base], means[name]) for name, base in bases.items() if base in means]
+    """Whether chosen rises under a shaping that meets both conditions where the same method without it lowers it: a
+    line for every method that was trained both ways."""
+    lines = []
+    for name in means:
+        objective, *shapings = parts(name)
+        for one in shapings:
+            base = "+".join([objective, *(other for other in shapings if other != one)])
+            chosen = parse_shaping(one)
+            if chosen.shaping.meets_conditions(chosen.options) and base in means:
+                lines.append(remedy_line(base, one, means[base], means[name]))
+    return lines
 
 
-def remedy_line(name: str, plain: Outcome, shaped: Outcome) -> str:
-    """What pairwise-normalised updates did to chosen, against the same method without them."""
+def parts(method: str) -> list[str]:
+    """Objective and shapings of ``OBJECTIVE+SHAPING+…``, each with its options."""
+    return re.split(r"\+(?=[a-z])", method)
+
+
+def remedy_line(name: str, remedy: str, plain: Outcome, shaped: Outcome) -> str:
+    """What updates under the shaping did to chosen, against the same method without it."""
     numbers = f"{shaped.chosen:+.2f} against {plain.chosen:+.2f} nats/sequence"
     if shaped.chosen > 0 > plain.chosen:
-        return f"As theory says, chosen rises under {REMEDY} updates where {name} without them lowers it: {numbers}."
+        return f"As theory says, chosen rises under {remedy} updates where {name} without them lowers it: {numbers}."
     if plain.chosen >= 0:
         return (
-            f"Without them {name} does not lower chosen, so there was nothing for {REMEDY} updates to mend: {numbers}."
+            f"Without them {name} does not lower chosen, so there was nothing for {remedy} updates to mend: {numbers}."
         )
-    return f"Against what theory says of single pairs, chosen does not rise under {REMEDY} updates: {numbers}."
+    return (
+        f"Against what theory says of single pairs, chosen does not rise under {remedy} updates of {name}: {numbers}."
+    )

@@ -15,7 +15,7 @@ from dyn_probe.data.collating import collate
 from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.data.saying import said_of
 from dyn_probe.errors import BadInput, Diverged
-from dyn_probe.objectives import normalised_pulls, pulls
+from dyn_probe.objectives import Measured, pulls
 from dyn_probe.pairs import PairBatch
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order
@@ -25,7 +25,7 @@ from dyn_probe.train.display import Display, live_numbers
 from dyn_probe.train.held_out import evaluate
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
-from dyn_probe.train.objective import forward, losses_of, terms_of
+from dyn_probe.train.objective import forward, losses_of, remember, reweighted, terms_of
 from dyn_probe.train.parallel import Processes, averaging, start_processes, wait_for_all
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.schedule import learning_rate, set_rate
@@ -117,9 +117,10 @@ def train_step(run: Run, step: int) -> str:
         whole = [setup.pairs[i] for i in order[k * config.batch_size : (k + 1) * config.batch_size]]
         batch = collate(setup.processes.share(whole), setup.pad_id).to(setup.device)
         last = k == config.gradient_accumulation - 1
-        with averaging(run.module, last and not setup.method.normalised):
+        with averaging(run.module, last and setup.method.reweighting is None):
             losses.append(micro_step(run, step, batch, whole, rate))
         batches.append(batch)
+    remember(run)
     setup.processes.average_gradients(run.not_averaged)
     run.probe.before_update()
     norm, clipped = clip(run)
@@ -147,7 +148,7 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
     """
     setup, scale = run.setup, 1.0 / run.config.gradient_accumulation
     method = setup.method
-    with run.probe.step(step, batch.ids, learning_rate=rate, measure=method.normalised) as probe:
+    with run.probe.step(step, batch.ids, learning_rate=rate, measure=method.reweighting is not None) as probe:
         out = forward(run, batch, whole, step)
         terms = terms_of(out, batch)
         losses, columns = losses_of(method, terms)
@@ -155,18 +156,15 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
         given: dict[str, Any] = {
             "reference": out.reference, "lengths": batch.lengths, "losses": losses.detach(), "loss_scale": scale
         }  # fmt: skip
-        if method.normalised:
+        if method.reweighting is not None:
             d_w, d_l = pulls(method.name, terms, method.hyper, method.shapings)
-            norms = probe.measure(out.logps, **given, **columns)
-            new = normalised_pulls(d_w, d_l, norms[0].to(d_w), norms[1].to(d_l))
-            probe.backward(
-                torch.cat([-new.chosen, new.rejected]) * scale / batch.pairs,
-                normaliser_chosen=new.normaliser_chosen, normaliser_rejected=new.normaliser_rejected,
-            )  # fmt: skip
+            norm_w, norm_l = probe.measure(out.logps, **given, **columns)
+            new = reweighted(run, Measured(d_w, d_l, norm_w.to(d_w), norm_l.to(d_l)))
+            probe.backward(torch.cat([-new.chosen, new.rejected]) * scale / batch.pairs, **new.columns)
             return losses.detach()
-        if method.masked:  # the rows are masked log-probabilities; the trace's logp_* stay the plain ones
+        if method.rows:  # other rows are recorded; the trace's logp_* stay those of the responses
             columns |= dict(zip(("logp_chosen", "logp_rejected"), out.logps.detach().chunk(2), strict=True))
-        probe.pairs(out.rows, predict=not method.masked, **given, **columns)  # type: ignore[arg-type]
+        probe.pairs(out.rows, predict=not method.rows, **given, **columns)  # type: ignore[arg-type]
         (losses.mean() * scale).backward()
     return losses.detach()
 

@@ -13,17 +13,21 @@ from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import (
     OBJECTIVES,
+    STAGES,
+    ChosenShaping,
+    Measured,
+    Objective,
+    Reweighted,
     Score,
     Terms,
-    TokenMask,
     objective,
     pair_loss,
     pair_scores,
     parse_shapings,
     resolve_hyper,
 )
-from dyn_probe.objectives.formulas import shift_of
 from dyn_probe.objectives.options import parse
+from dyn_probe.objectives.terms import TERMS
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.terms import Batch, provide
@@ -31,16 +35,30 @@ from dyn_probe.train.terms import Batch, provide
 if TYPE_CHECKING:
     from dyn_probe.train.run import Run
 
-STAGES = tuple(name for name, row in OBJECTIVES.items() if row.stage)
-
 
 @dataclass(frozen=True)
 class Method:
-    """Objective, hyper-parameters and shapings of a run, checked before anything is loaded or written."""
+    """Objective, hyper-parameters and shapings of a run, checked before anything is loaded or written, and what they
+    ask of the loop: all of it from their rows, so that nothing here knows a method by its name.
 
-    name: str
+    Args:
+        terms: names of all terms that objective and shapings read, and of the rows that are recorded.
+        live_reference: whether the reference policy is asked in every step.
+        reweighting: the shaping that gives new pulls once gradient norms are known.
+        learned: the shaping whose module is learned together with the policy.
+        rows: name of the term whose gradients are recorded; empty where it is the responses' own log-probabilities.
+        around: whether the loss reaches the model other than through the recorded log-probabilities.
+    """
+
+    objective: Objective
     hyper: dict[str, Any]
-    shapings: tuple[Any, ...]
+    shapings: tuple[ChosenShaping, ...]
+    terms: tuple[str, ...]
+    live_reference: bool
+    reweighting: ChosenShaping | None
+    learned: ChosenShaping | None
+    rows: str
+    around: bool
 
     @staticmethod
     def of(config: RunConfig) -> Method:
@@ -51,7 +69,7 @@ class Method:
         """
         name, inline = parse(config.objective)
         row = objective(name)
-        if row.name in STAGES:
+        if row.stage:
             trained = ", ".join(n for n in OBJECTIVES if n not in STAGES)
             raise BadInput(f"{row.name} is a warm-up stage (--sft-steps, --sft-objective); objectives: {trained}")
         ways = (inline, config.hyper, {} if config.beta is None else {"beta": config.beta})
@@ -62,81 +80,60 @@ class Method:
                 f"{', '.join(twice)} is given more than once: in --objective NAME:KEY=VALUE, by --set, or by --beta; "
                 "write it in one place"
             )
-        return Method(row.name, resolve_hyper(row, given), parse_shapings(config.shaping, row))
+        hyper = resolve_hyper(row, given)
+        return Method.resolved(row, hyper, parse_shapings(config.shaping, row, hyper))
 
-    def shaping(self, name: str) -> Any | None:
-        """The chosen shaping of that name, None if there is none."""
-        return next((one for one in self.shapings if one.name == name), None)
+    @staticmethod
+    def resolved(row: Objective, hyper: dict[str, Any], shapings: tuple[ChosenShaping, ...]) -> Method:
+        """The method of these rows, and what their declarations come to."""
+        rows = next((one.shaping.rows for one in shapings if one.shaping.rows), "")
+        shaped = [name for one in shapings for name in one.shaping.needs]
+        terms = tuple(dict.fromkeys([*row.reads(hyper), *shaped, *([rows] if rows else [])]))
+        return Method(
+            row, hyper, shapings, terms,
+            live_reference=any(TERMS[name].live_reference for name in terms),
+            reweighting=next((one for one in shapings if one.shaping.reweight is not None), None),
+            learned=next((one for one in shapings if one.shaping.module is not None), None),
+            rows=rows,
+            around=any(one.shaping.around(one.options) for one in shapings),
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """Name of the objective."""
+        return self.objective.name
 
     @property
     def score(self) -> Score:
         """What the objective compares of a response."""
-        return objective(self.name).score_of(self.hyper)
+        return self.objective.score_of(self.hyper)
 
     @property
     def target(self) -> str:
         """What the loss aims at, in words, where a pull reverses once that is passed; else empty."""
-        target = objective(self.name).target
-        return "" if target is None else target(self.hyper)
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of all terms that objective and shapings read."""
-        shaped = (name for one in self.shapings for name in one.shaping.needs)
-        rows = ("masked_logps",) if self.masked else ()
-        return tuple(dict.fromkeys([*objective(self.name).needs(self.hyper), *shaped, *rows]))
-
-    @property
-    def needs_reference(self) -> bool:
-        return objective(self.name).needs_reference
-
-    @property
-    def needs_live_reference(self) -> bool:
-        """KTO asks the reference about mismatched responses, the token mask about single tokens."""
-        return self.name == "kto" or self.shaping("token-mask") is not None
-
-    @property
-    def normalised(self) -> bool:
-        """Whether updates are pairwise-normalised: gradients are reweighted once their norms are known."""
-        return self.shaping("pairwise-normalised") is not None
-
-    @property
-    def masked(self) -> bool:
-        """Whether a token mask stands between log-probabilities and loss."""
-        return self.shaping("token-mask") is not None
+        return "" if self.objective.target is None else self.objective.target(self.hyper)
 
     def coefficients(self, terms: Terms) -> dict[str, Tensor]:
         """``[B]`` columns of the objective's coefficients that are no constants."""
-        own: dict[str, Any] = {}
-        if self.name == "kto":
-            own["kl"] = terms.need("kl")
-        if self.name == "dpo_shift":
-            own["shift"] = shift_of(self.hyper, terms.progress or 0.0)
+        own = {name: value(terms, self.hyper) for name, value in self.objective.columns.items()}
         return {name: torch.full_like(terms.a.detach(), float(value)) for name, value in own.items()}
 
-    @property
-    def around_logps(self) -> bool:
-        """Whether the loss reaches the model other than through the recorded log-probabilities."""
-        mask = self.shaping("token-mask")
-        return mask is not None and bool(mask.options["through_hidden"])
 
-
-def make_token_mask(method: Method, model: nn.Module) -> TokenMask | None:
-    """The learnable read-out of the ``token-mask`` shaping, on the model's device and dtype."""
-    chosen = method.shaping("token-mask")
-    if chosen is None:
+def learned_module(method: Method, model: nn.Module) -> nn.Module | None:
+    """The module that a shaping learns on the head's inputs, on the model's device and dtype."""
+    chosen = method.learned
+    if chosen is None or chosen.shaping.module is None:
         return None
-    options = {k: v for k, v in chosen.options.items() if k in ("slope", "threshold", "through_hidden")}
     first = next(model.parameters())
     size = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
-    return TokenMask(size, **options).to(first.device, first.dtype)
+    return chosen.shaping.module(size, chosen.options).to(first.device, first.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class Forward:
     """A batch after its forward: ``[2B]`` log-probabilities and everything the objective may read.
 
-    ``rows`` are the log-probabilities whose gradients are recorded: with a token mask, the masked ones.
+    ``rows`` are the log-probabilities whose gradients are recorded (``Method.rows``).
     """
 
     logps: Tensor
@@ -162,7 +159,7 @@ def forward(run: Run, rows: PairBatch, whole: Sequence[EncodedPair], step: int) 
     found = provide(Batch(run, rows, whole, step, tokens, hidden), method.terms)
     expected = None if run.reference is None else run.reference.rows(rows).to(tokens.dtype)
     logps = tokens.sum(1)
-    return Forward(logps, found.get("masked_logps", logps), expected, found)
+    return Forward(logps, found.get(method.rows, logps), expected, found)
 
 
 def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
@@ -192,3 +189,22 @@ def losses_of(method: Method, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
     """``ℓ [B]``, and columns: the scores, and every coefficient that shaped them, the shapings' and the objective's."""
     losses, columns = pair_loss(method.name, terms, method.hyper, method.shapings)
     return losses, {**columns, **method.coefficients(terms), **pair_scores(method.name, terms, method.hyper)}
+
+
+def reweighted(run: Run, measured: Measured) -> Reweighted:
+    """The pulls of the update, from the objective's own and the measured norms."""
+    chosen = run.setup.method.reweighting
+    assert chosen is not None and chosen.shaping.reweight is not None
+    if chosen.shaping.reweight.observe is not None:
+        run.observed.append(chosen.shaping.reweight.observe(measured))
+    return chosen.shaping.reweight.apply(measured, chosen.options, run.memory)
+
+
+def remember(run: Run) -> None:
+    """At the end of a step: what the reweighting keeps of all its pairs, those of other processes too."""
+    chosen = run.setup.method.reweighting
+    row = None if chosen is None else chosen.shaping.reweight
+    if chosen is None or row is None or row.remember is None or not run.observed:
+        return
+    sums = run.setup.processes.summed(torch.stack(run.observed).sum(0))
+    run.memory, run.observed = row.remember(sums, chosen.options, run.memory), []

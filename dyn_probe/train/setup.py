@@ -22,6 +22,7 @@ from dyn_probe.data.prepared import PreparedPairs, Reading, prepare_pairs, skipp
 from dyn_probe.data.token_text import measured_texts
 from dyn_probe.errors import BadInput, TraceError
 from dyn_probe.mass.probes import ProbeSet
+from dyn_probe.objectives.terms import TERMS
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.config_file import resumed
 from dyn_probe.train.mass_rows import choose_probes
@@ -106,12 +107,18 @@ def check_folder(config: RunConfig) -> None:
 
 def check_batch(config: RunConfig, method: Method) -> None:
     """Refuse combinations of options that cannot work together."""
-    if method.name == "kto" and config.batch_size < 2:
-        raise BadInput("kto estimates its KL from other pairs of the batch; write --batch-size 2 or more")
-    if config.update and method.masked:
+    for name in method.terms:
+        least = TERMS[name].least_pairs
+        if config.batch_size < least:
+            raise BadInput(
+                f"{method.name} reads {name} ({TERMS[name].meaning}), which takes other pairs of the batch; write "
+                f"--batch-size {least} or more"
+            )
+    if config.update and method.rows:
+        shaping = ", ".join(one.name for one in method.shapings if one.shaping.rows)
         raise BadInput(
-            "--update follows the responses' own log-probabilities, and with token-mask the recorded gradients are "
-            "those of the masked ones; leave --update off"
+            f"--update follows the responses' own log-probabilities, and with {shaping} the recorded gradients are "
+            f"those of others ({TERMS[method.rows].meaning}); leave --update off"
         )
     if config.sft_objective != RunConfig().sft_objective and not config.sft_steps:
         raise BadInput(
@@ -133,8 +140,9 @@ def check_processes(config: RunConfig, method: Method, processes: Processes) -> 
         )
     if processes.sharded and config.tokens_every:
         raise BadInput("--tokens-every reads whole weights, and --parallel fsdp2 splits them; write --parallel ddp")
-    if processes.sharded and (method.normalised or method.masked):
-        names = ", ".join(one.name for one in method.shapings)
+    own = [one.name for one in (method.reweighting, method.learned) if one is not None]
+    if processes.sharded and own:
+        names = ", ".join(own)
         raise BadInput(
             f"--parallel fsdp2 splits every parameter, and {names} needs whole gradients of its own making; "
             "write --parallel ddp"

@@ -1,7 +1,8 @@
 """What an objective or a shaping may read of a batch beside log-probabilities and lengths: a function for each term.
 
 A method names the terms that it needs in its row (``Objective.terms``, ``Shaping.needs``); the loop computes those and
-no others. A new term owes a line in ``objectives/terms.py``, which says what it is, and a function with its row here.
+no others. A new term owes a line in ``objectives/terms.py``, which says what it is and what it asks of the loop, and a
+function with its row here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dyn_probe.errors import BadInput
 from dyn_probe.objectives import kl_estimate, masked_logps, mismatched_rows
 from dyn_probe.objectives.terms import MEANINGS
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
+from dyn_probe.train.batches import step_order
 from dyn_probe.train.reference import Reference
 
 if TYPE_CHECKING:
@@ -89,6 +91,15 @@ def kl(batch: Batch) -> Tensor:
     return kl_estimate(setup.processes.stacked(ours), setup.processes.stacked(theirs))
 
 
+def batch_tokens(batch: Batch) -> float:
+    """Mean number of tokens of the chosen responses over all pairs of the optimizer step, however it is cut into
+    micro-batches and processes."""
+    setup, config = batch.run.setup, batch.run.config
+    order = step_order(len(setup.pairs), config.pairs_per_step, batch.step, config.seed)
+    chosen = [setup.pairs[i].chosen for i in order]
+    return sum(len(row.ids) - row.start for row in chosen) / len(chosen)
+
+
 def win_w(batch: Batch) -> Tensor:
     """``[B]`` P of every pair."""
     return batch.tokens.new_tensor([win_probability(pair) for pair in batch.own])
@@ -115,6 +126,7 @@ PROVIDERS: dict[str, Callable[[Batch], Any]] = {
     "token_logps": lambda batch: batch.tokens,
     "response_mask": lambda batch: batch.rows.response_mask,
     "progress": progress,
+    "batch_tokens": batch_tokens,
     "kl": kl,
     "win_w": win_w,
     "win_l": win_l,

@@ -1,7 +1,7 @@
 """Loss and pulls of any objective under any shaping: one piece of code for every row of both tables.
 
 The pulls d_w = −∂ℓ/∂a and d_l = ∂ℓ/∂b are all that a pair's update keeps of the objective:
-−∇ℓ = d_w g_w − d_l g_l (METHODS §1).
+−∇ℓ = d_w g_w − d_l g_l (docs/notation.md).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from dyn_probe.errors import BadInput
+from dyn_probe.objectives.formulas import likelihood
 from dyn_probe.objectives.losses import objective, resolve_hyper
 from dyn_probe.objectives.options import Value
 from dyn_probe.objectives.shaping import parse_shapings
 from dyn_probe.objectives.table import ChosenShaping, Columns, Objective
 from dyn_probe.objectives.terms import MEANINGS, Terms
-from dyn_probe.objectives.token_mask import mask_penalty
 
 Hyper = Mapping[str, Value] | None
 Shapings = Iterable[str | ChosenShaping]
@@ -40,7 +40,7 @@ def pair_loss(
     """
     row, values, chosen = _resolved(name, terms, hyper, shapings)
     shaped, columns, penalty = _shape(row, terms, chosen)
-    losses = row.loss(shaped, values)
+    losses = _loss(row, shaped, values)
     losses = losses if penalty is None else losses + penalty
     return losses, {column: value.detach() for column, value in columns.items()}
 
@@ -54,7 +54,7 @@ def pulls(name: str | Objective, terms: Terms, hyper: Hyper = None, shapings: Sh
     shaped, _, _ = _shape(row, _detached(terms), chosen)
     with torch.enable_grad():
         a, b = (x.detach().requires_grad_() for x in (shaped.a, shaped.b))
-        total = row.loss(replace(shaped, a=a, b=b), values).sum()
+        total = _loss(row, replace(shaped, a=a, b=b), values).sum()
         grad_a, grad_b = torch.autograd.grad(total, (a, b), materialize_grads=True)
     return -grad_a, grad_b
 
@@ -90,7 +90,7 @@ def _resolved(
     """Row, hyper-parameters and shapings, once every term they read is there."""
     row = objective(name)
     values = resolve_hyper(row, hyper)
-    chosen = parse_shapings(shapings, row)
+    chosen = parse_shapings(shapings, row, values)
     needed = dict.fromkeys([*row.needs(values), *(n for one in chosen for n in one.shaping.needs)])
     missing = [f"{n} ({MEANINGS[n]})" for n in needed if getattr(terms, n) is None]
     if missing:
@@ -99,17 +99,24 @@ def _resolved(
     return row, values, chosen
 
 
+def _loss(row: Objective, terms: Terms, values: Mapping[str, Any]) -> Tensor:
+    """``ℓ [B]`` with the likelihood term, which no shaping touches; without one, exactly the objective's own."""
+    losses = row.loss(terms, values)
+    weight = values.get("nll", 0.0)
+    return losses + weight * likelihood(terms, values) if weight else losses
+
+
 def _shape(row: Objective, terms: Terms, chosen: tuple[ChosenShaping, ...]) -> tuple[Terms, Columns, Tensor | None]:
-    """Shaped terms, columns and penalty. Factors read the unmasked terms, so the token mask comes last."""
+    """Shaped terms, columns and penalty. Factors read the responses' own terms, so what replaces these comes last."""
     columns: Columns = {}
     penalty = None
-    for one in sorted(chosen, key=lambda one: one.name == "token-mask"):
+    for one in sorted(chosen, key=lambda one: bool(one.shaping.rows)):
         if one.shaping.apply is None:
             continue
         terms, more = one.shaping.apply(row, terms, one.options)
         columns |= more
-        if "penalty" in one.options:
-            penalty = mask_penalty(more, one.options["penalty"])
+        if one.shaping.penalty is not None:
+            penalty = one.shaping.penalty(more, one.options)
     return terms, columns, penalty
 
 
