@@ -55,6 +55,8 @@ def read_pairs(name: str, *, count: int | None = None, columns: str = "") -> Pai
         BadInput: the name is unknown, the data cannot be read, no shape fits, or no row of it can be used.
     """
     if name.startswith("sentiment:"):
+        if columns:
+            raise BadInput(f"--columns is for files of pairs; {name} reads text, and sentiment or label_text")
         pairs, skipped = sentiment_pairs(name.removeprefix("sentiment:"), count)
         return PairsRead(name, len(pairs) + len(skipped), pairs, skipped, "statements with a sentiment")
     found = list(islice(read_source(name), count))

@@ -40,8 +40,8 @@ def pair_from_row(row: SourceRow, shape: Shape, watch: Sequence[str] = ()) -> Pr
     empty = [side for side, value in raw.items() if value is None]
     if empty:
         raise BadRow(f"{' and '.join(empty)} empty")
-    prompt = _prompt(values, shape)
     chosen, rejected = _sides(raw)
+    prompt = _prompt(values, shape, isinstance(chosen, tuple) and isinstance(rejected, tuple))
     before = _before(values, shape)
     if before is not None or shape.user:  # a conversation, whatever the columns are
         chosen, rejected = _as_turns(prompt, chosen, rejected)
@@ -63,14 +63,19 @@ def _sides(raw: Mapping[str, Any]) -> tuple[Text, Text]:
     return text_of(raw["chosen"], "chosen"), text_of(raw["rejected"], "rejected")
 
 
-def _prompt(values: Mapping[str, Any], shape: Shape) -> Text | None:
-    """The prompt's column as text or turns, the user's as a text; None where the sides hold the prompt."""
+def _prompt(values: Mapping[str, Any], shape: Shape, conversations: bool) -> Text | None:
+    """The prompt's column as text or turns, the user's as a text; None where the sides hold the prompt.
+
+    A null prompt costs the row, unless the sides are conversations: their shared turns are the prompt then.
+    """
     column = shape.user or shape.prompt
     if not column:
         return None
     first, *others = column.split("+")
     found = value_at(values, first)
     if found is None or found == [] or (shape.user and not str(found).strip()):
+        if conversations:
+            return None
         raise BadRow("no prompt", f"{first} is {'null' if found is None else 'empty'}")
     if shape.user or others:
         return _joined([(name, value_at(values, name)) for name in (first, *others)])

@@ -288,9 +288,9 @@ EXAMPLES = Table(
     "one pair of the data, as text",
     (
         replace(_PAIR, required=True),
-        Column("prompt", "string", "", "prompt text"),
-        Column("chosen", "string", "", "chosen response text"),
-        Column("rejected", "string", "", "rejected response text"),
+        Column("prompt", "string", "", "prompt text, decoded from the measured tokens; cuts are marked"),
+        Column("chosen", "string", "", "chosen response text, likewise"),
+        Column("rejected", "string", "", "rejected response text, likewise"),
         Column("source", "string", "", "file and line, or generator and number"),
     ),
     unique=("pair_id",),

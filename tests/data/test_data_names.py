@@ -100,6 +100,11 @@ def test_neutral_statements_of_a_public_data_set_are_dropped_and_counted(tmp_pat
     assert len(load_pairs(f"sentiment:short-suffix@{file}", count=2)[0]) == 2
 
 
+def test_columns_are_for_pairs_and_not_for_statements() -> None:
+    with pytest.raises(BadInput, match="reads text, and sentiment or label_text"):
+        load_pairs("sentiment:long-suffix", columns="prompt=text")
+
+
 def test_statements_may_lie_in_any_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text('textID,text,sentiment\n1,"I won, really.",positive\n2,Hm.,neutral\n')
     pairs, skipped = load_pairs(f"sentiment:single-token@{tmp_path / 'mine.csv'}")
