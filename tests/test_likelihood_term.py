@@ -19,6 +19,7 @@ from tiny_runs import TRAINED, run, tiny, uneven
 
 from dyn_probe.data.built_in import built_in_model
 from dyn_probe.data.collating import collate
+from dyn_probe.entanglement import counterfactual
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import OBJECTIVES, SHAPINGS, Terms, pair_loss, pulls, resolve_hyper, shapings_of
 from dyn_probe.train.batches import step_order
@@ -149,6 +150,23 @@ def test_every_objective_trains_with_it(objective: str, tmp_path: Path) -> None:
     added = 0.3 / first[0]["len_chosen"].mean()
     np.testing.assert_allclose(first[0]["pull_chosen"] - first[1]["pull_chosen"], added, rtol=1e-3)
     np.testing.assert_array_equal(first[0]["pull_rejected"], first[1]["pull_rejected"])
+
+
+def test_the_counterfactual_of_a_recorded_run_is_the_run_that_has_it(tmp_path: Path) -> None:
+    """The first step of a DPO run, asked what DPO with the term would have done, against a run of just that."""
+    options: dict[str, Any] = dict(dtype="float64", steps=1, data=uneven(tmp_path))
+    plain, likely = (run(tmp_path / str(weight), hyper={"nll": weight}, **options).pairs for weight in (0.0, 0.6))
+    rows = {name: torch.tensor(plain[name].to_numpy(float)) for name in plain if plain[name].dtype.kind in "fi"}
+    terms = Terms(
+        a=rows["logp_chosen"], b=rows["logp_rejected"], n_w=rows["len_chosen"], n_l=rows["len_rejected"],
+        r_w=rows["ref_logp_chosen"], r_l=rows["ref_logp_rejected"],
+    )  # fmt: skip
+    entries = tuple(plain[name] for name in ("grad_norm_chosen", "grad_norm_rejected", "grad_inner"))
+    d_w, d_l = pulls("dpo", terms, {"nll": 0.6})
+    up, down, case = counterfactual(entries, (d_w.numpy(), d_l.numpy()), 1e-3)
+    np.testing.assert_allclose(up, likely["predicted_delta_chosen"], rtol=1e-8)
+    np.testing.assert_allclose(down, likely["predicted_delta_rejected"], rtol=1e-8)
+    assert list(case) == list(likely["case"])
 
 
 def test_a_weight_of_0_leaves_a_run_as_it_is_bit_for_bit(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_supervised_warm_up_raises_chosen_and_both_sides_if_asked(tmp_path: Path
         ({"data": "sentiment:none"}, "unknown sentiment style"),
         ({"model": "./nothing"}, "no such model folder"),
         ({"batch_size": 100}, "a step takes 100 pairs"),
-        ({"objective": "sppo", "hyper": {"soft": True}}, "give every pair a win_probability from 0 to 1"),
+        ({"objective": "sppo", "hyper": {"soft": True}}, "reads a win_probability"),
         ({"objective": "kto", "batch_size": 1}, "--batch-size 2"),
         ({"max_length": 4}, "leaves no room for a response"),
         ({"device": "abacus"}, "cannot use device"),

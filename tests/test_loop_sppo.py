@@ -77,8 +77,9 @@ def test_without_any_the_soft_form_is_refused_by_name(give: Any, tmp_path: Path)
     with pytest.raises(BadInput) as caught:
         loop.record(tiny(tmp_path / "run", **SOFT), progress=False)
     said = str(caught.value)
-    assert said.startswith("sppo with these options wants win_w") and "no pair of sentiment:long-suffix has it" in said
-    assert "give every pair a win_probability from 0 to 1, or leave the option off" in said
+    assert said.startswith("sppo with soft=true reads a win_probability (the probability that chosen beats rejected")
+    assert "no pair of sentiment:long-suffix has one" in said and "the first: no win_probability" in said
+    assert said.endswith("give the data that column, or leave the option off")
     assert not (tmp_path / "run").exists()
 
 

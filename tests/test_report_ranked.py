@@ -99,6 +99,14 @@ def test_the_overview_is_median_and_share_of_both_tenths(trace: Trace) -> None:
     assert lines["accuracy"].last == pytest.approx((margin > 0).mean())
 
 
+def test_measures_by_log_ratios_are_listed_where_the_own_score_is_another(trace: Trace, tmp_path: Path) -> None:
+    assert not any("log-ratio" in line.name for line in overview(trace))
+    tables = simulate(Options(steps=4))
+    tables["pairs"] = tables["pairs"].assign(score_chosen=2.0, score_rejected=1.0)
+    lines = {line.name: line.last for line in overview(load_trace(write_tables(tmp_path / "run", tables, {})))}
+    assert lines["margin"] == 1.0 != lines["log-ratio margin"] and "log-ratio accuracy" in lines
+
+
 def test_held_out_pairs_stand_beside_the_training_pairs(tmp_path: Path) -> None:
     """First evaluation against the one after the last step, which only run.json has."""
     tables = simulate(Options(steps=4))

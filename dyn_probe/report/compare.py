@@ -13,7 +13,7 @@ import pandas as pd
 from dyn_probe.report import derived
 from dyn_probe.report.facts import title
 from dyn_probe.report.frames import numbers
-from dyn_probe.report.overview import OWN, overview
+from dyn_probe.report.overview import OWN, every_line
 from dyn_probe.report.ranked import pair_rows
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def joined(traces: Mapping[str, Trace]) -> pd.DataFrame:
 
 def deltas(traces: Mapping[str, Trace]) -> list[DeltaLine]:
     """Every measure that some run has, at the end of each run (last tenth of its steps)."""
-    tables = {label: {line.name: line for line in overview(trace)} for label, trace in traces.items()}
+    tables = {label: {line.name: line for line in every_line(trace)} for label, trace in traces.items()}
     names = dict.fromkeys(name for table in tables.values() for name in table)
     lines = []
     for name in names:

@@ -126,7 +126,24 @@ OWN = ("margin", "accuracy", "held-out margin", "held-out accuracy")
 """Measures by the objective's own score: runs of different objectives are not compared by them."""
 
 
+COMMON = "log-ratio "
+"""How the name of a measure by log-ratios begins, whatever the objective's own score is."""
+
+
 def overview(trace: Trace) -> list[Line]:
+    """Every measure that was recorded, at the start and at the end of the run; measures by log-ratios only where the
+    objective's own score is another."""
+    lines = every_line(trace)
+    known = {line.name: (line.first, line.last) for line in lines}
+    return [
+        line
+        for line in lines
+        if COMMON not in line.name
+        or not np.array_equal(known[line.name], known.get(line.name.replace(COMMON, ""), ()), equal_nan=True)
+    ]
+
+
+def every_line(trace: Trace) -> list[Line]:
     """Every measure that was recorded, at the start and at the end of the run."""
     return [*_recorded(trace), *_held_out(trace)]
 

@@ -19,7 +19,6 @@ from dyn_probe.data.encoding import EncodedPair, Row
 from dyn_probe.data.records import Skipped
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import kl_estimate, masked_logps, mismatched_rows
-from dyn_probe.objectives.terms import MEANINGS
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.train.batches import step_order
 from dyn_probe.train.reference import Reference
@@ -143,11 +142,19 @@ def win_probability(pair: EncodedPair) -> float | None:
     return getattr(pair.text, "win_probability", None) if known is None else known
 
 
-FROM_DATA: Mapping[str, tuple[str, Callable[[EncodedPair], float | None]]] = {
-    "win_w": ("win_probability", win_probability),
-    "win_l": ("win_probability", win_probability),
-}
-"""Term → the field of the data that it is read from, a number from 0 to 1 for each pair, and its value."""
+@dataclass(frozen=True)
+class Field:
+    """A number from 0 to 1 that the data gives each pair: its name, what it is, and how it is read."""
+
+    name: str
+    meaning: str
+    read: Callable[[EncodedPair], float | None]
+
+
+_WIN = Field("win_probability", "the probability that chosen beats rejected", win_probability)
+
+FROM_DATA: Mapping[str, Field] = {"win_w": _WIN, "win_l": _WIN}
+"""Term → the field of the data that it is made from."""
 
 
 def with_data(pairs: Sequence[EncodedPair], method: Method, data: str) -> tuple[list[EncodedPair], list[Skipped]]:
@@ -156,17 +163,24 @@ def with_data(pairs: Sequence[EncodedPair], method: Method, data: str) -> tuple[
     Raises:
         BadInput: no pair has it.
     """
-    fields = dict(FROM_DATA[name] for name in method.terms if name in FROM_DATA)
-    reasons = [next((why for name, read in fields.items() if (why := _lack(name, read(pair)))), "") for pair in pairs]
+    fields = dict.fromkeys(FROM_DATA[name] for name in method.terms if name in FROM_DATA)
+    reasons = [next((why for field in fields if (why := _lack(field.name, field.read(pair)))), "") for pair in pairs]
     if pairs and all(reasons):
-        what = "; ".join(f"{name} ({MEANINGS[name]})" for name in method.terms if name in FROM_DATA)
+        what = ", ".join(f"{field.name} ({field.meaning}, from 0 to 1)" for field in fields)
         raise BadInput(
-            f"{method.name} with these options wants {what}, and no pair of {data} has it (the first: {reasons[0]}); "
-            f"give every pair a {', '.join(fields)} from 0 to 1, or leave the option off"
+            f"{method.name}{_switched(method)} reads a {what} of every pair, and no pair of {data} has one that can be "
+            f"used (the first: {reasons[0]}); give the data that column, or leave the option off"
         )
     kept = [pair for pair, reason in zip(pairs, reasons, strict=True) if not reason]
     lost = zip(pairs, reasons, strict=True)
     return kept, [Skipped(pair.text.source, f"{reason}, which {method.name} reads") for pair, reason in lost if reason]
+
+
+def _switched(method: Method) -> str:
+    """The switches by which the method asks for the data's fields: `` with soft=true``."""
+    asked = method.objective.terms_if.items()
+    on = [switch for switch, names in asked if method.hyper[switch] and any(name in FROM_DATA for name in names)]
+    return f" with {', '.join(f'{switch}=true' for switch in on)}" if on else ""
 
 
 def _lack(name: str, value: float | None) -> str:
