@@ -179,3 +179,21 @@ def test_a_forgotten_factor_is_seen(tmp_path, monkeypatch):
     train(model, optimizer, Probe(model, tmp_path / "run", optimizer=optimizer, gram_every=1, metric_every=1))
     steps = load_trace(tmp_path / "run").steps
     assert (steps["law7_error"] <= 1e-10).all() and (steps["kappa_error"] > 0.1).all()
+
+
+@pytest.mark.parametrize("room", [0.0, 20_000.0])
+def test_totals_are_whole_where_copies_of_the_weights_do_not_fit(room, tmp_path, monkeypatch):
+    """Rows whose step is taken apart get along with copies of a part of the weights; a total alone needs all."""
+    monkeypatch.setattr("dyn_probe.metric.watch.free_room", lambda _: room)
+    totals = {}
+    for metric_every in (0, 1):
+        model = make_model("llama")
+        probe = Probe(
+            model, tmp_path / str(metric_every), optimizer=adamw(model), update=True, metric_every=metric_every
+        )
+        trace = load_trace(train(model, probe.optimizer, probe).writer.path)
+        totals[metric_every] = trace.pairs[["update_delta_chosen", "update_delta_rejected"]].to_numpy()
+        if metric_every:
+            share = trace.steps["law7_share"]
+            assert (share > 0).all() and (share < 1).all()
+    np.testing.assert_allclose(totals[0], totals[1], rtol=1e-9)

@@ -64,7 +64,7 @@ def _dot(left: Tensor | None, right: Tensor | None, step: int = 1 << 22) -> Tens
     return total.cpu()
 
 
-def law_one_error(model: nn.Module, gram: Tensor, coefficients: Tensor) -> float:
+def law_one(model: nn.Module, gram: Tensor, coefficients: Tensor) -> float:
     """``|cᵀKc − ‖∇loss‖²| / ‖∇loss‖²`` (law 1 of docs/notation.md); call it before anything touches the gradients.
 
     Args:
@@ -176,12 +176,3 @@ class SelfCheck:
         found, self._plain = compare(first, self._plain, tolerance), None
         self.done = not found.wrong
         return found
-
-
-def law_one(model: nn.Module, gram: Tensor, coefficients: Tensor) -> float:
-    """``|cᵀKc − ‖∇loss‖²| / ‖∇loss‖²`` (law 1); call it before anything touches the gradients."""
-    grads = [p.grad for p in trained_parameters(model).values() if p.grad is not None]
-    sizes = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
-    total = sum(float(size) ** 2 for size in sizes)
-    predicted = float(coefficients @ gram @ coefficients)
-    return abs(predicted - total) / total if total > 0 else abs(predicted)

@@ -139,7 +139,7 @@ class StepWatch:
             return
         trained = trained_parameters(self.model)
         self._names = {id(p): name for name, p in trained.items()}
-        chosen = self._fitting(trained) if self._waiting else []
+        chosen = [] if not self._waiting else self._fitting(trained) if self._pushes else list(trained)
         self._before = {name: trained[name].detach().clone() for name in chosen}
 
     def end(self) -> None:
@@ -150,10 +150,7 @@ class StepWatch:
     def _fitting(self, trained: Mapping[str, nn.Parameter]) -> list[str]:
         """Parameters whose copies fit into memory without raising the run's peak; the others have their turn later."""
         names = list(trained)
-        device = trained[names[0]].device
-        if device.type != "cuda":
-            return names
-        room = PEAK * torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+        room = free_room(trained[names[0]].device)
         start = self._turn % len(names)
         chosen: list[str] = []
         for name in [*names[start:], *names[:start]]:
@@ -241,6 +238,13 @@ class StepWatch:
     def _check_law(self, found: Sequence[Pushes]) -> None:
         worst = max(float((p.rounding.abs() / p.size.clamp(min=1e-300)).max()) for p in found)
         self.facts = replace(self.facts, law7_error=worst)
+
+
+def free_room(device: torch.device) -> float:
+    """Bytes that may be taken without raising the run's peak by more than ``PEAK``; no limit but on a GPU."""
+    if device.type != "cuda":
+        return float("inf")
+    return PEAK * torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
 
 
 def averaged_over(model: nn.Module) -> int:
