@@ -55,7 +55,7 @@ def reproduce(
     beside the measured one.
     """
     if study not in OPTIONS:
-        raise BadInput(f"unknown study {study!r}; choose one of: {', '.join(OPTIONS)}")
+        raise BadInput(unknown("study", study, OPTIONS))
     given = {"statements": statements, "probe_file": probe_file, "preset": preset}
     foreign = [name for name, value in given.items() if value is not None and name not in OPTIONS[study]]
     if foreign:

@@ -174,7 +174,7 @@ def test_settings_and_refusals(tmp_path):
 @pytest.mark.slow
 def test_a_small_study_trains_and_is_judged(tmp_path):
     study = Study(seeds=1)
-    runs = train_styles(tmp_path, study, lambda _: None)
+    runs = train_styles(tmp_path, study)
     traces = {style: [load_trace(path) for path in paths] for style, paths in runs.items()}
     page, judged = write_study(traces, tmp_path / "report", {})
     assert page.is_file()
