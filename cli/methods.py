@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +25,6 @@ def methods(
 ) -> None:
     """List the objectives and shapings with formulas, defaults and papers, or explain one of them."""
     from dyn_probe.objectives import describe
-    from dyn_probe.train.choices import unknown
 
     rows = describe()
     if name is None:

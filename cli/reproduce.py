@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from dyn_probe_cli.next_step import say_next
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
 
 OPTIONS = {"sentiment": ("statements",), "squeezing": ("probe_file", "preset")}
 """Study → the options that it alone has."""
@@ -70,10 +70,11 @@ def reproduce(
 def _sentiment(folder: Path, force: bool, seeds: int | None, statements: str | None) -> None:
     from dyn_probe.report.study_sentiment import study_lines, write_study
     from dyn_probe.trace.reader import load_trace
+    from dyn_probe.train.display import Display
     from dyn_probe.train.study_sentiment import Study, train_styles
 
     settings = Study(**_known(seeds=seeds, statements=statements))
-    runs = train_styles(folder, settings, typer.echo)
+    runs = train_styles(folder, settings, Display())
     traces = {style: [load_trace(path) for path in paths] for style, paths in runs.items()}
     page, judged = write_study(traces, folder / "report", asdict(settings), force)
     typer.echo("\n".join(study_lines(judged)))

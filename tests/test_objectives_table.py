@@ -88,7 +88,9 @@ def test_unknown_names_are_answered_with_the_choices() -> None:
         pair_loss("dopo", simple())
     with pytest.raises(BadInput, match=rf"unknown shaping 'gate'.*{', '.join(SHAPINGS)}"):
         parse_shaping("gate")
-    with pytest.raises(BadInput, match="unknown option 'betta'; dpo takes beta, label_smoothing"):
+    with pytest.raises(
+        BadInput, match=r"unknown option 'betta' \(did you mean beta\?\); dpo takes beta, label_smoothing"
+    ):
         pair_loss("dpo", simple(**REFERENCE), {"betta": 0.1})
     with pytest.raises(BadInput, match="unknown option 'beta'; sft takes no options"):
         pair_loss("sft", simple(), {"beta": 0.1})

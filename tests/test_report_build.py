@@ -104,7 +104,7 @@ def test_report_data_is_plain_and_complete(tmp_path: Path) -> None:
     assert defined["grad_inner"]["meaning"] == meanings["grad_inner"].meaning
     assert defined["grad_inner"]["unit"] == meanings["grad_inner"].unit
     assert "gate" not in defined and "condition_chosen" in defined
-    assert len(data["ranked"]["cards"]) == 15 and data["ranked"]["by"] == "excess"
+    assert len(data["ranked"]["cards"]) == 15 and data["ranked"]["by"] == "fall"
 
 
 @pytest.mark.parametrize(("status", "said"), [("recording", "did not close"), ("stopped", "out of memory")])

@@ -128,9 +128,11 @@ def test_what_is_no_row_or_no_table_is_refused(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "run", {}) as writer:
         with pytest.raises(TraceError, match="row 0: wanted a mapping"):
             writer.add("pairs", ["step"])  # type: ignore[list-item]
-        with pytest.raises(TraceError, match=r"no table 'pair'; write one of: pairs, steps"):
+        with pytest.raises(
+            TraceError, match=r"unknown table 'pair' \(did you mean pairs\?\); choose one of: pairs, steps"
+        ):
             writer.add("pair", [])
-    with pytest.raises(TraceError, match="no table 'pair'"):
+    with pytest.raises(TraceError, match="unknown table 'pair'"):
         load_trace(tmp_path / "run").table("pair")
 
 

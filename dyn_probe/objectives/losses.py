@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
 from dyn_probe.objectives import formulas
 from dyn_probe.objectives.options import Value, parse, resolve
 from dyn_probe.objectives.table import Objective
@@ -180,8 +180,8 @@ def objective(name: str | Objective) -> Objective:
     if isinstance(name, Objective):
         return name
     if name not in OBJECTIVES:
-        trained, stages = (", ".join(row.name for row in _ROWS if row.stage is stage) for stage in (False, True))
-        raise BadInput(f"unknown objective {name!r}; choose one of: {trained} (or a warm-up stage: {stages})")
+        trained, stages = ([row.name for row in _ROWS if row.stage is stage] for stage in (False, True))
+        raise BadInput(f"{unknown('objective', name, trained)} (or a warm-up stage: {', '.join(stages)})")
     return OBJECTIVES[name]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, did_you_mean
 
 Value = float | bool | str
 
@@ -92,7 +92,8 @@ def resolve(owner: str, defaults: Mapping[str, Value], given: Mapping[str, Value
     values = dict(defaults)
     for key, value in (given or {}).items():
         if key not in defaults:
-            wrong.append(f"unknown option {key!r}; {owner} takes {', '.join(defaults) or 'no options'}")
+            hint = did_you_mean(key, defaults)
+            wrong.append(f"unknown option {key!r}{hint}; {owner} takes {', '.join(defaults) or 'no options'}")
             continue
         values[key], complaint = _coerce(owner, key, defaults[key], value)
         wrong += [complaint] if complaint else []
@@ -105,8 +106,9 @@ def _coerce(owner: str, key: str, default: Value, value: Value) -> tuple[Value, 
     """``value`` in the type of ``default``, and what is wrong with it (empty where nothing is)."""
     known = option(owner, key)
     if isinstance(default, str):
-        bad = value not in known.choices
-        return value, f"{key} wants {' or '.join(known.choices)}; got {value!r}" if bad else ""
+        if value in known.choices:
+            return value, ""
+        return value, f"{key} wants {' or '.join(known.choices)}; got {value!r}{did_you_mean(value, known.choices)}"
     if isinstance(default, bool):
         read = {"true": True, "false": False}.get(str(value).lower())
         return (value, f"{key} wants true or false; got {value!r}") if read is None else (read, "")

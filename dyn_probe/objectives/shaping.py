@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
 from dyn_probe.objectives.factors import adadpo, gate_q10, gate_seq
 from dyn_probe.objectives.losses import OBJECTIVES
 from dyn_probe.objectives.options import parse, resolve
@@ -96,7 +96,7 @@ def parse_shaping(text: str | ChosenShaping) -> ChosenShaping:
         return text
     name, given = parse(text)
     if name not in SHAPINGS:
-        raise BadInput(f"unknown shaping {name!r}; choose from: {', '.join(SHAPINGS)}")
+        raise BadInput(unknown("shaping", name, SHAPINGS))
     row = SHAPINGS[name]
     return ChosenShaping(row, resolve(row.name, row.defaults, given))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
@@ -10,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dyn_probe.errors import TraceError
+from dyn_probe.errors import TraceError, nearest, unknown
 from dyn_probe.trace.schema import TABLES, Column, Table
 
 _SCALARS: dict[str, pa.DataType] = {
@@ -25,7 +24,7 @@ _SCALARS: dict[str, pa.DataType] = {
 def find_table(name: str) -> Table:
     """The table of that name; an unknown name is an error that lists the known ones."""
     if name not in TABLES:
-        raise TraceError(f"a trace has no table {name!r}; write one of: {', '.join(TABLES)}")
+        raise TraceError(unknown("table", name, TABLES))
     return TABLES[name]
 
 
@@ -86,8 +85,8 @@ def _misnamed(table: Table, rows: list[Mapping[str, object]]) -> Iterator[str]:
         for name in row.keys() - set(table.names):
             unknown[name] = unknown.get(name, 0) + 1
     for name, count in sorted(unknown.items(), key=str):
-        near = difflib.get_close_matches(str(name), table.names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(name, table.names)
+        hint = f"; did you mean {near!r}?" if near else ""
         yield f"column {name!r} does not exist (in {count} of {len(rows)} rows){hint}"
 
 

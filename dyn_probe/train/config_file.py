@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
 from dyn_probe.objectives.options import parse
-from dyn_probe.train.choices import unknown
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.values import read_value
 

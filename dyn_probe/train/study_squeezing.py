@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
 from dyn_probe.mass.building import build_probe_set, with_unrelated
 from dyn_probe.mass.kinds import GROUPS, kinds_of
 from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
@@ -26,7 +26,6 @@ from dyn_probe.mass.published import PUBLISHED, Published
 from dyn_probe.mass.reading import read_probe_set
 from dyn_probe.train.answers import varied_answer
 from dyn_probe.train.builtin import fast_tokenizer, learnt_tokenizer, small_model
-from dyn_probe.train.choices import unknown
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display
 from dyn_probe.train.loop import record

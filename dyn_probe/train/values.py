@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dyn_probe.errors import did_you_mean
+
 
 @dataclass(frozen=True)
 class Option:
@@ -67,7 +69,8 @@ def _read_text(option: Option, value: Any) -> tuple[Any, str]:
     if not isinstance(text, str):
         return value, f"wants a text; got {value!r}"
     if option.choices and text not in option.choices:
-        return value, f"wants {' or '.join(option.choices)}; got {value!r}"
+        hint = did_you_mean(value, option.choices)
+        return value, f"wants {' or '.join(option.choices)}; got {value!r}{hint}"
     return text, ""
 
 
