@@ -1,19 +1,22 @@
 """Detached factors on a pair's contributions: the gate g on rejected (Gate-DPO), ρ on chosen (AdaDPO).
 
-Letters as in terms.py; ``sg[·]`` is a stop-gradient. Each rule is ``(objective, terms, options) → (terms,
-columns)``.
+Letters as in docs/notation.md; ``sg[·]`` is a stop-gradient. Each rule is ``(objective, terms, options) → (terms,
+columns)``, written with methods of tensors, so that the table of shapings can be read without torch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dyn_probe.objectives.formulas import log_odds
-from dyn_probe.objectives.table import Columns, Objective, Options
-from dyn_probe.objectives.terms import Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dyn_probe.objectives.table import Columns, Objective, Options
+    from dyn_probe.objectives.terms import Terms
 
 
 def _gate(statistic: Tensor, terms: Terms, options: Options) -> tuple[Terms, Columns]:
@@ -24,28 +27,27 @@ def _gate(statistic: Tensor, terms: Terms, options: Options) -> tuple[Terms, Col
     forms where that ratio does not depend on a and b (dpo, rdpo, simpo, ipo, dpo_shift).
     """
     s = statistic.detach()
-    g = torch.sigmoid(options["alpha"] * (s - options["tau"]))
+    g = (options["alpha"] * (s - options["tau"])).sigmoid()
     return replace(terms, gate=g, gate_form=options["form"]), {"gate": g, "gate_statistic": s}
 
 
 def gate_seq(objective: Objective, terms: Terms, options: Options) -> tuple[Terms, Columns]:
     """Gate on s = e^b̄, the geometric-mean token probability of the rejected response."""
-    return _gate(torch.exp(terms.mean_l), terms, options)
+    return _gate(terms.mean_l.exp(), terms, options)
 
 
 def gate_q10(objective: Objective, terms: Terms, options: Options) -> tuple[Terms, Columns]:
-    """Gate on s = the 0.10-quantile (linear interpolation) over the rejected response's token "
-    "probabilities."""
+    """Gate on s = the 0.10-quantile (linear interpolation) over the rejected response's token probabilities."""
     logps = terms.need("token_logps").chunk(2)[1].detach()
     said = terms.need("response_mask").chunk(2)[1].bool()
-    probabilities = torch.exp(logps.float() if logps.dtype in (torch.float16, torch.bfloat16) else logps)
-    return _gate(torch.nanquantile(probabilities.masked_fill(~said, torch.nan), 0.10, dim=1), terms, options)
+    probabilities = (logps.float() if logps.element_size() < 4 else logps).exp()  # no quantile of half precision
+    return _gate(probabilities.masked_fill(~said, math.nan).nanquantile(0.10, dim=1), terms, options)
 
 
 def balanced(objective: Objective, terms: Terms, options: Options) -> tuple[Tensor, Tensor]:
     """``u_w, u_l`` [B]: logarithms of the quantities p = e^u AdaDPO balances, d_w/p_w = d_l/p_l.
 
-    Log-odds for orpo (R: what its pair term compares); else log-ratios h or log-probabilities, per token
+    Log-odds for orpo (a reconstruction: what its pair term compares); else log-ratios h or log-probabilities, per token
     where ``stable``.
     """
     if objective.name == "orpo":
@@ -58,5 +60,5 @@ def balanced(objective: Objective, terms: Terms, options: Options) -> tuple[Tens
 def adadpo(objective: Objective, terms: Terms, options: Options) -> tuple[Terms, Columns]:
     """ρ = min(exp(sg[u_w − u_l]), C) on the chosen contribution."""
     u_w, u_l = balanced(objective, terms, options)
-    rho = torch.exp((u_w - u_l).detach()).clamp(max=options["ceiling"])
+    rho = (u_w - u_l).detach().exp().clamp(max=options["ceiling"])
     return replace(terms, rho=rho), {"rho": rho}

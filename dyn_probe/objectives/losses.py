@@ -1,4 +1,4 @@
-"""METHODS §3 as one table: every preference objective, its hyper-parameters and what its dynamics look like.
+"""One table: every preference objective, its hyper-parameters and what its dynamics look like. No torch.
 
 A new objective owes a function in formulas.py and one row here; the tests of every law then run over it. The
 smallest row::

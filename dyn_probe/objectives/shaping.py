@@ -1,6 +1,6 @@
-"""METHODS §4 as one table: shapings of a pair's gradients, each composed with the objectives it fits.
+"""One table: shapings of a pair's gradients, each with its options, and the objectives it composes with. No torch.
 
-Letters as in terms.py; ``sg[·]`` is a stop-gradient. A shaping is a function ``(objective, terms, options)
+Letters as in docs/notation.md; ``sg[·]`` is a stop-gradient. A shaping is a function ``(objective, terms, options)
 → (terms, columns)`` and one row of SHAPINGS; which objectives it fits stands in their rows of losses.py.
 Columns are named as in trace/schema.py.
 """
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.objectives.factors import adadpo, gate_q10, gate_seq
 from dyn_probe.objectives.losses import OBJECTIVES
+from dyn_probe.objectives.masking import masked_terms
 from dyn_probe.objectives.options import parse, resolve
 from dyn_probe.objectives.table import ChosenShaping, Objective, Shaping
-from dyn_probe.objectives.token_mask import masked_terms
 
 _GATE_DYNAMICS = (
     "g multiplies the pull on rejected, so the condition for chosen to rise loosens by 1/g; rejected "

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dyn_probe.objectives.options import Value
-from dyn_probe.objectives.terms import Terms
 
-Columns = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dyn_probe.objectives.terms import Terms
+
+Columns: TypeAlias = "dict[str, Tensor]"
 Options = Mapping[str, Any]
 
 

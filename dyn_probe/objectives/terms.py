@@ -123,7 +123,7 @@ class Terms:
         """The rejected contribution to a pair term as shaped: times g (Gate-DPO).
 
         Form ``value`` scales value and gradient: ``g·x``. Form ``gradient`` scales the gradient alone:
-        ``sg[x] + g·(x − sg[x])``, which is METHODS' ``g·x + (1−g)·sg[x]`` with the value exact.
+        ``sg[x] + g·(x − sg[x])``, which is ``g·x + (1−g)·sg[x]`` with the value exact.
         """
         if self.gate is None:
             return contribution

@@ -1,7 +1,7 @@
 """Loss and pulls of any objective under any shaping: one piece of code for every row of both tables.
 
 The pulls d_w = −∂ℓ/∂a and d_l = ∂ℓ/∂b are all that a pair's update keeps of the objective:
-−∇ℓ = d_w g_w − d_l g_l (METHODS §1).
+−∇ℓ = d_w g_w − d_l g_l (docs/notation.md).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives.losses import objective, resolve_hyper
+from dyn_probe.objectives.masking import mask_penalty
 from dyn_probe.objectives.options import Value
 from dyn_probe.objectives.shaping import parse_shapings
 from dyn_probe.objectives.table import ChosenShaping, Columns, Objective
 from dyn_probe.objectives.terms import MEANINGS, Terms
-from dyn_probe.objectives.token_mask import mask_penalty
 
 Hyper = Mapping[str, Value] | None
 Shapings = Iterable[str | ChosenShaping]
