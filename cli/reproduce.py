@@ -91,7 +91,7 @@ def _squeezing(folder: Path, force: bool, seeds: int | None, probe_file: Path | 
     settings = preset_named(preset or "cpu", seeds)
     runs = train_methods(folder, settings, probe_file, Display())
     traces = {method: [load_trace(path) for path in paths] for method, paths in runs.items()}
-    about = asdict(settings) | {"probe file": str(probe_file or "generated")}
+    about = {"preset": preset or "cpu"} | asdict(settings) | {"probe file": str(probe_file or "generated")}
     missed = left_out(read_data(probe_file, settings)[0])
     page, frame = write_study(traces, folder / "report", about, force, missed)
     typer.echo("\n".join(study_lines(frame)))

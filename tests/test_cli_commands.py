@@ -79,7 +79,9 @@ def test_help_starts_without_heavy_imports(arguments: list[str]) -> None:
 
 
 def test_that_check_can_fail() -> None:
-    assert "pandas" in loaded_after(["methods"]) or "torch" in loaded_after(["heatmap", "built-in", "--data", "x.jsonl"])
+    assert "pandas" in loaded_after(["methods"]) or "torch" in loaded_after(
+        ["heatmap", "built-in", "--data", "x.jsonl"]
+    )
 
 
 def test_every_option_stands_in_the_help_with_its_text(

@@ -56,7 +56,7 @@ def test_wrong_wishes_are_answered_with_the_choices(trace: Trace, tmp_path: Path
         ranked_pairs(trace, "beauty")
     with pytest.raises(BadInput, match=r"did you mean cosine\?"):
         ranked_pairs(trace, "Cosin")
-    with pytest.raises(BadInput, match=r"nearest are 117, 118, 119"):
+    with pytest.raises(BadInput, match=r"nearest recorded steps are 117, 118, 119"):
         ranked_pairs(trace, step=500)
     bare = new_trace(tmp_path / "bare", Options(steps=3, realised=False))
     assert "realised" not in available(bare)
@@ -147,11 +147,11 @@ def test_the_summary_holds_table_and_verdicts(trace: Trace) -> None:
 
 
 def test_the_overview_is_median_and_share_of_both_tenths(trace: Trace) -> None:
-    lines = {line.name: line for line in overview(trace)}
+    lines = {line.key: line for line in overview(trace)}
     first, last = trace.pairs[trace.pairs.step <= 11], trace.pairs[trace.pairs.step >= 108]
-    assert lines["log-prob of chosen"].first == pytest.approx((first.logp_chosen / first.len_chosen).median())
+    assert lines["logp_chosen"].first == pytest.approx((first.logp_chosen / first.len_chosen).median())
     assert lines["cosine"].last == pytest.approx(last.grad_cosine.median())
-    assert lines["case 2: both down"].last == pytest.approx((last.case == 2).mean())
+    assert lines["case_2"].last == pytest.approx((last.case == 2).mean())
     margin = last.logp_chosen - last.ref_logp_chosen - last.logp_rejected + last.ref_logp_rejected
     assert lines["accuracy"].last == pytest.approx((margin > 0).mean())
 
@@ -170,7 +170,7 @@ def test_data_text_is_never_markup_or_control(tmp_path: Path) -> None:
 
 def test_the_summary_of_an_unclosed_empty_trace(tmp_path: Path) -> None:
     text = plain(summary_lines(load_trace(write_tables(tmp_path / "run", {}, {}, "recording"))))
-    assert "recording" in text and "did not close" in text
+    assert "recording" in text and "was not closed" in text
 
 
 def test_the_start_is_left_out_with_one_step(tmp_path: Path) -> None:

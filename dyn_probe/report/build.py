@@ -52,7 +52,7 @@ def build_report(
         BadInput: no runs, or `out` may not be written.
     """
     if not runs:
-        raise BadInput("wanted the folder of at least one run, came none; write: dyn-probe report RUN")
+        raise BadInput("wanted the folder of at least one run, got none; write: dyn-probe report RUN")
     paths = [Path(run) for run in runs]
     folder = Path(out) if out is not None else default_folder(paths)
     check_folder(folder, force)

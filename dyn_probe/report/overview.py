@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number over some rows of the table `pairs`: its name, unit, formula and how it is summarised."""
+    """One number over some rows of the table `pairs`: its key for programs, name, unit, formula and summary."""
 
+    key: str
     name: str
     unit: str
     formula: str
@@ -32,6 +33,7 @@ class Measure:
 class Line:
     """A measure of a run: over the first and the last tenth of its steps (`first` NaN with a single step)."""
 
+    key: str
     name: str
     unit: str
     formula: str
@@ -63,27 +65,36 @@ SIDE_LETTERS = {"chosen": ("a", "r_w", "n_w", "g_w", "d_w"), "rejected": ("b", "
 
 MEASURES: tuple[Measure, ...] = (
     *(
-        Measure(f"log-prob of {side}", "nats/token", f"median {logp}/{length}", _per_token(side))
+        Measure(f"logp_{side}", f"log-prob of {side}", "nats/token", f"median {logp}/{length}", _per_token(side))
         for side, (logp, _, length, _, _) in SIDE_LETTERS.items()
     ),
     *(
-        Measure(f"{side} against reference", "nats/token", f"median ({logp} − {ref})/{length}", _against(side))
+        Measure(
+            f"reference_{side}", f"{side} vs. reference", "nats/token", f"median ({logp} − {ref})/{length}",
+            _against(side),
+        )
         for side, (logp, ref, length, _, _) in SIDE_LETTERS.items()
     ),
-    Measure("margin", "nats/sequence", "median (a − r_w) − (b − r_l); no reference: a − b", derived.margin),
-    Measure("accuracy", "share", "share of rows with margin > 0", derived.margin, _positive),
-    Measure("loss", "nats", "median ℓ", _column("loss")),
+    Measure("margin", "margin", "nats/sequence", "median (a − r_w) − (b − r_l); no reference: a − b", derived.margin),
+    Measure("accuracy", "accuracy", "share", "share of rows with margin > 0", derived.margin, _positive),
+    Measure("loss", "loss", "nats", "median ℓ", _column("loss")),
     *(
-        Measure(f"gradient norm of {side}", "nats/parameter unit", f"median ‖{grad}‖", _column(f"grad_norm_{side}"))
+        Measure(
+            f"grad_norm_{side}", f"gradient norm of {side}", "nats/parameter unit", f"median ‖{grad}‖",
+            _column(f"grad_norm_{side}"),
+        )
         for side, (_, _, _, grad, _) in SIDE_LETTERS.items()
     ),
-    Measure("cosine", "1", "median ⟨g_w,g_l⟩/(‖g_w‖‖g_l‖)", _column("grad_cosine")),
+    Measure("cosine", "cosine", "1", "median ⟨g_w,g_l⟩/(‖g_w‖‖g_l‖)", _column("grad_cosine")),
     *(
-        Measure(f"pull on {side}", "1", f"median {pull}", _column(f"pull_{side}"))
+        Measure(f"pull_{side}", f"pull on {side}", "1", f"median {pull}", _column(f"pull_{side}"))
         for side, (_, _, _, _, pull) in SIDE_LETTERS.items()
     ),
     *(
-        Measure(f"case {number}: {name}", "share", f"share of rows in case {number}", _column("case"), _equal(number))
+        Measure(
+            f"case_{number}", f"case {number}: {name}", "share", f"share of rows in case {number}", _column("case"),
+            _equal(number),
+        )
         for number, name in CASES.items()
     ),
 )  # fmt: skip
@@ -98,5 +109,5 @@ def overview(trace: Trace) -> list[Line]:
     for measure in MEASURES:
         early, late = (measure.summary(measure.values(rows)) for rows in (first, last))
         if np.isfinite(early) or np.isfinite(late):
-            lines.append(Line(measure.name, measure.unit, measure.formula, early, late))
+            lines.append(Line(measure.key, measure.name, measure.unit, measure.formula, early, late))
     return lines

@@ -1,4 +1,4 @@
-"""Ranked pairs as the report shows them: numbers as text, responses with their differing words marked."""
+"""Ranked pairs as the report shows them: numbers as text, and responses with the words that differ marked."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ HEAD = {
     "grad_cosine": "cosine",
     "case": "case",
 }
-"""Numbers in a pair's closed card; the open one has all."""
+"""Numbers on a pair's collapsed card; the expanded one has all of them."""
 
 
 def pair_cards(trace: Trace, top: int = TOP) -> dict[str, Any]:
-    """The first pairs by the preferred ranking, with numbers and texts; no cards where none can be ranked."""
+    """The first pairs of the default ranking, with numbers and texts; no cards where nothing can be ranked."""
     try:
         name = chosen_ranking(trace)
     except BadInput as error:

@@ -94,7 +94,9 @@ def pair_rows(pairs: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
     if step is not None and not (steps == step).any():
         recorded_steps = np.unique(steps)
         near = recorded_steps[np.argsort(np.abs(recorded_steps - step))[:3]].astype(int)
-        raise BadInput(f"wanted a recorded step, came {step}; the nearest are {', '.join(map(str, sorted(near)))}")
+        raise BadInput(
+            f"step {step} was not recorded; the nearest recorded steps are {', '.join(map(str, sorted(near)))}"
+        )
     table = known.assign(
         rows=known.groupby("pair_id")["pair_id"].transform("size"),
         **{name: row.compute(known) for name, row in derived.DERIVED.items()},

@@ -1,5 +1,4 @@
-"""Verdicts: what happened in a run, in sentences with their numbers, formulas and knobs. Pure functions of a
-trace.
+"""Verdicts: what happened in a run, in sentences with their numbers, formulas and advice. Pure functions of a trace.
 
 A statement is `def name(trace) -> list[Verdict]`: empty where what it needs was not measured or where there
 is nothing to say. Its row in VERDICTS gives it a topic and its place in the report.
@@ -68,13 +67,13 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
 TOPICS: dict[str, str] = {
     "movement": "Chosen and rejected",
     "cases": "Why: the cases",
-    "change": "What another balance would do",
+    "change": "What a different balance would do",
     "pairs": "Which pairs",
     "mass": "Where the probability goes",
     "gradient": "Gradient norm and pulls",
     "layers": "Which layers",
     "shaping": "Gradient shaping",
-    "prediction": "Does the first-order story hold?",
+    "prediction": "Do first-order predictions hold?",
     "trust": "Can the trace be trusted?",
 }
 
