@@ -23,16 +23,17 @@ def pairs(
     by: Annotated[
         str | None,
         typer.Option(
-            help="Ranking; a wrong name prints them all.",
+            help="Ranking; an unknown name lists them all.",
             show_default="fall, the measured fall of chosen per token, where it was recorded",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 20,
     step: Annotated[
-        int | None, typer.Option(help="Rank at this recorded step.", show_default="each pair's last")
+        int | None,
+        typer.Option(help="Rank the pairs of this recorded step.", show_default="the last step of each pair"),
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", help="table, csv or json; csv and json have every column.")
+        str, typer.Option("--format", help="table, csv or json; csv and json contain every column.")
     ] = "table",
 ) -> None:
     """List the pairs whose chosen response falls furthest (or any other ranking), with their numbers and their text."""

@@ -30,7 +30,7 @@ class CertificationError(DynProbeError):
 
 
 class Diverged(DynProbeError):
-    """Training came to a loss that is no number; what was recorded before is kept."""
+    """Training diverged (a loss, gradient or log-probability is not finite); what was recorded before is kept."""
 
     exit_code = 1
 

@@ -1,7 +1,7 @@
 """Preference batches and their log-probabilities. Shift and mask happen here and nowhere else.
 
 Letters (docs/notation.md): ``B`` pairs, ``R = 2B`` rows ordered ``[chosen; rejected]``, ``L`` positions,
-``V`` vocabulary. A token's log-probability stands at the token's own position: column ``t`` holds
+``V`` vocabulary. A token's log-probability is at the token's own position: column ``t`` holds
 ``log p(x_t | x_<t)``.
 """
 
@@ -43,10 +43,10 @@ class PairBatch:
         shapes = [tuple(t.shape) for t in (self.input_ids, self.attention_mask, self.response_mask)]
         if self.input_ids.dim() != 2 or len(set(shapes)) != 1:
             raise BadInput(
-                f"PairBatch wants input_ids, attention_mask and response_mask of one shape [2B, L]; got {shapes}"
+                f"PairBatch needs input_ids, attention_mask and response_mask of one shape [2B, L]; got {shapes}"
             )
         if shapes[0][0] == 0 or shapes[0][0] % 2:
-            raise BadInput(f"PairBatch wants 2B rows, B chosen and then B rejected; got {shapes[0][0]} rows")
+            raise BadInput(f"PairBatch needs 2B rows, B chosen and then B rejected; got {shapes[0][0]} rows")
         attended, response = self.attention_mask.bool(), self.response_mask.bool()
         behind = torch.nn.functional.pad(attended, (1, 0))[:, :-1]
         for wrong, complaint in (
@@ -119,7 +119,7 @@ def token_logps(logits: Tensor, batch: PairBatch) -> Tensor:
     offset = batch.input_ids.shape[1] - logits.shape[1]
     rows, columns = batch.response_mask.nonzero(as_tuple=True)
     if bool((columns - 1 < offset).any()):
-        raise BadInput(f"token_logps wants logits for every response token; the first {offset} positions are missing")
+        raise BadInput(f"token_logps needs logits for every response token; the first {offset} positions are missing")
     wanted = logits[rows, columns - 1 - offset]
     wanted = wanted.float() if wanted.dtype in (torch.bfloat16, torch.float16) else wanted
     values = -F.cross_entropy(wanted, batch.input_ids[rows, columns], reduction="none")
@@ -141,9 +141,9 @@ def batch_logits(model: nn.Module, batch: PairBatch) -> Tensor:
 
 
 def logps_of_tokens(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
-    """``[n]`` log-probabilities of the tokens at ``positions`` of one sequence ``ids [L]``, each from a row of its own.
+    """``[n]`` log-probabilities of the tokens at ``positions`` of one sequence ``ids [L]``, each from a separate row.
 
-    Row i is the sequence up to the last wanted token, so that each token's gradient stands apart in the batch.
+    Row i is the sequence up to the last wanted token, so that each token's gradient is separate in the batch.
     """
     n, length = len(positions), int(positions.max()) + 1
     rows = ids[:length].expand(n, length).contiguous()

@@ -31,11 +31,11 @@ class Probe:
         every: record steps divisible by this.
         gram_every: record the full ``[2B, 2B]`` Gram (and the batch prediction) on steps divisible by this; 0 never.
         layers: also write the ``layers`` table.
-        certify: on the first recorded step, compute one pair again by plain autograd and stop if it disagrees.
+        certify: on the first recorded step, recompute one pair by plain autograd and stop if it disagrees.
         tolerance: largest relative error of that check (default: by dtype, ``certify.TOLERANCES``).
-        separate: measure by a backward of its own always: for losses that reach the model by other ways too.
-        update: also record ``update_delta_*``, the first-order change under the optimizer's real update (METHODS §8);
-            it keeps a copy of the trained parameters and the batch's activations until ``after_update``.
+        separate: always measure in a separate backward pass: for losses that also reach the model in other ways.
+        update: also record ``update_delta_*``, the first-order change along the optimizer's update (docs/notation.md);
+            this keeps a copy of the trained parameters and the batch's activations until ``after_update``.
         manifest: entries of ``run.json``.
         rank: this process's number.
         force: replace an existing trace at ``out``.
@@ -186,7 +186,7 @@ class Probe:
             ("losses", losses, half),
         ):
             if value is not None and value.shape != (size,):
-                raise BadInput(f"probe.pairs wants {name} of shape [{size}]; got {list(value.shape)}")
+                raise BadInput(f"probe.pairs needs {name} of shape [{size}]; got {list(value.shape)}")
         self._given = {
             "logps": _numbers(logps),
             "reference": None if reference is None else _numbers(reference),
@@ -222,7 +222,7 @@ class Probe:
             columns: ``[B]`` further columns of the ``pairs`` table.
         """
         if self._recording is None or not self._given:
-            raise BadInput("probe.backward wants probe.measure before it, in the same step")
+            raise BadInput("probe.backward needs probe.measure before it, in the same step")
         self._recording.reweight(coefficients)
         self._given["columns"] |= {name: _numbers(value) for name, value in columns.items()}
 
@@ -272,7 +272,7 @@ class Probe:
         size = len(columns["logp_chosen"])
         ids = list(pair_ids) if pair_ids is not None else [f"{step}-{self.rank}-{i}" for i in range(size)]
         if len(ids) != size:
-            raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
+            raise BadInput(f"probe.step needs one pair id for each of the {size} pairs; got {len(ids)}")
         rows = pair_rows(step, self.rank, ids, columns)
         self._fresh += rows
         self._hold(rows)
@@ -319,7 +319,7 @@ class Probe:
         self._steps[step] = record
 
     def _law_one(self, gram: Tensor, coefficients: Tensor) -> float:
-        """``|cᵀKc − ‖∇loss‖²| / ‖∇loss‖²`` (METHODS law 1); call it before anything touches the gradients."""
+        """``|cᵀKc − ‖∇loss‖²| / ‖∇loss‖²`` (law 1 of docs/notation.md); call it before the gradients are changed."""
         grads = [p.grad for p in trained_parameters(self.model).values() if p.grad is not None]
         sizes = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
         total = sum(float(size) ** 2 for size in sizes)

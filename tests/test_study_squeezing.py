@@ -34,11 +34,10 @@ from dyn_probe.report.study_squeezing_figures import FIGURES, PRINTED
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.display import Display
 from dyn_probe.train.objective import Method
+from dyn_probe.train.presets import PRESETS, preset_named
 from dyn_probe.train.study_squeezing import (
     KINDS,
-    PRESETS,
     left_out,
-    preset_named,
     read_data,
     run_config,
     train_methods,
@@ -255,8 +254,8 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     def said(*words: str) -> str:
         return str(CliRunner().invoke(app, ["reproduce", *words]).exception)
 
-    assert "squeezing has no --statements" in said("squeezing", "--statements", "x.jsonl")
-    assert "sentiment has no --preset" in said("sentiment", "--preset", "tiny")
+    assert "squeezing has no option --statements" in said("squeezing", "--statements", "x.jsonl")
+    assert "sentiment has no option --preset" in said("sentiment", "--preset", "tiny")
     assert "unknown preset 'vast'" in said("squeezing", "--preset", "vast", "--out", str(tmp_path / "a"))
     missing = said("squeezing", "--probe-file", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "b"))
     assert "cannot read the probe file" in missing

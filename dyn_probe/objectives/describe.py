@@ -1,4 +1,4 @@
-"""The two tables as plain rows of text, for ``dyn-probe methods`` and the documentation."""
+"""The two tables as plain rows of text, for ``dyn-probe methods`` and the documentation. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Method:
     """One objective, warm-up stage or shaping as text; ``kind`` says which.
 
     ``options`` has one line per option: ``name=default: letter, meaning, values``. ``needs`` names what it
-    reads beside log-probabilities and lengths; ``composes_with`` an objective's shapings, or a shaping's
+    reads besides log-probabilities and lengths; ``composes_with`` an objective's shapings, or a shaping's
     objectives.
     """
 

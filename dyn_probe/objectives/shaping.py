@@ -1,30 +1,40 @@
 """One table: shapings of a pair's gradients, each with its options, and the objectives it composes with. No torch.
 
 Letters as in docs/notation.md; ``sg[·]`` is a stop-gradient. A shaping is a function ``(objective, terms, options)
-→ (terms, columns)`` and one row of SHAPINGS; which objectives it fits stands in their rows of losses.py.
+→ (terms, columns)`` and one row of SHAPINGS; which objectives it composes with is in their rows of losses.py.
 Columns are named as in trace/schema.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.objectives.factors import adadpo, gate_q10, gate_seq
 from dyn_probe.objectives.losses import OBJECTIVES
 from dyn_probe.objectives.masking import masked_terms
-from dyn_probe.objectives.options import parse, resolve
+from dyn_probe.objectives.options import Value, parse, resolve
 from dyn_probe.objectives.table import ChosenShaping, Objective, Shaping
 
 _GATE_DYNAMICS = (
-    "g multiplies the pull on rejected, so the condition for chosen to rise loosens by 1/g; rejected "
-    "responses that are already improbable are left alone, which keeps mass from going to the argmax token."
+    "g multiplies the pull on rejected, which relaxes the condition for chosen to rise by a factor of 1/g; rejected "
+    "responses that are already improbable are hardly pushed, which keeps mass from going to the argmax token."
 )
 _GATE_NOTES = (
-    "form=value scales the rejected contribution before the loss (the printed description; reconstructed), "
-    "which also moves the loss's argument; form=gradient keeps the loss value. The author's results are "
+    "form=value scales the rejected contribution inside the loss (reconstructed from the paper's description), "
+    "which also changes the value of the loss; form=gradient does not. The author reports results "
     "for dpo, ipo, cal_dpo and dpo_shift; on other objectives the same rule is a reconstruction."
 )
+
+_Q10: dict[str, Value] = {"form": "value", "alpha": 50.0, "tau": 0.005}
+
+
+def _lowest_gate(options: Mapping[str, Value]) -> str:
+    """g at s = 0, in words."""
+    x = -float(options["alpha"]) * float(options["tau"])
+    return f"σ(−ατ) = {1 / (1 + math.exp(-x)):.3f}"
+
 
 _ROWS = (
     Shaping(
@@ -35,13 +45,13 @@ _ROWS = (
         dynamics=_GATE_DYNAMICS, notes=_GATE_NOTES,
     ),
     Shaping(
-        "gate-q10", gate_q10, {"form": "value", "alpha": 50.0, "tau": 0.005}, ("gate", "gate_statistic"),
+        "gate-q10", gate_q10, _Q10, ("gate", "gate_statistic"),
         formula="h_l → g·h_l, g = σ(α(s − τ)) detached, s = 0.10-quantile of the rejected token "
         "probabilities",
         paper="Mouiche 2026, Gate-DPO (arXiv 2605.02626)",
-        when="As gate-seq, where a few very improbable tokens matter more than the average one.",
+        when="As gate-seq, if a few very improbable tokens matter more than the average.",
         dynamics=_GATE_DYNAMICS,
-        notes=_GATE_NOTES + " With these constants g cannot fall below σ(−0.25) = 0.438.",
+        notes=f"{_GATE_NOTES} By default g cannot fall below {_lowest_gate(_Q10)}.",
         needs=("token_logps", "response_mask"),
     ),
     Shaping(
@@ -49,21 +59,21 @@ _ROWS = (
         formula="h_w → ρ·h_w, ρ = min(exp(sg[u_w − u_l]), C), u = h/n (ratio) or u = ā, b̄ (policy)",
         paper="Chen et al. 2026, AdaDPO (arXiv 2605.28440)",
         when="When rejected falls much faster than chosen rises.",
-        dynamics="ρ multiplies the pull on chosen: pulls on probabilities are equal (d_w/p_w = d_l/p_l) "
-        "while ρ < C. A chosen response ahead of rejected is pulled up to C times harder; one that falls "
-        "behind is pulled less.",
-        notes="On objectives other than dpo the same principle is a reconstruction; where the loss "
-        "averages per token the balance holds for pulls on the averages. For orpo, u is the log-odds.",
+        dynamics="ρ multiplies the pull on chosen, so that the pulls on probabilities are equal (d_w/p_w = d_l/p_l) "
+        "while ρ < C. A chosen response ahead of rejected is pulled up to C times harder; one that has fallen behind "
+        "is pulled less.",
+        notes="On objectives other than dpo the same principle is a reconstruction; if the loss averages per token, "
+        "the balance holds for the pulls on the averages. For orpo, u is the log-odds.",
     ),
     Shaping(
         "pairwise-normalised", None, {}, ("normaliser_chosen", "normaliser_rejected"),
         formula="−∇ℓ = C·(g_w/‖g_w‖ − g_l/‖g_l‖), C = √(d_w d_l)",
         paper="Yuan et al. 2024, Gradient Entanglement §5.1 (arXiv 2410.13828)",
-        when="When the two gradient norms are far apart and both log-probabilities move the same way.",
-        dynamics="With pulls above 0, both conditions hold for every pair (Cauchy–Schwarz): to first order "
-        "and on its own, no pair lowers chosen or raises rejected.",
+        when="When the two gradient norms differ a lot and both log-probabilities move in the same direction.",
+        dynamics="With positive pulls, both conditions hold for every pair (Cauchy–Schwarz): to first order, a pair "
+        "alone neither lowers its chosen response nor raises its rejected one.",
         notes="C is the objective's own scalar where d_w = d_l; √(d_w d_l) elsewhere is a reconstruction. "
-        "Each pull keeps its sign. A pair with one pull at 0 (a hinge that is satisfied) gets no update. "
+        "Each pull keeps its sign. A pair with a pull of 0 (a satisfied hinge) gets no update. "
         "Needs gradient norms: normalised_pulls.",
     ),
     Shaping(
@@ -73,11 +83,12 @@ _ROWS = (
         formula="h → Σ_t m^t·h^t, ℓ + η_s(mean m_w + mean m_l), m = σ(k(u − r))",
         paper="Yuan et al. 2024, Gradient Entanglement §5.2 (arXiv 2410.13828)",
         when="When a few tokens decide the preference and the shared ones entangle the gradients.",
-        dynamics="Tokens with a small mask leave both gradients; once the shared tokens are masked, "
-        "⟨g_w,g_l⟩ is that of the tokens that differ.",
-        notes="Penalty: means instead of the printed l1 norms, free of length (reconstructed). The numbers "
-        "k, r and η_s are ours. Pulls are on the masked sums, and the recorded gradients are those of the "
-        "masked log-probabilities Σ_t m^t·log π^t; no change of the plain ones is predicted from them.",
+        dynamics="Tokens with a small mask drop out of both gradients; once the shared tokens are masked, ⟨g_w,g_l⟩ is "
+        "that of the tokens that differ.",
+        notes="Penalty: means instead of the printed l1 norms, so that it does not depend on length (reconstructed). "
+        "The defaults of k, r and η_s are ours. Pulls are those on the masked sums, and the recorded gradients are "
+        "those of the masked log-probabilities Σ_t m^t·log π^t, so no change of the unmasked ones is predicted from "
+        "them.",
         needs=("token_logps", "ref_token_logps", "response_mask", "token_mask"),
     ),
 )  # fmt: skip
@@ -105,8 +116,8 @@ def parse_shapings(shapings: Iterable[str | ChosenShaping], objective: Objective
     """All of them, checked against the objective and each other.
 
     Raises:
-        BadInput: a shaping does not compose with the objective (the message names those it does compose
-            with), two fill the same columns, or an option asks for what the objective does not have.
+        BadInput: a shaping does not compose with the objective (the message names those it composes with), two fill
+            the same columns, or an option needs what the objective does not have.
     """
     chosen = tuple(parse_shaping(s) for s in shapings)
     wrong = [c for one in chosen for c in _misfits(one, objective)]
@@ -115,8 +126,8 @@ def parse_shapings(shapings: Iterable[str | ChosenShaping], objective: Objective
     wrong += [f"two shapings fill {', '.join(twice)}: choose one of them"] if twice else []
     if {"token-mask", "pairwise-normalised"} <= {one.name for one in chosen}:
         wrong.append(
-            "token-mask learns its mask by a backward of the loss, and pairwise-normalised updates have none: "
-            "choose one of them"
+            "token-mask learns its mask from the backward pass of the loss, which pairwise-normalised updates do not "
+            "have: choose one of them"
         )
     if wrong:
         raise BadInput("; ".join(wrong))
@@ -132,7 +143,9 @@ def _misfits(one: ChosenShaping, objective: Objective) -> list[str]:
     if name != "adadpo":
         return []
     if options["space"] == "ratio" and not objective.needs_reference:
-        return [f"adadpo:space=ratio wants an objective with a reference; {objective.name} has none: space=policy"]
+        return [
+            f"adadpo:space=ratio needs an objective with a reference; {objective.name} has none: write space=policy"
+        ]
     if objective.name == "orpo" and (options["space"], options["stable"]) != ("auto", True):
-        return ["adadpo on orpo balances log-odds of per-token means; leave space and stable at their defaults"]
+        return ["adadpo on orpo balances the log-odds of per-token means; leave space and stable at their defaults"]
     return []

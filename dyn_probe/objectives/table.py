@@ -1,4 +1,4 @@
-"""What a line of the two tables says: an objective, a shaping, and a shaping with its options chosen."""
+"""The rows of the two tables: an objective, a shaping, and a shaping with its options. No torch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Objective:
         needs_reference: whether ``r_w`` and ``r_l`` enter.
         terms: further terms it needs; ``terms_if[option]``: those it needs where a switch is on.
         shapings: names of the shapings (SHAPINGS) it composes with.
-        stage: whether it is a warm-up stage (--sft-objective) and no objective of preference training.
-        when, dynamics, notes: for the reader: when to use it, how its pulls behave, and choices we made.
+        stage: whether it is a warm-up stage (--sft-objective) rather than an objective of preference training.
+        when, dynamics, notes: for the reader: when to use it, how its pulls behave, and choices that we made.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Objective:
     stage: bool = False
 
     def needs(self, hyper: Mapping[str, Value]) -> tuple[str, ...]:
-        """Names of the terms the loss reads beside a, b, n_w and n_l."""
+        """Names of the terms the loss reads besides a, b, n_w and n_l."""
         extra = tuple(t for switch, names in self.terms_if.items() if hyper[switch] for t in names)
         return (("r_w", "r_l") if self.needs_reference else ()) + self.terms + extra
 
@@ -60,7 +60,7 @@ class Shaping:
             where the update is reweighted after it (needs gradient norms).
         defaults: options and their values where none are given.
         columns: names of the trace columns it fills.
-        needs: names of the terms it reads beside the objective's.
+        needs: names of the terms it reads besides those of the objective.
         when, dynamics, notes: as for an objective.
     """
 

@@ -45,7 +45,7 @@ def build_report(
         held_out: what a grid found on the held-out pairs (``train.grid.outcome_data``), for a comparison.
 
     Returns:
-        Path of report.html: one file that needs nothing else. PNG, SVG and CSV files lie beside it.
+        Path of report.html: one file that needs nothing else. PNG, SVG and CSV files are written beside it.
 
     Raises:
         TraceError: a run cannot be read.

@@ -38,7 +38,7 @@ def check_folder(out: Path, force: bool) -> None:
 
 
 def own_files(out: Path) -> list[Path]:
-    """Files of the report in this folder by its own list; empty if it is no report."""
+    """Files of the report in this folder by its own list; empty if it is not a report."""
     try:
         content = json.loads((out / MARK).read_text(encoding="utf-8"))
         names = content["files"] if content["written_by"] == WRITER else []

@@ -1,4 +1,4 @@
-"""Rows of plain Python values → Arrow batches, checked against the schema; every misfit is named at once."""
+"""Rows of plain Python values → Arrow batches, checked against the schema; all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def _look_up(row: object, name: str, fill: Mapping[str, object]) -> object:
 
 
 def _misnamed(table: Table, rows: list[Mapping[str, object]]) -> Iterator[str]:
-    """A sentence for each column name that the schema does not know, and for rows that are no mapping."""
+    """A sentence for each column name that the schema does not have, and for rows that are not mappings."""
     unknown: dict[str, int] = {}
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            yield f"row {number}: wanted a mapping of column name to value, came {_show(row)}"
+            yield f"row {number}: wanted a mapping of column name to value, got {_show(row)}"
             continue
         for name in row.keys() - set(table.names):
             unknown[name] = unknown.get(name, 0) + 1
@@ -98,10 +98,10 @@ def _array(column: Column, values: list[object], problems: list[str]) -> pa.Arra
         try:
             plain.append(convert(value))
         except (ValueError, OverflowError):
-            problems.append(f"column {column.name!r}: wanted {column.type}, came {_show(value)} in row {number}")
+            problems.append(f"column {column.name!r}: wanted {column.type}, got {_show(value)} in row {number}")
             return None
     if column.required and None in plain:
-        problems.append(f"column {column.name!r}: wanted a value in every row, came none in row {plain.index(None)}")
+        problems.append(f"column {column.name!r}: wanted a value in every row, got none in row {plain.index(None)}")
         return None
     try:
         return pa.array(plain, arrow_type(column.type))

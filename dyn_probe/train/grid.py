@@ -21,12 +21,12 @@ METHODS = (
     "dpo", "ipo", "simpo", "kto", "cal_dpo", "dpop", "dpo_shift", "dpo+gate-seq", "dpo+adadpo",
     "dpo+pairwise-normalised",
 )  # fmt: skip
-"""What is compared where nothing is named: OBJECTIVE, or OBJECTIVE+SHAPING, each with its default options."""
+"""The methods compared by default: OBJECTIVE, or OBJECTIVE+SHAPING, each with its default options."""
 REMEDY = "pairwise-normalised"
 OF_A_METHOD = ("objective", "shaping", "hyper", "beta")
-"""Fields that every method of a grid brings itself."""
+"""Fields that each method of a grid sets itself."""
 OF_A_RUN = ("out", "resume")
-"""Fields that the grid gives to every run."""
+"""Fields that the grid sets for each run."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ def base_config(file: Path | None, given: Mapping[str, Any]) -> RunConfig:
 
 
 def refuse_own(fields: Iterable[str], place: str = "") -> None:
-    """BadInput if a grid's common options name what each of its methods, or the grid itself, decides."""
+    """BadInput if a grid's common options include what each method, or the grid itself, sets."""
     fields = tuple(fields)
     of_method, of_run = ([OPTIONS[n].name for n in own if n in fields] for own in (OF_A_METHOD, OF_A_RUN))
     wrong = []
     if of_method:
-        what = f"{', '.join(of_method)}: every method of a grid brings its own"
-        wrong.append(f"{what}; write instead --methods OBJECTIVE:KEY=VALUE+SHAPING, e.g. --methods dpo:beta=0.05")
+        what = f"{', '.join(of_method)}: set separately by every method of a grid"
+        wrong.append(f"{what}; write --methods OBJECTIVE:KEY=VALUE+SHAPING, e.g. --methods dpo:beta=0.05")
     if of_run:
-        wrong.append(f"{', '.join(of_run)}: the grid names the runs' folders and starts anew; write --out of grid")
+        wrong.append(f"{', '.join(of_run)}: the grid names the runs' folders itself; use its own --out")
     if wrong:
         raise BadInput(place + "; ".join(wrong))
 
@@ -73,18 +73,18 @@ def refuse_own(fields: Iterable[str], place: str = "") -> None:
 def configurations(
     base: RunConfig, out: Path, methods: Sequence[str] = METHODS, seeds: int = 1
 ) -> dict[tuple[str, int], RunConfig]:
-    """``(method, seed)`` → its run, all seeds of a method apart and all else as in ``base``.
+    """``(method, seed)`` → its run; everything but method and seed is as in ``base``.
 
     Raises:
-        BadInput: a method is unknown, its parts do not compose, or it is named twice; or nothing is held out; or
-            ``base`` names options of a method.
+        BadInput: a method is unknown, does not compose, or is named twice; nothing is held out; or ``base`` sets
+            options of a method.
     """
     plain = RunConfig()
     refuse_own(name for name in OF_A_METHOD if getattr(base, name) != getattr(plain, name))
     if len(set(methods)) < len(methods):
-        raise BadInput(f"wanted each method once; got {', '.join(methods)}")
+        raise BadInput(f"each method may be named once; got {', '.join(methods)}")
     if not base.eval_fraction:
-        raise BadInput("the methods are compared on held-out pairs; write --eval-fraction above 0")
+        raise BadInput("a grid compares its methods on held-out pairs; write an --eval-fraction above 0")
     found = {}
     for seed in range(base.seed, base.seed + seeds):
         for method in methods:
@@ -132,7 +132,7 @@ def outcomes(runs: Mapping[tuple[str, int], RunConfig]) -> list[Outcome]:
 
 
 def outcome_lines(found: Sequence[Outcome]) -> list[str]:
-    """A table of means over seeds, and what it says about normalised updates."""
+    """A table of means over seeds, and what it shows of pairwise-normalised updates."""
     means = mean_outcomes(found)
     width = max(len(name) for name in means)
     lines = [f"{'held-out pairs, end − start':{width}}  {'Δchosen':>9} {'Δrejected':>9} {'margin':>9}  accuracy"]
@@ -167,20 +167,24 @@ def mean_outcome(found: Sequence[Outcome]) -> Outcome:
 
 
 def remedy_lines(means: Mapping[str, Outcome]) -> list[str]:
-    """Whether chosen rises under pairwise-normalised updates where the same DPO without them lowers it: a line for
-    every DPO that was trained both ways."""
+    """Whether chosen rises under pairwise-normalised updates where it falls under the same DPO without them: a line
+    for every DPO that was trained both ways."""
     shaped = [name for name in means if re.split("[:+]", name)[0] == "dpo" and name.endswith(f"+{REMEDY}")]
     bases = {name: name.removesuffix(f"+{REMEDY}") for name in shaped}
     return [remedy_line(base, means[base], means[name]) for name, base in bases.items() if base in means]
 
 
 def remedy_line(name: str, plain: Outcome, shaped: Outcome) -> str:
-    """What pairwise-normalised updates did to chosen, against the same method without them."""
+    """What pairwise-normalised updates did to chosen, compared with the same method without them."""
     numbers = f"{shaped.chosen:+.2f} against {plain.chosen:+.2f} nats/sequence"
     if shaped.chosen > 0 > plain.chosen:
-        return f"As theory says, chosen rises under {REMEDY} updates where {name} without them lowers it: {numbers}."
+        return f"As predicted, chosen rises under {REMEDY} updates where it falls under {name} without them: {numbers}."
     if plain.chosen >= 0:
         return (
-            f"Without them {name} does not lower chosen, so there was nothing for {REMEDY} updates to mend: {numbers}."
+            f"Chosen does not fall under {name} in the first place, so there is nothing for {REMEDY} updates to fix: "
+            f"{numbers}."
         )
-    return f"Against what theory says of single pairs, chosen does not rise under {REMEDY} updates: {numbers}."
+    return (
+        f"Chosen does not rise under {REMEDY} updates either, although each pair alone would raise it to first order: "
+        f"{numbers}."
+    )

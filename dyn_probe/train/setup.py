@@ -30,12 +30,12 @@ from dyn_probe.train.parallel import ALONE, Processes
 from dyn_probe.train.records import Skipped, listed, plain_text
 
 KNOWN_TERMS = ("r_w", "r_l", "kl", "progress")
-"""Terms beside log-probabilities that this loop can give an objective."""
+"""Terms besides log-probabilities that this loop can give an objective."""
 
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What ``prepare`` made: nothing of it has been written anywhere."""
+    """What ``prepare`` made; nothing has been written yet."""
 
     config: RunConfig
     method: Method
@@ -84,7 +84,7 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
     pairs, held_out = split(encoded, config.eval_fraction, config.seed)
     if config.pairs_per_step > len(pairs):
         raise BadInput(
-            f"a step takes {config.pairs_per_step} pairs (batch size × accumulation) and {len(pairs)} can be used; "
+            f"a step takes {config.pairs_per_step} pairs (batch size × accumulation), but {len(pairs)} are usable; "
             "lower --batch-size or --eval-fraction, or add data"
         )
     probes = choose_probes(config, processes, pairs, held_out, tokenizer, max_length)
@@ -103,10 +103,10 @@ def check_folder(config: RunConfig) -> None:
     """Refuse an existing run before any work is done (the trace's writer would refuse it later)."""
     folder = config.folder
     if config.resume and not (folder / "run.json").is_file():
-        raise BadInput(f"--resume wants the folder of a run in --out; {folder} is none")
+        raise BadInput(f"--resume needs the folder of a run in --out; {folder} does not hold one")
     taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
     if taken and not (config.resume or config.force):
-        raise TraceError(f"{folder} exists; write --force to replace the run in it, or another --out")
+        raise TraceError(f"{folder} exists; write --force to replace the run in it, or name another folder with --out")
 
 
 def check_batch(config: RunConfig, method: Method) -> None:
@@ -114,25 +114,25 @@ def check_batch(config: RunConfig, method: Method) -> None:
     unknown = [name for name in objective(method.name).needs(method.hyper) if name not in KNOWN_TERMS]
     if unknown:
         said = ", ".join(f"{name} ({MEANINGS[name]})" for name in unknown)
-        raise BadInput(f"{method.name} with these options wants {said}, which no preference file gives; leave them off")
+        raise BadInput(f"{method.name} with these options needs {said}, which a preference file does not provide")
     if method.name == "kto" and config.batch_size < 2:
         raise BadInput("kto estimates its KL from other pairs of the batch; write --batch-size 2 or more")
     if config.update and method.masked:
         raise BadInput(
-            "--update follows the responses' own log-probabilities, and with token-mask the recorded gradients are "
-            "those of the masked ones; leave --update off"
+            "--update needs the gradients of the responses' own log-probabilities, and token-mask records those of the "
+            "masked ones; leave out --update"
         )
     if config.sft_objective != RunConfig().sft_objective and not config.sft_steps:
         raise BadInput(
-            f"--sft-objective {config.sft_objective} is for the warm-up, which has no steps; add --sft-steps 20"
+            f"--sft-objective {config.sft_objective} is for the warm-up, which has no steps; add e.g. --sft-steps 20"
         )
 
 
 def check_processes(config: RunConfig, method: Method, processes: Processes) -> None:
-    """Refuse what several processes cannot do exactly."""
+    """Refuse what cannot be done exactly with several processes."""
     if config.parallel == "fsdp2" and processes.count == 1:
         raise BadInput(
-            "--parallel fsdp2 splits parameters over processes, and there is one; start them with "
+            "--parallel fsdp2 shards the model over processes, but there is only one; start several with "
             "torchrun --nproc-per-node 2 -m dyn_probe_cli record …"
         )
     if config.batch_size % processes.count:
@@ -141,12 +141,13 @@ def check_processes(config: RunConfig, method: Method, processes: Processes) -> 
             f"{config.batch_size} pairs for {processes.count} processes"
         )
     if processes.sharded and config.tokens_every:
-        raise BadInput("--tokens-every reads whole weights, and --parallel fsdp2 splits them; write --parallel ddp")
+        raise BadInput(
+            "--tokens-every needs unsharded weights, which --parallel fsdp2 does not have; write --parallel ddp"
+        )
     if processes.sharded and (method.normalised or method.masked):
         names = ", ".join(one.name for one in method.shapings)
         raise BadInput(
-            f"--parallel fsdp2 splits every parameter, and {names} needs whole gradients of its own making; "
-            "write --parallel ddp"
+            f"--parallel fsdp2 shards every parameter, and {names} needs unsharded gradients; write --parallel ddp"
         )
 
 

@@ -1,9 +1,9 @@
-"""The sentiment study of Yuan et al. 2024, §4.3: the four styles trained alike, recorded, ready to be judged.
+"""The sentiment study of Yuan et al. 2024, §4.3: the four styles, trained and recorded with the same settings.
 
-Per seed the built-in model reads once; from there each style has its own supervised stage and DPO, all with the same
-settings: a larger learning rate than the paper's 5e-6 for GPT-2 small, since the model is smaller, and a short
+Per seed the built-in model is pretrained once; from there each style has its own supervised stage and DPO, all with the
+same settings: a larger learning rate than the paper's 5e-6 for GPT-2 small, since the model is smaller, and a short
 supervised stage, since a suffix that is certain has no gradient. They were chosen on seeds 0 and 1 so that the styles
-differ as in the paper; seed 2 was not looked at before.
+differ as in the paper; seed 2 was not used for this.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Study:
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
-            raise BadInput(f"--seeds wants 1 or more; got {self.seeds}")
+            raise BadInput(f"--seeds must be at least 1; got {self.seeds}")
         if self.statements:
             read_statements(Path(self.statements))
 
@@ -64,7 +64,7 @@ def train_styles(folder: Path, study: Study, display: Display | None = None) -> 
     runs: dict[str, list[Path]] = {style: [] for style in STYLES}
     shown = display or Display(False)
     for seed in range(study.seeds):
-        with shown.bar(f"seed {seed}: reading", study.reading_steps) as advance:
+        with shown.bar(f"seed {seed}: pretraining", study.reading_steps) as advance:
             model = reading_model(folder / "models" / str(seed), study, seed, with_loss(advance))
         with shown.bar(f"seed {seed}: styles", len(STYLES)) as advance:
             for style in STYLES:
@@ -93,7 +93,7 @@ def run_config(out: Path, model: Path, style: str, study: Study, seed: int) -> R
 
 
 def reading_model(folder: Path, study: Study, seed: int, progress: Callable[[float], None] = lambda _: None) -> Path:
-    """The built-in model after its reading stage, saved where ``record`` can load it; styles of a seed share it."""
+    """The built-in model after its pretraining, saved where ``record`` can load it; the styles of a seed share it."""
     config = RunConfig(out=str(folder / "none"), data="sentiment:single-token", seed=seed, max_pairs=study.batch_size)
     setup = prepare(replace(config, batch_size=1))
     supervised_stage(setup, reading_pairs(setup.tokenizer), "sft", study.reading_steps, 2e-3, progress)

@@ -21,15 +21,15 @@ def follows(setup: Setup, step: int) -> bool:
 
 
 def followed_pairs(setup: Setup) -> list[EncodedPair]:
-    """``token_pairs`` of the training pairs, drawn by the run's seed and by nothing else."""
+    """``token_pairs`` of the training pairs, drawn by the run's seed alone."""
     count = min(setup.config.token_pairs, len(setup.pairs))
     order = random.Random(f"{setup.config.seed}:tokens").sample(range(len(setup.pairs)), count)
     return [setup.pairs[i] for i in order]
 
 
 def record_tokens(run: Run, step: int) -> None:
-    """Write the followed pairs' token Grams before the step's update. Gradients, random state and train mode stay as
-    they are. Of several processes the first does it, on its whole copy of the model."""
+    """Write the tracked pairs' token Grams before the step's update. Gradients, random state and train mode stay as
+    they are. With several processes the first does it, on its unsharded model."""
     setup = run.setup
     if not (setup.processes.first and follows(setup, step)):
         return
@@ -62,8 +62,8 @@ def token_rows(step: int, pair_id: str, gram: TokenGram, tokenizer: Any) -> list
 
 
 def token_strings(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Each token as the text it stands for, its leading space included; the vocabulary's own name where it stands for
-    no text of its own (part of a character)."""
+    """Each token as the text it stands for, its leading space included; the vocabulary's name for it where it is only
+    part of a character."""
     return [_string(tokenizer, i, str(name)) for i, name in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)]
 
 

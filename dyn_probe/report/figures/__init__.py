@@ -3,7 +3,7 @@ nothing.
 
 To add one, write `def name(trace) -> Figure` in its own file, with a docstring in three paragraphs (Shows,
 How to read, Needs: printed under the figure), and add a row here. Where columns are null the figure says
-what is missing. Its texts hold no number that an option of the run can change: such numbers stand in verdicts.
+what is missing. Its texts contain no number that an option of the run can change: such numbers belong in verdicts.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def entanglement(trace: Trace) -> Figure:
     """Shows: the inner product ⟨g_w,g_l⟩, its cosine, and the two conditions as ratios: chosen
-    d_l⟨g_w,g_l⟩/(d_w‖g_w‖²), rejected d_w⟨g_w,g_l⟩/(d_l‖g_l‖²). Line: median; dark band: 25–75 %, light
-    band: 5–95 % of the pairs.
+    d_l⟨g_w,g_l⟩/(d_w‖g_w‖²), rejected d_w⟨g_w,g_l⟩/(d_l‖g_l‖²). Line: median; dark band: 25th to 75th, light
+    band: 5th to 95th percentile of the pairs.
 
     How to read: the larger the inner product, the more chosen is pulled down when rejected is pushed down. In the
     right panel, a chosen ratio above 1 means that the push on rejected outweighs the pull on chosen, so chosen falls;

@@ -51,7 +51,7 @@ def place_figure(trace: Trace, prompt: str | int = 0, kind: str = "chosen", posi
         position: token of the response, counted from 0; None is the first that is recorded.
 
     Raises:
-        BadInput: no such place; names those that are recorded.
+        BadInput: no such position; the message names those that are recorded.
     """
     return places_figure([find_place(trace.distributions, prompt, kind, position)])
 
