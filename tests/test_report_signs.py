@@ -12,8 +12,11 @@ from report_checks import value
 from report_frames import DEFAULT, Options, simulate
 from report_runs import manifest, new_trace, write_run, write_tables
 
+from dyn_probe.report.facts import facts, shaping_options
 from dyn_probe.report.verdicts import verdicts
 from dyn_probe.report.verdicts.gradients import alignment, clipping, fading, negative_pulls
+from dyn_probe.report.verdicts.knobs import KNOBS
+from dyn_probe.report.verdicts.mass_went import gated
 from dyn_probe.report.verdicts.remedies import common_factor, nll_weight
 from dyn_probe.report.verdicts.shaped import gate, mask, rho
 from dyn_probe.report.verdicts.spikes import PARTS, spikes, zeros
@@ -112,6 +115,60 @@ def test_gate_and_rho(tmp_path: Path) -> None:
     trace = run_of(tmp_path, edit)
     assert value(gate(trace)[0], "gate_closed") == pytest.approx(0.25)
     assert value(rho(trace)[0], "rho_at_largest") == pytest.approx(0.5)
+    assert "at its largest value, 2," in rho(trace)[0].sentence and "(α" not in gate(trace)[0].sentence
+
+
+def shaped_as(name: str, **options: object) -> list[dict[str, object]]:
+    """The two ways in which run.json names a shaping with its options."""
+    return [{"shaping": [f"{name}: {options}"]}, {"shaping": [{"name": name, "options": options}]}]
+
+
+@pytest.mark.parametrize("objective", shaped_as("adadpo", space="auto", stable=True, ceiling=3.5))
+def test_the_ceiling_of_rho_is_that_of_the_run(objective: dict[str, object], tmp_path: Path) -> None:
+    def edit(tables: Tables) -> None:
+        tables["pairs"]["rho"] = np.where(tables["pairs"].index % 4 == 0, np.float32(3.5), 2.0)
+
+    found = rho(run_of(tmp_path, edit, objective=objective))[0]
+    assert "at its ceiling of 3.5 in 25% of 480 rows" in found.sentence
+    assert value(found, "rho_largest") == 3.5 and value(found, "rho_at_largest") == 0.25
+
+
+@pytest.mark.parametrize("objective", shaped_as("gate-seq", form="value", alpha=20.0, tau=0.25))
+def test_the_constants_of_the_gate_are_those_of_the_run(objective: dict[str, object], tmp_path: Path) -> None:
+    def edit(tables: Tables) -> None:
+        tables["pairs"]["gate"] = 0.7
+
+    trace = run_of(tmp_path, edit, objective=objective, mass={"gating_rate": 0.4, "mean_gate": 0.7})
+    assert "the gate (α = 20, τ = 0.25) was below ½ in 0% of 48 rows" in gate(trace)[0].sentence
+    assert "below the gate's threshold (τ = 0.25)" in gated(trace)[0].sentence
+    assert dict(facts(trace))["Shaping"] == "gate-seq:form=value,alpha=20,tau=0.25"
+
+
+def test_a_shaping_that_is_no_literal_is_only_a_name() -> None:
+    entries = ["gate-seq: __import__('os')", "adadpo", 3, {"name": "x", "options": "y"}, "(" * 500 + ": " + "(" * 500]
+    found = shaping_options({"objective": {"shaping": entries}})
+    assert found["gate-seq"] == found["adadpo"] == found["3"] == found["x"] == {}
+    assert shaping_options({}) == shaping_options({"objective": {"shaping": "gate-seq"}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "at", "means", "advised"),
+    [
+        ({"optimizer": "adamw", "max_grad_norm": 0.25}, "clipped at norm 0.25 in", "hardly shortens the step", False),
+        ({"optimizer": "sgd", "max_grad_norm": 2.0}, "clipped at norm 2 in", "With sgd these steps are shorter", True),
+        ({}, "was clipped in 75%", "(median).", True),
+    ],
+)
+def test_what_clipping_means_depends_on_the_optimizer(
+    config: dict[str, object], at: str, means: str, advised: bool, tmp_path: Path
+) -> None:
+    def edit(tables: Tables) -> None:
+        steps = tables["steps"]
+        steps["grad_norm_clipped"] = steps.grad_norm / np.where(steps.step < 45, 3.0, 1.0)
+
+    found = clipping(run_of(tmp_path, edit, config=config))[0]
+    assert at in found.sentence and means in found.sentence
+    assert (KNOBS["clip"] in found.knobs) is advised
 
 
 def test_masked_gradients_are_called_masked_and_no_remedy_is_read_from_them(tmp_path: Path) -> None:

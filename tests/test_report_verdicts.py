@@ -12,8 +12,10 @@ from report_checks import only, value
 from report_frames import DEFAULT, Options, simulate
 from report_runs import manifest, new_trace, write_tables
 
-from dyn_probe.report.verdicts import TOPICS, VERDICTS, percent, sig, signed, verdicts
+from dyn_probe.objectives import OBJECTIVES, SHAPINGS
+from dyn_probe.report.verdicts import TOPICS, VERDICTS, knobs, percent, sig, signed, verdicts
 from dyn_probe.report.verdicts.cases import shares, turning
+from dyn_probe.report.verdicts.knobs import IN_USE, KNOBS
 from dyn_probe.report.verdicts.movement import hidden, overall
 from dyn_probe.report.verdicts.reference import turn
 from dyn_probe.trace.reader import Trace, load_trace
@@ -146,6 +148,29 @@ def test_every_verdict_is_whole(options: Options, tmp_path: Path) -> None:
         )
         keys = [number.key for number in verdict.numbers]
         assert len(set(keys)) == len(keys) and all(key.isidentifier() for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("objective", "key"),
+    [
+        ({"name": "dpo", "shaping": ["pairwise-normalised: {}"]}, "normalise"),
+        ({"name": "dpo", "shaping": [{"name": "pairwise-normalised", "options": {}}]}, "normalise"),
+        ({"name": "cpo", "shaping": []}, "sft"),
+    ],
+)
+def test_advice_that_the_run_follows_already_is_not_given(objective: dict, key: str, tmp_path: Path) -> None:
+    plain = verdicts(new_trace(tmp_path / "plain", DEFAULT))
+    shaped = verdicts(new_trace(tmp_path / "shaped", DEFAULT, objective=objective))
+    assert any(KNOBS[key] in verdict.knobs for verdict in plain)
+    assert not any(KNOBS[key] in verdict.knobs for verdict in shaped)
+    assert [verdict.sentence for verdict in shaped] == [verdict.sentence for verdict in plain]
+
+
+def test_all_advice_is_used_and_names_methods_that_exist() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(knobs.__file__).parent.glob("*.py"))
+    assert all(source.count(f'"{key}"') > 1 for key in KNOBS)
+    assert set(IN_USE) <= set(KNOBS)
+    assert {name for names in IN_USE.values() for name in names} <= {*OBJECTIVES, *SHAPINGS}
 
 
 def test_topics_and_statements_are_the_same_table() -> None:

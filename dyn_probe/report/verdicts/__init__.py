@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dyn_probe.report.facts import look_up, shaping_options
 from dyn_probe.report.verdicts import (
     cases,
     gradients,
@@ -24,6 +25,7 @@ from dyn_probe.report.verdicts import (
     spread,
     status,
 )
+from dyn_probe.report.verdicts.knobs import IN_USE, KNOBS
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, percent, sig, signed, written
 
 if TYPE_CHECKING:
@@ -79,10 +81,17 @@ TOPICS: dict[str, str] = {
 
 
 def verdicts(trace: Trace) -> list[Verdict]:
-    """Everything that can be said about the run, topic by topic."""
+    """Everything that can be said about the run, topic by topic; advice that it follows already is left out."""
+    useless = followed(trace)
     return [
-        replace(verdict, topic=topic)
+        replace(verdict, topic=topic, knobs=tuple(knob for knob in verdict.knobs if knob not in useless))
         for topic, statements in VERDICTS.items()
         for statement in statements
         for verdict in statement(trace)
     ]
+
+
+def followed(trace: Trace) -> set[str]:
+    """The advice that the run's own objective and shapings follow already."""
+    used = {str(look_up(trace.manifest, "objective.name")), *shaping_options(trace.manifest)}
+    return {KNOBS[key] for key, methods in IN_USE.items() if used & set(methods)}

@@ -27,7 +27,7 @@ FEW = 8
 LEVELS: dict[int, Level] = {1: "ok", 2: "warning", 3: "note", 4: "warning"}
 REMEDIES: dict[int, tuple[str, ...]] = {
     1: (),
-    2: ("sft", "chosen", "rejected", "normalise"),
+    2: ("normalise", "chosen", "rejected", "sft"),
     3: ("normalise", "objective"),
     4: ("objective",),
 }

@@ -111,7 +111,7 @@ def clipping(trace: Trace) -> list[Verdict]:
     clipped = ratio > 1 + 1e-4
     part, factor = share(clipped), median(ratio[clipped])
     limit = look_up(trace.manifest, "config.max_grad_norm")
-    at = f" at norm {sig(float(limit))}" if isinstance(limit, int | float) and limit > 0 else ""
+    at = f" at norm {limit:g}" if isinstance(limit, int | float) and limit > 0 else ""
     extent = f", reducing its norm by a factor of {sig(factor)} (median)" if clipped.any() else ""
     sentence = f"The gradient was clipped{at} in {percent(part)} of {count(int(both.sum()), 'step')}{extent}."
     return say(

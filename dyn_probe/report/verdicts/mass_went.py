@@ -82,10 +82,10 @@ def judged(found: Squeezing) -> tuple[Level, str, tuple[str, ...]]:
             "Probability mass was squeezed onto the most probable tokens, which gained while chosen lost: an early "
             "sign of repetition"
         )
-        return "warning", words, ("rejected", "lr", "beta", "sft", "early")
+        return "warning", words, ("normalise", "chosen", "rejected", "sft", "lr", "early")
     if fell:
         words = "Chosen lost probability mass" + (", but the most probable tokens did not gain it" if not top else "")
-        return "note", words, ("sft", "chosen", "rejected")
+        return "note", words, ("normalise", "chosen", "rejected", "sft")
     if rose and found.index > 0 and found.delta_others < 0:
         words = (
             "Probability mass went to chosen and to the most probable tokens, away from everything else; squeezing was "

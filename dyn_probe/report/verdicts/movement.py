@@ -21,7 +21,7 @@ LARGE = 0.1
 STILL = 0.001
 """A smaller change, in nats/token, is called no movement: 0.1 % of a token's probability."""
 
-FALL = ("lr", "beta", "sft", "rejected", "chosen")
+FALL = ("normalise", "chosen", "rejected", "sft", "lr", "beta")
 
 
 def overall(trace: Trace) -> list[Verdict]:
@@ -98,5 +98,5 @@ def hidden(trace: Trace) -> list[Verdict]:
         Number("accuracy_first", "accuracy, first tenth", before, "share"),
         Number("accuracy", "accuracy, last tenth", after, "share"),
         Number("n", "n", moved.n, "pairs"),
-        change=("sft", "objective") if unseen > 0.1 else (),
+        change=FALL[:4] if unseen > 0.1 else (),
     )

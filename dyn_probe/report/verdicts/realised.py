@@ -64,7 +64,7 @@ def origin(trace: Trace) -> list[Verdict]:
         Number("falls_own", "falls predicted from the pair alone", alone, "share"),
         *more,
         Number("n", "n", int(falls.sum()), "rows"),
-        change=("sft", "chosen", "rejected") if alone >= 0.5 else ("others", "lr"),
+        change=("normalise", "chosen", "rejected", "sft", "lr"),
     )
 
 

@@ -38,7 +38,7 @@ def distance(trace: Trace) -> list[Verdict]:
             for side, q in found.items()
         ),
         Number("n", "n", n, "rows"),
-        change=("beta", "lr") if chosen <= -STILL else (),
+        change=("lr", "beta") if chosen <= -STILL else (),
     )
 
 

@@ -44,7 +44,7 @@ def gate_constants(trace: Trace, *names: str) -> str:
     letters = {"alpha": "α", "tau": "τ"}
     known = next((o for name, o in shaping_options(trace.manifest).items() if name.startswith("gate-")), {})
     values = {letters[name]: known.get(name) for name in names}
-    said = [f"{letter} = {sig(value)}" for letter, value in values.items() if isinstance(value, int | float)]
+    said = [f"{letter} = {value:g}" for letter, value in values.items() if isinstance(value, int | float)]
     return f" ({', '.join(said)})" if said else ""
 
 
@@ -57,7 +57,7 @@ def rho(trace: Trace) -> list[Verdict]:
     known = isinstance(ceiling, int | float)
     top = float(ceiling if isinstance(ceiling, int | float) else np.max(value))
     reached = share(value >= top * (1 - 1e-6))  # ρ was computed in float32
-    where = f"at its ceiling of {sig(top)}" if known else f"at its largest value, {sig(top)},"
+    where = f"at its ceiling of {top:g}" if known else f"at its largest value, {sig(top)},"
     sentence = (
         f"AdaDPO's ρ has a median of {sig(median(value))} and is {where} in {percent(reached)} of "
         f"{count(len(value), 'row')}."
