@@ -49,9 +49,9 @@ class Probe:
         split_momentum: also tell all chosen from all rejected pushes of the present and past steps: every step is held
             then, and two more buffers of the model's size are kept.
         layers: also write the ``layers`` table.
-        certify: on the first recorded step, compute one pair again by plain autograd and stop if it disagrees.
+        certify: on the first recorded step, recompute one pair by plain autograd and stop if it disagrees.
         tolerance: largest relative error of that check (default: by dtype, ``certificate.TOLERANCES``).
-        separate: measure by a separate backward always: for losses that reach the model by other ways too.
+        separate: always measure in a separate backward pass: for losses that also reach the model in other ways.
         update: also record ``update_delta_*``, the first-order change under the optimizer's real step, at every
             recorded step; it holds the same as ``metric_every`` does.
         micro_batches: recorded forwards that share one optimizer step. With several, or in several processes, the batch
@@ -258,7 +258,7 @@ class Probe:
             columns: ``[B]`` further columns of the ``pairs`` table.
         """
         if self._recording is None or self._given is None:
-            raise BadInput("probe.backward wants probe.measure before it, in the same step")
+            raise BadInput("probe.backward needs probe.measure before it, in the same step")
         self._recording.reweight(coefficients)
         self._given.columns.update({name: numbers(value) for name, value in columns.items()})
 
@@ -359,7 +359,7 @@ class Probe:
         rate, size = self._rate(learning_rate), len(self._given.logps) // 2
         ids = list(pair_ids) if pair_ids is not None else [f"{step}-{self.rank}-{i}" for i in range(size)]
         if len(ids) != size:
-            raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
+            raise BadInput(f"probe.step needs one pair id for each of the {size} pairs; got {len(ids)}")
         record = BatchRecord(step, self.rank, ids, pair_columns(self._given, products, rate, whole=not self._in_parts))
         entries = products.pair_entries()
         if self.layers and not self._layers:

@@ -51,7 +51,7 @@ class Given:
         wanted = (("reference", reference, rows), ("lengths", lengths, rows), ("losses", losses, rows // 2))
         for name, value, size in wanted:
             if value is not None and value.shape != (size,):
-                raise BadInput(f"probe.pairs wants {name} of shape [{size}]; got {list(value.shape)}")
+                raise BadInput(f"probe.pairs needs {name} of shape [{size}]; got {list(value.shape)}")
         found = {name: None if value is None else numbers(value) for name, value, _ in wanted}
         more = {name: numbers(value) for name, value in columns.items()}
         return Given(numbers(logps), **found, scale=scale, predict=predict, columns=more)

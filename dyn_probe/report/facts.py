@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -55,16 +56,52 @@ def plain_text(value: Any) -> str:
     return str(value)
 
 
+def shaping_options(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Shaping → its options as the run was recorded with; empty where run.json does not say.
+
+    An entry is a mapping of name and options, or the text ``NAME: {OPTION: VALUE, …}``.
+    """
+    entries = look_up(manifest, "objective.shaping")
+    read = map(_shaping, entries) if isinstance(entries, list) else ()
+    return {name: options for name, options in read if name}
+
+
+def _shaping(entry: Any) -> tuple[str, dict[str, Any]]:
+    if isinstance(entry, dict):
+        name, options = entry.get("name"), entry.get("options")
+    else:
+        name, _, text = str(entry).partition(": ")
+        try:
+            options = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            options = None
+    return str(name or ""), options if isinstance(options, dict) else {}
+
+
 def facts(trace: Trace) -> list[tuple[str, str]]:
     """The main facts in reading order: label and text, only those that are known."""
     found = []
     for label, places in FACTS:
         values = [value for place in places if (value := look_up(trace.manifest, place)) not in (None, "", [], {})]
-        if values and not isinstance(values[0], dict):
+        if label == "Shaping" and (chosen := shaping_options(trace.manifest)):
+            found.append((label, "; ".join(_written(name, options) for name, options in chosen.items())))
+        elif values and not isinstance(values[0], dict):
             found.append((label, plain_text(values[0])))
     for position, row in enumerate(_size(trace)):
         found.insert(min(len(found), 3 + position), row)
     return found
+
+
+def _written(name: str, options: dict[str, Any]) -> str:
+    """A shaping as one types it: ``gate-seq:form=value,alpha=50``."""
+    values = (f"{key}={_typed(value)}" for key, value in options.items())
+    return f"{name}:{','.join(values)}" if options else name
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _size(trace: Trace) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ def schema_markdown() -> str:
     fields = _grid(("field", "meaning"), ((f"`{name}`", meaning) for name, meaning in MANIFEST.items()))
     sections = [_INTRO, *(_section(table) for table in TABLES.values())]
     sections += [f"## Cases\n\nValues of `pairs.case`.\n\n{cases}"]
-    sections += [f"## run.json\n\nFields that the writer fills; a recorder adds its own beside them.\n\n{fields}"]
+    sections += [f"## run.json\n\nFields that the writer fills; a recorder adds further ones.\n\n{fields}"]
     return "\n\n".join(sections) + "\n"
 
 

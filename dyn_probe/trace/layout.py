@@ -84,7 +84,7 @@ def _listing(folder: Path) -> list[str]:
 
 
 def now() -> str:
-    """The time as it stands in run.json: UTC, ISO 8601."""
+    """The current time as written to run.json: UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
@@ -92,7 +92,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
     """``run.json`` of a trace that this version can read.
 
     Raises:
-        TraceError: there is no such folder, it is no trace, or a newer dyn-probe wrote it.
+        TraceError: there is no such folder, it is not a trace, or a newer dyn-probe wrote it.
     """
     wanted = "wanted the folder of a trace, as `dyn-probe record --out` writes it"
     if not run.is_dir():
@@ -105,11 +105,11 @@ def read_manifest(run: Path) -> dict[str, Any]:
         raise TraceError(f"{wanted}; {run / RUN_FILE} cannot be read as JSON: {error}") from error
     if not _is_manifest(manifest):
         raise TraceError(
-            f"{wanted}; {run / RUN_FILE} is something else's: it lacks schema_version, dyn_probe_version or status"
+            f"{wanted}; {run / RUN_FILE} is not that of a trace: it lacks schema_version, dyn_probe_version or status"
         )
     if manifest["schema_version"] > SCHEMA_VERSION:
         raise TraceError(
-            f"{run} has schema_version {manifest['schema_version']}, and this version reads up to "
+            f"{run} has schema_version {manifest['schema_version']}, but this version reads up to "
             f"{SCHEMA_VERSION}; install the dyn-probe that wrote it ({manifest['dyn_probe_version']}), "
             f"or a newer one"
         )
@@ -142,9 +142,7 @@ def plain(fields: Mapping[str, object]) -> dict[str, Any]:
     problems: list[str] = []
     content = _plain(fields, "", problems)
     if problems:
-        raise TraceError(
-            "run.json takes text, numbers, truth values, null, lists and mappings; came " + ", ".join(problems)
-        )
+        raise TraceError("run.json takes text, numbers, booleans, null, lists and mappings; got " + ", ".join(problems))
     return content
 
 

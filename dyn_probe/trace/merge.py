@@ -1,7 +1,7 @@
-"""The rows of one table, wherever they lie: Parquet file, streams of all ranks, before and after resumes.
+"""The rows of one table, wherever they are: Parquet file, streams of all ranks, before and after resumes.
 
-A Parquet file names the streams that are in it (metadata key ``dyn_probe``), so no row is read twice: not
-after a crash between writing the file and removing the streams, and not when a closed trace is resumed.
+A Parquet file lists the streams that it contains (metadata key ``dyn_probe``), so no row is read twice, neither
+after a crash between writing the file and removing the streams, nor when a closed trace is resumed.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Rows:
 def collect(run: Path, table: Table) -> Rows:
     """All rows of ``table``: by step, then recording and rank, else as recorded; nothing twice.
 
-    Streams are read first, then ``run.json``, then the Parquet file. Whoever merges at the same time writes
-    the Parquet file first and removes the streams last, so every row is met, and where it is met twice the
-    Parquet file names its stream.
+    Streams are read first, then ``run.json``, then the Parquet file. A process that merges at the same time writes
+    the Parquet file first and removes the streams last, so every row is found, and if it is found twice the
+    Parquet file lists its stream.
     """
     streams = {name: rows for name in list_streams(run) if name.table == table.name and (rows := _stream(run, name))}
     resumes = read_manifest(run).get("resumes", ())
@@ -78,7 +78,7 @@ def _parquet(run: Path, table: Table) -> Rows:
         with pq.ParquetFile(path) as file:
             known = _described(file.schema_arrow.metadata)
             if known is None:
-                raise TraceError(f"{path} was not written by dyn-probe: it names no streams; move it out of the trace")
+                raise TraceError(f"{path} was not written by dyn-probe (it lists no streams); move it out of the trace")
             data = _conform(file.read(), table, path.name)
     except FileNotFoundError:
         return Rows(arrow_schema(table).empty_table())
@@ -112,7 +112,7 @@ def _conform(data: pa.Table | None, table: Table, file: str) -> pa.Table:
     unknown = sorted(set(data.column_names) - set(table.names))
     if unknown:
         raise TraceError(
-            f"{file} has columns that table {table.name!r} does not: {', '.join(unknown)}; "
+            f"{file} has columns that table {table.name!r} does not have: {', '.join(unknown)}; "
             f"read it with the version of dyn-probe that wrote it"
         )
     columns = [
@@ -125,7 +125,7 @@ def _conform(data: pa.Table | None, table: Table, file: str) -> pa.Table:
 
 
 def _cut(data: pa.Table, resumes: Sequence[Mapping[str, Any]], segment: int) -> pa.Table:
-    """Drop what a later resume recorded again: the rows of its step and after."""
+    """Drop the rows that a later resume recorded again: those of its step and later."""
     steps = [point["step"] for point in resumes if point["segment"] > segment and point["step"] is not None]
     if not steps or "step" not in data.column_names:
         return data
@@ -183,7 +183,7 @@ def _write_parquet(path: Path, rows: Rows) -> None:
             raise TraceError(f"wrote {written} of {len(data)} rows to {scratch_file(path)}")
         os.replace(scratch_file(path), path)
     except (pa.ArrowException, OSError) as error:
-        raise TraceError(f"cannot write {path}: {error}; the streams beside it hold all rows") from error
+        raise TraceError(f"cannot write {path}: {error}; the streams still hold all rows") from error
 
 
 def remove_merged_streams(run: Path) -> None:

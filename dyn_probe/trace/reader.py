@@ -14,13 +14,13 @@ from dyn_probe.trace.merge import Rows, collect
 from dyn_probe.trace.rows import find_table
 from dyn_probe.trace.schema import TABLES
 
-# Types with a null of their own; float64 has NaN, and step (int64) is never null.
+# Types with their own null; float64 has NaN, and step (int64) is never null.
 _PANDAS = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A recorded run. Tables are read when first asked for, and kept.
+    """A recorded run. Tables are read on first access and kept.
 
     Args:
         path: folder of the trace.
@@ -73,7 +73,7 @@ class Trace:
 
     @property
     def distributions(self) -> pd.DataFrame:
-        """One position of a probe response at the first or the last measurement: what the model would say next."""
+        """One position of a probe response at the first or the last measurement, with its next-token distribution."""
         return self.table("distributions")
 
     @property
@@ -113,7 +113,7 @@ def load_trace(path: str | Path) -> Trace:
     2 s or 200 rows behind the recorder.
 
     Raises:
-        TraceError: there is no such folder, it is no trace, or a newer dyn-probe wrote it.
+        TraceError: there is no such folder, it is not a trace, or a newer dyn-probe wrote it.
     """
     path = Path(path)
     return Trace(path, read_manifest(path))

@@ -1,4 +1,4 @@
-"""Every column of every table: name, type, unit, meaning. The one source for writer, reader and docs.
+"""Every column of every table: name, type, unit, meaning. The single source for writer, reader and docs.
 
 Letters as in docs/notation.md: ``a``, ``b`` are the chosen and rejected log-probability, ``g_w``, ``g_l``
 their gradients over all trained parameters, ``d_w``, ``d_l`` the pulls, ``K`` the Gram of the batch.
@@ -127,7 +127,7 @@ PAIRS = Table(
             "separate_backward",
             "bool",
             "",
-            "true where the gradients took a backward of their own: the loss gave no usable pull",
+            "true where the gradients were computed in a separate backward pass, because the pull was 0 or too small",
         ),
     ),
 )
@@ -142,7 +142,7 @@ STEPS = Table(
         _real("loss", "nats", "mean loss over these pairs"),
         _real("learning_rate", "1", "η of the step"),
         _real("grad_norm", _GRAD, "norm of the accumulated gradient before clipping"),
-        _real("grad_norm_clipped", _GRAD, "the same after clipping: what the optimizer saw"),
+        _real("grad_norm_clipped", _GRAD, "the same after clipping, as the optimizer sees it"),
         _real("logp_chosen", _SEQ, "mean a"),
         _real("logp_rejected", _SEQ, "mean b"),
         _real(
@@ -169,7 +169,7 @@ STEPS = Table(
         _real("law7_share", "share", "share of the trained weights that this was checked on"),
         _real("kappa_error", "1", "relative error of ‖G‖² = κ²cᵀKc, G the gradient that the optimizer saw"),
         _real("unmoved_share", "share", "share of the trained weights that the step left as they were"),
-        Column("separate_rows", "int32", "rows", "rows whose gradients needed a separate backward"),
+        Column("separate_rows", "int32", "rows", "rows whose gradients needed a separate backward pass"),
     ),
 )
 
@@ -221,7 +221,7 @@ LAYERS = Table(
             "",
             "embedding, block number, final_norm or head; a tied head counts as embedding",
         ),
-        Column("depth", "int32", "", "order of the layers from input to output, from 0"),
+        Column("depth", "int32", "", "position of the layer from input to output, from 0"),
         _real("grad_norm_chosen", _GRAD, "‖g_w‖ over the layer's parameters"),
         _real("grad_norm_rejected", _GRAD, "‖g_l‖ over the layer's parameters"),
         _real("grad_inner", _INNER, "⟨g_w, g_l⟩ over the layer's parameters"),
@@ -230,7 +230,7 @@ LAYERS = Table(
 
 TOKENS = Table(
     "tokens",
-    "one followed pair at one recorded step",
+    "one tracked pair at one recorded step",
     (
         _STEP,
         _PAIR,
@@ -255,7 +255,7 @@ MASS = Table(
         _real("argmax_logp", _SEQ, "Σ_t log max_v π_t(v)"),
         _real("not_argmax_logp", _SEQ, "Σ_t log(1 − max_v π_t(v))"),
         _real("entropy", "nats/token", "mean entropy of π_t"),
-        _real("rank", "1", "mean number of tokens more probable than the target; one as probable counts ½"),
+        _real("rank", "1", "mean number of tokens more probable than the target; an equally probable one counts ½"),
         _real("top1", "share", "share of positions whose most probable token is the target; a tie is split"),
         _real("residual", "1", "mean ‖π_t − e_y‖₂"),
         _real("missing_mass", "1", "mean 1 − π_t(y)"),
@@ -267,18 +267,18 @@ MASS = Table(
 
 DISTRIBUTIONS = Table(
     "distributions",
-    "one position of a probe response at the first or the last measurement: what the model would say next",
+    "one position of a probe response at the first or the last measurement, with the model's next-token distribution",
     (
         _STEP,
-        Column("first_step", "int32", "step", "step of the first measurement, which the columns first_… are from"),
+        Column("first_step", "int32", "step", "step of the first measurement, to which the columns first_… belong"),
         Column("prompt_id", "string", "", "hash of the prompt's text"),
         Column("kind", "string", "", "response kind (chosen, rejected)"),
-        Column("position", "int32", "tokens", "which token of the response is next, counted from 0"),
+        Column("position", "int32", "tokens", "index of the response token that comes next, from 0"),
         Column("tokens", "list<string>", "", "the target and the ten most probable tokens of either measurement"),
-        Column("target", "int32", "", "place of the target, the response's own token, in tokens (from 0)"),
+        Column("target", "int32", "", "index in tokens of the target, the response's own token"),
         Column("probabilities", "list<float64>", "probability", "π_t of these tokens"),
         Column("first_probabilities", "list<float64>", "probability", "the same at the first measurement"),
-        _real("rest", "probability", "1 − their sum: what all other tokens have"),
+        _real("rest", "probability", "1 − their sum: probability of all other tokens"),
         _real("first_rest", "probability", "the same at the first measurement"),
     ),
 )
@@ -307,7 +307,7 @@ CASES: dict[int, str] = {
     4: "chosen down, rejected up",
 }
 
-# Fields of run.json that the writer alone fills; whoever records may add any other field beside them.
+# Fields of run.json that only the writer fills; a recorder may add any other field.
 MANIFEST: dict[str, str] = {
     "schema_version": f"version of these tables, now {SCHEMA_VERSION}; an older reader refuses a newer one",
     "dyn_probe_version": "version of dyn-probe that opened the trace",
@@ -318,7 +318,7 @@ MANIFEST: dict[str, str] = {
     "session": "one string per launch, the same for all its processes",
     "resumes": "one entry per resume: segment (the number in its streams' names), at (UTC time), and step: "
     "rows of this step and later recorded before it are no longer read; null where all are kept",
-    "unmerged": "why the streams were not merged into Parquet at closing, null if they were",
+    "unmerged": "why the streams were not merged into Parquet when the trace was closed, null if they were",
 }
 
 

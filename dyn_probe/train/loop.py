@@ -1,4 +1,4 @@
-"""The reference loop, to be read from top to bottom: warm-up, reference, preference training, recorded."""
+"""The reference loop, readable from top to bottom: warm-up, reference, recorded preference training."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def record(config: RunConfig, progress: bool = True, warm: WarmStart | None = No
     Started by ``torchrun`` or ``accelerate launch``, every process trains on its slice of each batch.
 
     Args:
-        progress: whether to show bars and notes.
-        warm: takes the policy after the supervised stages from an earlier run, or keeps it for a later one.
+        progress: whether to show progress and notes.
+        warm: holds the policy after the supervised stages: reused from an earlier run, or kept for a later one.
 
     Raises:
         BadInput: the configuration or the data cannot be used; nothing has been written then.
-        Diverged: the loss became no number; what was recorded is kept.
+        Diverged: the loss is no longer finite; what was recorded is kept.
     """
     try:
         processes = start_processes(config.parallel, config.device)
@@ -79,7 +79,7 @@ def _record(config: RunConfig, processes: Processes, display: Display, warm: War
 
 
 def train(run: Run) -> None:
-    """Preference training, a checkpoint now and then, and the held-out pairs."""
+    """Preference training with its checkpoints and the evaluation of the held-out pairs."""
     config, setup = run.config, run.setup
     setup.model.train()
     with run.probe, run.display.bar(f"{setup.method.name:<12}", config.steps) as advance:
@@ -178,7 +178,7 @@ def evaluated(run: Run, step: int, batches: list[PairBatch]) -> list[Tensor | No
 
 
 def stop_if_not_finite(losses: Tensor, step: int, batch: PairBatch, processes: Processes, config: RunConfig) -> None:
-    """Stop all processes at the first loss that is no number, naming step and pairs."""
+    """Stop all processes at the first loss that is not finite, naming step and pairs."""
     own = [pair for pair, loss in zip(batch.ids, losses.tolist(), strict=True) if not math.isfinite(loss)]
     bad = [pair for part in processes.gathered(own) for pair in part]
     if bad:
@@ -189,7 +189,7 @@ def stop_if_not_finite(losses: Tensor, step: int, batch: PairBatch, processes: P
 
 
 def stop_if_lost(run: Run, held_out: dict[str, float]) -> None:
-    """Stop where the last update left a model that gives no numbers: no later loss would show it."""
+    """Stop if the last update left log-probabilities that are not finite: no later loss would show it."""
     realised = [row.get("realised_delta_chosen", 0.0) for row in run.probe.fresh]
     own = not all(math.isfinite(value) for value in (*held_out.values(), *realised))
     if any(run.setup.processes.gathered(own)):

@@ -1,4 +1,4 @@
-"""The reference policy: evaluated once before training, or kept and asked in every step."""
+"""The reference policy: evaluated once before training, or kept and evaluated in every step."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Reference:
 
     Args:
         table: pair id → ``(r_w, r_l)``, where the reference was evaluated before training.
-        model: a frozen copy, where it is asked in every step.
-        autocast: the context in which the policy's own forward runs.
+        model: a frozen copy, where it is evaluated in every step.
+        autocast: the context of the policy's own forward.
     """
 
     def __init__(self, table: dict[str, tuple[float, float]], model: nn.Module | None, autocast: Autocast) -> None:
@@ -62,8 +62,8 @@ def precomputed_reference(
     progress: Callable[[int], None],
     processes: Processes,
 ) -> Reference:
-    """The policy's log-probabilities of all pairs as it is now, in eval mode, in batches of like length; the processes
-    take turns.
+    """The policy's log-probabilities of all pairs as it is now, in eval mode, in batches of similar length; the
+    processes take turns.
 
     Args:
         progress: called with the number of pairs done in each batch.

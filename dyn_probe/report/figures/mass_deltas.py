@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import compare_runs
-from dyn_probe.report.facts import look_up, plain_text
+from dyn_probe.report.facts import look_up, plain_text, shaping_options
 from dyn_probe.report.style import RUN_COLOURS, empty_figure, name_panel, new_figure, rule
 
 if TYPE_CHECKING:
@@ -27,24 +26,21 @@ PANELS = {
 }
 """Run-level figure → panel title."""
 
-OPTIONS = re.compile(r": \{[^}]*\}")
-"""The options of a shaping, for which a label has no room."""
-
 
 def compare_deltas(traces: Mapping[str, Trace]) -> Figure:
     """Shows: change of the probe responses' log-probability from the first to the last recorded step, one dot per
     run, one column per method (objective and shaping), a bar at each method's mean. Panels: chosen, rejected,
     the unrelated and shuffled responses, and the most probable token at each position (argmax).
 
-    How to read: squeezing is prevented where Δ chosen is above 0. A method under which everything observed
-    falls far while Δ argmax rises pays for its margin with the whole distribution.
+    How to read: squeezing is prevented where Δ chosen is above 0. Where all responses fall far while Δ argmax rises,
+    the method gains its margin by squeezing the whole distribution.
 
-    Needs: probe responses at the first and the last step.
+    Needs: probe responses at the first and the last step (--mass-every).
     """
     runs, lacking = _figures(traces)
     if runs.empty:
         return empty_figure(
-            "Change per method", f"not recorded: needs probe responses (mass dynamics) at two steps: {lacking}"
+            "Change per method", f"not recorded: needs probe responses (--mass-every) at two steps: {lacking}"
         )
     figure, axes = new_figure(len(PANELS), height=3.2)
     for ax, (column, title) in zip(axes, PANELS.items(), strict=True):
@@ -55,12 +51,11 @@ def compare_deltas(traces: Mapping[str, Trace]) -> Figure:
 
 
 def method_of(trace: Trace) -> str:
-    """Objective and shaping as run.json names them."""
-    names = []
-    for places in (("objective.name", "config.objective"), ("objective.shaping", "config.shaping")):
-        values = [value for place in places if (value := look_up(trace.manifest, place)) not in (None, "", [], {})]
-        names += [OPTIONS.sub("", plain_text(values[0]))] if values else []
-    return "\n".join(names) or "unnamed"
+    """Objective and shapings as run.json names them, without their options, for which a label has no room."""
+    values = [look_up(trace.manifest, place) for place in ("objective.name", "config.objective")]
+    named = [plain_text(value) for value in values if value not in (None, "", [], {})][:1]
+    shapings = list(shaping_options(trace.manifest)) or [plain_text(look_up(trace.manifest, "config.shaping") or "")]
+    return "\n".join([*named, *(", ".join(filter(None, shapings)).splitlines())]) or "unnamed"
 
 
 def _figures(traces: Mapping[str, Trace]) -> tuple[pd.DataFrame, str]:

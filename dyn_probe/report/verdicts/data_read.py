@@ -31,13 +31,13 @@ def left_out(trace: Trace) -> list[Verdict]:
     every = _whole(look_up(trace.manifest, "data.rows")) or 0
     unexpected = len(rows) - (_whole(look_up(trace.manifest, "data.left_out_by_design")) or 0)
     loud = 0 < LOUD * every < unexpected
-    part = [Number("share of all rows", len(rows) / every, "share")] if every else []
+    part = [Number("skipped_share", "share of all rows", len(rows) / every, "share")] if every else []
     of = f" of {every:,} ({percent(len(rows) / every)})" if every else ""
     return say(
         "warning" if loud else "note",
-        f"{count(len(rows), 'row')}{of} of the data skipped: {words}{more}.",
+        f"{count(len(rows), 'row')}{of} of the data {'was' if len(rows) == 1 else 'were'} skipped: {words}{more}.",
         "skipped_rows in run.json",
-        Number("skipped rows", len(rows), "rows"),
+        Number("skipped", "skipped rows", len(rows), "rows"),
         *part,
     )
 
@@ -58,8 +58,8 @@ def _fact(fact: dict[str, Any]) -> list[Verdict]:
         "warning" if fact.get("level") == "warning" else "note",
         f"{sentence[:1].upper()}{sentence[1:]}.",
         "data.facts in run.json, counted when the data were read",
-        Number("pairs", number, "pairs"),
-        Number("share of all pairs", number / of, "share"),
+        Number("pairs", "pairs", number, "pairs"),
+        Number("pairs_share", "share of all pairs", number / of, "share"),
     )
 
 
