@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dyn_probe.engine.layers import Layer
+from dyn_probe.engine.layers import Layer, layers_of, sum_layers
+from dyn_probe.engine.recording import Products
+from dyn_probe.engine.uses import Use
 from dyn_probe.probe.row_store import Row, RowStore
 from dyn_probe.probe.trace_rows import BatchRecord, layer_rows, step_means
 from dyn_probe.trace.writer import TraceWriter
@@ -33,6 +35,7 @@ class RunRows:
         self.writer, self.rank = writer, rank
         self.batches: list[BatchRecord] = []
         self._steps: dict[int, Row] = {}
+        self._layers: dict[str, Layer] = {}
         self._realised: set[bool] = set()
         self._store = RowStore(keep)
 
@@ -40,11 +43,20 @@ class RunRows:
         """Whether the step is one of those in progress."""
         return step in self._steps
 
-    def add(self, record: BatchRecord, layers: Mapping[Layer, Any] | None = None) -> None:
-        """A batch, and its ``[B, 3]`` products by layer."""
+    def add(self, record: BatchRecord, products: Products, uses: Sequence[Use] | None = None) -> None:
+        """A batch and what it adds to its step.
+
+        Args:
+            uses: the model's, where its layers are recorded too.
+        """
         self.batches.append(record)
-        if layers is not None and self.writer is not None:
-            self.writer.add("layers", layer_rows(record.step, record.ids, layers))
+        if uses is not None and self.writer is not None:
+            entries = products.pair_entries()
+            self._layers = self._layers or layers_of(list(entries), uses)
+            self.writer.add("layers", layer_rows(record.step, record.ids, sum_layers(entries, self._layers)))
+        row = self.step(record.step)
+        row.setdefault("learning_rate", record.rate)
+        row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.sum())
 
     def write(self, table: str, rows: Sequence[Row]) -> None:
         """Rows of another table, at once."""

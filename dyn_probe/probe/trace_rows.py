@@ -67,6 +67,38 @@ class BatchRecord:
     columns: dict[str, Any]
     known: dict[str, np.ndarray] = field(default_factory=dict)
     """Column → which of its rows have a value, where that is not all of them."""
+    rate: float | None = None
+
+    @staticmethod
+    def of(
+        step: int,
+        rank: int,
+        ids: Sequence[str] | None,
+        given: Given,
+        products: Products,
+        rate: float | None,
+        whole: bool,
+    ) -> BatchRecord:
+        """What the loop gave and the recording found.
+
+        Args:
+            ids: the pairs' ids; None numbers them.
+            rate: η of the predictions; None leaves them out.
+            whole: whether the batch is all that the optimizer's step is made of.
+
+        Raises:
+            BadInput: not one id for each pair.
+        """
+        size = len(given.logps) // 2
+        ids = [f"{step}-{rank}-{i}" for i in range(size)] if ids is None else list(ids)
+        if len(ids) != size:
+            raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
+        return BatchRecord(step, rank, ids, pair_columns(given, products, rate, whole), rate=rate)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the rows are the responses' own log-probabilities, so that their changes are predicted."""
+        return "case" in self.columns
 
     def __len__(self) -> int:
         return len(self.ids)
