@@ -127,6 +127,13 @@ class PairBatch:
         return PairBatch(self.input_ids[rows], self.attention_mask[rows], self.response_mask[rows])
 
 
+def trimmed(batch: PairBatch) -> PairBatch:
+    """The batch without positions that are padding in all rows."""
+    used = batch.attention_mask.bool().any(0).nonzero().flatten()
+    keep = slice(int(used[0]), int(used[-1]) + 1)
+    return PairBatch(batch.input_ids[:, keep], batch.attention_mask[:, keep], batch.response_mask[:, keep])
+
+
 def pair_id(chosen: tuple[list[int], list[bool]], rejected: tuple[list[int], list[bool]]) -> str:
     """16 hex digits that name a pair by its tokens; each side is (token ids, response flags) without padding."""
     digest = hashlib.sha256()

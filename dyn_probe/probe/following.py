@@ -119,7 +119,8 @@ class Following:
         if record is None or self._watch is None:
             return
         facts, pushes = self._watch.facts, outcome.pushes
-        record.fill("update_delta", numbers(outcome.total))
+        entries = None if pushes is None or pushes.entries is None else numbers(pushes.entries)
+        record.add_update(numbers(outcome.total), entries)
         if products.gram is not None:
             self.rows.write("grams", gram_rows(record, products.gram, None if pushes is None else pushes.gram))
         if pushes is not None:

@@ -15,9 +15,9 @@ from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
 from dyn_probe.engine.module_copy import eval_mode
 from dyn_probe.engine.recording import Products, Recording, distributed
-from dyn_probe.engine.uses import Claims, trained_parameters
+from dyn_probe.engine.uses import Claims, is_split, trained_parameters
 from dyn_probe.errors import BadInput
-from dyn_probe.pairs import PairBatch, sequence_logps
+from dyn_probe.pairs import PairBatch, sequence_logps, trimmed
 from dyn_probe.probe.following import Following
 from dyn_probe.probe.row_store import Row, RowStore
 from dyn_probe.probe.run_rows import RunRows
@@ -270,6 +270,21 @@ class Probe:
         """``[2B]`` log-probabilities in eval mode, without gradients; modes and random state are left as they were."""
         with eval_mode(self.model):
             return sequence_logps(self.model, batch)
+
+    def measure_noise(self, step: int, batch: PairBatch) -> None:
+        """Compute the batch's log-probabilities twice from the same weights, together and each pair alone without its
+        padding, and keep the largest difference as ``noise_floor`` of the step: no change below it is called one.
+
+        Costs a forward for each pair and one more; does nothing where parameters are split over processes.
+        """
+        if is_split(self.model):
+            return
+        with self._arithmetic():
+            together = self.evaluate(batch).unflatten(0, (2, -1))
+            alone = [self.evaluate(trimmed(batch.select([pair]))) for pair in range(batch.pairs)]
+        floor = (together - torch.stack(alone, 1)).abs().max()
+        self._rows.floor = float(floor)
+        self._rows.step(step)["noise_floor"] = float(floor)
 
     def after_update(self, batch: PairBatch | None = None, before: Tensor | None = None) -> None:
         """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.

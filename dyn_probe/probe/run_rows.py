@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dyn_probe import entanglement
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.recording import Products
 from dyn_probe.engine.uses import Use
@@ -34,6 +35,8 @@ class RunRows:
     def __init__(self, writer: TraceWriter | None, rank: int, keep: bool = True) -> None:
         self.writer, self.rank = writer, rank
         self.batches: list[BatchRecord] = []
+        self.floor = 0.0
+        """Change (nats) of a log-probability that numerics alone can make."""
         self._steps: dict[int, Row] = {}
         self._layers: dict[str, Layer] = {}
         self._realised: set[bool] = set()
@@ -91,9 +94,13 @@ class RunRows:
         for k, pair in enumerate(ids):
             if rows := waiting.get(pair):
                 record, i = rows.pop(0)
+                changes = []
                 for side, j in (("chosen", k), ("rejected", k + len(ids))):
                     start = record.columns[f"logp_{side}"][i] if before is None else before[j]
-                    record.put(f"realised_delta_{side}", i, float(after[j] - start))
+                    changes.append(float(after[j] - start))
+                    record.put(f"realised_delta_{side}", i, changes[-1])
+                if min(map(abs, changes)) > self.floor:
+                    record.put("case_realised", i, int(entanglement.cases(*changes)))
         if (how := before is not None) not in self._realised:
             self._realised.add(how)
             self.manifest(realised_change="; ".join(sorted(REALISED[one] for one in self._realised)))

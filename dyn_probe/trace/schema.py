@@ -25,6 +25,8 @@ class Column:
     unit: str
     meaning: str
     required: bool = False
+    formerly: str = ""
+    """The column's name in older traces."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,19 @@ PAIRS = Table(
         _real("grad_inner", _INNER, "⟨g_w, g_l⟩"),
         _real("grad_cosine", "1", "⟨g_w, g_l⟩ / (‖g_w‖‖g_l‖)"),
         Column(
-            "case",
+            "case_plain",
             "int32",
             "",
-            "1 chosen up and rejected down, 2 both down, 3 both up, 4 chosen down and rejected up",
+            "case of predicted_delta_*: 1 chosen up and rejected down, 2 both down, 3 both up, 4 chosen down and "
+            "rejected up",
+            formerly="case",
+        ),
+        Column("case_update", "int32", "", "case of update_delta_*"),
+        Column(
+            "case_realised",
+            "int32",
+            "",
+            "case of realised_delta_*; null where either change is within noise_floor",
         ),
         _real(
             "predicted_delta_chosen",
@@ -112,6 +123,13 @@ PAIRS = Table(
         _real(
             "update_delta_rejected", _SEQ, "Δb = ⟨g_l, Δθ⟩ with the optimizer's own update Δθ: first order, real step"
         ),
+        _real(
+            "band_slack",
+            "nats",
+            "distance of log(d_w/d_l) from the nearer edge of the band in which a plain step raises chosen and lowers "
+            "rejected; negative: outside; null where every ratio of two pulls > 0 is inside",
+        ),
+        _real("band_slack_metric", "nats", "the same with gradients compared in the metric ωP that the step applied"),
         _real("gate", "1", "g of Gate-DPO: factor on the rejected contribution"),
         _real("gate_statistic", "probability", "s of Gate-DPO: the rejected token probability the gate reads"),
         _real("rho", "1", "ρ of AdaDPO: factor on the chosen contribution"),
@@ -168,6 +186,18 @@ STEPS = Table(
         _real("law7_error", "1", "largest |rounding| / Σ|parts| of the step's pushes: parts against stored weights"),
         _real("law7_share", "share", "share of the trained weights that this was checked on"),
         _real("kappa_error", "1", "relative error of ‖G‖² = κ²cᵀKc, G the gradient that the optimizer saw"),
+        _real(
+            "other_terms",
+            "share",
+            "share of the squared gradient that is no multiple of the recorded rows' sum: other terms of the loss, "
+            "pairs of other processes",
+        ),
+        _real(
+            "noise_floor",
+            _SEQ,
+            "largest difference of a log-probability that is computed twice from the same weights: in the step's batch "
+            "and with its pair alone",
+        ),
         _real("unmoved_share", "share", "share of the trained weights that the step left as they were"),
         Column("separate_rows", "int32", "rows", "rows whose gradients needed a separate backward pass"),
     ),
@@ -183,6 +213,19 @@ GRAMS = Table(
         Column("gram", "list<float64>", _INNER, "K = ⟨g_i, g_j⟩, (2B)² numbers, row by row"),
         Column("gram_metric", "list<float64>", "nats", "⟨g_i, ωP g_j⟩ in the metric that the step applied, likewise"),
     ),
+)
+
+FINAL = Table(
+    "final",
+    "one pair that was trained on, evaluated once more with the weights at the end of the run",
+    (
+        _PAIR,
+        _real("logp_chosen", _SEQ, "a = log π(y_w|x) at the end, in eval mode"),
+        _real("logp_rejected", _SEQ, "b = log π(y_l|x) at the end, in eval mode"),
+        Column("len_chosen", "int32", "tokens", "n_w: response tokens of chosen"),
+        Column("len_rejected", "int32", "tokens", "n_l: response tokens of rejected"),
+    ),
+    unique=("pair_id",),
 )
 
 _SIDE = Column("side", "string", "", "chosen or rejected: the response that was pushed", required=True)
@@ -297,7 +340,7 @@ EXAMPLES = Table(
 )
 
 TABLES: dict[str, Table] = {
-    table.name: table for table in (PAIRS, PUSHES, GRAMS, STEPS, LAYERS, TOKENS, MASS, DISTRIBUTIONS, EXAMPLES)
+    table.name: table for table in (PAIRS, PUSHES, GRAMS, FINAL, STEPS, LAYERS, TOKENS, MASS, DISTRIBUTIONS, EXAMPLES)
 }
 
 CASES: dict[int, str] = {

@@ -110,7 +110,28 @@ class RunConfig:
         "processes or --gradient-accumulation the activations of these steps are kept until the update.",
         least=0,
     )
-    realised: bool = _option(True, "Record the realised change: evaluate the recorded pairs again after the update.")
+    metric_every: int | None = _option(
+        None,
+        "Take the optimizer's step apart every N steps: what moved each log-probability, part by part; 0 never. The "
+        "activations of these steps and a copy of the trained weights are kept until the update.",
+        least=0,
+        default_text="1 for the built-in model, else that of --gram-every",
+    )
+    split_momentum: bool | None = _option(
+        None,
+        "Keep the momentum of all chosen apart from that of all rejected gradients, so that their pushes over all "
+        "steps can be compared; two more buffers of the trained weights' size, at every step.",
+        default_text="on for the built-in model and with LoRA",
+    )
+    realised: bool | None = _option(
+        None,
+        "Record the realised change at every recorded step, or never: evaluate the recorded pairs again after the "
+        "update.",
+        default_text="at every step for the built-in model, else where --gram-every records",
+    )
+    final_pairs: int = _option(
+        512, "Evaluate this many of the pairs that were trained on once more at the end; 0 none.", least=0
+    )
     update: bool = _option(
         False,
         "Also record the first-order change along the optimizer's own update; this keeps a copy of the trained "
@@ -183,7 +204,15 @@ class RunConfig:
         """The same with every default that depends on the model filled in."""
         place = 0 if self.model == "built-in" else 1 if self.lora_rank else 2
         found: dict[str, Any] = {name: values[place] for name, values in BY_MODEL.items()}
+        found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2}
         return replace(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
+
+    def realises(self, step: int) -> bool:
+        """Whether the pairs of this step are evaluated again after the update."""
+        if self.realised is None:
+            every = 1 if self.model == "built-in" else self.gram_every
+            return step % self.every == 0 and every > 0 and step % every == 0
+        return self.realised and step % self.every == 0
 
     @property
     def hyper_values(self) -> dict[str, Any]:

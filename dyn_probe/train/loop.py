@@ -22,6 +22,7 @@ from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint, remove_checkpoints
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display, live_numbers
+from dyn_probe.train.final_rows import record_final
 from dyn_probe.train.held_out import evaluate
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
@@ -98,6 +99,7 @@ def train(run: Run) -> None:
         stop_if_lost(run, held_out)
         if held_out:
             run.writer.update_manifest(held_out=held_out)
+        record_final(run)
         record_mass(run, config.steps)
         finish_mass(run)
 
@@ -126,10 +128,13 @@ def train_step(run: Run, step: int) -> str:
     norm, clipped = clip(run)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient is not finite at step {step}; what was recorded before is kept. {calmer(config)}")
+    if step == run.first:
+        with setup.autocast():
+            run.probe.measure_noise(step, batches[0])
     befores = evaluated(run, step, batches)
     run.optimizer.step()
     if run.probe.records(step):
-        for again, before in zip(batches, befores, strict=True) if config.realised else ((None, None),):
+        for again, before in zip(batches, befores, strict=True) if config.realises(step) else ((None, None),):
             with setup.autocast():
                 run.probe.after_update(again, before)
     run.probe.log(
@@ -172,7 +177,7 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
 def evaluated(run: Run, step: int, batches: list[PairBatch]) -> list[Tensor | None]:
     """The batches' log-probabilities in eval mode before the update, where the training forward's are no baseline for
     the realised change, since it drew random numbers (dropout); None where they are one."""
-    wanted = run.config.realised and run.probe.records(step) and run.probe.draws_random_numbers
+    wanted = run.config.realises(step) and run.probe.records(step) and run.probe.draws_random_numbers
     with run.setup.autocast():
         return [run.probe.evaluate(batch) if wanted else None for batch in batches]
 

@@ -49,6 +49,8 @@ def start_run(
         optimizer=optimizer,
         every=config.every,
         gram_every=config.gram_every,
+        metric_every=0 if setup.method.rows else config.metric_every or 0,
+        split_momentum=bool(config.split_momentum) and not setup.method.rows,
         tolerance=TOLERANCES[torch.bfloat16] if config.dtype == "autocast" else None,
         separate=setup.method.around,
         micro_batches=config.gradient_accumulation,
@@ -109,13 +111,14 @@ def make_reference(setup: Setup, display: Display) -> Reference | None:
 
 def pairs_used(setup: Setup) -> list[EncodedPair]:
     """The pairs that the run's steps use, and the held-out ones."""
-    config = setup.config
-    met = {
-        i
-        for step in range(config.steps)
-        for i in step_order(len(setup.pairs), config.pairs_per_step, step, config.seed)
-    }
-    return [*(setup.pairs[i] for i in sorted(met)), *setup.held_out]
+    return [*pairs_trained_on(setup), *setup.held_out]
+
+
+def pairs_trained_on(setup: Setup) -> list[EncodedPair]:
+    """The pairs that the run's steps use, in the order in which they are met."""
+    config, count = setup.config, len(setup.pairs)
+    met = (i for step in range(config.steps) for i in step_order(count, config.pairs_per_step, step, config.seed))
+    return [setup.pairs[i] for i in dict.fromkeys(met)]
 
 
 def resumed_reference(setup: Setup, state: dict[str, Any]) -> Reference | None:
