@@ -59,7 +59,8 @@ def start(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0; 1 where training stopped early; 2 where the command cannot be carried out; 130 after Ctrl-C.
+    Exit codes: 0; 1 where training stopped early or a file could not be written; 2 where the command cannot be carried
+    out; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
     """
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
@@ -68,8 +69,9 @@ def main() -> None:
         _fail(f"{error.format_message()} See: {_command_of(error)} --help", 2)
     except DynProbeError as error:
         _fail(str(error), getattr(error, "exit_code", 2))
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("stopped by Ctrl-C", 130)
+    except (typer.Abort, KeyboardInterrupt) as stop:
+        signal = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
+        _fail(f"stopped by {str(signal or '') or 'Ctrl-C'}", getattr(signal, "exit_code", 130))
 
 
 def _fail(message: str, code: int) -> NoReturn:

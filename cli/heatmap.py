@@ -9,6 +9,7 @@ import typer
 from dyn_probe_cli.next_step import say_next
 
 from dyn_probe.errors import BadInput
+from dyn_probe.trace.failures import naming
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,8 +57,9 @@ def heatmap(
         figure, folder = _single(heats[0], f"{source}, {params}"), Path()
     place = out or folder / f"heatmap-{heats[0].pair_id}{'' if step is None else f'-step-{step}'}.png"
     _check_file(place, force)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(place, dpi=150)
+    with naming(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(place, dpi=150)
     _say(heats[-1])
     typer.echo(f"Heat map: {place}")
     if folder != Path():

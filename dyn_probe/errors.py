@@ -17,6 +17,12 @@ class TraceError(DynProbeError):
     """A trace folder cannot be read or written as asked."""
 
 
+class WriteFailed(TraceError):
+    """The system refused to write a file of the run: a full disk, a file-size limit, a folder that is gone."""
+
+    exit_code = 1
+
+
 class CertificationError(DynProbeError):
     """The recorder disagrees with plain autograd by more than its tolerance."""
 

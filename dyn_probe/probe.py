@@ -39,6 +39,7 @@ class Probe:
         manifest: entries of ``run.json``.
         rank: this process's number.
         force: replace an existing trace at ``out``.
+        strict: stop where the trace cannot be written (full disk, file-size limit); else that is said once.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Probe:
         manifest: Mapping[str, Any] | None = None,
         rank: int = 0,
         force: bool = False,
+        strict: bool = False,
     ) -> None:
         if every < 1 or gram_every < 0:
             raise BadInput(f"wanted every >= 1 and gram_every >= 0; got every={every}, gram_every={gram_every}")
@@ -69,7 +71,7 @@ class Probe:
         self.certificate: Certificate | None = None
         self._certify = certify
         self._owns = writer is None and out is not None
-        self.writer = TraceWriter(out, dict(manifest or {}), rank=rank, force=force) if out is not None else writer
+        self.writer = writer if out is None else TraceWriter(out, manifest or {}, rank=rank, force=force, strict=strict)
         self._claimed: dict[nn.Module, Kind] = {}
         self._layers: dict[str, Layer] = {}
         self.rows: list[Row] = []
@@ -94,10 +96,11 @@ class Probe:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self.close(
-            "closed" if error is None else "stopped",
-            None if error is None else f"{type(error).__name__}: {error}",
-        )
+        try:
+            self.flush()
+        finally:
+            if self.writer is not None and self._owns:
+                self.writer.end(error, f"{type(error).__name__}: {error}")
 
     def close(self, status: str = "closed", reason: str | None = None) -> None:
         """Write what is pending; closes the trace if the probe made it."""

@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from dyn_probe.errors import BadInput
+from dyn_probe.trace.failures import naming
 
 MARK = "report.json"
 WRITER = "dyn-probe report"
@@ -49,16 +50,22 @@ def own_files(out: Path) -> list[Path]:
 
 
 def write_files(out: Path, files: Mapping[str, bytes], data: Mapping[str, Any]) -> None:
-    """Replace the older report by these files; `report.json` lists them and holds the report's data."""
+    """Replace the older report by these files; `report.json` lists them and holds the report's data.
+
+    Raises:
+        WriteFailed: the system refuses to write one of them.
+    """
     for old in own_files(out):
         if old.is_file():
             old.unlink()
     for name, content in files.items():
         path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     mark = {"written_by": WRITER, "files": [MARK, *files], "data": plain(data)}
-    (out / MARK).write_text(json.dumps(mark, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
+    with naming(out / MARK):
+        (out / MARK).write_text(json.dumps(mark, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def plain(value: Any) -> Any:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from dyn_probe.errors import TraceError
+from dyn_probe.trace.failures import naming
 from dyn_probe.trace.schema import SCHEMA_VERSION, TABLES
 
 RUN_FILE = "run.json"
 STREAMS = "streams"
 _STREAM = re.compile(r"([a-z_]+)-rank(\d+)(?:-seg(\d+))?\.arrow")
 _OPEN_MARK = re.compile(r"rank(\d+)(?:-seg(\d+))?\.open")
+_LOST_MARK = re.compile(r"rank(\d+)(?:-seg(\d+))?\.lost")
 
 
 @dataclass(frozen=True, order=True)
@@ -53,6 +55,11 @@ def open_mark(run: Path, rank: int, segment: int) -> Path:
     return run / STREAMS / f"{_process(rank, segment)}.open"
 
 
+def lost_mark(run: Path, rank: int, segment: int) -> Path:
+    """What a process other than rank 0 could not write, for rank 0 to put into ``run.json``."""
+    return run / STREAMS / f"{_process(rank, segment)}.lost"
+
+
 def list_streams(run: Path) -> list[StreamName]:
     """All streams of the folder: by segment, then rank, then table."""
     matches = (_STREAM.fullmatch(name) for name in _listing(run / STREAMS))
@@ -62,7 +69,16 @@ def list_streams(run: Path) -> list[StreamName]:
 
 def list_open_marks(run: Path, segment: int | None = None) -> list[Path]:
     """The marks of processes that have not closed: of all recordings, or of one."""
-    matches = (_OPEN_MARK.fullmatch(name) for name in _listing(run / STREAMS))
+    return _marks(run, _OPEN_MARK, segment)
+
+
+def list_lost_marks(run: Path) -> list[Path]:
+    """What processes other than rank 0 left because they lost rows."""
+    return _marks(run, _LOST_MARK, None)
+
+
+def _marks(run: Path, pattern: re.Pattern[str], segment: int | None) -> list[Path]:
+    matches = (pattern.fullmatch(name) for name in _listing(run / STREAMS))
     return [run / STREAMS / m[0] for m in matches if m and segment in (None, int(m[2] or 0))]
 
 
@@ -73,6 +89,7 @@ def own_files(run: Path) -> Iterator[Path]:
         yield from (file for file in (path, scratch_file(path)) if file.exists())
     yield from (run / STREAMS / name.file for name in list_streams(run))
     yield from list_open_marks(run)
+    yield from list_lost_marks(run)
     yield from (file for file in (scratch_file(run / RUN_FILE), run / RUN_FILE) if file.exists())
 
 
@@ -126,11 +143,9 @@ def write_manifest(run: Path, manifest: Mapping[str, object]) -> None:
     """Put ``run.json`` in place in one move: a reader sees the old one or the new one."""
     path = run / RUN_FILE
     text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
+    with naming(path):
         scratch_file(path).write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(scratch_file(path), path)
-    except OSError as error:
-        raise TraceError(f"cannot write {path}: {error}") from error
 
 
 def plain(fields: Mapping[str, object]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dyn_probe.errors import TraceError
+from dyn_probe.errors import TraceError, WriteFailed
 from dyn_probe.trace.layout import (
     STREAMS,
     StreamName,
@@ -155,7 +156,7 @@ def merge(run: Path) -> None:
     """Write every table that has streams to ``TABLE.parquet``. The streams stay.
 
     Raises:
-        TraceError: a table could not be written; its streams are untouched.
+        WriteFailed: a table could not be written; its streams are untouched.
     """
     for table in TABLES.values():
         rows = collect(run, table)
@@ -183,7 +184,10 @@ def _write_parquet(path: Path, rows: Rows) -> None:
             raise TraceError(f"wrote {written} of {len(data)} rows to {scratch_file(path)}")
         os.replace(scratch_file(path), path)
     except (pa.ArrowException, OSError) as error:
-        raise TraceError(f"cannot write {path}: {error}; the streams beside it hold all rows") from error
+        with suppress(OSError):
+            scratch_file(path).unlink(missing_ok=True)  # half a file on a full disk is in the way
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise WriteFailed(f"cannot write {path}: {why}; the streams beside it hold its rows") from error
 
 
 def remove_merged_streams(run: Path) -> None:

@@ -120,6 +120,7 @@ def _manifest(old: Mapping[str, Any], fields: Mapping[str, Any], session: str) -
         "closed": None,
         "reason": None,
         "unmerged": None,
+        "lost": old.get("lost"),
         "session": session,
         "resumes": list(old.get("resumes", ())),
         **{name: value for name, value in old.items() if name not in MANIFEST},

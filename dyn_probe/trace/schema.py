@@ -261,6 +261,8 @@ MANIFEST: dict[str, str] = {
     "resumes": "one entry per resume: segment (the number in its streams' names), at (UTC time), and step: "
     "rows of this step and later recorded before it are no longer read; null where all are kept",
     "unmerged": "why the streams were not merged into Parquet at closing, null if they were",
+    "lost": "rows that could not be written, null if there are none: rows (by table), from_step (the first step that "
+    "lacks some) and reason (the first write that failed)",
 }
 
 

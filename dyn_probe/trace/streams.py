@@ -3,56 +3,57 @@
 from __future__ import annotations
 
 import os
+from os import write
 from pathlib import Path
 
 import pyarrow as pa
 
-from dyn_probe.errors import TraceError
+from dyn_probe.errors import TraceError, WriteFailed
+from dyn_probe.trace.failures import naming
 
 
 class StreamFile:
     """A stream that this process alone appends to. Every batch is handed to the operating system at once.
 
     Raises:
-        TraceError: the file exists already, or its folder is gone.
+        TraceError: the file exists already.
+        WriteFailed: it cannot be written.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        try:
-            self._file = os.open(path, flags, 0o644)
-        except FileExistsError as error:
-            raise TraceError(
-                f"wanted to start the stream {path}, which exists: two processes record as the same rank; "
-                f"give each process its own rank"
-            ) from error
-        except OSError as error:
-            raise TraceError(f"cannot start the stream {path}: {error}") from error
+        with naming(path):
+            try:
+                self._file = os.open(path, flags, 0o644)
+            except FileExistsError as error:
+                raise TraceError(
+                    f"wanted to start the stream {path}, which exists: two processes record as the same rank; "
+                    f"give each process its own rank"
+                ) from error
         self._size = 0
         self._head = schema.serialize().to_pybytes()
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Write one batch; what an earlier, failed attempt left behind is cut off first."""
         if not self.path.exists():
-            raise TraceError(f"{self.path} was removed while it was written: another process overwrote this trace")
+            raise WriteFailed(f"cannot write {self.path}: it was removed while it was written")
         content = (b"" if self._size else self._head) + batch.serialize().to_pybytes()
-        try:
+        with naming(self.path):
             if os.fstat(self._file).st_size != self._size:
                 os.ftruncate(self._file, self._size)
             _write_all(self._file, content)
-        except OSError as error:
-            raise TraceError(f"cannot write to {self.path}: {error}; the rows are kept in memory") from error
         self._size += len(content)
 
     def close(self) -> None:
-        os.close(self._file)
+        with naming(self.path):
+            os.close(self._file)
 
 
 def _write_all(file: int, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
-        rest = rest[os.write(file, rest) :]
+        rest = rest[write(file, rest) :]
 
 
 def read_stream(path: Path) -> tuple[pa.Table | None, int]:

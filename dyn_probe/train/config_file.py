@@ -14,7 +14,7 @@ from dyn_probe.train.choices import unknown
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.values import read_value
 
-MAY_CHANGE = ("out", "checkpoint_every", "device", "resume")
+MAY_CHANGE = ("out", "checkpoint_every", "device", "strict", "resume")
 """Fields that a resumed run may be given anew."""
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,11 +15,34 @@ from rich.table import Column
 from dyn_probe.train.records import Skipped
 
 
+class StandardError:
+    """Standard error, whichever it is at the time. What cannot be shown (a full disk, a terminal that is gone) is no
+    reason to stop training."""
+
+    @property
+    def _stream(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # while a bar moves, rich stands in its place
+
+    def write(self, text: str) -> int:
+        """Write, or leave it."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand it on, or leave it."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Display:
     """Progress bars and notes on standard error; silent if asked."""
 
     def __init__(self, shown: bool = True) -> None:
-        self.console = Console(stderr=True, quiet=not shown, highlight=False)
+        self.console = Console(file=cast(IO[str], StandardError()), quiet=not shown, highlight=False)
 
     def say(self, text: str) -> None:
         """One line of plain text."""

@@ -116,7 +116,9 @@ def train_grid(
 
 def outcome(trace: Trace, method: str, seed: int) -> Outcome:
     """What the run did to its held-out pairs."""
-    first, last = trace.steps.sort_values("step").iloc[0], trace.manifest["held_out"]
+    first, last = trace.steps.sort_values("step").iloc[0], trace.manifest.get("held_out")
+    if not last:
+        raise BadInput(f"{trace.path} does not say what became of the held-out pairs: its run.json was not written")
     return Outcome(
         method,
         seed,

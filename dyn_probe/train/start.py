@@ -147,4 +147,5 @@ def checkpoint(run: Run, done: int) -> None:
         more["reference"] = {k: list(v) for k, v in run.reference.table.items()}
     states = full_state(model, optimizer) if sharded else (model.state_dict(), optimizer.state_dict())
     if run.setup.processes.first:
-        save_checkpoint(run.config.folder, done, *states, **more)
+        with run.writer.surviving():
+            save_checkpoint(run.config.folder, done, *states, **more)

@@ -123,6 +123,21 @@ def torn(trace: Trace) -> list[Verdict]:
     return say("note", sentence, "torn streams", Number("torn streams", lost, "streams")) if lost else []
 
 
+def unwritten(trace: Trace) -> list[Verdict]:
+    """Rows that could not be written while the run was recorded."""
+    lost: Any = trace.manifest.get("lost")
+    if not lost:
+        return []
+    counts = ", ".join(f"{rows:,} of {table}" for table, rows in lost["rows"].items())
+    since = "" if lost["from_step"] is None else f" from step {lost['from_step']:,} on"
+    return say(
+        "warning",
+        f"Rows are missing{since} because they could not be written ({counts}): {lost['reason']}.",
+        "lost in run.json",
+        *(Number(f"rows lost, {table}", rows, "rows") for table, rows in lost["rows"].items()),
+    )
+
+
 def unmeasured(trace: Trace) -> list[Verdict]:
     """What was not recorded, so that no sentence above can speak of it."""
     words = "; ".join(dict.fromkeys(remedy(need) for need in missing(trace, WANTED)))
