@@ -180,7 +180,7 @@ def test_run_json_that_cannot_be_written_is_written_later(tmp_path: Path) -> Non
 def test_a_merge_that_fails_leaves_the_streams_and_no_half_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dyn_probe.trace import merge
+    from dyn_probe.trace import parquet
 
     def refuse(data: pa.Table, file: object, **_: object) -> None:
         file.write(b"half")  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def test_a_merge_that_fails_leaves_the_streams_and_no_half_file(
     writer = lenient(run)
     writer.add("pairs", step_rows(0, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(merge.pq, "write_table", refuse)
+        patch.setattr(parquet.pq, "write_table", refuse)
         [text] = said(writer.close)
     assert "not merged" in text and "pairs.parquet: No space left on device" in text
     assert sorted(path.name for path in run.iterdir()) == ["run.json", "streams"]

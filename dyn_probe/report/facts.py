@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dyn_probe.report.frames import numbers
+from dyn_probe.trace.manifest import Manifest, ShapingInfo
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
-FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Model", ("model.name", "model.path", "config.model")),
-    ("Parameters", ("model.parameters", "model.trained_parameters", "certificate.parameters")),
-    ("Data", ("data.name", "data.path", "config.data")),
-    ("Objective", ("objective.name", "config.objective")),
-    ("Shaping", ("objective.shaping", "config.shaping")),
-    ("β", ("objective.hyper.beta", "objective.beta", "config.beta")),
-    ("Learning rate", ("config.lr", "config.learning_rate", "optimizer.lr")),
-    ("Optimizer", ("config.optimizer", "optimizer.name")),
-    ("Schedule", ("config.schedule",)),
-    ("Clipped at norm", ("config.max_grad_norm",)),
-    ("Batch size", ("config.batch_size",)),
-    ("Processes", ("processes.count",)),
-    ("Seed", ("config.seed",)),
-    ("Command", ("command",)),
-    ("Recorded", ("created",)),
-    ("dyn-probe", ("dyn_probe_version",)),
-)
-"""Label → places of run.json where it may stand; the first that is there counts."""
+Fact = Callable[[Manifest], Any]
 
 
-def look_up(manifest: dict[str, Any], place: str) -> Any:
-    """The value at "a.b.c" of nested mappings, None if there is none."""
-    value: Any = manifest
-    for key in place.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+def option(name: str) -> Fact:
+    """An option that the run was recorded with."""
+    return lambda about: about.config.get(name)
+
+
+FACTS: dict[str, tuple[Fact, ...]] = {
+    "Model": (lambda about: about.model.name, option("model")),
+    "Parameters": (lambda about: about.model.parameters, lambda about: about.model.trained_parameters),
+    "Data": (lambda about: about.data.name, option("data")),
+    "Objective": (lambda about: about.objective.name, option("objective")),
+    "Shaping": (lambda about: [shaping_text(one) for one in about.objective.shaping], option("shaping")),
+    "β": (lambda about: about.objective.hyper.get("beta"), option("beta")),
+    "Learning rate": (option("lr"),),
+    "Optimizer": (option("optimizer"),),
+    "Schedule": (option("schedule"),),
+    "Clipped at norm": (option("max_grad_norm"),),
+    "Batch size": (option("batch_size"),),
+    "Processes": (lambda about: about.processes.count,),
+    "Seed": (option("seed"),),
+    "Command": (lambda about: about.command,),
+    "Recorded": (lambda about: about.created,),
+    "dyn-probe": (lambda about: about.dyn_probe_version,),
+}
+"""Label → where run.json may say it; the first that says anything counts."""
+
+
+def known(about: Manifest, label: str) -> Any:
+    """What a run says under a label of FACTS; None where it says nothing."""
+    values = (read(about) for read in FACTS[label])
+    return next((value for value in values if value not in (None, "", [], {}) and not isinstance(value, dict)), None)
+
+
+def shaping_text(shaping: ShapingInfo) -> str:
+    """A shaping with its options: gate-seq (form value, tau 0.1)."""
+    return f"{shaping.name} ({plain_text(shaping.options)})" if shaping.options else shaping.name
 
 
 def plain_text(value: Any) -> str:
@@ -56,11 +69,8 @@ def plain_text(value: Any) -> str:
 
 def facts(trace: Trace) -> list[tuple[str, str]]:
     """The main facts in reading order: label and text, only those that are known."""
-    found = []
-    for label, places in FACTS:
-        values = [value for place in places if (value := look_up(trace.manifest, place)) not in (None, "", [], {})]
-        if values and not isinstance(values[0], dict):
-            found.append((label, plain_text(values[0])))
+    about = trace.about
+    found = [(label, plain_text(value)) for label in FACTS if (value := known(about, label)) is not None]
     for position, row in enumerate(_size(trace)):
         found.insert(min(len(found), 3 + position), row)
     return found

@@ -32,7 +32,7 @@ def safe(text: str) -> str:
 
 
 def _head(trace: Trace) -> list[str]:
-    status = str(trace.manifest.get("status", "unknown"))
+    status = trace.about.status
     colour = "green" if status == "closed" else "yellow"
     known = dict(facts(trace))
     about = " · ".join(f"{label} {known[label]}" for label in HEADER if label in known)

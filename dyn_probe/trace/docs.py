@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dyn_probe.trace.schema import CASES, MANIFEST, TABLES, Table
+from dyn_probe.trace.manifest import Manifest
+from dyn_probe.trace.schema import CASES, TABLES, Table
+from dyn_probe.trace.typed import described
 
 _INTRO = """# Trace schema
 
@@ -15,15 +17,25 @@ the rows are in append-only Arrow streams, `streams/TABLE-rankK.arrow`, or after
 `streams/TABLE-rankK-segN.arrow`; `dyn_probe.load_trace` reads both. A value that was not measured is null;
 columns marked *required* always have one. Unit 1 is a pure number."""
 
+_RUN_FILE = """`trace.manifest` is the file as plain JSON values, `trace.about` the same with types
+(`trace.about.objective.name`), older traces included. A recorder may add fields of its own; those below are checked
+when they are written and when they are read."""
+
 
 def schema_markdown() -> str:
     """Every table with every column, the cases, and the fields of ``run.json``, as one Markdown page."""
     cases = _grid(("case", "meaning"), ((str(number), meaning) for number, meaning in CASES.items()))
-    fields = _grid(("field", "meaning"), ((f"`{name}`", meaning) for name, meaning in MANIFEST.items()))
     sections = [_INTRO, *(_section(table) for table in TABLES.values())]
     sections += [f"## Cases\n\nValues of `pairs.case`.\n\n{cases}"]
-    sections += [f"## run.json\n\nFields that the writer fills; a recorder adds its own beside them.\n\n{fields}"]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join([*sections, _run_file()]) + "\n"
+
+
+def _run_file() -> str:
+    rows = [
+        (f"`{one.place}`", one.kind, one.meaning, "the writer" if one.own else "the recorder")
+        for one in described(Manifest)
+    ]
+    return f"## run.json\n\n{_RUN_FILE}\n\n{_grid(('field', 'type', 'meaning', 'filled by'), rows)}"
 
 
 def _section(table: Table) -> str:

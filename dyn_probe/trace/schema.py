@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -247,22 +247,6 @@ CASES: dict[int, str] = {
     2: "both down",
     3: "both up",
     4: "chosen down, rejected up",
-}
-
-# Fields of run.json that the writer alone fills; whoever records may add any other field beside them.
-MANIFEST: dict[str, str] = {
-    "schema_version": f"version of these tables, now {SCHEMA_VERSION}; an older reader refuses a newer one",
-    "dyn_probe_version": "version of dyn-probe that opened the trace",
-    "status": "recording, closed, or stopped; a process that was killed leaves recording",
-    "created": "UTC time at which the trace was first opened",
-    "closed": "UTC time of closing, null before",
-    "reason": "why the recording stopped, null otherwise",
-    "session": "one string per launch, the same for all its processes",
-    "resumes": "one entry per resume: segment (the number in its streams' names), at (UTC time), and step: "
-    "rows of this step and later recorded before it are no longer read; null where all are kept",
-    "unmerged": "why the streams were not merged into Parquet at closing, null if they were",
-    "lost": "rows that could not be written, null if there are none: rows (by table), from_step (the first step that "
-    "lacks some) and reason (the first write that failed)",
 }
 
 

@@ -14,18 +14,11 @@ from typing import Self
 from dyn_probe.errors import TraceError, WriteFailed
 from dyn_probe.trace.buffer import Buffer
 from dyn_probe.trace.failures import Failures, naming
-from dyn_probe.trace.layout import (
-    STREAMS,
-    list_lost_marks,
-    list_open_marks,
-    lost_mark,
-    now,
-    open_mark,
-    write_manifest,
-)
+from dyn_probe.trace.layout import STREAMS, list_lost_marks, list_open_marks, lost_mark, open_mark
 from dyn_probe.trace.lock import FolderLock
+from dyn_probe.trace.manifest import checked, now, write_manifest
 from dyn_probe.trace.merge import merge, remove_merged_streams
-from dyn_probe.trace.opening import open_folder, user_fields, wait_for_folder, wait_for_others
+from dyn_probe.trace.opening import open_folder, wait_for_folder, wait_for_others
 
 _STATUSES = ("closed", "stopped")
 
@@ -79,7 +72,7 @@ class TraceWriter:
         _check(rank, flush_seconds, flush_rows, force, resume, resume_step, session)
         self.path, self.rank = Path(out), rank
         self._wait_seconds = wait_seconds
-        fields = user_fields(manifest)
+        fields = checked(manifest)
         self._lock: FolderLock | None = None
         if rank == 0:
             self._lock, self._manifest = open_folder(
@@ -117,11 +110,11 @@ class TraceWriter:
 
     def update_manifest(self, **fields: object) -> None:
         """Set fields of ``run.json``, in one move. Does nothing on ranks other than 0."""
-        checked = user_fields(fields)
+        content = checked(fields)
         if self._done:
             raise TraceError(f"the trace {self.path} is closed; update_manifest before close")
         if self.rank == 0:
-            self._manifest.update(checked)
+            self._manifest.update(content)
             with self.surviving():
                 write_manifest(self.path, self._manifest)
 
@@ -180,7 +173,7 @@ class TraceWriter:
         failure: TraceError | None = None
         if unmerged is None:
             try:
-                merge(self.path)
+                self._manifest.update(files=merge(self.path))
             except TraceError as error:
                 failure, unmerged = error, str(error)
         self._failures.take(list_lost_marks(self.path))

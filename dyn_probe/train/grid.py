@@ -116,16 +116,13 @@ def train_grid(
 
 def outcome(trace: Trace, method: str, seed: int) -> Outcome:
     """What the run did to its held-out pairs."""
-    first, last = trace.steps.sort_values("step").iloc[0], trace.manifest.get("held_out")
-    if not last:
-        raise BadInput(f"{trace.path} does not say what became of the held-out pairs: its run.json was not written")
-    return Outcome(
-        method,
-        seed,
-        last["eval_logp_chosen"] - first["eval_logp_chosen"],
-        last["eval_logp_rejected"] - first["eval_logp_rejected"],
-        last["eval_accuracy"],
-    )
+    first, last = trace.steps.sort_values("step").iloc[0], trace.about.held_out
+    ends = (last.eval_logp_chosen, last.eval_logp_rejected, last.eval_accuracy) if last else ()
+    known = [value for value in ends if value is not None]
+    if len(known) < 3:
+        raise BadInput(f"the run.json of {trace.path} does not say what became of the held-out pairs")
+    chosen, rejected, accuracy = known
+    return Outcome(method, seed, chosen - first["eval_logp_chosen"], rejected - first["eval_logp_rejected"], accuracy)
 
 
 def outcomes(runs: Mapping[tuple[str, int], RunConfig]) -> list[Outcome]:

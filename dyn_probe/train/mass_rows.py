@@ -174,7 +174,8 @@ def finish_mass(run: Run) -> None:
         return
     trace = load_trace(run.config.folder)
     figures = {name: plain(value) for name, value in run_figures(trace.mass).row().items()}
-    run.writer.update_manifest(mass=trace.manifest["mass"] | figures | gate_figures(run, trace.pairs))
+    begun = trace.manifest.get("mass") or {}
+    run.writer.update_manifest(mass=begun | figures | gate_figures(run, trace.pairs))
 
 
 def gate_figures(run: Run, pairs: Any) -> dict[str, float | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from matplotlib.figure import Figure
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import compare_runs
-from dyn_probe.report.facts import look_up, plain_text
 from dyn_probe.report.style import RUN_COLOURS, empty_figure, name_panel, new_figure, rule
 
 if TYPE_CHECKING:
@@ -26,9 +24,6 @@ PANELS = {
     "delta_argmax": "Δ argmax",
 }
 """Run-level figure → panel title."""
-
-OPTIONS = re.compile(r": \{[^}]*\}")
-"""The options of a shaping, for which a label has no room."""
 
 
 def compare_deltas(traces: Mapping[str, Trace]) -> Figure:
@@ -55,12 +50,11 @@ def compare_deltas(traces: Mapping[str, Trace]) -> Figure:
 
 
 def method_of(trace: Trace) -> str:
-    """Objective and shaping as run.json names them."""
-    names = []
-    for places in (("objective.name", "config.objective"), ("objective.shaping", "config.shaping")):
-        values = [value for place in places if (value := look_up(trace.manifest, place)) not in (None, "", [], {})]
-        names += [OPTIONS.sub("", plain_text(values[0]))] if values else []
-    return "\n".join(names) or "unnamed"
+    """Objective and shapings as run.json names them, without their options: a label has no room for those."""
+    about = trace.about
+    objective = about.objective.name or about.config.get("objective")
+    shapings = ", ".join(one.name for one in about.objective.shaping)
+    return "\n".join(str(name) for name in (objective, shapings) if name) or "unnamed"
 
 
 def _figures(traces: Mapping[str, Trace]) -> tuple[pd.DataFrame, str]:

@@ -60,6 +60,7 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
         status.fallbacks,
         status.skipped,
         status.torn,
+        status.damaged,
         status.unwritten,
         status.unmeasured,
     ),

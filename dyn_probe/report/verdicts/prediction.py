@@ -84,8 +84,7 @@ def commoner(realised: Floats) -> float:
 
 def _footing(trace: Trace) -> str:
     """What the prediction leaves out, with the run's optimizer where the manifest names it."""
-    config = trace.manifest.get("config")
-    name = config.get("optimizer") if isinstance(config, dict) else None
+    name = trace.about.config.get("optimizer")
     whose = f"of the run's optimizer ({name})" if name else "of the optimizer"
     return (
         " It is one plain gradient step at the recorded learning rate: scaling, momentum and "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dyn_probe.report.frames import finite, numbers, share
 from dyn_probe.report.needs import missing, remedy
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
+from dyn_probe.trace.manifest import CertificateInfo
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -32,11 +33,11 @@ def ending(trace: Trace) -> list[Verdict]:
     steps = numbers(trace.pairs if rows else trace.steps, "step")
     held = f"{count(rows, 'row')} of {count(pairs, 'pair')}" if rows else "no pair rows"
     held += f", last recorded step {int(steps.max())}" if len(steps) else ""
-    status, reason = trace.manifest.get("status"), trace.manifest.get("reason")
+    status, reason = trace.about.status, trace.about.reason
     how = {
         "closed": "The run was recorded to its end",
         "stopped": f"The run stopped early because: {reason or 'no reason was recorded'}. It holds",
-    }.get(str(status), "The run did not close: it is still recording, or its process was killed. It holds")
+    }.get(status, "The run did not close: it is still recording, or its process was killed. It holds")
     return say(
         "ok" if status == "closed" else "warning",
         f"{how}{':' if status == 'closed' else ''} {held}.",
@@ -48,11 +49,10 @@ def ending(trace: Trace) -> list[Verdict]:
 
 def certificate(trace: Trace) -> list[Verdict]:
     """Agreement of the recorder with plain autograd."""
-    found: Any = trace.manifest.get("certificate")
-    found = found if isinstance(found, dict) else {}
-    error, tolerance = found.get("max_relative_error"), found.get("tolerance")
-    if not isinstance(error, int | float) or not isinstance(tolerance, int | float):
-        why = f": {found['skipped']}" if found.get("skipped") else "; run.json holds no certificate"
+    found = trace.about.certificate or CertificateInfo()
+    error, tolerance = found.max_relative_error, found.tolerance
+    if error is None or tolerance is None:
+        why = f": {found.skipped}" if found.skipped else "; run.json holds no certificate"
         sentence = f"The gradients were not compared with plain autograd{why}."
         return say("note", sentence, "certificate in run.json")
     good = error <= tolerance
@@ -102,10 +102,10 @@ def fallbacks(trace: Trace) -> list[Verdict]:
 
 def skipped(trace: Trace) -> list[Verdict]:
     """Data rows that were left out, by reason."""
-    rows = [row for row in trace.manifest.get("skipped_rows") or [] if isinstance(row, dict)]
+    rows = trace.about.skipped_rows
     if not rows:
         return []
-    reasons = Counter(str(row.get("reason", "no reason given")) for row in rows)
+    reasons = Counter(row.reason or "no reason given" for row in rows)
     words = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
     more = "; …" if len(reasons) > 3 else ""
     return say(
@@ -123,18 +123,34 @@ def torn(trace: Trace) -> list[Verdict]:
     return say("note", sentence, "torn streams", Number("torn streams", lost, "streams")) if lost else []
 
 
-def unwritten(trace: Trace) -> list[Verdict]:
-    """Rows that could not be written while the run was recorded."""
-    lost: Any = trace.manifest.get("lost")
-    if not lost:
+def damaged(trace: Trace) -> list[Verdict]:
+    """Parts of the trace whose checks fail."""
+    found = trace.damage
+    if not found:
         return []
-    counts = ", ".join(f"{rows:,} of {table}" for table, rows in lost["rows"].items())
-    since = "" if lost["from_step"] is None else f" from step {lost['from_step']:,} on"
+    missing = sum(one.rows or 0 for one in found)
+    more = f"; … ({len(found) - 3} more)" if len(found) > 3 else ""
     return say(
         "warning",
-        f"Rows are missing{since} because they could not be written ({counts}): {lost['reason']}.",
+        f"Parts of the trace are damaged, and the report is made without them: {'; '.join(map(str, found[:3]))}{more}.",
+        "CRC-32 of every batch, page and footer, SHA-256 of every closed file",
+        Number("damaged parts", len(found), "parts"),
+        Number("rows known to be missing", missing, "rows"),
+    )
+
+
+def unwritten(trace: Trace) -> list[Verdict]:
+    """Rows that could not be written while the run was recorded."""
+    lost = trace.about.lost
+    if lost is None:
+        return []
+    counts = ", ".join(f"{rows:,} of {table}" for table, rows in lost.rows.items())
+    since = "" if lost.from_step is None else f" from step {lost.from_step:,} on"
+    return say(
+        "warning",
+        f"Rows are missing{since} because they could not be written ({counts}): {lost.reason}.",
         "lost in run.json",
-        *(Number(f"rows lost, {table}", rows, "rows") for table, rows in lost["rows"].items()),
+        *(Number(f"rows lost, {table}", rows, "rows") for table, rows in lost.rows.items()),
     )
 
 
