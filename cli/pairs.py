@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = ("table", "csv", "json")
-SHOWN = ("pair_id", "step", "case", "grad_cosine", "grad_norm_chosen", "grad_norm_rejected", "since_first_chosen")
+SHOWN = ("pair_id", "step", "case_plain", "grad_cosine", "grad_norm_chosen", "grad_norm_rejected", "since_first_chosen")
 TEXTS = ("prompt", "chosen", "rejected")
 
 

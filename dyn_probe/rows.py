@@ -54,12 +54,12 @@ def pair_columns(given: Mapping[str, Any], products: Products, rate: float | Non
         "grad_norm_rejected": norm_l,
         "grad_inner": entries[:, 2],
         "grad_cosine": entanglement.cosine(norm_w, norm_l, entries[:, 2]),
-        "case": entanglement.cases(up, down),
+        "case_plain": entanglement.cases(up, down),
         "separate_backward": products.separate.numpy(),
         **given["columns"],
     }
     if not given["predict"]:
-        del columns["case"]
+        del columns["case_plain"]
     elif rate is not None:
         columns |= {"predicted_delta_chosen": up, "predicted_delta_rejected": down}
         if products.gram is not None and given["scale"] == 1.0:  # one of several micro-batches is not the step's batch

@@ -87,15 +87,17 @@ def test_the_turning_point_and_its_reason(turned: Trace) -> None:
     assert first == 36
     after = pairs[pairs.step >= first]
     outweighed = after.grad_inner > after.pull_chosen / after.pull_rejected * after.grad_norm_chosen**2
-    assert value(verdict, "rows in case 2") == pytest.approx((after.case == 2).mean())
+    assert value(verdict, "rows in case 2") == pytest.approx((after.case_plain == 2).mean())
     assert value(verdict, "rows in which ⟨g_w,g_l⟩ exceeds (d_w/d_l)‖g_w‖²") == pytest.approx(outweighed.mean())
-    assert verdict.sentence.startswith(f"From step 36 on, {percent((after.case == 2).mean())} of the pair rows are")
+    assert verdict.sentence.startswith(
+        f"From step 36 on, {percent((after.case_plain == 2).mean())} of the pair rows are"
+    )
     assert verdict.level == "warning"
 
 
 def test_no_turning_point_without_a_lasting_majority(tmp_path: Path) -> None:
     tables = simulate(DEFAULT)
-    tables["pairs"]["case"] = np.where(tables["pairs"].step % 12 < 6, 1, 2)
+    tables["pairs"]["case_plain"] = np.where(tables["pairs"].step % 12 < 6, 1, 2)
     trace = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
     assert turning(trace) == []
     assert only(shares(trace)).sentence.startswith("Predicted in steps 108–119: 50 %")
@@ -105,9 +107,9 @@ def test_case_shares_of_both_tenths(turned: Trace) -> None:
     verdict, pairs = only(shares(turned)), turned.pairs
     for number in (1, 2, 3, 4):
         assert value(verdict, f"rows in case {number}") == pytest.approx(
-            (pairs[pairs.step >= 108].case == number).mean()
+            (pairs[pairs.step >= 108].case_plain == number).mean()
         )
-        early = (pairs[pairs.step <= 11].case == number).mean()
+        early = (pairs[pairs.step <= 11].case_plain == number).mean()
         assert value(verdict, f"rows in case {number}, first tenth") == pytest.approx(early)
 
 

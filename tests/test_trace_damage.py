@@ -69,7 +69,7 @@ def told(run: Path, table: str, **wanted: Any) -> tuple[Trace, pd.DataFrame, lis
 def rows_told(run: Path, table: str) -> tuple[Trace, list[dict[str, Any]], list[str]]:
     """The same with the table's rows."""
     trace, frame, said = told(run, table)
-    return trace, as_values(frame), said
+    return trace, as_values(frame[list(TABLES[table].names)]), said
 
 
 def is_part(found: pd.DataFrame, whole: pd.DataFrame) -> bool:
@@ -86,7 +86,7 @@ def test_no_flipped_bit_is_read_as_another_number(whole: tuple[Path, str, list[d
     run = file.parent.parent if file.parent.name == "streams" else file.parent
     content, seen = file.read_bytes(), Counter[str]()
     _, original, nothing = told(run, table)
-    assert as_values(original) == rows and nothing == []
+    assert as_values(original[list(TABLES[table].names)]) == rows and nothing == []
     for bit in random.Random(0).sample(range(8 * len(content)), FLIPS):
         file.write_bytes(flipped(content, bit))
         try:

@@ -254,7 +254,7 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
     fired.unlink()
     extension = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": content}
     schema = arrow_schema(PAIRS)
-    place = schema.get_field_index("case")
+    place = schema.get_field_index("case_plain")
     armed = schema.set(place, schema.field(place).with_metadata(extension)).with_metadata({b"pandas": content})
     writer = TraceWriter(tmp_path / "run", {})
     with pa.ipc.new_stream(tmp_path / "run/streams/pairs-rank0.arrow", armed) as stream:

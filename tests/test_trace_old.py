@@ -45,6 +45,7 @@ def test_every_number_is_read_as_it_was_stored(run: Path) -> None:
     for name in counts:
         stored = as_stored(run, name)
         assert stored and as_values(trace.table(name)[list(stored[0])]) == stored
+    assert trace.pairs["case_plain"].equals(trace.pairs["case"]) and trace.pairs["case_plain"].notna().all()
 
 
 @each_trace

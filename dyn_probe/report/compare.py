@@ -24,7 +24,7 @@ JOINED: dict[str, str] = {
     "logp_per_token_rejected": "nats/token",
     "margin": "nats/sequence",
     "grad_cosine": "1",
-    "case": "",
+    "case_plain": "",
     "step": "step",
 }
 """Columns of the joined pairs, each at the pair's last recorded step of that run, and their units."""

@@ -24,7 +24,7 @@ LONGEST = 600
 TEXTS = ("prompt", "chosen", "rejected")
 UNITS = {column.name: column.unit for column in PAIRS.columns} | {name: row.unit for name, row in DERIVED.items()}
 HEAD = {
-    "case": "case",
+    "case_plain": "case",
     "excess": "excess",
     "grad_cosine": "cosine",
     "predicted_delta_chosen": "predicted Δ chosen",

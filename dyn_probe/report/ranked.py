@@ -43,7 +43,7 @@ RANKINGS: dict[str, Ranking] = {
 PREFERRED = ("excess", "fall", "reference", "margin")
 
 COLUMNS = (
-    "pair_id", "step", "rows", "case", "excess", "grad_inner", "grad_cosine", "grad_norm_chosen",
+    "pair_id", "step", "rows", "case_plain", "excess", "grad_inner", "grad_cosine", "grad_norm_chosen",
     "grad_norm_rejected", "pull_chosen", "pull_rejected", "predicted_delta_chosen", "predicted_delta_rejected",
     "batch_delta_chosen", "batch_delta_rejected", "realised_delta_chosen", "realised_delta_rejected",
     "since_first_chosen", "since_first_rejected", "since_reference_chosen", "since_reference_rejected", "logp_chosen",

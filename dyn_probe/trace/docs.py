@@ -26,7 +26,9 @@ def schema_markdown() -> str:
     """Every table with every column, the cases, and the fields of ``run.json``, as one Markdown page."""
     cases = _grid(("case", "meaning"), ((str(number), meaning) for number, meaning in CASES.items()))
     sections = [_INTRO, *(_section(table) for table in TABLES.values())]
-    sections += [f"## Cases\n\nValues of `pairs.case`.\n\n{cases}"]
+    sections += [
+        f"## Cases\n\nValues of `case_plain`, `case_update` and `case_realised` in `pairs`. `case`, the older name of `case_plain`, is read too.\n\n{cases}"
+    ]
     return "\n\n".join([*sections, _run_file()]) + "\n"
 
 

@@ -87,7 +87,8 @@ def _parquet(run: Path, table: Table, manifest: Manifest, wanted: Selection) -> 
     path = parquet_file(run, table.name)
     columns = wanted.read(table)
     try:
-        found = read_parquet(_inside(run, path), columns, wanted.steps)
+        older = [alias for alias, name in table.aliases.items() if columns and name in columns]
+        found = read_parquet(_inside(run, path), columns and [*columns, *older], wanted.steps)
         if columns is None and not found.damage and _was_changed(run, path, manifest):
             found = replace(found, damage=(Damage(path.name, CHANGED, 0),))
     except FileNotFoundError:
@@ -130,6 +131,7 @@ def _conform(data: pa.Table | None, table: Table, file: str, names: Sequence[str
     schema = schema if names is None else pa.schema([schema.field(name) for name in names])
     if data is None:
         return schema.empty_table()
+    data = data.rename_columns([table.aliases.get(name, name) for name in data.column_names])
     unknown = sorted(set(data.column_names) - set(table.names))
     if unknown or len(set(data.column_names)) < len(data.column_names):
         raise TraceError(
@@ -167,13 +169,13 @@ def _sorted(data: pa.Table) -> pa.Table:
 
 
 def _unique(data: pa.Table, table: Table) -> pa.Table:
-    """The first row for each value of the table's unique columns."""
+    """One row for each value of the table's unique columns: the first, or the latest."""
     if not table.unique:
         return data
-    first: dict[tuple[object, ...], int] = {}
+    kept: dict[tuple[object, ...], int] = {}
     for number, key in enumerate(zip(*(data[name].to_pylist() for name in table.unique), strict=True)):
-        first.setdefault(key, number)
-    return data if len(first) == len(data) else data.take(pa.array(list(first.values()), pa.int64()))
+        kept[key] = number if table.latest else kept.get(key, number)
+    return data if len(kept) == len(data) else data.take(pa.array(list(kept.values()), pa.int64()))
 
 
 def merge(run: Path) -> dict[str, object]:

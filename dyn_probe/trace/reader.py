@@ -51,6 +51,21 @@ class Trace:
         return self.table("pairs")
 
     @property
+    def pushes(self) -> pd.DataFrame:
+        """One response of a pair at one step whose update was taken apart."""
+        return self.table("pushes")
+
+    @property
+    def grams(self) -> pd.DataFrame:
+        """The full Gram of one batch at one step."""
+        return self.table("grams")
+
+    @property
+    def final(self) -> pd.DataFrame:
+        """One pair after the last step."""
+        return self.table("final")
+
+    @property
     def steps(self) -> pd.DataFrame:
         """One optimizer step of one process."""
         return self.table("steps")
@@ -98,7 +113,8 @@ class Trace:
         """The table of that name, by step and then rank; an unknown name is an error that lists them.
 
         Dtypes follow ``trace/schema.py``: int64, Int32 and boolean (nullable), float64 (null is NaN), string;
-        list columns hold arrays. A table without rows has all its columns.
+        list columns hold arrays. A table without rows has all its columns. Behind them stand the older names of some
+        (``case`` for ``case_plain``), which hold the same.
         """
         return self._table(name)[1]
 
@@ -108,7 +124,9 @@ class Trace:
             rows = collect(self.path, table, self._selection)
             warn_of(self.path, rows.about.damage)
             shown = rows.data.select(list(self._selection.shown(table)))
-            self._read[name] = (rows, shown.to_pandas(types_mapper=_PANDAS.get, ignore_metadata=True))
+            frame = shown.to_pandas(types_mapper=_PANDAS.get, ignore_metadata=True)
+            older = {alias: frame[column] for alias, column in table.aliases.items() if column in frame}
+            self._read[name] = (rows, frame.assign(**older))
         return self._read[name]
 
 

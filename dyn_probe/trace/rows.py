@@ -87,7 +87,7 @@ def _misnamed(table: Table, rows: list[Mapping[str, object]]) -> Iterator[str]:
             unknown[name] = unknown.get(name, 0) + 1
     for name, count in sorted(unknown.items(), key=str):
         near = difflib.get_close_matches(str(name), table.names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {table.aliases.get(str(name), *near[:1] or [''])!r}?" if near else ""
         yield f"column {name!r} does not exist (in {count} of {len(rows)} rows){hint}"
 
 

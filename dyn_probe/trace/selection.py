@@ -74,10 +74,10 @@ def select(columns: Iterable[str] | None, steps: slice | int | Collection[int] |
     unknown = []
     for wanted in map(str, columns or ()):
         place, _, name = wanted.rpartition(".")
-        tables = [table.name for table in TABLES.values() if name in table.names and place in ("", table.name)]
+        tables = [t for t in TABLES.values() if name in (*t.names, *t.aliases) and place in ("", t.name)]
         unknown += [] if tables else [wanted]
         for table in tables:
-            found.setdefault(table, set()).add(name)
+            found.setdefault(table.name, set()).add(table.aliases.get(name, name))
     if unknown:
         raise TraceError(
             f"no table has these columns: {', '.join(unknown)}; write TABLE.COLUMN, or COLUMN for every table that has "

@@ -102,7 +102,7 @@ def live_numbers(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> str
     margin = (sum(won) - sum(lost)) / len(rows)
     accuracy = sum(w > v for w, v in zip(won, lost, strict=True)) / len(rows)
     cosine = sum(r["grad_cosine"] for r in rows) / len(rows)
-    cases = [r["case"] for r in rows if r.get("case") is not None]
+    cases = [r["case_plain"] for r in rows if r.get("case_plain") is not None]
     falling = f" both down {sum(case == 2 for case in cases) / len(cases):.0%}" if cases else ""
     return (
         f"loss {loss:.3f} margin {margin:+.2f} acc {accuracy:.0%} "
