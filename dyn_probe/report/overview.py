@@ -83,7 +83,9 @@ MEASURES: tuple[Measure, ...] = (
         for side, (_, _, _, _, pull) in SIDE_LETTERS.items()
     ),
     *(
-        Measure(f"case {number}: {name}", "share", f"share of rows in case {number}", _column("case_plain"), _equal(number))
+        Measure(
+            f"case {number}: {name}", "share", f"share of rows in case {number}", _column("case_plain"), _equal(number)
+        )
         for number, name in CASES.items()
     ),
 )  # fmt: skip

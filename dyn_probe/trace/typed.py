@@ -84,7 +84,8 @@ def read(kind: type[Kind], value: object, place: str, problems: list[str]) -> Ki
     Args:
         value: what came from JSON. A text stands for an object that has a ``name`` and nothing else.
         place: where it stands, for the complaints.
-        problems: takes a complaint for each entry that is missing or does not fit, which then has its default.
+        problems: takes a complaint for each entry that is missing or does not fit, which then has its default;
+            what fits in the object around it is kept.
     """
     if isinstance(value, str) and "name" in entries(kind):
         value = {"name": value}
@@ -97,7 +98,7 @@ def read(kind: type[Kind], value: object, place: str, problems: list[str]) -> Ki
         if name in value:
             before = len(problems)
             read_value = _value(hint, value[name], where, problems)
-            if len(problems) == before:
+            if len(problems) == before or (is_dataclass(_bare(hint)) and read_value is not None):
                 found[name] = read_value
         elif one.default is MISSING and one.default_factory is MISSING:
             problems.append(f"{where}: is missing")
