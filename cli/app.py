@@ -7,6 +7,7 @@ import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
+from dyn_probe_cli.data import data
 from dyn_probe_cli.grid import grid
 from dyn_probe_cli.heatmap import heatmap
 from dyn_probe_cli.methods import methods
@@ -31,7 +32,7 @@ app = typer.Typer(
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for a command line it cannot read, whichever click it brings along."""
 
-COMMANDS = (record, grid, report, summary, pairs, heatmap, reproduce, methods)
+COMMANDS = (data, record, grid, report, summary, pairs, heatmap, reproduce, methods)
 
 for command in COMMANDS:
     app.command(command.__name__)(command)

@@ -32,6 +32,10 @@ def grid(
     force: Annotated[bool, typer.Option("--force", help="Replace an older grid in the folder.")] = False,
 ) -> None:
     """Train several methods from the same starting policy on the same pairs, and write a report that compares them."""
+    from dyn_probe.data.places import check_names
+
+    check_names(data, None)  # before torch is loaded
+
     from dyn_probe.train.parallel import first_process
 
     if first_process() and out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:

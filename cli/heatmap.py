@@ -34,6 +34,10 @@ def heatmap(
         typer.Option(help="Of a run: one map, that of this step, at full size.", show_default="up to nine steps"),
     ] = None,
     data: Annotated[str | None, typer.Option(help="With a model: the pairs, as in record --data.")] = None,
+    columns: Annotated[
+        str,
+        typer.Option(metavar="PART=COLUMN,…", help="With a model: as in record --columns.", show_default="the shape's"),
+    ] = "",
     params: Annotated[
         str, typer.Option(help="With a model: all, head, last-block, or a regular expression on parameter names.")
     ] = "all",
@@ -46,14 +50,14 @@ def heatmap(
     """Draw the cosines of a pair's chosen and rejected tokens: as recorded in a run, or computed from a model."""
     _check_file(out, force)
     if (Path(source) / "run.json").is_file():
-        if data is not None or params != "all":
-            raise BadInput(f"{source} is a recorded run; --data and --params are for a model")
+        if data is not None or params != "all" or columns:
+            raise BadInput(f"{source} is a recorded run; --data, --columns and --params are for a model")
         heats = _recorded(Path(source), pair, step)
         figure, folder = _course(heats), Path(source)
     else:
         if step is not None:
             raise BadInput(f"--step is for a recorded run; {source!r} is none (it has no run.json)")
-        heats = [_computed(source, data, pair or "0", params)]
+        heats = [_computed(source, data, columns, pair or "0", params)]
         figure, folder = _single(heats[0], f"{source}, {params}"), Path()
     place = out or folder / f"heatmap-{heats[0].pair_id}{'' if step is None else f'-step-{step}'}.png"
     _check_file(place, force)
@@ -91,12 +95,16 @@ def _recorded(run: Path, pair: str | None, step: int | None) -> list[TokenHeat]:
     return found
 
 
-def _computed(model: str, data: str | None, pair: str, params: str) -> TokenHeat:
+def _computed(model: str, data: str | None, columns: str, pair: str, params: str) -> TokenHeat:
     if data is None:
         raise BadInput(
             f"{model!r} is no recorded run (it has no run.json); for a model, name its pairs: "
             f"dyn-probe heatmap {model} --data FILE --pair {pair}"
         )
+    from dyn_probe.data.places import check_names
+
+    check_names(data, model)  # before torch is loaded
+
     from rich.progress import Progress
 
     from dyn_probe.train.heat import pair_heat
@@ -108,6 +116,7 @@ def _computed(model: str, data: str | None, pair: str, params: str) -> TokenHeat
             data,
             pair,
             params,
+            columns=columns,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
             say=typer.echo,
         )

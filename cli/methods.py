@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dyn_probe.objectives import Method
+    from dyn_probe.objectives import MethodText
 
 WIDTH = 100
 """Columns of the tables where no terminal and no COLUMNS says how many there are."""
@@ -25,7 +25,6 @@ def methods(
 ) -> None:
     """List the objectives and shapings with formulas, defaults and papers, or explain one of them."""
     from dyn_probe.objectives import describe
-    from dyn_probe.train.choices import unknown
 
     rows = describe()
     if name is None:
@@ -37,7 +36,7 @@ def methods(
     typer.echo("\n".join(_explained(found)))
 
 
-def _print_overview(rows: list[Method]) -> None:
+def _print_overview(rows: list[MethodText]) -> None:
     from rich.console import Console
 
     from dyn_probe.objectives.describe import KINDS
@@ -48,11 +47,15 @@ def _print_overview(rows: list[Method]) -> None:
     widths = (max(len(row.name) for row in rows), max(len(text) for row in rows for text in row.defaults))
     for kind, flag in KINDS.items():
         console.print(f"{kind.capitalize()}s ({flag})", style="bold", markup=False)
-        console.print(_table([row for row in rows if row.kind == kind], *widths))
+        shown = [row for row in rows if row.kind == kind]
+        console.print(_table(shown, *widths))
+        if shown[0].common:
+            names = ", ".join(line.partition(":")[0] for line in shown[0].common)
+            console.print(f"Every one of them also takes {names}: a likelihood term on chosen\n", markup=False)
     typer.echo("Next: dyn-probe methods NAME")
 
 
-def _table(rows: list[Method], name: int, default: int) -> Table:
+def _table(rows: list[MethodText], name: int, default: int) -> Table:
     """A line per method, wrapped within its columns.
 
     Args:
@@ -72,13 +75,14 @@ def _table(rows: list[Method], name: int, default: int) -> Table:
     return table
 
 
-def _explained(row: Method) -> list[str]:
+def _explained(row: MethodText) -> list[str]:
     other = "Objectives" if row.kind == "shaping" else "Shapings"
     parts = {
         "Formula": row.formula,
         "When": row.when,
         "Dynamics": row.dynamics,
         "Reads": ", ".join(row.needs),
+        "Score": row.score,
         other: ", ".join(row.composes_with),
         "Source": row.paper,
         "Note": row.notes,
@@ -86,4 +90,9 @@ def _explained(row: Method) -> list[str]:
     lines = [f"{row.kind} {row.name}", *(f"{label + ':':10} {text}" for label, text in parts.items() if text)]
     flag = f"--shaping {row.name}:" if row.kind == "shaping" else "--set "
     options = [f"  {option}" for option in row.options]
-    return [*lines, *([f"Options ({flag}NAME=VALUE)", *options] if options else [])]
+    shared = [f"  {option}" for option in row.common]
+    return [
+        *lines,
+        *([f"Options ({flag}NAME=VALUE)", *options] if options else []),
+        *(["Options of every objective", *shared] if shared else []),
+    ]

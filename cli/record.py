@@ -16,9 +16,14 @@ from dyn_probe.train.values import Option
 def record(config: Path | None = None, **given: Any) -> None:
     """Train on preference pairs and record every pair's gradient dynamics. Without options: a small built-in model
     and generated data, offline, in under a minute."""
+    from dyn_probe.data.places import check_names
+
+    check_names(given.get("data"), given.get("model"))  # before torch is loaded
+
     from dyn_probe.train.config_file import make_config
 
     made = make_config(config, {name: value for name, value in given.items() if value not in (None, [])})
+    check_names(*(None if given.get(name) else getattr(made, name) for name in ("data", "model")))
 
     from dyn_probe.train.loop import record as train
 

@@ -15,7 +15,10 @@ from pathlib import Path
 import typer
 from dyn_probe_cli.app import app
 
-from dyn_probe.objectives import Method, describe
+from dyn_probe.data.files import READERS
+from dyn_probe.data.shapes import EXTRA, SHAPES, Shape
+from dyn_probe.metric import FAMILIES
+from dyn_probe.objectives import MethodText, describe
 from dyn_probe.report.figures import FIGURES, FigureRow
 from dyn_probe.report.ranked import RANKINGS
 from dyn_probe.report.verdicts import TOPICS, VERDICTS
@@ -55,22 +58,37 @@ def shapings() -> str:
     return _methods("shaping")
 
 
+def method_names() -> str:
+    """The names of all methods, kind by kind."""
+    names: dict[str, list[str]] = {}
+    for row in describe():
+        names.setdefault(row.kind, []).append(_code(row.name))
+    return "\n".join(f"- {kind.capitalize()}s: {', '.join(known)}." for kind, known in names.items())
+
+
+def likelihood_options() -> str:
+    """The options that every objective has."""
+    common = next(row.common for row in describe() if row.common)
+    return "\n".join(f"- `{name}`{rest}" for name, rest in map(_split, common))
+
+
 def _methods(kind: str) -> str:
     rows = [row for row in describe() if row.kind == kind]
     overview = _table((kind, "formula", "defaults", "paper"), map(_overview, rows))
     return "\n\n".join([overview, *map(_method, rows)])
 
 
-def _overview(row: Method) -> tuple[str, ...]:
+def _overview(row: MethodText) -> tuple[str, ...]:
     return f"[`{row.name}`](#{row.name})", _code(row.formula), ", ".join(map(_code, row.defaults)) or "–", row.paper
 
 
-def _method(row: Method) -> str:
+def _method(row: MethodText) -> str:
     other = "Objectives" if row.kind == "shaping" else "Shapings"
     facts = [
         ("Use it", row.when),
         ("Dynamics", row.dynamics),
         ("Reads", ", ".join(map(_code, row.needs)) or "log-probabilities and lengths only"),
+        ("Score", row.score),
         (other, ", ".join(map(_code, row.composes_with)) or "none"),
         ("Source", row.paper),
         ("Note", row.notes),
@@ -102,9 +120,36 @@ def verdicts() -> str:
     return f"{_table(('topic', 'what is said'), rows)}\n\nWhat a statement may suggest to change:\n\n{knobs}"
 
 
+def optimizers() -> str:
+    """The optimizers whose step is taken apart, and the parts of each."""
+    families = dict.fromkeys(FAMILIES.values())
+    head = ("optimizer", "P", "ω", "p", "decay")
+    rows = ((f.title, f.metric_formula, f.weight_formula, f.past_formula, f.decay_formula) for f in families)
+    return _table(head, rows)
+
+
 def rankings() -> str:
     """The ways to rank pairs."""
     return _table(("name", "first come"), ((_code(name), row.meaning) for name, row in RANKINGS.items()))
+
+
+def data_shapes() -> str:
+    """The shapes of preference rows that are read, and the columns that are read beside any of them."""
+    shapes = _table(("columns", "prompt", "chosen", "rejected", "written by"), map(_shape, SHAPES))
+    parts = ((_code(part), ", ".join(map(_code, columns))) for part, columns in EXTRA.items())
+    beside = _table(("part", "columns, the first that is there"), parts)
+    return f"{shapes}\n\nBeside any shape are read:\n\n{beside}"
+
+
+def _shape(row: Shape) -> tuple[str, ...]:
+    user = f"{_code(row.user)}, as the user's turn" if row.user else ""
+    prompt = _code(row.prompt) if row.prompt else user or "what both sides begin with"
+    return row.name, prompt, _code(row.chosen), _code(row.rejected), row.used_by or "–"
+
+
+def data_files() -> str:
+    """Endings of the files that are read."""
+    return ", ".join(map(_code, READERS)) + "; all but Parquet also with `.gz`"
 
 
 def _first_line(statement: Callable[..., object]) -> str:
@@ -126,9 +171,14 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "objectives": objectives,
     "warm-up-stages": warm_up_stages,
     "shapings": shapings,
+    "method-names": method_names,
+    "likelihood-options": likelihood_options,
     "figures": figures,
     "verdicts": verdicts,
     "rankings": rankings,
+    "optimizers": optimizers,
+    "data-shapes": data_shapes,
+    "data-files": data_files,
     "trace-schema": schema_markdown,
 }
 
@@ -146,7 +196,8 @@ def render(text: str) -> str:
 
 def stale() -> dict[Path, str]:
     """Pages whose generated blocks differ from the code, with their new text."""
-    pages = {page: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
+    known = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]
+    pages = {page: page.read_text(encoding="utf-8") for page in known if page.is_file()}
     rendered = {page: render(text) for page, text in pages.items()}
     return {page: text for page, text in rendered.items() if text != pages[page]}
 

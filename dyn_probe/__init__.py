@@ -14,9 +14,9 @@ _HOMES = {
     "PairBatch": "dyn_probe.pairs",
     "sequence_logps": "dyn_probe.pairs",
     "token_logps": "dyn_probe.pairs",
-    "pair_gradients": "dyn_probe.gram",
-    "row_gram": "dyn_probe.gram",
-    "token_gram": "dyn_probe.gram",
+    "pair_gradients": "dyn_probe.engine",
+    "row_gram": "dyn_probe.engine",
+    "token_gram": "dyn_probe.engine",
     "Probe": "dyn_probe.probe",
     "load_trace": "dyn_probe.trace.reader",
     "DynProbeError": "dyn_probe.errors",
@@ -29,8 +29,8 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from dyn_probe.engine import pair_gradients, row_gram, token_gram
     from dyn_probe.errors import BadInput, CertificationError, DynProbeError, TraceError, UnsupportedUse
-    from dyn_probe.gram import pair_gradients, row_gram, token_gram
     from dyn_probe.pairs import PairBatch, sequence_logps, token_logps
     from dyn_probe.probe import Probe
     from dyn_probe.trace.reader import load_trace

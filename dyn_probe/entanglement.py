@@ -77,6 +77,31 @@ def cosine(norm_chosen: ArrayLike, norm_rejected: ArrayLike, inner: ArrayLike) -
     return np.divide(np.asarray(inner, dtype=np.float64), n, out=np.full_like(n, np.nan), where=n > 0)
 
 
+def band_slack(
+    pull_chosen: ArrayLike,
+    pull_rejected: ArrayLike,
+    norm_chosen: ArrayLike,
+    norm_rejected: ArrayLike,
+    inner: ArrayLike,
+) -> Floats:
+    """Nats by which ``log(d_w/d_l)`` lies inside the band where both conditions hold, ``[pairs]``; negative: outside.
+
+    For ``⟨g_w,g_l⟩ > 0`` Condition 2 says that ``log(d_w/d_l)`` lies within ``log(‖g_l‖/‖g_w‖) ± |log cos|`` (the band
+    of arXiv 2604.18239, there for batch means of the head's gradient; here per pair and for the whole model). The slack
+    is the distance to the nearer edge. Norms and inner product in the optimizer's metric give the band in that metric.
+
+    NaN where there is no band: a cosine ≤ 0 (every positive ratio is inside), a pull ≤ 0, a norm of 0.
+    """
+    d_w, d_l, n_w, n_l, dot = np.broadcast_arrays(
+        *(np.asarray(v, dtype=np.float64) for v in (pull_chosen, pull_rejected, norm_chosen, norm_rejected, inner))
+    )
+    banded = (d_w > 0) & (d_l > 0) & (n_w > 0) & (n_l > 0) & (dot > 0)
+    d_w, d_l, n_w, n_l, dot = (np.where(banded, v, 1.0) for v in (d_w, d_l, n_w, n_l, dot))
+    half = np.maximum(np.log(n_w) + np.log(n_l) - np.log(dot), 0.0)  # a cosine above 1 is rounding
+    off_centre = np.log(d_w) - np.log(d_l) - np.log(n_l) + np.log(n_w)
+    return np.where(banded, half - np.abs(off_centre), np.nan)
+
+
 def loss_gradient_norm(gram: ArrayLike, pull_chosen: ArrayLike, pull_rejected: ArrayLike) -> float:
     """``‖∇ mean loss‖ = sqrt(cᵀKc)`` with ``c`` the derivatives of the mean loss (METHODS law 1)."""
     c = np.concatenate([-np.asarray(pull_chosen, dtype=np.float64), np.asarray(pull_rejected, dtype=np.float64)])

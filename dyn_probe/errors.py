@@ -1,4 +1,12 @@
-"""The errors this package raises: one small tree, so that a caller can catch all of it or one branch."""
+"""The errors this package raises: one small tree, so that a caller can catch all of it or one branch.
+
+And the words for a name that is not in a table: what came, the nearest name, all names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class DynProbeError(Exception):
@@ -28,6 +36,48 @@ class CertificationError(DynProbeError):
 
 
 class Diverged(DynProbeError):
-    """Training came to a loss that is no number; what was recorded before is kept."""
+    """Training diverged (a loss, gradient or log-probability is not finite); what was recorded before is kept."""
 
     exit_code = 1
+
+
+def nearest(got: object, choices: Iterable[str]) -> str | None:
+    """The choice that ``got`` was probably meant to be, whatever its case and hyphens; None if none is near."""
+    known = {_folded(name): name for name in choices}
+    near = get_close_matches(_folded(str(got)), known, n=1, cutoff=0.6)
+    return known[near[0]] if near else None
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("_", "-")
+
+
+def did_you_mean(got: object, choices: Iterable[str], form: str = "{}") -> str:
+    """`` (did you mean dpo?)``, to be put behind a wrong name; empty if nothing is near.
+
+    Args:
+        form: how a choice is written, e.g. ``sentiment:{}``.
+    """
+    near = nearest(got, choices)
+    return "" if near is None else f" (did you mean {form.format(near)}?)"
+
+
+def unknown(kind: str, got: str, choices: Iterable[str], form: str = "{}") -> str:
+    """One line: what is unknown, the nearest choice if one is near, and all choices.
+
+    Args:
+        kind: what was named, e.g. ``objective``.
+        form: how a choice is written, e.g. ``sentiment:{}``.
+    """
+    known = list(choices)
+    listed = ", ".join(form.format(name) for name in known)
+    return f"unknown {kind} {got!r}{did_you_mean(got, known, form)}; choose one of: {listed}"
+
+
+def half_character(text: str) -> str:
+    """What is wrong with a text that has half a character, which no tokenizer takes; "" if it has none."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"has half a character at {error.start} (lone surrogate \\u{ord(text[error.start]):04x})"
+    return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,9 @@ class PairBatch:
         input_ids: ``[2B, L]`` token ids, padded on either side.
         attention_mask: ``[2B, L]``, 1 on real tokens.
         response_mask: ``[2B, L]``, 1 on the response tokens (the ones whose log-probability counts).
+        segments: for packed rows, of which each holds several prompts with their responses: ``[rows, L]`` the number
+            of the response that a position belongs to (``0 … B−1`` chosen, ``B … 2B−1`` rejected), -1 on padding.
+            All tensors are then ``[rows, L]``, and no segment attends to another.
 
     Raises:
         BadInput: shapes differ, the number of rows is odd, a response lies on padding, is empty, or has no
@@ -38,8 +42,12 @@ class PairBatch:
     input_ids: Tensor
     attention_mask: Tensor
     response_mask: Tensor
+    segments: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.segments is not None:
+            self._check_segments(self.segments)
+            return
         shapes = [tuple(t.shape) for t in (self.input_ids, self.attention_mask, self.response_mask)]
         if self.input_ids.dim() != 2 or len(set(shapes)) != 1:
             raise BadInput(
@@ -57,19 +65,42 @@ class PairBatch:
             if bool(wrong.any()):
                 raise BadInput(f"PairBatch rows {wrong.nonzero().flatten().tolist()} have {complaint}")
 
-    @property
+    def _check_segments(self, segments: Tensor) -> None:
+        shapes = [tuple(t.shape) for t in (self.input_ids, self.attention_mask, self.response_mask, segments)]
+        if self.input_ids.dim() != 2 or len(set(shapes)) != 1:
+            raise BadInput(
+                "a packed PairBatch wants input_ids, attention_mask, response_mask, segments of one shape [rows, L]; "
+                f"got {shapes}"
+            )
+        count = int(segments.max()) + 1
+        if count < 2 or count % 2:
+            raise BadInput(f"a packed PairBatch wants 2B responses, numbered 0 to 2B-1 in segments; got {count}")
+        self.unpacked()  # holds each response to what a row of its own has to be
+
+    def unpacked(self, pad_id: int = 0) -> PairBatch:
+        """The same pairs, each response in a row; the batch itself where it is not packed."""
+        if self.segments is None:
+            return self
+        fields = (self.input_ids, self.attention_mask, self.response_mask)
+        rows = [[t[self.segments == i] for t in fields] for i in range(int(self.segments.max()) + 1)]
+        padded = [torch.nn.utils.rnn.pad_sequence(list(column), batch_first=True) for column in zip(*rows, strict=True)]
+        return PairBatch(padded[0].masked_fill(padded[1] == 0, pad_id), padded[1], padded[2])
+
+    @cached_property
     def pairs(self) -> int:
         """Number of pairs ``B``."""
-        return self.input_ids.shape[0] // 2
+        return (self.input_ids.shape[0] if self.segments is None else int(self.segments.max()) + 1) // 2
 
     @property
     def lengths(self) -> Tensor:
         """``[2B]`` response lengths ``n`` in tokens."""
-        return self.response_mask.sum(1)
+        return per_response(self.response_mask, self)
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """One ``pair_id`` per pair: a hash of prompt and response token ids, free of padding and order."""
+        if self.segments is not None:
+            return self.unpacked().ids
         rows = [
             (row[keep].tolist(), said[keep].tolist())
             for row, keep, said in zip(
@@ -83,10 +114,15 @@ class PairBatch:
 
     def to(self, device: torch.device | str) -> PairBatch:
         """The same batch on ``device``."""
-        return PairBatch(self.input_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device))
+        segments = None if self.segments is None else self.segments.to(device)
+        return PairBatch(
+            self.input_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device), segments
+        )
 
     def select(self, pairs: Sequence[int]) -> PairBatch:
-        """The batch of the named pairs, in that order, at the same padding."""
+        """The batch of the named pairs, in that order, at the same padding (packed ones unpacked)."""
+        if self.segments is not None:
+            return self.unpacked().select(pairs)
         rows = torch.tensor([*pairs, *(p + self.pairs for p in pairs)], device=self.input_ids.device)
         return PairBatch(self.input_ids[rows], self.attention_mask[rows], self.response_mask[rows])
 
@@ -103,11 +139,52 @@ def model_inputs(model: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
     """Keyword arguments of ``model`` for ``batch``: ids, mask, and positions counted from the first real token.
 
     Explicit positions make the result independent of the padding side also for models with absolute positions.
+
+    Raises:
+        BadInput: rows are padded on the left, and whether positions reach the model cannot be known.
     """
+    if batch.segments is not None:
+        return _packed_inputs(model, batch, batch.segments)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if "position_ids" in _forward_parameters(model):
+    names, known = _forward_parameters(model)
+    if "position_ids" in names:
         inputs["position_ids"] = (batch.attention_mask.long().cumsum(1) - 1).clamp(min=0)
+    elif not known and bool((~batch.attention_mask.bool()).cummax(1).values.logical_and(batch.attention_mask).any()):
+        raise BadInput(
+            f"left padding needs position_ids, and the forward of {type(model).__name__} does not say whether it takes "
+            "them; pad on the right, or give that forward an argument position_ids and hand it on to the model"
+        )
     return inputs
+
+
+def _packed_inputs(model: nn.Module, batch: PairBatch, segments: Tensor) -> dict[str, Tensor]:
+    """The same for packed rows: positions that begin anew in every segment, and a mask ``[rows, 1, L, L]`` that lets no
+    segment attend to another. Models with sliding windows make that mask themselves, from the positions.
+
+    Raises:
+        BadInput: the model takes no positions.
+    """
+    if "position_ids" not in _forward_parameters(model):
+        raise BadInput(f"packed rows want a model that takes position_ids; {type(model).__name__} does not")
+    columns = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.nn.functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
+    starts = torch.where(begins, columns, 0).cummax(1).values
+    inputs = {"input_ids": batch.input_ids, "position_ids": columns - starts}
+    if getattr(getattr(model, "config", None), "sliding_window", None) is None:
+        seen = (starts[:, :, None] == starts[:, None, :]).tril()
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        bias = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
+        inputs["attention_mask"] = bias.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+    return inputs
+
+
+def per_response(values: Tensor, batch: PairBatch) -> Tensor:
+    """``[2B]`` sums over each response's positions of ``values [rows, L]``."""
+    if batch.segments is None:
+        return values.sum(1)
+    inside = batch.segments >= 0
+    total = values.new_zeros(2 * batch.pairs)
+    return total.index_add(0, batch.segments[inside], values[inside])
 
 
 def token_logps(logits: Tensor, batch: PairBatch) -> Tensor:
@@ -130,7 +207,7 @@ def batch_logits(model: nn.Module, batch: PairBatch) -> Tensor:
     """``[2B, L', V]`` logits from the position before the first response token on (all of them where the model
     cannot leave positions out)."""
     inputs: dict[str, Any] = dict(model_inputs(model, batch))
-    parameters = _forward_parameters(model)
+    parameters, _ = _forward_parameters(model)
     if "logits_to_keep" in parameters:
         first = int(batch.response_mask.any(0).nonzero()[0])
         inputs["logits_to_keep"] = batch.input_ids.shape[1] - first + 1
@@ -148,7 +225,7 @@ def logps_of_tokens(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
     n, length = len(positions), int(positions.max()) + 1
     rows = ids[:length].expand(n, length).contiguous()
     inputs: dict[str, Any] = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
-    parameters = _forward_parameters(model)
+    parameters, _ = _forward_parameters(model)
     if "position_ids" in parameters:
         inputs["position_ids"] = torch.arange(length, device=ids.device).expand(n, length)
     keep = length - int(positions.min()) + 1
@@ -165,16 +242,79 @@ def logps_of_tokens(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
 
 def sequence_logps(model: nn.Module, batch: PairBatch) -> Tensor:
     """``[2B]`` log-probabilities of the responses (nats, summed over response tokens): ``a`` and then ``b``."""
-    return token_logps(batch_logits(model, batch), batch).sum(1)
+    return per_response(token_logps(batch_logits(model, batch), batch), batch)
 
 
-def _forward_parameters(model: nn.Module) -> set[str]:
-    """Names of the arguments of ``model.forward``, seen through the wrappers of DDP and PEFT."""
-    inner: Any = model
-    while True:
-        if hasattr(inner, "get_base_model"):
-            inner = inner.get_base_model()
-        elif isinstance(getattr(inner, "module", None), nn.Module):
-            inner = inner.module
-        else:
-            return set(inspect.signature(inner.forward).parameters)
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "module")
+"""Where a wrapper that hands its arguments on keeps the model: torch.compile, checkpoint wrappers, DDP and FSDP."""
+
+
+def _forward_parameters(model: nn.Module) -> tuple[set[str], bool]:
+    """``(names, known)``: the arguments that reach the model, seen through wrappers that hand theirs on, and whether
+    these are all of them."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters) or ("input_ids" in names and _of_transformers(model)):
+        return names, True
+    inner = _wrapped(model)
+    more, known = _forward_parameters(inner) if inner is not None else (set(), False)
+    return names | more, known and "input_ids" in more
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """The model inside a wrapper, PEFT's too; None where there is none."""
+    base: Any = getattr(model, "get_base_model", None)
+    inner = None if base is None else base()
+    for name in _WRAPPED:
+        inner = getattr(model, name, None) if inner is None else inner
+    return inner if isinstance(inner, nn.Module) and inner is not model else None
+
+
+def _of_transformers(model: nn.Module) -> bool:
+    """Whether it is a model of transformers, whose forwards name every argument that concerns positions."""
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel)
+
+
+def check_vocabulary(tokenizer: Any, model: Any) -> None:
+    """Check that every id the tokenizer can give has a row in the model's embedding and in its head.
+
+    A model may have more ids (vocabularies are padded); more than twice as many bring a warning.
+
+    Raises:
+        BadInput: the tokenizer knows ids that the model does not.
+    """
+    highest = max(_highest_id(tokenizer), len(tokenizer) - 1)
+    sizes = {
+        name: _weight_rows(getattr(model, getter, None))
+        for name, getter in (
+            ("input embedding", "get_input_embeddings"),
+            ("output head", "get_output_embeddings"),
+        )
+    }
+    rows = {name: size for name, size in sizes.items() if size is not None}
+    small = [f"{name} with {size} rows" for name, size in rows.items() if size <= highest]
+    if small:
+        raise BadInput(
+            f"tokenizer and model do not fit: the tokenizer's highest token id is {highest}, "
+            f"the model has an {' and an '.join(small)}; load the tokenizer that belongs to the model, "
+            f"or call model.resize_token_embeddings({highest + 1})"
+        )
+    if rows and min(rows.values()) > 2 * (highest + 1):
+        warnings.warn(
+            f"the model has {min(rows.values())} token ids, the tokenizer only {highest + 1}: "
+            "is it the model's own tokenizer?",
+            stacklevel=2,
+        )
+
+
+def _highest_id(tokenizer: Any) -> int:
+    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    return max(vocabulary.values(), default=-1)
+
+
+def _weight_rows(getter: Any) -> int | None:
+    """Rows of the weight of the module that ``getter`` gives, if it gives one."""
+    weight = getattr(getter() if getter else None, "weight", None)
+    return None if weight is None else int(weight.shape[0])

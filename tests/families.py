@@ -41,10 +41,28 @@ FAMILIES = {
     ),
     "stablelm": lambda **k: tf.StableLmConfig(**_ROTARY, qk_layernorm=True, **k),
 }
+MORE_FAMILIES = {
+    "biogpt": lambda **k: tf.BioGptConfig(**_SMALL, max_position_embeddings=64, **k),
+    "starcoder2": lambda **k: tf.Starcoder2Config(**_ROTARY, **k),
+}
+"""Further ones, for what concerns dropout."""
 DROPOUT_OFF = {
     "gpt2": dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
     "opt": dict(dropout=0.0, attention_dropout=0.0),
+    "biogpt": dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+    "starcoder2": dict(attention_dropout=0.0, residual_dropout=0.0, embedding_dropout=0.0),
 }
+DROPOUT_ON = {
+    "gpt2": dict(resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
+    "opt": dict(dropout=0.2, attention_dropout=0.2),
+    "gpt_neox": dict(hidden_dropout=0.2, attention_dropout=0.2),
+    "llama": dict(attention_dropout=0.2),
+    "bloom": dict(hidden_dropout=0.2, attention_dropout=0.2),
+    "falcon": dict(hidden_dropout=0.2, attention_dropout=0.2),
+    "biogpt": dict(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2),
+    "starcoder2": dict(attention_dropout=0.2, residual_dropout=0.2, embedding_dropout=0.2),
+}
+"""Family → its dropout rates by name, all of them on. Most families apply them by function, not by module."""
 
 
 @contextmanager
@@ -82,7 +100,9 @@ def make_model(
     """A random model in train mode without dropout, with every parameter moved off its initial value."""
     settings = {**DROPOUT_OFF.get(family, {}), **config}
     torch.manual_seed(seed)
-    model = tf.AutoModelForCausalLM.from_config(FAMILIES[family](**settings), attn_implementation="eager")
+    model = tf.AutoModelForCausalLM.from_config(
+        {**FAMILIES, **MORE_FAMILIES}[family](**settings), attn_implementation="eager"
+    )
     with torch.no_grad():
         for p in model.parameters():
             p.add_(noise * torch.randn_like(p))

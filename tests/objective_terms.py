@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from dyn_probe.objectives import OBJECTIVES, Terms
+from dyn_probe.objectives.options import option
 
 LENGTH = 6
 """Longest response; per-token terms have one position more."""
@@ -19,18 +20,31 @@ HYPER: dict[str, st.SearchStrategy[Any]] = {
     "gamma": st.floats(-1, 2),
     "delta": st.floats(0, 5),
     "lambda": st.floats(0.01, 1.0),
+    "dpop.lambda": st.floats(0.3, 30.0),
     "lambda_w": st.floats(0.2, 2),
     "lambda_l": st.floats(0.2, 2),
     "kappa": st.floats(0, 2),
-    **{name: st.booleans() for name in ("average", "mean_nll", "soft", "schedule")},
 }
+"""Option → its range in the tests; an entry "objective.option" goes before "option"."""
+
+
+def values_of(owner: str, key: str, default: Any) -> st.SearchStrategy[Any]:
+    """The range of an option: an entry of HYPER, else both ways of a switch, all choices, or numbers near the default
+    that are allowed."""
+    known = HYPER.get(f"{owner}.{key}", HYPER.get(key))
+    if known is not None:
+        return known
+    if isinstance(default, bool):
+        return st.booleans()
+    if isinstance(default, str):
+        return st.sampled_from(option(owner, key).choices)
+    return st.floats(0.5 * default - 0.5, 2 * default + 0.5).filter(option(owner, key).allows)
 
 
 @st.composite
 def hypers(draw: st.DrawFn, name: str) -> dict[str, Any]:
     """Hyper-parameters of one objective."""
-    values = {key: draw(HYPER[key]) for key in OBJECTIVES[name].defaults}
-    return values | ({"lambda": 30 * values["lambda"]} if name == "dpop" else {})
+    return {key: draw(values_of(name, key, default)) for key, default in OBJECTIVES[name].defaults.items()}
 
 
 @st.composite

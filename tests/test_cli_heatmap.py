@@ -17,13 +17,13 @@ from token_samples import label_heat
 from typer.testing import CliRunner
 
 from dyn_probe import BadInput, token_gram
+from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair, Row, encode_pairs
+from dyn_probe.data.reading import load_pairs
+from dyn_probe.data.records import PreferencePair, Skipped
 from dyn_probe.token_analysis import named_pair
-from dyn_probe.train.batches import collate
-from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
-from dyn_probe.train.data import load_pairs
-from dyn_probe.train.encode import EncodedPair, Row, encode_pairs
 from dyn_probe.train.heat import find_pair, pair_heat
-from dyn_probe.train.records import PreferencePair, Skipped
 
 DATA = "sentiment:single-token"
 
@@ -75,7 +75,7 @@ def test_refusals(run: Path, tmp_path: Path):
     bare = new_trace(tmp_path / "bare", Options(steps=2, batch=1, pairs=1)).path
     assert "--tokens-every" in refused(bare)
     assert "recorded are: aa11, bb22" in refused(run, "--pair", "nobody")
-    assert "are for a model" in refused(run, "--data", DATA)
+    assert all("are for a model" in refused(run, *given) for given in (("--data", DATA), ("--columns", "user=a")))
     assert "--data FILE" in refused("built-in")
     assert "ends in .png" in refused(run, "--out", tmp_path / "a.txt")
     assert "names no pairs; write a number from 0" in refused("built-in", "--data", DATA, "--pair", "zzz")
@@ -119,7 +119,7 @@ def test_the_chosen_row_and_the_skipped_ones_are_said(tmp_path: Path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = call("built-in", "--data", data, "--pair", 2, "--params", "last-block", "--out", tmp_path / "a.png")
     assert result.exit_code == 0, result.output
-    assert f"({data}:3)" in result.output and f"1 rows of the data were skipped: {data}:2" in result.output
+    assert f"({data}:3)" in result.output and f"1 row of the data is left out: {data}:2" in result.output
     assert "cannot be used" in refused("built-in", "--data", data, "--pair", 1)
 
 

@@ -82,7 +82,7 @@ PREAMBLE = {
     "docs/loop.md": "",
     "docs/token-heatmaps.md": "",
     "docs/mass-dynamics.md": """
-from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
+from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.loop import record
 model, tokenizer = built_in_model(), built_in_tokenizer()

@@ -14,6 +14,7 @@ import typer
 from dyn_probe_cli.app import app
 from families import FAMILIES
 
+from dyn_probe.metric import FAMILIES as OPTIMIZERS
 from dyn_probe.objectives import OBJECTIVES, SHAPINGS, describe
 from dyn_probe.report.figures import FIGURES
 from dyn_probe.trace.schema import TABLES
@@ -46,6 +47,7 @@ def command_names() -> list[str]:
         ("methods.md", [f"### {name}\n" for name in OBJECTIVES]),
         ("methods.md", [f"### {name}\n" for name in SHAPINGS]),
         ("reading-the-figures.md", [row.title for row in FIGURES.values()]),
+        ("notation.md", [f"| {family.title} |" for family in OPTIMIZERS.values()]),
         ("cli.md", [f"## {name}\n" for name in command_names()]),
         ("../README.md", [f"`{name}`" for name in (*OBJECTIVES, *SHAPINGS, *FAMILIES)]),
         ("trace-schema.md", [f"`{column}`" for table in TABLES.values() for column in table.names]),

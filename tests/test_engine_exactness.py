@@ -11,13 +11,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, make_batch, make_model
+from families import DROPOUT_ON, FAMILIES, make_batch, make_model
 from reference.gradients import grams, row_gradients
 from reference.same_graph import gram_of
 
 from dyn_probe import Probe, pair_gradients, row_gram, sequence_logps
-from dyn_probe.gram import linear
-from dyn_probe.recording import Recording, pair_entries
+from dyn_probe.engine import linear, products
+from dyn_probe.engine.recording import Recording, pair_entries
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 TABLE: list[tuple[str, str, float]] = []
@@ -100,9 +100,9 @@ ROUTES = {
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
 def test_every_route_is_exact(family, tie, route, monkeypatch):
     chosen = ROUTES[route]
-    monkeypatch.setattr(linear, "cheaper_by_tokens", lambda *_: chosen["tokens"])
+    monkeypatch.setattr(products, "cheaper_by_tokens", lambda *_: chosen["tokens"])
     if not chosen["spans"]:
-        monkeypatch.setattr("dyn_probe.capture.tap.find_spans", lambda *_: ())
+        monkeypatch.setattr("dyn_probe.engine.layout.find_spans", lambda *_: ())
     if chosen["wide"]:
         monkeypatch.setattr(linear, "WIDE", 64)
     check(family, f"float64, {route}", make_model(family, tie_word_embeddings=tie), make_batch())
@@ -159,19 +159,9 @@ def test_without_a_training_loop(family):
     assert ((found.cosine - entries[:, 2] / product).abs()).max() <= 1e-9
 
 
-DROPOUT = {
-    "gpt2": dict(resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
-    "opt": dict(dropout=0.2, attention_dropout=0.2),
-    "gpt_neox": dict(hidden_dropout=0.2, attention_dropout=0.2),
-    "llama": dict(attention_dropout=0.2),
-    "bloom": dict(hidden_dropout=0.2, attention_dropout=0.2),
-    "falcon": dict(hidden_dropout=0.2, attention_dropout=0.2),
-}
-
-
-@pytest.mark.parametrize("family", DROPOUT)
+@pytest.mark.parametrize("family", DROPOUT_ON)
 def test_dropout_on(family):
-    model, batch = make_model(family, **DROPOUT[family]), make_batch()
+    model, batch = make_model(family, **DROPOUT_ON[family]), make_batch()
     with Recording(model, full=True) as recording:
         logps = sequence_logps(model, batch)
         recording.watch(logps)

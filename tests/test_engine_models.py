@@ -21,7 +21,7 @@ from dyn_probe import (
     sequence_logps,
     token_logps,
 )
-from dyn_probe.recording import pair_entries
+from dyn_probe.engine.recording import pair_entries
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 

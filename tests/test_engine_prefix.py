@@ -8,11 +8,10 @@ from families import VOCAB, make_model
 from reference.same_graph import gram_of
 
 from dyn_probe import PairBatch, pair_gradients, sequence_logps
-from dyn_probe.capture.spans import find_spans
-from dyn_probe.capture.uses import Span
-from dyn_probe.gram import linear, prefix
-from dyn_probe.gram.prefix import hull, work
-from dyn_probe.recording import pair_entries
+from dyn_probe.engine import prefix, products
+from dyn_probe.engine.layout import Span, find_spans
+from dyn_probe.engine.prefix import hull, work
+from dyn_probe.engine.recording import pair_entries
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 
@@ -44,14 +43,14 @@ def error_of(model, batch) -> float:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "falcon"])
 def test_shared_prompts_are_exact(family, side, monkeypatch):
-    monkeypatch.setattr(linear, "cheaper_by_tokens", lambda *_: True)
+    monkeypatch.setattr(products, "cheaper_by_tokens", lambda *_: True)
     assert error_of(make_model(family), long_prompts(side)) <= 1e-9
 
 
 @pytest.fixture
 def taken(monkeypatch):
     """``(pairs in one product, shared positions)`` of every product."""
-    monkeypatch.setattr(linear, "cheaper_by_tokens", lambda *_: True)
+    monkeypatch.setattr(products, "cheaper_by_tokens", lambda *_: True)
     seen, honest = [], prefix._agreed
 
     def agreed(chosen, *rest):

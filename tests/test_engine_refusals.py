@@ -22,7 +22,7 @@ from dyn_probe import (
     row_gram,
     sequence_logps,
 )
-from dyn_probe.certify import compare
+from dyn_probe.engine.certificate import compare
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 

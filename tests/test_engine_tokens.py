@@ -12,8 +12,8 @@ from test_engine_models import OnlyGeneric, Shared, TopLevelParameter, Transpose
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dyn_probe import BadInput, pair_gradients, token_gram
-from dyn_probe.gram import linear, token_products, tokens
-from dyn_probe.gram.token_params import select_parameters
+from dyn_probe.engine import linear, products, tokens
+from dyn_probe.engine.parameters import select_parameters
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 
@@ -97,7 +97,7 @@ def test_what_stands_at_once_fits_the_budget(family, budget, monkeypatch):
     add, stood, largest = tokens.add_products, [], []
 
     def size(part):
-        return part.grads.nbytes + (part.shared.nbytes if part.shared.is_floating_point() else 0)
+        return part.factor.nbytes
 
     def watched(gram, left, right):
         sides = [left] if left is right else [left, right]
@@ -221,10 +221,13 @@ def test_a_really_wide_mlp_is_exact():
 
 
 def test_keeping_one_position_of_a_wide_layer_is_caught(monkeypatch):
-    def first_live(factor):
-        return (factor.grads != 0).any(-1).long().argmax(1)
+    honest = linear.live
 
-    monkeypatch.setattr(tokens, "one_position_per_row", first_live)
+    def first_live(inputs, outputs):
+        inputs, outputs, _ = honest(inputs, outputs)
+        return inputs[:, :1], outputs[:, :1], True
+
+    monkeypatch.setattr(linear, "live", first_live)
     model, batch = wide_llama(), make_batch()
     assert error_of(token_gram(model, batch, 0), *slow(model, batch, 0)) > 1e-4
 
@@ -251,15 +254,8 @@ def test_lora():
 
 def test_a_wrong_product_is_caught(monkeypatch):
     model, batch = make_model("gpt2"), make_batch()
-    monkeypatch.setattr(
-        token_products,
-        "_through",
-        lambda left, middle, right: (
-            left.flatten(1) @ right.flatten(1).T
-            if middle.shape[0] == middle.shape[1] and left.shape[1] == right.shape[1]
-            else left.new_zeros(len(left), len(right))
-        ),
-    )
+    honest = products._through
+    monkeypatch.setattr(products, "_through", lambda left, middle, right: honest(left, middle.flip(0), right))
     assert error_of(token_gram(model, batch, 0), *slow(model, batch, 0)) > 1e-4
 
 

@@ -13,10 +13,10 @@ from test_engine_exactness import SETTINGS, record, relative_error, true_gram
 from test_engine_models import OnlyGeneric
 
 from dyn_probe import CertificationError, PairBatch, Probe, row_gram, sequence_logps
-from dyn_probe.capture.uses import find_uses, layers_of
-from dyn_probe.gram import linear, table, tied
-from dyn_probe.gram.api import sum_layers
-from dyn_probe.recording import pair_entries
+from dyn_probe.engine import kinds, linear, products
+from dyn_probe.engine.layers import layers_of, sum_layers
+from dyn_probe.engine.recording import pair_entries
+from dyn_probe.engine.uses import find_uses
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 
@@ -199,7 +199,8 @@ def test_a_dropped_tied_cross_term_is_caught(monkeypatch):
     model, batch = make_model("gpt2"), make_batch()
     wanted = true_gram(model, batch)
     assert relative_error(row_gram(model, batch), wanted) <= 1e-9
-    monkeypatch.setattr(tied, "_added", lambda head, table: (table @ table.T).double())
+    honest = products.PRODUCTS["outer", "lookup"]
+    monkeypatch.setitem(products.PRODUCTS, ("outer", "lookup"), lambda *given: torch.zeros_like(honest(*given)))
     assert relative_error(row_gram(model, batch), wanted) > 1e-4
     with pytest.raises(CertificationError, match=r"wte\.weight"):
         certify(model, batch)
@@ -216,9 +217,8 @@ def test_a_swapped_conv1d_is_caught(monkeypatch):
             found["weight"] = replace(one, inputs=one.inputs.flip(1))
         return found
 
-    kinds = tuple(replace(k, factors=swapped) if k.name == "linear" else k for k in table.KINDS)
-    monkeypatch.setattr("dyn_probe.gram.api.KINDS", kinds)
-    monkeypatch.setattr("dyn_probe.recording.KINDS", kinds)
+    wrong = tuple(replace(k, factors=swapped) if k.name == "linear" else k for k in kinds.KINDS)
+    monkeypatch.setattr("dyn_probe.engine.tap.KINDS", wrong)
     assert relative_error(row_gram(model, batch), wanted) > 1e-4
     with pytest.raises(CertificationError, match="c_attn"):
         certify(model, batch)
@@ -237,14 +237,12 @@ def test_a_wrong_mask_is_caught():
 def test_a_swapped_embedding_row_is_caught(monkeypatch):
     model, batch = make_model("llama", tie_word_embeddings=False), make_batch()
     wanted = true_gram(model, batch)
-    from dyn_probe.gram import embedding
+    honest = products.PRODUCTS["lookup", "lookup"]
 
-    honest = embedding.scattered
-    monkeypatch.setattr(
-        embedding,
-        "scattered",
-        lambda lookup, group: honest(replace(lookup, ids=lookup.ids.roll(1, 1)), group),
-    )
+    def swapped(one, other, groups, metric):
+        return honest(replace(one, ids=one.ids.roll(1, 1)), other, groups, metric)
+
+    monkeypatch.setitem(products.PRODUCTS, ("lookup", "lookup"), swapped)
     assert relative_error(row_gram(model, batch), wanted) > 1e-4
 
 

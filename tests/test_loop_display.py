@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from dyn_probe.train.display import Display, live_numbers
-from dyn_probe.train.records import Skipped
 
 ROW = {
     "logp_chosen": -8.0, "len_chosen": 4, "logp_rejected": -20.0, "len_rejected": 5, "ref_logp_chosen": -6.0,
@@ -25,18 +24,17 @@ def test_a_step_that_is_not_recorded_has_no_numbers() -> None:
     assert live_numbers([], {}) == ""
 
 
-def test_skipped_rows_are_listed_one_to_a_line_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [Skipped(f"data[red].jsonl:{i}", "chosen empty " + "x" * 100) for i in range(13)]
-    Display().warn_skipped(rows, usable=7)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "13 rows cannot be used and are left out (7 are used):"
-    assert lines[1] == f"  data[red].jsonl:0: chosen empty {'x' * 100}" and len(lines) == 12
-    assert lines[-1] == "  and 3 more; all of them are listed in run.json"
+def test_lines_about_the_data_stand_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 200
+    Display().show(
+        [("plain", "data[red]: 3 pairs"), ("warning", f"warning: {long}"), ("loud", "WARNING"), ("note", "n")]
+    )
+    assert capsys.readouterr().err.splitlines() == ["data[red]: 3 pairs", f"warning: {long}", "WARNING", "n"]
 
 
 def test_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display(shown=False)
-    display.warn_skipped([Skipped("a", "b")], 1)
+    display.show([("loud", "WARNING")])
     with display.bar("title", 3) as advance:
         advance(3, "note")
     assert capsys.readouterr() == ("", "")

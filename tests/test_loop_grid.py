@@ -62,6 +62,20 @@ def test_outcomes_are_end_minus_start_on_held_out_pairs(tmp_path):
     assert found.chosen == pytest.approx(end - start) and found.chosen != 0
 
 
+def test_the_table_says_whose_accuracy_it_is_and_has_a_common_one(tmp_path):
+    runs = configurations(RunConfig(**SMALL), tmp_path, ["dpo", "simpo"])
+    train_grid(runs, str, progress=False)
+    found = outcomes(runs)
+    for one in found:
+        last = load_trace(tmp_path / f"{one.method}-seed0").manifest["held_out"]
+        assert one.accuracy == last["eval_accuracy"] and one.log_ratio_accuracy == last["eval_log_ratio_accuracy"]
+        assert one.margin == pytest.approx(last["eval_log_ratio_margin"], abs=1e-5)  # all start at the reference
+    assert [one.score for one in found] == ["h_w, h_l", "ā, b̄"]
+    head, dpo, simpo, note, *_ = outcome_lines(found)
+    assert "log-ratio acc." in head and "own score" in head and "own score" in note
+    assert dpo.endswith("  h_w, h_l") and simpo.endswith("  ā, b̄")
+
+
 @pytest.mark.parametrize(
     ("plain", "shaped", "said"),
     [(-2.0, 1.5, "As theory says"), (0.5, 1.5, "nothing for"), (-2.0, -0.5, "Against what theory says")],
@@ -79,11 +93,11 @@ def test_the_table_says_what_normalised_updates_did(plain, shaped, said):
     assert data["rows"][0]["chosen"] == pytest.approx(plain) and data["rows"][1]["margin"] == shaped + 3.0
 
 
-def test_every_dpo_that_was_trained_both_ways_has_its_line():
+def test_every_method_that_was_trained_both_ways_has_its_line():
     names = ["dpo", "dpo+pairwise-normalised", "dpo:beta=0.5", "dpo:beta=0.5+pairwise-normalised",
              "dpop", "dpop+pairwise-normalised", "dpo:beta=1+pairwise-normalised"]  # fmt: skip
     lines = remedy_lines({name: Outcome(name, 0, 1.0 if "+" in name else -1.0, -2.0, 1.0) for name in names})
-    assert len(lines) == 2 and "where dpo without" in lines[0] and "where dpo:beta=0.5 without" in lines[1]
+    assert [line.partition("where ")[2].partition(" without")[0] for line in lines] == ["dpo", "dpo:beta=0.5", "dpop"]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,14 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     ("step", "options"),
-    [(4, {}), (5, {"precompute_reference": False}), (5, {"lora_rank": 2}), (3, {"shaping": ("token-mask",)})],
+    [
+        (4, {}),
+        (5, {"precompute_reference": False}),
+        (5, {"lora_rank": 2}),
+        (3, {"shaping": ("token-mask",)}),
+        (4, {"objective": "simpo"}),
+        (5, {"shaping": ("rc",)}),
+    ],
     ids=str,
 )
 def test_a_killed_and_resumed_run_leaves_the_trace_of_an_uninterrupted_one(

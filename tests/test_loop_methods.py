@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_runs import COMPOSED, TRAINED, pulls_seen, run
 
+from dyn_probe.data.built_in import built_in_model
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import SHAPINGS
-from dyn_probe.train.builtin import built_in_model
 from dyn_probe.train.checkpoints import newest_checkpoint
 
 

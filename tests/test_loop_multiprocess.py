@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_runs import TINY, run
+from tiny_runs import TINY, run, uneven
 
 from dyn_probe import load_trace
 
@@ -25,11 +25,28 @@ RUNS: dict[str, dict[str, Any]] = {
     "lora": {"lora_rank": 2, "optimizer": "adamw", "lr": 1e-3},
     "gated": {"objective": "ipo", "shaping": ["gate-seq"], "gradient_checkpointing": True},
     "normalised": {"shaping": ["pairwise-normalised"], "gradient_accumulation": 2, "max_pairs": 24, "steps": 2},
+    "rc": {"shaping": ["rc:ema=0.5"], "objective": "cpo", "gradient_accumulation": 2, "max_pairs": 24},
+    "nll": {"hyper": {"nll": 0.3}, "data": "uneven", "gradient_accumulation": 2, "max_pairs": 24, "steps": 2},
     "mask": {"shaping": ["token-mask"]},
+    "update": {
+        "update": True,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "gradient_accumulation": 2,
+        "max_pairs": 20,
+        "steps": 2,
+        "dtype": "float64",
+    },
 }
 LAUNCHED = [(name, kind) for name in RUNS for kind in ("ddp", "fsdp2")]
 PARTS = {"objective": "kto", "optimizer": "adamw", "lr": 1e-3, "checkpoint_every": 2, "steps": 4, "max_pairs": 20}
-REFUSED = [("normalised", "fsdp2"), ("mask", "fsdp2")]
+REFUSED = [("normalised", "fsdp2"), ("rc", "fsdp2"), ("mask", "fsdp2")]
+
+
+def options_of(name: str, folder: Path) -> dict[str, Any]:
+    """A run's own options, with the file of uneven responses written where it wants one."""
+    own = RUNS[name]
+    return own | ({"data": uneven(folder, 24)} if own.get("data") == "uneven" else {})
 
 
 def launch(*arguments: str, timeout: int = 240) -> subprocess.CompletedProcess[str]:
@@ -43,7 +60,9 @@ def launch(*arguments: str, timeout: int = 240) -> subprocess.CompletedProcess[s
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs of two processes, from one launch."""
     folder = tmp_path_factory.mktemp("runs")
-    wanted = [{**PLAIN, **RUNS[n], "parallel": kind, "out": str(folder / f"{n}-{kind}")} for n, kind in LAUNCHED]
+    wanted = [
+        {**PLAIN, **options_of(n, folder), "parallel": kind, "out": str(folder / f"{n}-{kind}")} for n, kind in LAUNCHED
+    ]
     for kind in ("ddp", "fsdp2"):
         parts = {**PLAIN, **PARTS, "parallel": kind, "out": str(folder / f"parts-{kind}")}
         wanted += [parts | {"stop": 3}, parts | {"resume": True}]
@@ -74,7 +93,8 @@ def worst(got: pd.DataFrame, wanted: pd.DataFrame) -> float:
 
 @pytest.mark.parametrize(("name", "kind"), [case for case in LAUNCHED if case not in REFUSED])
 def test_two_processes_give_the_numbers_of_one(name: str, kind: str, folder: Path, tmp_path: Path) -> None:
-    alone, together = run(tmp_path / "one", **PLAIN | RUNS[name]), load_trace(folder / f"{name}-{kind}")
+    alone = run(tmp_path / "one", **PLAIN | options_of(name, tmp_path))
+    together = load_trace(folder / f"{name}-{kind}")
     got, wanted = sorted_pairs(together), sorted_pairs(alone)
     assert worst(got, wanted) < 1e-5
     assert together.closed and together.manifest["processes"] == {"count": 2, "parallel": kind}
@@ -83,7 +103,12 @@ def test_two_processes_give_the_numbers_of_one(name: str, kind: str, folder: Pat
         np.testing.assert_allclose(together.steps.groupby("step")[column].max(), alone.steps[column], rtol=1e-4)
     if name != "mask":
         np.testing.assert_allclose(got["realised_delta_chosen"], wanted["realised_delta_chosen"], atol=2e-3)
-    assert got["batch_delta_chosen"].isna().all()  # one process does not know the others' gradients
+    for change, recorded in (("batch_delta", name != "mask"), ("update_delta", name == "update")):
+        for column in (f"{change}_chosen", f"{change}_rejected"):
+            assert got[column].notna().all() == wanted[column].notna().all() == recorded
+            if recorded:
+                limit = (1e-9 if name == "update" else 1e-5) * wanted[column].abs().max()
+                np.testing.assert_allclose(got[column], wanted[column], rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])

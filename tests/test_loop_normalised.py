@@ -11,11 +11,12 @@ from test_engine_models import InPlace, OnlyGeneric, Shared, TopLevelParameter, 
 from tiny_runs import tiny
 
 from dyn_probe import Probe, sequence_logps
+from dyn_probe.data.built_in import built_in_model
+from dyn_probe.data.collating import collate
+from dyn_probe.engine.recording import Recording
 from dyn_probe.objectives import normalised_pulls
-from dyn_probe.recording import Recording
 from dyn_probe.train import loop
-from dyn_probe.train.batches import collate, step_order
-from dyn_probe.train.builtin import built_in_model
+from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint
 from dyn_probe.train.setup import prepare
 

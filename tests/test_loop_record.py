@@ -25,7 +25,8 @@ def test_a_run_records_every_pair_of_every_step_with_its_text(tmp_path: Path) ->
     assert set(trace.pairs["pair_id"]) <= set(trace.examples["pair_id"])
     assert trace.examples["chosen"].str.contains("sentiment based on my judgement").all()
     assert trace.manifest["certificate"]["max_relative_error"] < 1e-4
-    assert trace.manifest["data"] == {"name": "sentiment:long-suffix", "pairs": 54, "held_out": 6}
+    data = trace.manifest["data"]
+    assert (data["name"], data["pairs"], data["held_out"], data["rows"]) == ("sentiment:long-suffix", 54, 6, 60)
 
 
 def test_steps_hold_the_means_of_their_pairs_and_both_gradient_norms(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_supervised_warm_up_raises_chosen_and_both_sides_if_asked(tmp_path: Path
         ({"data": "sentiment:none"}, "unknown sentiment style"),
         ({"model": "./nothing"}, "no such model folder"),
         ({"batch_size": 100}, "a step takes 100 pairs"),
-        ({"objective": "sppo", "hyper": {"soft": True}}, "win_w"),
+        ({"objective": "sppo", "hyper": {"soft": True}}, "reads a win_probability"),
         ({"objective": "kto", "batch_size": 1}, "--batch-size 2"),
         ({"max_length": 4}, "leaves no room for a response"),
         ({"device": "abacus"}, "cannot use device"),
@@ -163,7 +164,28 @@ def test_rows_that_cannot_be_used_are_listed_in_the_manifest(tmp_path: Path) -> 
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     trace = run(tmp_path / "run", data=str(tmp_path / "data.jsonl"), steps=1)
     assert trace.manifest["skipped_rows"] == [{"source": f"{tmp_path / 'data.jsonl'}:4", "reason": "chosen empty"}]
+    assert trace.manifest["data"]["left_out"] == {"chosen empty": 1}
     assert trace.examples["source"].str.startswith(str(tmp_path)).all()
+    with pytest.raises(DynProbeError, match="--strict-data leaves none out"):
+        record(small(tmp_path / "strict", data=str(tmp_path / "data.jsonl"), strict_data=True), progress=False)
+
+
+def test_what_is_cut_is_counted_and_shown_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tick", "tock", "bell", "chime"]
+    rows = [{"frage": f"{i}?", "gut": " tick" * (30 + i), "schlecht": f" {words[i % 4]}" * 2} for i in range(12)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"columns": "prompt=frage,chosen=gut,rejected=schlecht", "max_length": 40, "steps": 1}
+    trace = load_trace(record(small(tmp_path / "run", data=str(tmp_path / "data.jsonl"), **options), progress=True))
+    fact = trace.manifest["data"]["facts"]["cut"]
+    assert (fact["count"], fact["of"], fact["level"]) == (12, 12, "warning")
+    said = capsys.readouterr().err
+    assert f"warning: {fact['sentence']}" in said and "lose the end of 12 responses" in fact["sentence"]
+    assert (
+        "data: 12 pairs from 12 rows, read as named by --columns (prompt ← frage, chosen ← gut, rejected ← schlecht);"
+        in said
+    )
+    assert trace.examples["chosen"].str.endswith("⟨cut at 40 tokens⟩").all()
+    assert not trace.examples["rejected"].str.contains("cut").any()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from families import make_model
 from mass_samples import token_probes
 from tiny_runs import run, tiny
 
+from dyn_probe.data.built_in import built_in_tokenizer
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import TokenProbes, Watch, choose_places, encode_probes, find_place, measure, read_probe_set
 from dyn_probe.mass.distributions import recorded_places
@@ -24,7 +25,6 @@ from dyn_probe.report.figures.mass_distributions import mass_distributions, plac
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.trace.schema import TABLES
 from dyn_probe.train import loop
-from dyn_probe.train.builtin import built_in_tokenizer
 from dyn_probe.train.mass_places import FIRST_FILE
 from dyn_probe.train.mass_rows import PROBE_FILE
 from dyn_probe.train.setup import prepare

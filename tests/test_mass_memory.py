@@ -64,7 +64,7 @@ REAL = """
 import json, sys, time
 from dyn_probe.mass import encode_probes, measure, read_probe_set
 from dyn_probe.mass.tokens import TokenProbes
-from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
+from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
 
 source, prompts = sys.argv[1], int(sys.argv[2])
 

@@ -10,6 +10,7 @@ import pytest
 from mass_samples import records, word_tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from dyn_probe.data.records import PreferencePair
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import KINDS, ProbePrompt, ProbeSet, SkippedResponse, build_probe_set, encode_probes, read_probe_set
 from dyn_probe.mass.building import DERIVED, shuffle_words, with_unrelated
@@ -216,6 +217,16 @@ def test_conversations_are_written_by_the_chat_template():
     (prompt,) = build_probe_set([record], tokenizer=tokenizer).prompts
     assert prompt.prompt == "[user] why ?\n[assistant] "
     assert prompt.responses["chosen"] == "yes it was"
+
+
+def test_the_chat_template_of_a_probe_reads_tools_and_its_own_variables():
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{{ loud }} {{ tools[0].function.name }} {{ messages[0].content }}"
+    pair = PreferencePair(
+        turns("why ?"), turns("", "yes")[1:], turns("", "no")[1:], "here:1",
+        ({"type": "function", "function": {"name": "tide"}},), {"loud": "LOUD"},
+    )  # fmt: skip
+    assert build_probe_set([pair], tokenizer=tokenizer).prompts[0].prompt == "LOUD tide why ?"
 
 
 def test_a_beginning_of_sequence_is_not_doubled():

@@ -14,13 +14,13 @@ import pytest
 import torch
 from tiny_runs import run, tiny
 
+from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import encode_probes, measure, read_probe_set
 from dyn_probe.mass.probes import SkippedResponse
 from dyn_probe.mass.squeezing import gating, run_figures
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train import loop
-from dyn_probe.train.builtin import built_in_model, built_in_tokenizer
 from dyn_probe.train.display import Display
 from dyn_probe.train.mass_rows import PROBE_FILE, check_measuring, choose_probes, grouped
 from dyn_probe.train.parallel import Processes
@@ -128,7 +128,7 @@ def test_problems_of_a_probe_file_are_listed_by_line_and_kind(tmp_path: Path, ca
         [
             {"prompt": "One?", "chosen": " Yes", "rejected": ""},
             "not json",
-            {"prompt": "Two?", "chosen": " No", "rejected": " word" * 600, "mine": " x"},
+            {"prompt": "Two?", "chosen": " No", "rejected": " word" * 1200, "mine": " x"},
         ],
     )
     loop.record(tiny(tmp_path / "run", mass_every=2, probe_set=str(file)), progress=True)
@@ -227,7 +227,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_nothing_to_measure_ends_with_2_before_anything_is_written(tmp_path: Path) -> None:
-    file = probe_file(tmp_path, [{"prompt": "One?", "chosen": " word" * 600}])
+    file = probe_file(tmp_path, [{"prompt": "One?", "chosen": " word" * 1200}])
     done = command("--out", str(tmp_path / "run"), "--mass-every", "1", "--probe-set", str(file))
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert done.stderr.count("\n") == 1 and "probes.jsonl:1 [chosen]: prompt and response have" in done.stderr

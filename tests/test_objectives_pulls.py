@@ -2,124 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from closed_forms import CLOSED, SHAPED, Closed, numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from objective_terms import all_terms, hypers
 
-from dyn_probe.objectives import OBJECTIVES, Terms, pair_loss, pulls
-
-Closed = Callable[[Any, dict[str, Any]], tuple[Any, Any]]
-
-
-def sigmoid(x: Any) -> Any:
-    return 0.5 * (1 + np.tanh(x / 2))
-
-
-def dpo(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    x = p["beta"] * (t.hw - t.hl)
-    pull = p["beta"] * (sigmoid(-x) - p["label_smoothing"])
-    return pull, pull
-
-
-def rdpo(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    pull = p["beta"] * sigmoid(-p["beta"] * (t.hw - t.hl) - p["alpha"] * (t.nw - t.nl))
-    return pull, pull
-
-
-def simpo(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    pull = p["beta"] * sigmoid(p["gamma"] - p["beta"] * (t.a / t.nw - t.b / t.nl))
-    return pull / t.nw, pull / t.nl
-
-
-def ipo(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    nw, nl = (t.nw, t.nl) if p["average"] else (1, 1)
-    short = 1 / p["beta"] - 2 * (t.hw / nw - t.hl / nl)
-    return short / nw, short / nl
-
-
-def rrhf(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    misordered = (t.b / t.nl > t.a / t.nw).astype(float)
-    return p["lambda"] + misordered / t.nw, misordered / t.nl
-
-
-def slic_hf(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    active = (p["delta"] - t.a + t.b > 0).astype(float)
-    return p["lambda"] + active, active
-
-
-def cpo(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    pull = p["beta"] * sigmoid(p["beta"] * (t.b - t.a))
-    return pull + p["lambda"] / (t.nw if p["mean_nll"] else 1), pull
-
-
-def dpop(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    lost = np.maximum(0, -t.hw)
-    pull = p["beta"] * sigmoid(-p["beta"] * (t.hw - t.hl - p["lambda"] * lost))
-    return pull * (1 + p["lambda"] * (t.hw < 0)), pull
-
-
-def kto(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    z = p["beta"] * np.maximum(0, t.kl)
-    up, down = sigmoid(p["beta"] * t.hw - z), sigmoid(z - p["beta"] * t.hl)
-    return (p["lambda_w"] * p["beta"] * up * (1 - up), p["lambda_l"] * p["beta"] * down * (1 - down))
-
-
-def sppo(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    win, lose = (t.win_w, t.win_l) if p["soft"] else (1.0, 0.0)
-    return 2 * ((win - 0.5) / p["beta"] - t.hw), 2 * (t.hl - (lose - 0.5) / p["beta"])
-
-
-def orpo(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    chosen, rejected = np.exp(t.a / t.nw), np.exp(t.b / t.nl)
-    odds_ratio = chosen / (1 - chosen) * (1 - rejected) / rejected
-    pull = p["lambda"] / (1 + odds_ratio)
-    return (1 + pull / (1 - chosen)) / t.nw, pull / (1 - rejected) / t.nl
-
-
-def cal_dpo(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    target, pull = 0.5 / p["beta"], sigmoid(t.hl - t.hw)
-    return pull + 2 * p["kappa"] * (target - t.hw), pull + 2 * p["kappa"] * (t.hl + target)
-
-
-def dpo_shift(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    factor = p["lambda"] * (1 - t.progress) + t.progress if p["schedule"] else p["lambda"]
-    pull = p["beta"] * sigmoid(-p["beta"] * (t.hw - factor * t.hl))
-    return pull, factor * pull
-
-
-def sft(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    return 1 / t.nw, 0 * t.b
-
-
-def extended_sft(t: Any, p: dict[str, Any]) -> tuple[Any, Any]:
-    return 1 / t.nw, -1 / t.nl
-
-
-CLOSED: dict[str, Closed] = {
-    form.__name__: form
-    for form in (
-        dpo, rdpo, simpo, ipo, rrhf, slic_hf, cpo, dpop, kto, sppo, orpo, cal_dpo, dpo_shift,
-        sft, extended_sft,
-    )
-}  # fmt: skip
-
-
-def numbers(t: Terms) -> Any:
-    """The terms as numpy arrays under names of their own."""
-    assert t.r_w is not None and t.r_l is not None and t.win_w is not None and t.win_l is not None
-    return SimpleNamespace(
-        a=t.a.numpy(), b=t.b.numpy(), hw=(t.a - t.r_w).numpy(), hl=(t.b - t.r_l).numpy(), nw=t.n_w.numpy(),
-        nl=t.n_l.numpy(), kl=float(t.kl or 0), win_w=t.win_w.numpy(), win_l=t.win_l.numpy(),
-        progress=t.progress,
-    )  # fmt: skip
+from dyn_probe.objectives import OBJECTIVES, SHAPINGS, Measured, Terms, pair_loss, parse_shaping, pulls
 
 
 def assert_pulls(name: str, terms: Terms, hyper: dict[str, Any], closed: Closed) -> None:
@@ -128,8 +22,9 @@ def assert_pulls(name: str, terms: Terms, hyper: dict[str, Any], closed: Closed)
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_every_objective_has_a_closed_form() -> None:
+def test_every_row_has_a_closed_form() -> None:
     assert list(CLOSED) == list(OBJECTIVES)
+    assert set(SHAPED) == set(SHAPINGS)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -137,6 +32,28 @@ def test_every_objective_has_a_closed_form() -> None:
 @given(data=st.data(), terms=all_terms())
 def test_pulls_equal_the_closed_form(name: str, data: st.DataObject, terms: Terms) -> None:
     assert_pulls(name, terms, data.draw(hypers(name)), CLOSED[name])
+
+
+def shaped_pulls(shaping: str, terms: Terms, beta: float, norms: tuple[Any, Any]) -> tuple[Any, Any]:
+    """DPO's pulls under a shaping, reweighted where the shaping does that after the loss."""
+    d_w, d_l = pulls("dpo", terms, {"beta": beta}, [shaping])
+    chosen = parse_shaping(shaping)
+    if chosen.shaping.reweight is None:
+        return d_w, d_l
+    new = chosen.shaping.reweight.apply(Measured(d_w, d_l, *norms), chosen.options, {})
+    assert set(new.columns) == set(chosen.shaping.columns)
+    return new.chosen, new.rejected
+
+
+@pytest.mark.parametrize("name", SHAPINGS)
+@settings(max_examples=40, deadline=None)
+@given(terms=all_terms(), beta=st.floats(0.05, 2), seed=st.integers(0, 1000))
+def test_shaped_pulls_equal_the_closed_form(name: str, terms: Terms, beta: float, seed: int) -> None:
+    norms = tuple(np.random.default_rng(seed).uniform(0.1, 9, (2, len(terms.a))))
+    ours = shaped_pulls(name, terms, beta, tuple(torch.from_numpy(norm) for norm in norms))  # type: ignore[arg-type]
+    theirs = SHAPED[name](numbers(terms), beta, norms)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.numpy(), other, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -15,6 +15,7 @@ from dyn_probe.errors import BadInput
 from dyn_probe.objectives import (
     OBJECTIVES,
     SHAPINGS,
+    STAGES,
     Terms,
     check_terms,
     composes_with,
@@ -24,13 +25,13 @@ from dyn_probe.objectives import (
     parse_shaping,
     pulls,
     resolve_hyper,
+    shapings_of,
 )
 from dyn_probe.objectives.describe import KINDS
-from dyn_probe.objectives.options import OPTIONS
+from dyn_probe.objectives.options import LIKELIHOOD, OPTIONS
 from dyn_probe.objectives.terms import MEANINGS
 from dyn_probe.trace.schema import PAIRS
 from dyn_probe.train.config import OPTIONS as CONFIG
-from dyn_probe.train.objective import STAGES
 
 
 def simple(**more: Any) -> Terms:
@@ -47,7 +48,7 @@ def test_rows_are_listed_under_their_own_names() -> None:
 
 def test_every_name_in_the_tables_is_known() -> None:
     for row in OBJECTIVES.values():
-        assert set(row.shapings) <= set(SHAPINGS)
+        assert set(shapings_of(row)) <= set(SHAPINGS)
         needed = {*row.terms, *(name for names in row.terms_if.values() for name in names)}
         assert needed <= set(MEANINGS) and set(row.terms_if) <= set(row.defaults)
     for shaping in SHAPINGS.values():
@@ -61,7 +62,7 @@ def test_every_option_has_a_meaning_and_an_allowed_default() -> None:
         for key in row.defaults:
             assert f"{row.name}.{key}" in OPTIONS or key in OPTIONS
     for name in OBJECTIVES:
-        assert resolve_hyper(name, OBJECTIVES[name].defaults) == dict(OBJECTIVES[name].defaults)
+        assert resolve_hyper(name, OBJECTIVES[name].defaults) == OBJECTIVES[name].options
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -69,12 +70,16 @@ def test_every_option_has_a_meaning_and_an_allowed_default() -> None:
 @given(terms=all_terms())
 def test_all_shapings_that_compose_fill_their_columns_and_keep_pulls_finite(name: str, terms: Terms) -> None:
     """Also all at once: gate, ρ and token mask together, in either order."""
-    for shaping in OBJECTIVES[name].shapings:
+    for shaping in shapings_of(OBJECTIVES[name]):
         losses, columns = pair_loss(name, bare(terms, name), None, [shaping])
         filled = SHAPINGS[shaping].columns if SHAPINGS[shaping].apply else ()
         assert set(columns) == set(filled) and losses.shape == terms.a.shape
         assert all(c.shape == terms.a.shape and not c.requires_grad for c in columns.values())
-    together = [s for s in OBJECTIVES[name].shapings if s not in ("gate-q10", "pairwise-normalised")]
+    together: list[str] = []
+    for shaping in shapings_of(OBJECTIVES[name]):  # as many as do not fill each other's columns
+        filled = {column for one in together for column in SHAPINGS[one].columns}
+        if SHAPINGS[shaping].apply and not filled & set(SHAPINGS[shaping].columns):
+            together.append(shaping)
     there, back = (pair_loss(name, terms, None, order) for order in (together, together[::-1]))
     assert torch.equal(there[0], back[0]) and torch.isfinite(there[0]).all()
     assert all(torch.isfinite(d).all() for d in pulls(name, terms, None, together))
@@ -114,7 +119,8 @@ def test_values_out_of_range_are_refused(name: str, hyper: dict[str, Any], says:
 
 
 def test_text_forms() -> None:
-    assert parse_objective("ipo:beta=0.2,average=false") == ("ipo", {"beta": 0.2, "average": False})
+    name, hyper = parse_objective("ipo:beta=0.2,average=false")
+    assert (name, hyper) == ("ipo", {"beta": 0.2, "average": False} | LIKELIHOOD)
     assert parse_objective("sft") == ("sft", {})
     gate = parse_shaping("gate-seq: form=gradient, alpha=10")
     assert gate.name == "gate-seq" and gate.options == {"form": "gradient", "alpha": 10.0, "tau": 0.10}
@@ -202,6 +208,8 @@ def test_describe_says_everything_of_every_row() -> None:
         assert not row.notes or row.notes.endswith(".")
         table: Any = SHAPINGS if row.kind == "shaping" else OBJECTIVES
         assert [option.partition("=")[0] for option in row.options] == list(table[row.name].defaults)
+        shared = LIKELIHOOD if row.kind == "objective" else {}
+        assert [option.partition("=")[0] for option in row.common] == list(shared)
         assert [option.partition("=")[0] for option in row.defaults] == list(table[row.name].defaults)
         assert re.search(r"arXiv \d{4}\.\d{5}", row.paper)
     assert rows[0].defaults == ("beta=0.1", "label_smoothing=0")
@@ -211,4 +219,4 @@ def test_describe_says_everything_of_every_row() -> None:
 def test_the_stages_are_those_of_the_loop_and_the_command_line() -> None:
     marked = tuple(name for name, row in OBJECTIVES.items() if row.stage)
     assert marked == STAGES == CONFIG["sft_objective"].choices
-    assert not any(OBJECTIVES[name].shapings for name in STAGES)
+    assert not any(shapings_of(OBJECTIVES[name]) for name in STAGES)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from dyn_probe.objectives import Terms, kl_estimate, pair_loss, pulls
+from dyn_probe.objectives import Terms, kl_estimate, objective, pair_loss, pulls, resolve_hyper
 from dyn_probe.pairs import PairBatch, token_logps
 
 trl_losses = pytest.importorskip("trl_losses", reason="needs trl", exc_type=ImportError)
@@ -141,12 +142,66 @@ def test_orpo(seed: int) -> None:
     assert_same(pair_loss("orpo", terms, {"lambda": 0.4})[0].mean(), theirs, rtol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", ["loss", "pull"])
+def assert_same_rewards(name: str, terms: Terms, hyper: dict[str, Any], scale: float, logged: dict[str, float]) -> None:
+    """``scale`` times the scores are the rewards that TRL logs; the order of the pairs is the same."""
+    score = objective(name).score_of(resolve_hyper(name, hyper))
+    chosen, rejected = score.of(terms.a, terms.n_w, terms.r_w), score.of(terms.b, terms.n_l, terms.r_l)
+    ours = {"rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": chosen - rejected}
+    for key, values in ours.items():
+        assert (scale * values).mean().item() == pytest.approx(logged[key], rel=1e-9, abs=1e-12)
+    if "rewards/accuracies" in logged:  # KTO's trainer logs none
+        assert (chosen > rejected).double().mean().item() == pytest.approx(logged["rewards/accuracies"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_beta_times_the_score_is_the_reward_that_trl_logs(seed: int) -> None:
+    rows, mismatched = random_rows(seed), random_rows(seed + 100)
+    terms, kl = terms_of(rows), kl_estimate(mismatched.logps.sum(1), mismatched.reference.sum(1))
+    for name, loss_type in (("dpo", "sigmoid"), ("sppo", "sppo_hard")):
+        _, logged = trl_losses.dpo_step({loss_type: 1.0}, rows, 0.3)
+        assert_same_rewards(name, terms, {"beta": 0.3}, 0.3, logged)
+    _, logged = trl_losses.dpo_step({"ipo": 1.0}, rows, 0.3)
+    assert_same_rewards("ipo", terms, {"beta": 0.3, "average": False}, 0.3, logged)
+    _, logged = trl_losses.kto_step(rows, mismatched, 0.3, (0.8, 1.3))
+    assert_same_rewards("kto", terms_of(rows, kl=kl), {"beta": 0.3}, 0.3, logged)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_beta_times_the_score_is_the_reward_of_trls_trainers_without_a_reference(seed: int) -> None:
+    ids, said, logits, terms = random_batch(seed, 3)
+    for name, loss_type in (("simpo", "simpo"), ("cpo", "sigmoid"), ("slic_hf", "hinge")):
+        _, logged = trl_losses.cpo_step(loss_type, ids, said, logits, beta=0.7)
+        assert_same_rewards(name, terms, {}, 0.7, logged)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_where_trl_logs_what_its_loss_does_not_compare(seed: int) -> None:
+    """Averaged IPO: TRL's reward is β times the summed log-ratio, n times the score. ORPO: β times the mean
+    log-probability, of which the score is the log-odds. The order of ORPO's pairs is the same, that of IPO's need not
+    be."""
+    rows = random_rows(seed)
+    terms = terms_of(rows)
+    _, logged = trl_losses.dpo_step({"ipo": 1.0}, rows, 0.3)
+    score = objective("ipo").score_of(resolve_hyper("ipo"))
+    assert (0.3 * terms.n_w * score.of(terms.a, terms.n_w, terms.r_w)).mean().item() == pytest.approx(
+        logged["rewards/chosen"]
+    )
+    ids, said, logits, terms = random_batch(seed, prompt=1)
+    _, logged = trl_losses.orpo_step(ids, said, logits, beta=0.4)
+    score = objective("orpo").score_of(resolve_hyper("orpo"))
+    chosen, rejected = score.of(terms.a, terms.n_w), score.of(terms.b, terms.n_l)
+    assert (0.4 * -F.softplus(-chosen)).mean().item() == pytest.approx(logged["rewards/chosen"], rel=1e-6)
+    assert (chosen > rejected).double().mean().item() == pytest.approx(logged["rewards/accuracies"])
+
+
+@pytest.mark.parametrize("wrong", ["loss", "pull", "reward"])
 def test_the_comparison_can_fail(wrong: str) -> None:
     rows = random_rows(0)
     theirs = trl_losses.dpo_loss("sigmoid", rows, 0.1)
     with pytest.raises(AssertionError):
         if wrong == "loss":
             assert_same(pair_loss("dpo", terms_of(rows), {"beta": 0.1001})[0].mean(), theirs)
+        elif wrong == "reward":
+            assert_same_rewards("dpo", terms_of(rows), {}, 0.1001, trl_losses.dpo_step({"sigmoid": 1.0}, rows, 0.1)[1])
         else:
             assert_same_pulls("dpo", terms_of(rows), {"beta": 0.1001}, rows, theirs)

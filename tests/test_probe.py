@@ -106,6 +106,32 @@ def test_the_change_under_the_real_update(family, rule):
             assert row[f"realised_delta_{side}"] == pytest.approx(wanted, rel=0.05, abs=1e-7)
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_all_recorded_rows_are_kept(written, tmp_path):
+    """Those of earlier steps too, with or without a trace, and while the probe is still at work."""
+    model = make_model("llama")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    batches = [make_batch(seed=s) for s in range(3)]
+    probe = Probe(model, tmp_path / "run" if written else None, optimizer=optimizer)
+    seen = []
+    with probe:
+        for step, batch in enumerate(batches):
+            optimizer.zero_grad()
+            with probe.step(step, pair_ids=batch.ids):
+                logps = sequence_logps(model, batch)
+                probe.pairs(logps, lengths=batch.lengths)
+                dpo(logps, logps.detach()).mean().backward()
+            optimizer.step()
+            probe.after_update(batch)
+            seen.append(len(probe.rows))
+    assert seen == [3, 6, 9]
+    assert [(row["step"], row["pair_id"]) for row in probe.rows] == [(s, i) for s in range(3) for i in batches[s].ids]
+    assert len({row["logp_chosen"] for row in probe.rows}) == 9
+    if written:
+        for row, kept in zip(probe.rows, load_trace(tmp_path / "run").pairs.to_dict("records"), strict=True):
+            assert {name: kept[name] for name in row} == row
+
+
 def test_a_step_without_pairs_is_refused():
     with pytest.raises(BadInput, match=r"probe\.pairs"), Probe(make_model("gpt2")).step(0):
         pass

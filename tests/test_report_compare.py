@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_frames import Options
-from report_runs import new_trace
+from report_frames import Options, simulate
+from report_runs import manifest, new_trace, write_tables
 
 from dyn_probe.report.build import build_report
 from dyn_probe.report.compare import common_basis, deltas, joined, labelled
 from dyn_probe.report.compare_data import comparison_data
 from dyn_probe.report.figures import COMPARISONS
+from dyn_probe.report.figures.margin import margin_words
 from dyn_probe.report.verdicts.comparison import comparison
-from dyn_probe.trace.reader import Trace
+from dyn_probe.trace.reader import Trace, load_trace
 
 BASE = Options(steps=40)
 
@@ -91,6 +92,32 @@ def test_differences_are_to_the_first_run(runs: dict[str, Trace]) -> None:
     assert line.delta("dpo") == 0
 
 
+def scored(path: Path, formula: str, score: float) -> Trace:
+    """A run whose objective compares something else than log-ratios."""
+    tables = simulate(BASE)
+    tables["pairs"] = tables["pairs"].assign(score_chosen=score, score_rejected=0.0)
+    words = {"formula": formula, "unit": "nats/token", "meaning": f"the score {formula}"}
+    about = manifest(BASE) | {"objective": {"name": "some", "score": words}}
+    return load_trace(write_tables(path, tables, about))
+
+
+def test_runs_of_two_objectives_are_compared_by_log_ratios(tmp_path: Path) -> None:
+    """The same dynamics under two scores: the own accuracies differ and say whose they are, the common one is one."""
+    traces = {"one": scored(tmp_path / "one", "a, b", 1.0), "two": scored(tmp_path / "two", "ā, b̄", -1.0)}
+    lines = {line.name: line.values for line in deltas(traces)}
+    assert lines["accuracy, by each run's own score"] == {"one": 1.0, "two": 0.0} and "accuracy" not in lines
+    assert lines["log-ratio accuracy"]["one"] == lines["log-ratio accuracy"]["two"]
+    said = {row["label"]: row for row in comparison_data(traces)["facts"]}["Margin and accuracy of"]
+    assert said["texts"] == ["the score a, b", "the score ā, b̄"] and said["differs"]
+    spoken = [v.sentence for v in comparison(traces) if "margin" in v.sentence]
+    assert len(spoken) == 1 and "the log-ratio margin ends 0 nats/sequence" in spoken[0]
+
+
+def test_the_margin_is_drawn_under_the_name_of_its_score(tmp_path: Path, runs: dict[str, Trace]) -> None:
+    assert margin_words(scored(tmp_path / "one", "ā, b̄", 1.0)) == ("Margin of ā, b̄", "nats per token")
+    assert margin_words(runs["dpo"]) == ("Margin", "nats per sequence")
+
+
 def test_the_settings_that_differ_are_marked(runs: dict[str, Trace], tmp_path: Path) -> None:
     other = new_trace(tmp_path / "other", BASE, model={"name": "pythia"})
     traces = {"dpo": runs["dpo"], "other": other}
@@ -128,14 +155,20 @@ def test_the_page_of_several_runs(runs: dict[str, Trace]) -> None:
 
 
 def test_the_page_of_a_grid_says_what_became_of_held_out_pairs(runs: dict[str, Trace], tmp_path: Path) -> None:
-    row = {"method": "<dpo>", "seeds": 2, "chosen": -1.25, "rejected": -3.0, "margin": 1.75, "accuracy": 0.5}
+    row = {"method": "<dpo>", "seeds": 2, "chosen": -1.25, "rejected": -3.0, "margin": 1.75,
+           "log_ratio_accuracy": 0.25, "accuracy": 0.5, "score": "h_w, h_l"}  # fmt: skip
     page = build_report(
         [trace.path for trace in two(runs).values()], tmp_path / "page",
         held_out={"rows": [row], "says": ["Chosen <rises>: +1.00 nats."]},
     )  # fmt: skip
     html = page.read_text(encoding="utf-8")
     assert "Held-out pairs" in html and "<p>Chosen &lt;rises&gt;: +1.00 nats.</p>" in html
-    cells = ["−1.25", "−3", "+1.75", "50 %", "2"]
-    assert "<tr><td>&lt;dpo&gt;</td>" + "".join(f'<td class="number">{cell}</td>' for cell in cells) in html
+    cells = "".join(f'<td class="number">{cell}</td>' for cell in ["−1.25", "−3", "+1.75", "25 %", "50 %"])
+    score = "<td>h<sub>w</sub>, h<sub>l</sub></td>"
+    assert f'<tr><td>&lt;dpo&gt;</td>{cells}{score}<td class="number">2</td></tr>' in html
+    assert "Log-ratio accuracy" in html and "Own accuracy" in html
     table = (page.parent / "tables" / "held_out.csv").read_text(encoding="utf-8").splitlines()
-    assert table == ["method,seeds,chosen,rejected,margin,accuracy", "<dpo>,2,-1.25,-3.0,1.75,0.5"]
+    assert table == [
+        "method,seeds,chosen,rejected,margin,log_ratio_accuracy,accuracy,score",
+        '<dpo>,2,-1.25,-3.0,1.75,0.25,0.5,"h_w, h_l"',
+    ]

@@ -24,6 +24,9 @@ def row_dicts(frame: pd.DataFrame) -> list[dict]:
 
 SLOW = {
     "margin": lambda r: (r["logp_chosen"] - r["ref_logp_chosen"]) - (r["logp_rejected"] - r["ref_logp_rejected"]),
+    "log_ratio_margin": lambda r: (
+        (r["logp_chosen"] - r["ref_logp_chosen"]) - (r["logp_rejected"] - r["ref_logp_rejected"])
+    ),
     "logp_per_token_rejected": lambda r: r["logp_rejected"] / r["len_rejected"],
     "since_reference_chosen": lambda r: (r["logp_chosen"] - r["ref_logp_chosen"]) / r["len_chosen"],
     "norm_ratio": lambda r: r["grad_norm_chosen"] / r["grad_norm_rejected"],
@@ -64,6 +67,24 @@ def test_conditions_say_where_the_prediction_falls(pairs: pd.DataFrame) -> None:
 def test_without_reference_the_margin_is_the_plain_difference(pairs: pd.DataFrame) -> None:
     bare = pairs.assign(ref_logp_chosen=np.nan, ref_logp_rejected=np.nan)
     np.testing.assert_allclose(derived.margin(bare), bare.logp_chosen - bare.logp_rejected)
+
+
+def test_the_margin_is_that_of_the_recorded_scores(pairs: pd.DataFrame) -> None:
+    """And the log-ratio margin stays what it is, whatever the objective compares."""
+    scored = pairs.assign(score_chosen=-1.5, score_rejected=np.arange(len(pairs)) - 4.0)
+    np.testing.assert_array_equal(derived.margin(scored), 2.5 - np.arange(len(pairs)))
+    np.testing.assert_array_equal(derived.log_ratio_margin(scored), derived.log_ratio_margin(pairs))
+
+
+def test_without_reference_the_log_ratio_margin_is_the_change_since_the_first_record(pairs: pd.DataFrame) -> None:
+    bare = pairs.assign(ref_logp_chosen=np.nan, ref_logp_rejected=np.nan)
+    first: dict[str, float] = {}
+    expected = []
+    for row in row_dicts(bare):
+        difference = row["logp_chosen"] - row["logp_rejected"]
+        expected.append(difference - first[row["pair_id"]] if row["pair_id"] in first else np.nan)
+        first.setdefault(row["pair_id"], difference)
+    np.testing.assert_allclose(derived.log_ratio_margin(bare), expected)
 
 
 def test_zero_pulls_give_no_ratio_and_no_warning(pairs: pd.DataFrame) -> None:

@@ -99,6 +99,27 @@ def test_the_overview_is_median_and_share_of_both_tenths(trace: Trace) -> None:
     assert lines["accuracy"].last == pytest.approx((margin > 0).mean())
 
 
+def test_measures_by_log_ratios_are_listed_where_the_own_score_is_another(trace: Trace, tmp_path: Path) -> None:
+    assert not any("log-ratio" in line.name for line in overview(trace))
+    tables = simulate(Options(steps=4))
+    tables["pairs"] = tables["pairs"].assign(score_chosen=2.0, score_rejected=1.0)
+    lines = {line.name: line.last for line in overview(load_trace(write_tables(tmp_path / "run", tables, {})))}
+    assert lines["margin"] == 1.0 != lines["log-ratio margin"] and "log-ratio accuracy" in lines
+
+
+def test_held_out_pairs_stand_beside_the_training_pairs(tmp_path: Path) -> None:
+    """First evaluation against the one after the last step, which only run.json has."""
+    tables = simulate(Options(steps=4))
+    tables["steps"] = tables["steps"].assign(
+        eval_accuracy=[0.25, np.nan, 0.5, np.nan], eval_log_ratio_accuracy=[0.5, np.nan, 0.75, np.nan]
+    )
+    about = manifest(DEFAULT) | {"held_out": {"eval_accuracy": 1.0}}
+    lines = {line.name: line for line in overview(load_trace(write_tables(tmp_path / "run", tables, about)))}
+    own, common = lines["held-out accuracy"], lines["held-out log-ratio accuracy"]
+    assert (own.first, own.last) == (0.25, 1.0) and (common.first, common.last) == (0.5, 0.75)
+    assert "held-out margin" not in lines
+
+
 def test_data_text_is_never_markup_or_control(tmp_path: Path) -> None:
     about = {**manifest(DEFAULT), "model": {"name": "[red]evil[/red] \x1b[31m"}}
     run = write_tables(tmp_path / "[bold]run", simulate(Options(steps=3)), about)

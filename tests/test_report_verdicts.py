@@ -14,6 +14,7 @@ from report_runs import manifest, new_trace, write_tables
 
 from dyn_probe.report.verdicts import TOPICS, VERDICTS, percent, sig, signed, verdicts
 from dyn_probe.report.verdicts.cases import shares, turning
+from dyn_probe.report.verdicts.data_read import left_out, tokens
 from dyn_probe.report.verdicts.movement import hidden, overall
 from dyn_probe.report.verdicts.reference import turn
 from dyn_probe.trace.reader import Trace, load_trace
@@ -169,3 +170,33 @@ def test_signs_and_shares_are_written_honestly() -> None:
         "under 1 %",
         "63 %",
     )
+
+
+def with_manifest(trace: Trace, **more: object) -> Trace:
+    return replace(trace, manifest={**trace.manifest, **more})
+
+
+@pytest.mark.parametrize(("bad", "level"), [(10, "note"), (11, "warning")])
+def test_rows_left_out_are_counted_by_reason_and_a_tenth_is_a_warning(falling: Trace, bad: int, level: str) -> None:
+    rows = [{"source": f"f:{i}", "reason": "chosen empty" if i else "identical"} for i in range(bad)]
+    verdict = only(left_out(with_manifest(falling, skipped_rows=rows, data={"rows": 100})))
+    assert verdict.level == level and f"chosen empty ({bad - 1}); identical (1)" in verdict.sentence
+    assert value(verdict, "skipped rows") == bad and value(verdict, "share of all rows") == bad / 100
+    designed = only(left_out(with_manifest(falling, skipped_rows=rows, data={"rows": 100, "left_out_by_design": bad})))
+    assert designed.level == "note"
+    old = only(left_out(with_manifest(falling, skipped_rows=rows)))
+    assert old.level == "note" and left_out(falling) == []
+
+
+def test_what_was_found_in_the_tokens_is_said_where_the_trace_is_judged(falling: Trace) -> None:
+    cut = {"count": 3, "of": 4, "sentence": "3 of 4 pairs are longer than 9 tokens", "level": "warning"}
+    note = {"count": 1, "of": 4, "sentence": "the prompt of 1 of 4 pairs merges", "level": "note"}
+    trace = with_manifest(falling, data={"facts": {"cut": cut, "merged": note, "broken": {"count": "x"}, "odd": 3}})
+    first, second = tokens(trace)
+    assert (first.level, first.sentence) == ("warning", "3 of 4 pairs are longer than 9 tokens.")
+    assert value(first, "share of all pairs") == 0.75
+    assert (second.level, second.sentence) == ("note", "The prompt of 1 of 4 pairs merges.")
+    assert [
+        v.sentence for v in verdicts(trace) if v.topic == "trust" and v.sentence in (first.sentence, second.sentence)
+    ]
+    assert tokens(falling) == [] and tokens(with_manifest(falling, data={"facts": [1]})) == []

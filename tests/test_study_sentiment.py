@@ -15,6 +15,7 @@ from token_samples import heat_of, table_rows
 from typer.testing import CliRunner
 
 from dyn_probe import BadInput, load_trace
+from dyn_probe.data.styles import STYLES
 from dyn_probe.report.study_claims import Estimate, verdict
 from dyn_probe.report.study_sentiment import (
     FIGURES,
@@ -27,7 +28,6 @@ from dyn_probe.report.study_sentiment import (
     write_study,
 )
 from dyn_probe.trace.reader import Trace
-from dyn_probe.train.sentiment import STYLES
 from dyn_probe.train.study_sentiment import Study, run_config, train_styles
 
 RISE = {"single-token": 0.4, "short-suffix": -0.5, "long-suffix": -2.0, "prefix-suffix": -1.0}
@@ -162,7 +162,7 @@ def test_settings_and_refusals(tmp_path):
         study.tokens_every,
     )
     (tmp_path / "s.jsonl").write_text('{"text": "x", "sentiment": "odd"}\n')
-    with pytest.raises(BadInput, match="sentiment positive or negative"):
+    with pytest.raises(BadInput, match="label_text positive or negative"):
         Study(statements=str(tmp_path / "s.jsonl"))
     with pytest.raises(BadInput, match="--seeds"):
         Study(seeds=0)

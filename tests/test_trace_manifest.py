@@ -12,8 +12,9 @@ from trace_samples import step_rows
 from dyn_probe.errors import TraceError
 from dyn_probe.report.build import build_report
 from dyn_probe.report.facts import facts
-from dyn_probe.trace.manifest import DEEPEST, Manifest, ShapingInfo, read_manifest, typed
+from dyn_probe.trace.manifest import DEEPEST, read_manifest, typed
 from dyn_probe.trace.reader import load_trace
+from dyn_probe.trace.run_fields import Manifest, ShapingInfo
 from dyn_probe.trace.schema import SCHEMA_VERSION
 from dyn_probe.trace.writer import TraceWriter
 
@@ -70,7 +71,7 @@ def test_a_recorder_may_add_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "wanted"),
     [
-        ({"data": []}, "data: wanted a mapping with name, pairs, held_out, came [] (list)"),
+        ({"data": []}, "data: wanted a mapping with name, pairs, held_out, rows, shape, …, came [] (list)"),
         ({"files": {"pairs.parquet": {"rows": 1}}}, "files.pairs.parquet.bytes: is missing"),
         ({"resumes": [{"segment": 0.5}]}, "resumes[0].segment: wanted a whole number, came 0.5 (float)"),
         ({"status": "open"}, "status: wanted one of recording, closed, stopped"),
@@ -150,3 +151,5 @@ def test_infinity_is_a_number_in_run_json(tmp_path: Path) -> None:
 def test_typed_never_fails_on_plain_values() -> None:
     assert typed({}) == Manifest(0, "", "")
     assert typed({"objective": 5, "resumes": {}, "status": None}).objective.name is None
+    found = typed({"skipped_rows": [{"reason": "cut"}, 5], "warmup": {"sft": 1, "dpo": "low"}})
+    assert [row.reason for row in found.skipped_rows] == ["cut"] and found.warmup == {"sft": 1.0}

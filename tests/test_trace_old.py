@@ -16,8 +16,9 @@ from dyn_probe import load_trace
 from dyn_probe.report.build import build_report
 from dyn_probe.report.ranked import ranked_pairs
 from dyn_probe.report.summary import summary_lines
+from dyn_probe.report.verdicts.data_read import left_out
 from dyn_probe.report.verdicts.mass_went import gated
-from dyn_probe.report.verdicts.status import certificate, skipped
+from dyn_probe.report.verdicts.status import certificate
 from dyn_probe.trace.writer import TraceWriter
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
@@ -56,7 +57,7 @@ def test_it_is_summarised_ranked_and_reported(run: Path, tmp_path: Path) -> None
     assert all(text in said for text in ("pairs.jsonl", "gate-seq", "adadpo", held))
     ranked = ranked_pairs(trace)
     assert set(ranked["pair_id"]) == set(trace.pairs["pair_id"])
-    assert [one.level for one in (*certificate(trace), *skipped(trace))] == ["ok", "note"]
+    assert [one.level for one in (*certificate(trace), *left_out(trace))] == ["ok", "note"]
     page = build_report([run], out=tmp_path / "report").read_text(encoding="utf-8")
     assert all(str(escape(text)) in page for text in ("gate-seq", "chosen empty", *ranked["prompt"]))
     assert len(gated(trace)) == (run == CLOSED)  # its figures are written when the run ends

@@ -69,19 +69,39 @@ def _outputs(logps: Tensor) -> SimpleNamespace:
     return SimpleNamespace(log_probs=logps, entropy=zero, mean_logits=zero, is_top1=zero.bool())
 
 
+def _logged(trainer: Any) -> dict[str, float]:
+    """The last values of the metrics that the trainer's loss has logged."""
+    return {name: values[-1] for name, values in trainer._metrics["train"].items() if isinstance(values, list)}
+
+
 def dpo_loss(loss_type: str, rows: Rows, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """``DPOTrainer._compute_loss`` of rows [chosen; rejected], averaged over the pairs."""
+    return dpo_step({loss_type: 1.0}, rows, beta, label_smoothing)[0]
+
+
+def dpo_step(
+    loss_types: dict[str, float], rows: Rows, beta: float, label_smoothing: float = 0.0
+) -> tuple[Tensor, dict[str, float]]:
+    """``DPOTrainer``'s loss (each type with its weight) and what it logs beside it."""
     trainer = _bare(
-        DPOTrainer, ld_alpha=None, f_divergence_type="reverse_kl", loss_types=[loss_type], loss_weights=[1.0],
-        beta=beta, label_smoothing=label_smoothing, use_weighting=False,
+        DPOTrainer, ld_alpha=None, f_divergence_type="reverse_kl", loss_types=list(loss_types),
+        loss_weights=list(loss_types.values()), beta=beta, label_smoothing=label_smoothing, use_weighting=False,
     )  # fmt: skip
     chosen, rejected = rows.reference.sum(1).chunk(2)
     inputs = rows.batch() | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-    return trainer._compute_loss(lambda **_: _outputs(rows.logps), inputs, False)
+    loss = trainer._compute_loss(lambda **_: _outputs(rows.logps), inputs, False)
+    return loss, _logged(trainer)
 
 
 def kto_loss(rows: Rows, mismatched: Rows, beta: float, weights: tuple[float, float]) -> Tensor:
     """``KTOTrainer._compute_loss`` of rows [chosen; rejected], averaged over all of them."""
+    return kto_step(rows, mismatched, beta, weights)[0]
+
+
+def kto_step(
+    rows: Rows, mismatched: Rows, beta: float, weights: tuple[float, float]
+) -> tuple[Tensor, dict[str, float]]:
+    """``KTOTrainer``'s loss and what it logs beside it."""
     trainer = _bare(
         KTOTrainer, calculate_KL=True, loss_type="kto", beta=beta,
         desirable_weight=weights[0], undesirable_weight=weights[1],
@@ -97,10 +117,11 @@ def kto_loss(rows: Rows, mismatched: Rows, beta: float, weights: tuple[float, fl
     def model(input_ids: Tensor, **_: Any) -> SimpleNamespace:
         return _outputs((mismatched if input_ids[0, 0] == 1 else rows).logps)
 
-    return trainer._compute_loss(model, inputs, False)
+    loss = trainer._compute_loss(model, inputs, False)
+    return loss, _logged(trainer)
 
 
-def _from_logits(trainer: Any, ids: Tensor, mask: Tensor, logits: Tensor) -> Tensor:
+def _from_logits(trainer: Any, ids: Tensor, mask: Tensor, logits: Tensor) -> tuple[Tensor, dict[str, float]]:
     """``get_batch_loss_metrics`` of rows [chosen; rejected] with the same right padding."""
     chosen, rejected = ids.chunk(2)
     said, other = mask.chunk(2)
@@ -110,11 +131,19 @@ def _from_logits(trainer: Any, ids: Tensor, mask: Tensor, logits: Tensor) -> Ten
         batch[f"{side}_attention_mask"] = (tokens != 0).long()
         batch[f"{side}_labels"] = torch.where(flags, tokens, -100)
     model: Callable[..., Any] = lambda *_, **__: SimpleNamespace(logits=logits)  # noqa: E731
-    return trainer.get_batch_loss_metrics(model, batch)[0]
+    loss, logged = trainer.get_batch_loss_metrics(model, batch)
+    return loss, {name: float(value) for name, value in logged.items()}
 
 
 def cpo_loss(loss_type: str, ids: Tensor, mask: Tensor, logits: Tensor, **options: float) -> Tensor:
     """``CPOTrainer``'s batch loss, likelihood term (token mean over the batch) included."""
+    return cpo_step(loss_type, ids, mask, logits, **options)[0]
+
+
+def cpo_step(
+    loss_type: str, ids: Tensor, mask: Tensor, logits: Tensor, **options: float
+) -> tuple[Tensor, dict[str, float]]:
+    """``CPOTrainer``'s batch loss and what it logs beside it."""
     defaults = {"beta": 0.1, "cpo_alpha": 0.0, "simpo_gamma": 0.0, "label_smoothing": 0.0, "alpha": 0.0}
     trainer = _bare(CPOTrainer, loss_type=loss_type, pad_token_id=0, **(defaults | options))
     return _from_logits(trainer, ids, mask, logits)
@@ -122,4 +151,9 @@ def cpo_loss(loss_type: str, ids: Tensor, mask: Tensor, logits: Tensor, **option
 
 def orpo_loss(ids: Tensor, mask: Tensor, logits: Tensor, beta: float) -> Tensor:
     """``ORPOTrainer``'s batch loss; its likelihood term covers the prompt's tokens too."""
+    return orpo_step(ids, mask, logits, beta)[0]
+
+
+def orpo_step(ids: Tensor, mask: Tensor, logits: Tensor, beta: float) -> tuple[Tensor, dict[str, float]]:
+    """``ORPOTrainer``'s batch loss and what it logs beside it."""
     return _from_logits(_bare(ORPOTrainer, beta=beta, padding_value=0), ids, mask, logits)

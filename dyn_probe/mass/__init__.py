@@ -16,7 +16,7 @@ _HOMES = {
     "read_probe_set": "reading",
     "build_probe_set": "building",
     "TokenProbes": "tokens",
-    "check_vocabulary": "tokens",
+    "check_vocabulary": "measuring",
     "encode_probes": "tokens",
     "with_initial": "initial",
     "measure": "measuring",
@@ -55,12 +55,12 @@ if TYPE_CHECKING:
     from dyn_probe.mass.distributions import PlaceChange, find_place
     from dyn_probe.mass.initial import with_initial
     from dyn_probe.mass.kinds import KINDS
-    from dyn_probe.mass.measuring import measure
+    from dyn_probe.mass.measuring import check_vocabulary, measure
     from dyn_probe.mass.metrics import summarise, token_metrics
     from dyn_probe.mass.places import Place, Watch, choose_places
     from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
     from dyn_probe.mass.reading import read_probe_set
-    from dyn_probe.mass.tokens import TokenProbes, check_vocabulary, encode_probes
+    from dyn_probe.mass.tokens import TokenProbes, encode_probes
 
 
 def __getattr__(name: str) -> Any:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
+from dyn_probe.errors import half_character
 from dyn_probe.mass.conversations import answer_text, prompt_text
 from dyn_probe.mass.kinds import kinds_of
-from dyn_probe.mass.probes import ABSENT, ProbePrompt, ProbeSet, SkippedResponse, half_character
+from dyn_probe.mass.probes import ABSENT, ProbePrompt, ProbeSet, SkippedResponse
 
 DERIVED = ("irr_train", "random_permute", "random_nonhum")
 """Kinds that are made of other responses."""
@@ -94,7 +95,8 @@ def _usable(
     for number, record in enumerate(records, start=1):
         source = str(_field(record, "source") or f"record {number}")
         fields = {name: answer_text(_field(record, name), tokenizer) for name in ("chosen", "rejected")}
-        fields["prompt"] = prompt_text(_field(record, "prompt"), tokenizer)
+        extra = _field(record, "tools") or (), _field(record, "template_options")
+        fields["prompt"] = prompt_text(_field(record, "prompt"), tokenizer, *extra)
         wrong = [name for name, text in fields.items() if not isinstance(text, str) or not text.strip()]
         broken = {name: half_character(text) for name, text in fields.items() if name not in wrong}
         if any(broken.values()):

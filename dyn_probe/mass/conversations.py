@@ -6,18 +6,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def prompt_text(prompt: Any, tokenizer: Any) -> Any:
+def prompt_text(
+    prompt: Any, tokenizer: Any, tools: Sequence[Any] = (), options: Mapping[str, Any] | None = None
+) -> Any:
     """A conversation up to where the answer begins, by the chat template; anything else as it is.
 
     Without a template: ``User: …`` lines and ``Assistant:``. A beginning-of-sequence token that the tokenizer adds
     by itself is left to it.
+
+    Args:
+        tools: schemas of functions that the template shows.
+        options: further variables of the template.
     """
     if not _is_conversation(prompt):
         return prompt
     if getattr(tokenizer, "chat_template", None) is None:
         turns = [f"{message['role'].capitalize()}: {message['content']}" for message in prompt]
         return "\n".join([*turns, "Assistant:"])
-    text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        list(prompt), tools=list(tools) or None, tokenize=False, add_generation_prompt=True, **(options or {})
+    )
     start = getattr(tokenizer, "bos_token", None)
     doubled = bool(start) and text.startswith(start) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(start) if doubled else text

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from dyn_probe.errors import BadInput, UnsupportedUse
 from dyn_probe.mass.models import observing, position_limit, unwrapped
 from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
-from dyn_probe.mass.tokens import check_vocabulary, token_ids
+from dyn_probe.mass.tokens import token_ids
+from dyn_probe.pairs import check_vocabulary
 
 KIND = "chosen_initial"
 

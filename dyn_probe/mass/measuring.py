@@ -14,7 +14,8 @@ from dyn_probe.mass.models import observing, position_limit
 from dyn_probe.mass.places import Watch
 from dyn_probe.mass.probes import ProbeSet
 from dyn_probe.mass.readout import Readout
-from dyn_probe.mass.tokens import TokenProbes, TokenResponse, check_vocabulary, encode_probes
+from dyn_probe.mass.tokens import TokenProbes, TokenResponse, encode_probes
+from dyn_probe.pairs import check_vocabulary
 
 
 def measure(

@@ -100,15 +100,6 @@ class ProbeSet:
         return path
 
 
-def half_character(text: str) -> str:
-    """What is wrong with a text that has half a character, which no tokenizer takes; "" if it has none."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"has half a character at {error.start} (lone surrogate \\u{ord(text[error.start]):04x})"
-    return ""
-
-
 def _fields(prompt: ProbePrompt) -> dict[str, object]:
     """A prompt as the fields of its line."""
     cut = {UNFINISHED: list(prompt.unfinished)} if prompt.unfinished else {}

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, half_character
 from dyn_probe.mass.kinds import IGNORED_FIELDS, KINDS
-from dyn_probe.mass.probes import ABSENT, UNFINISHED, ProbePrompt, ProbeSet, SkippedResponse, half_character
+from dyn_probe.mass.probes import ABSENT, UNFINISHED, ProbePrompt, ProbeSet, SkippedResponse
 
 
 def read_probe_set(path: str | Path, *, kinds: Sequence[str] | None = None, prompts: int | None = None) -> ProbeSet:

@@ -1,8 +1,7 @@
-"""Probe responses as token ids, and the check that tokenizer and model fit. No torch."""
+"""Probe responses as token ids. No torch."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,38 +68,6 @@ def encode_probes(
     return TokenProbes(tuple(responses), tuple(skipped))
 
 
-def check_vocabulary(tokenizer: Any, model: Any) -> None:
-    """Check that every id the tokenizer can give has a row in the model's embedding and in its head.
-
-    A model may have more ids (vocabularies are padded); more than twice as many bring a warning.
-
-    Raises:
-        BadInput: the tokenizer knows ids that the model does not.
-    """
-    highest = max(_highest_id(tokenizer), len(tokenizer) - 1)
-    sizes = {
-        name: _rows(getattr(model, getter, None))
-        for name, getter in (
-            ("input embedding", "get_input_embeddings"),
-            ("output head", "get_output_embeddings"),
-        )
-    }
-    rows = {name: size for name, size in sizes.items() if size is not None}
-    small = [f"{name} with {size} rows" for name, size in rows.items() if size <= highest]
-    if small:
-        raise BadInput(
-            f"tokenizer and model do not fit: the tokenizer's highest token id is {highest}, "
-            f"the model has an {' and an '.join(small)}; load the tokenizer that belongs to the model, "
-            f"or call model.resize_token_embeddings({highest + 1})"
-        )
-    if rows and min(rows.values()) > 2 * (highest + 1):
-        warnings.warn(
-            f"the model has {min(rows.values())} token ids, the tokenizer only {highest + 1}: "
-            "is it the model's own tokenizer?",
-            stacklevel=2,
-        )
-
-
 def _unusable(length: int, start: int, max_length: int | None) -> str | None:
     """Why a response of ``length - start`` tokens cannot be measured; None if it can."""
     if start >= length:
@@ -123,14 +90,3 @@ def _common_prefix(left: list[int], right: list[int]) -> int:
     """Number of equal tokens at the beginning of both."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
-
-
-def _highest_id(tokenizer: Any) -> int:
-    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
-    return max(vocabulary.values(), default=-1)
-
-
-def _rows(getter: Any) -> int | None:
-    """Rows of the weight of the module that ``getter`` gives, if it gives one."""
-    weight = getattr(getter() if getter else None, "weight", None)
-    return None if weight is None else int(weight.shape[0])

@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dyn_probe.objectives.losses import OBJECTIVES
-from dyn_probe.objectives.options import Value, option
-from dyn_probe.objectives.shaping import SHAPINGS, composes_with
+from dyn_probe.objectives.options import LIKELIHOOD, Value, option
+from dyn_probe.objectives.scores import Score
+from dyn_probe.objectives.shaping import SHAPINGS, composes_with, shapings_of
 from dyn_probe.objectives.table import Objective, Shaping
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodText:
     """One objective, warm-up stage or shaping as text; ``kind`` says which.
 
-    ``options`` has one line per option: ``name=default: letter, meaning, values``. ``needs`` names what it
-    reads beside log-probabilities and lengths; ``composes_with`` an objective's shapings, or a shaping's
-    objectives.
+    ``options`` has one line per option: ``name=default: letter, meaning, values``; ``common`` one per option that every
+    objective has. ``needs`` names what it
+    reads beside log-probabilities and lengths; ``score`` what an objective compares of a response;
+    ``composes_with`` an objective's shapings, or a shaping's objectives.
     """
 
     kind: str
@@ -30,6 +32,8 @@ class Method:
     when: str
     dynamics: str
     notes: str
+    score: str = ""
+    common: tuple[str, ...] = ()
 
     @property
     def defaults(self) -> tuple[str, ...]:
@@ -45,21 +49,40 @@ KINDS = {
 """Kind of method → how one is chosen on the command line."""
 
 
-def describe() -> list[Method]:
+def describe() -> list[MethodText]:
     """A row for every objective, then every warm-up stage, then every shaping, in the tables' order."""
     losses = [
-        _method("warm-up stage" if o.stage else "objective", o, o.needs(o.defaults), o.shapings)
+        _method("warm-up stage" if o.stage else "objective", o, o.needs(o.defaults), shapings_of(o))
         for o in OBJECTIVES.values()
     ]
     shapings = [_method("shaping", s, s.needs, composes_with(s.name)) for s in SHAPINGS.values()]
     return sorted(losses + shapings, key=lambda row: list(KINDS).index(row.kind))
 
 
-def _method(kind: str, row: Objective | Shaping, needs: tuple[str, ...], fits: tuple[str, ...]) -> Method:
-    return Method(
+def _method(kind: str, row: Objective | Shaping, needs: tuple[str, ...], fits: tuple[str, ...]) -> MethodText:
+    return MethodText(
         kind, row.name, row.formula, _options(row.name, row.defaults), needs, fits,
-        row.paper, row.when, row.dynamics, row.notes,
+        row.paper, row.when, row.dynamics, row.notes, *_of_objectives(row),
     )  # fmt: skip
+
+
+def _of_objectives(row: Objective | Shaping) -> tuple[str, tuple[str, ...]]:
+    """Score and common options, which a shaping does not have."""
+    if not isinstance(row, Objective):
+        return "", ()
+    return _score(row), () if row.stage else _options(row.name, LIKELIHOOD)
+
+
+def _score(row: Objective) -> str:
+    """The score with the default hyper-parameters, then those that a switch changes."""
+    plain = row.score_of(row.defaults)
+    others = {switch: row.score_of({**row.defaults, switch: not row.defaults[switch]}) for switch in row.score_if}
+    said = [f"{switch}={str(not row.defaults[switch]).lower()}: {_worded(one)}" for switch, one in others.items()]
+    return "; ".join([_worded(plain), *said])
+
+
+def _worded(score: Score) -> str:
+    return f"{score.formula}: {score.meaning} ({score.unit})"
 
 
 def _options(owner: str, defaults: Mapping[str, Value]) -> tuple[str, ...]:

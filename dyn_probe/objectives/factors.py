@@ -1,19 +1,20 @@
 """Detached factors on a pair's contributions: the gate g on rejected (Gate-DPO), ρ on chosen (AdaDPO).
 
-Letters as in terms.py; ``sg[·]`` is a stop-gradient. Each rule is ``(objective, terms, options) → (terms,
-columns)``.
+Letters as in docs/notation.md; ``sg[·]`` is a stop-gradient. Each rule is ``(objective, terms, options) → (terms,
+columns)``, written with methods of tensors, so that the table of shapings can be read without torch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from dyn_probe.objectives.formulas import log_odds
-from dyn_probe.objectives.table import Columns, Objective, Options
-from dyn_probe.objectives.terms import Terms
+    from dyn_probe.objectives.table import Columns, Objective, Options
+    from dyn_probe.objectives.terms import Terms
 
 
 def _gate(statistic: Tensor, terms: Terms, options: Options) -> tuple[Terms, Columns]:
@@ -24,32 +25,31 @@ def _gate(statistic: Tensor, terms: Terms, options: Options) -> tuple[Terms, Col
     forms where that ratio does not depend on a and b (dpo, rdpo, simpo, ipo, dpo_shift).
     """
     s = statistic.detach()
-    g = torch.sigmoid(options["alpha"] * (s - options["tau"]))
+    g = (options["alpha"] * (s - options["tau"])).sigmoid()
     return replace(terms, gate=g, gate_form=options["form"]), {"gate": g, "gate_statistic": s}
 
 
 def gate_seq(objective: Objective, terms: Terms, options: Options) -> tuple[Terms, Columns]:
     """Gate on s = e^b̄, the geometric-mean token probability of the rejected response."""
-    return _gate(torch.exp(terms.mean_l), terms, options)
+    return _gate(terms.mean_l.exp(), terms, options)
 
 
 def gate_q10(objective: Objective, terms: Terms, options: Options) -> tuple[Terms, Columns]:
-    """Gate on s = the 0.10-quantile (linear interpolation) over the rejected response's token "
-    "probabilities."""
+    """Gate on s = the 0.10-quantile (linear interpolation) over the rejected response's token probabilities."""
     logps = terms.need("token_logps").chunk(2)[1].detach()
     said = terms.need("response_mask").chunk(2)[1].bool()
-    probabilities = torch.exp(logps.float() if logps.dtype in (torch.float16, torch.bfloat16) else logps)
-    return _gate(torch.nanquantile(probabilities.masked_fill(~said, torch.nan), 0.10, dim=1), terms, options)
+    probabilities = (logps.float() if logps.element_size() < 4 else logps).exp()  # no quantile of half precision
+    return _gate(probabilities.masked_fill(~said, math.nan).nanquantile(0.10, dim=1), terms, options)
 
 
 def balanced(objective: Objective, terms: Terms, options: Options) -> tuple[Tensor, Tensor]:
     """``u_w, u_l`` [B]: logarithms of the quantities p = e^u AdaDPO balances, d_w/p_w = d_l/p_l.
 
-    Log-odds for orpo (R: what its pair term compares); else log-ratios h or log-probabilities, per token
-    where ``stable``.
+    What the objective's row says (a reconstruction: what its pair term compares); else log-ratios h or
+    log-probabilities, per token where ``stable``.
     """
-    if objective.name == "orpo":
-        return log_odds(terms.mean_w), log_odds(terms.mean_l)
+    if objective.balance is not None:
+        return objective.balance(terms)
     ratio = options["space"] == "ratio" or (options["space"] == "auto" and objective.needs_reference)
     u_w, u_l = (terms.h_w, terms.h_l) if ratio else (terms.a, terms.b)
     return (u_w / terms.n_w, u_l / terms.n_l) if options["stable"] else (u_w, u_l)
@@ -58,5 +58,15 @@ def balanced(objective: Objective, terms: Terms, options: Options) -> tuple[Tens
 def adadpo(objective: Objective, terms: Terms, options: Options) -> tuple[Terms, Columns]:
     """ρ = min(exp(sg[u_w − u_l]), C) on the chosen contribution."""
     u_w, u_l = balanced(objective, terms, options)
-    rho = torch.exp((u_w - u_l).detach()).clamp(max=options["ceiling"])
+    rho = (u_w - u_l).detach().exp().clamp(max=options["ceiling"])
     return replace(terms, rho=rho), {"rho": rho}
+
+
+def adadpo_misfit(objective: Objective, options: Options) -> str:
+    """Why these options do not fit the objective; empty where they do."""
+    name = objective.name
+    if options["space"] == "ratio" and not objective.needs_reference:
+        return f"adadpo:space=ratio wants an objective with a reference; {name} has none: space=policy"
+    if objective.balance is not None and (options["space"], options["stable"]) != ("auto", True):
+        return f"adadpo on {name} balances log-odds of per-token means; leave space and stable at their defaults"
+    return ""

@@ -6,9 +6,12 @@ within each side, so that with two pairs or more no prompt meets either of its o
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dyn_probe.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def mismatched_rows(pairs: int) -> list[int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+from dyn_probe.objectives.table import Measured, Memory, Options, Reweighted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NormalisedPulls(NamedTuple):
@@ -28,10 +30,17 @@ def normalised_pulls(d_w: Tensor, d_l: Tensor, norm_w: Tensor, norm_l: Tensor) -
         d_w, d_l: the objective's pulls, ``[B]``.
         norm_w, norm_l: gradient norms ‖g_w‖, ‖g_l‖, ``[B]``.
     """
-    scalar = torch.sqrt(d_w.abs()) * torch.sqrt(d_l.abs())
-    new = [torch.where(norm > 0, d.sign() * scalar / norm, 0.0) for d, norm in ((d_w, norm_w), (d_l, norm_l))]
-    factors = [torch.where(d != 0, n / d, 0.0) for n, d in zip(new, (d_w, d_l), strict=True)]
+    scalar = d_w.abs().sqrt() * d_l.abs().sqrt()
+    new = [(d.sign() * scalar / norm).where(norm > 0, 0.0) for d, norm in ((d_w, norm_w), (d_l, norm_l))]
+    factors = [(n / d).where(d != 0, 0.0) for n, d in zip(new, (d_w, d_l), strict=True)]
     return NormalisedPulls(*new, *factors)
+
+
+def normalise(measured: Measured, options: Options, memory: Memory) -> Reweighted:
+    """The shaping: normalised pulls of a measured batch."""
+    new = normalised_pulls(*measured)
+    columns = {"normaliser_chosen": new.normaliser_chosen, "normaliser_rejected": new.normaliser_rejected}
+    return Reweighted(new.chosen, new.rejected, columns)
 
 
 def surrogate_loss(a: Tensor, b: Tensor, d_w: Tensor, d_l: Tensor) -> Tensor:

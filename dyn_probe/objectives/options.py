@@ -36,6 +36,7 @@ _WEIGHT = ("a number from 0", _not_negative)
 # An entry "owner.key" goes before "key".
 OPTIONS: dict[str, Option] = {
     "beta": Option("β", "how strongly log-ratios are held near the reference", *_SCALE),
+    "sppo.beta": Option("β", "1/η of the paper: the targets of the hard form are ±1/(2β)", *_SCALE),
     "simpo.beta": Option("β", "scale of the margin of per-token means", *_SCALE),
     "cpo.beta": Option("β", "scale of the margin of log-probabilities", *_SCALE),
     "label_smoothing": Option(
@@ -53,9 +54,15 @@ OPTIONS: dict[str, Option] = {
     "lambda_w": Option("λ_w", "weight of the chosen term", *_WEIGHT),
     "lambda_l": Option("λ_l", "weight of the rejected term", *_WEIGHT),
     "kappa": Option("κ", "weight of the calibration term", *_WEIGHT),
+    "nll": Option("λ_nll", "weight of a likelihood term on chosen that is added to the loss", *_WEIGHT),
+    "nll_mean": Option(
+        "",
+        "mean over all chosen tokens of the step's batch, over the pair's own (ā), or the plain sum (a)",
+        choices=("batch", "pair", "sum"),
+    ),
     "average": Option("", "divide the log-ratios by the response lengths"),
     "mean_nll": Option("", "likelihood term per token (ā) instead of per sequence (a)"),
-    "soft": Option("", "targets from win probabilities instead of 1 and 0"),
+    "soft": Option("", "targets from the data's win probabilities instead of 1 and 0"),
     "schedule": Option("", "raise λ linearly to 1 over training"),
     "form": Option(
         "",
@@ -72,6 +79,10 @@ OPTIONS: dict[str, Option] = {
         "balance ratios to the reference or bare probabilities; auto: ratio if there is a reference",
         choices=("auto", "ratio", "policy"),
     ),
+    "per": Option("", "one factor α for all pairs, or one for each pair", choices=("batch", "pair")),
+    "ema": Option(
+        "", "decay of the average over steps (per=batch)", "a number from 0 to below 1", lambda v: 0 <= v < 1
+    ),
     "stable": Option("", "balance per-token quantities instead of whole sequences"),
     "ceiling": Option("C", "largest ρ", *_SCALE),
     "penalty": Option("η_s", "weight of the mean mask", *_WEIGHT),
@@ -79,6 +90,10 @@ OPTIONS: dict[str, Option] = {
     "threshold": Option("r", "read-out at which the mask is one half"),
     "through_hidden": Option("", "let the mask's gradient reach the model through the hidden states"),
 }  # fmt: skip
+
+
+LIKELIHOOD: dict[str, Value] = {"nll": 0.0, "nll_mean": "batch"}
+"""Options that every objective of preference training has beside its own, and their defaults."""
 
 
 def option(owner: str, key: str) -> Option:

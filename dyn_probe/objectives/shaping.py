@@ -1,20 +1,22 @@
-"""METHODS §4 as one table: shapings of a pair's gradients, each composed with the objectives it fits.
+"""One table: shapings of a pair's gradients, each composed with the objectives it fits.
 
 Letters as in terms.py; ``sg[·]`` is a stop-gradient. A shaping is a function ``(objective, terms, options)
-→ (terms, columns)`` and one row of SHAPINGS; which objectives it fits stands in their rows of losses.py.
+→ (terms, columns)`` and one row of SHAPINGS, which also says what it asks of the loop and which objectives it fits.
 Columns are named as in trace/schema.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from dyn_probe.errors import BadInput
-from dyn_probe.objectives.factors import adadpo, gate_q10, gate_seq
+from dyn_probe.objectives.calibrate import calibrate, observe, remember
+from dyn_probe.objectives.factors import adadpo, adadpo_misfit, gate_q10, gate_seq
 from dyn_probe.objectives.losses import OBJECTIVES
-from dyn_probe.objectives.options import parse, resolve
-from dyn_probe.objectives.table import ChosenShaping, Objective, Shaping
-from dyn_probe.objectives.token_mask import masked_terms
+from dyn_probe.objectives.masking import make_token_mask, mask_penalty, masked_terms
+from dyn_probe.objectives.normalise import normalise
+from dyn_probe.objectives.options import Value, parse, resolve
+from dyn_probe.objectives.table import ChosenShaping, Objective, Reweighting, Shaping
 
 _GATE_DYNAMICS = (
     "g multiplies the pull on rejected, so the condition for chosen to rise loosens by 1/g; rejected "
@@ -25,6 +27,9 @@ _GATE_NOTES = (
     "which also moves the loss's argument; form=gradient keeps the loss value. The author's results are "
     "for dpo, ipo, cal_dpo and dpo_shift; on other objectives the same rule is a reconstruction."
 )
+
+_BALANCED = ("dpo", "rdpo", "simpo", "ipo", "cpo", "orpo")
+"""Objectives whose pair term adadpo can balance: both contributions enter one margin with equal weight."""
 
 _ROWS = (
     Shaping(
@@ -54,6 +59,7 @@ _ROWS = (
         "behind is pulled less.",
         notes="On objectives other than dpo the same principle is a reconstruction; where the loss "
         "averages per token the balance holds for pulls on the averages. For orpo, u is the log-odds.",
+        fits=lambda objective: objective.name in _BALANCED, misfit=adadpo_misfit,
     ),
     Shaping(
         "pairwise-normalised", None, {}, ("normaliser_chosen", "normaliser_rejected"),
@@ -65,6 +71,24 @@ _ROWS = (
         notes="C is the objective's own scalar where d_w = d_l; √(d_w d_l) elsewhere is a reconstruction. "
         "Each pull keeps its sign. A pair with one pull at 0 (a hinge that is satisfied) gets no update. "
         "Needs gradient norms: normalised_pulls.",
+        reweight=Reweighting(normalise), meets_conditions=lambda options: True,
+    ),
+    Shaping(
+        "rc", None, {"per": "batch", "ema": 0.98}, ("normaliser_chosen", "normaliser_rejected"),
+        formula="d_w → α·d_w, d_l → d_l/α, α = √(r*/r), r = d_w/d_l, r* = ‖g_l‖/‖g_w‖",
+        paper="Chen et al. 2026, reward calibration (arXiv 2604.18239)",
+        when="When chosen falls with rejected and the loss itself is to stay as it is.",
+        dynamics="Moves d_w/d_l to the centre of the band in which both conditions hold; the product d_w d_l stays. "
+        "per=batch moves all pairs by one factor, which puts a pair of average norms there; per=pair puts every pair "
+        "with positive pulls there: the direction of pairwise-normalised, with C = √(d_w d_l‖g_w‖‖g_l‖).",
+        notes="per=batch: log(r*/r) is averaged over the steps before with a decay of ema, so the first step is plain. "
+        "The formula, the average of logarithms and its decay are those of the official code. Ours: r* from the mean "
+        "norms of the pairs' gradients over all trained parameters (there: norms of the batch-mean gradients in the "
+        "head or the last LoRA block); r and r* of the whole step (there: of each micro-batch); the average without "
+        "the present step (there: with it); a step whose mean pulls are not positive is left out (there: clamped). "
+        "per=pair is ours altogether: the pair's own norms in every step, the first included; a pair with a pull that "
+        "is not positive keeps its pulls.",
+        reweight=Reweighting(calibrate, observe, remember), meets_conditions=lambda options: options["per"] == "pair",
     ),
     Shaping(
         "token-mask", masked_terms,
@@ -78,7 +102,10 @@ _ROWS = (
         notes="Penalty: means instead of the printed l1 norms, free of length (reconstructed). The numbers "
         "k, r and η_s are ours. Pulls are on the masked sums, and the recorded gradients are those of the "
         "masked log-probabilities Σ_t m^t·log π^t; no change of the plain ones is predicted from them.",
+        fits=lambda objective: objective.needs_reference,
         needs=("token_logps", "ref_token_logps", "response_mask", "token_mask"),
+        rows="masked_logps", module=make_token_mask, around=lambda options: options["through_hidden"],
+        penalty=mask_penalty,
     ),
 )  # fmt: skip
 
@@ -87,7 +114,12 @@ SHAPINGS: dict[str, Shaping] = {row.name: row for row in _ROWS}
 
 def composes_with(shaping: str) -> tuple[str, ...]:
     """Names of the objectives the shaping composes with."""
-    return tuple(row.name for row in OBJECTIVES.values() if shaping in row.shapings)
+    return tuple(row.name for row in OBJECTIVES.values() if shaping in shapings_of(row))
+
+
+def shapings_of(objective: Objective) -> tuple[str, ...]:
+    """Names of the shapings the objective composes with; none for a warm-up stage."""
+    return tuple(row.name for row in _ROWS if not objective.stage and row.fits(objective))
 
 
 def parse_shaping(text: str | ChosenShaping) -> ChosenShaping:
@@ -101,8 +133,10 @@ def parse_shaping(text: str | ChosenShaping) -> ChosenShaping:
     return ChosenShaping(row, resolve(row.name, row.defaults, given))
 
 
-def parse_shapings(shapings: Iterable[str | ChosenShaping], objective: Objective) -> tuple[ChosenShaping, ...]:
-    """All of them, checked against the objective and each other.
+def parse_shapings(
+    shapings: Iterable[str | ChosenShaping], objective: Objective, hyper: Mapping[str, Value] | None = None
+) -> tuple[ChosenShaping, ...]:
+    """All of them, checked against the objective, its hyper-parameters and each other.
 
     Raises:
         BadInput: a shaping does not compose with the objective (the message names those it does compose
@@ -113,26 +147,34 @@ def parse_shapings(shapings: Iterable[str | ChosenShaping], objective: Objective
     filled = [column for one in chosen for column in one.shaping.columns]
     twice = sorted({column for column in filled if filled.count(column) > 1})
     wrong += [f"two shapings fill {', '.join(twice)}: choose one of them"] if twice else []
-    if {"token-mask", "pairwise-normalised"} <= {one.name for one in chosen}:
-        wrong.append(
-            "token-mask learns its mask by a backward of the loss, and pairwise-normalised updates have none: "
-            "choose one of them"
-        )
-    if wrong:
+    if (hyper or {}).get("nll"):
+        wrong += [
+            f"{one.name} trains other log-probabilities than the responses' own, which a likelihood term is about: "
+            "leave nll off"
+            for one in chosen
+            if one.shaping.rows
+        ]
+    if wrong := [*wrong, *_conflicts(chosen)]:
         raise BadInput("; ".join(wrong))
     return chosen
 
 
+def _conflicts(chosen: Iterable[ChosenShaping]) -> list[str]:
+    """Why these shapings cannot be used together: a module is learned by a backward that reweighted updates lack."""
+    learned = [one.name for one in chosen if one.shaping.module is not None]
+    reweighted = [one.name for one in chosen if one.shaping.reweight is not None]
+    return [
+        f"{first} learns a module by a backward of the loss, and {second} updates have none: choose one of them"
+        for first in learned
+        for second in reweighted
+    ]
+
+
 def _misfits(one: ChosenShaping, objective: Objective) -> list[str]:
     """Why the shaping does not fit the objective; empty where it does."""
-    name, options = one.name, one.options
-    if name not in objective.shapings:
+    name = one.name
+    if name not in shapings_of(objective):
         fits = ", ".join(composes_with(name))
         return [f"shaping {name} does not compose with objective {objective.name}; it does with: {fits}"]
-    if name != "adadpo":
-        return []
-    if options["space"] == "ratio" and not objective.needs_reference:
-        return [f"adadpo:space=ratio wants an objective with a reference; {objective.name} has none: space=policy"]
-    if objective.name == "orpo" and (options["space"], options["stable"]) != ("auto", True):
-        return ["adadpo on orpo balances log-odds of per-token means; leave space and stable at their defaults"]
-    return []
+    complaint = one.shaping.misfit(objective, one.options)
+    return [complaint] if complaint else []

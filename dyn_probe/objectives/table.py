@@ -4,43 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from torch import Tensor
+from dyn_probe.objectives.options import LIKELIHOOD, Value
+from dyn_probe.objectives.scores import Score
 
-from dyn_probe.objectives.options import Value
-from dyn_probe.objectives.terms import Terms
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-Columns = dict[str, Tensor]
+    from dyn_probe.objectives.terms import Terms
+
+Columns: TypeAlias = "dict[str, Tensor]"
 Options = Mapping[str, Any]
+Memory = Mapping[str, float]
+"""What a reweighting keeps from step to step; empty before the first."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One objective.
+    """One objective: its loss, and everything that a training loop must know of it.
 
     Args:
         loss: ``loss(terms, hyper) -> ℓ [B]`` (nats), minimised.
         defaults: hyper-parameters and their values where none are given.
         needs_reference: whether ``r_w`` and ``r_l`` enter.
-        terms: further terms it needs; ``terms_if[option]``: those it needs where a switch is on.
-        shapings: names of the shapings (SHAPINGS) it composes with.
+        score: what it compares of a response; ``score_if[option]``: what it compares where a switch is on.
+        terms: further terms it needs; TERMS says what each asks of the loop. ``terms_if[option]``: those it needs where
+            a switch is on.
+        columns: trace columns of its coefficients that are no constants, with their values.
+        target: what the loss aims at, in words, where a pull reverses once that is passed.
+        balance: ``u_w, u_l`` that adadpo balances, where they are no log-ratios or log-probabilities.
+        reads_rejected: whether the rejected response enters.
         stage: whether it is a warm-up stage (--sft-objective) and no objective of preference training.
         when, dynamics, notes: for the reader: when to use it, how its pulls behave, and choices we made.
     """
 
     name: str
     loss: Callable[[Terms, Options], Tensor]
-    defaults: Mapping[str, float | bool]
+    defaults: Mapping[str, Value]
     needs_reference: bool
+    score: Score
     formula: str
     paper: str
     when: str
     dynamics: str
     notes: str = ""
+    score_if: Mapping[str, Score] = field(default_factory=dict)
     terms: tuple[str, ...] = ()
     terms_if: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    shapings: tuple[str, ...] = ()
+    columns: Mapping[str, Callable[[Terms, Options], Tensor | float]] = field(default_factory=dict)
+    target: Callable[[Options], str] | None = None
+    balance: Callable[[Terms], tuple[Tensor, Tensor]] | None = None
+    reads_rejected: bool = True
     stage: bool = False
 
     def needs(self, hyper: Mapping[str, Value]) -> tuple[str, ...]:
@@ -48,17 +63,71 @@ class Objective:
         extra = tuple(t for switch, names in self.terms_if.items() if hyper[switch] for t in names)
         return (("r_w", "r_l") if self.needs_reference else ()) + self.terms + extra
 
+    @property
+    def options(self) -> dict[str, Value]:
+        """Its hyper-parameters and those that every objective of preference training has, with their defaults."""
+        return dict(self.defaults) if self.stage else {**self.defaults, **LIKELIHOOD}
+
+    def reads(self, hyper: Mapping[str, Value]) -> tuple[str, ...]:
+        """``needs``, and the term that a likelihood term averages over where it is given."""
+        averaged = bool(hyper.get("nll")) and hyper["nll_mean"] == "batch"
+        return self.needs(hyper) + (("batch_tokens",) if averaged else ())
+
+    def score_of(self, hyper: Mapping[str, Value]) -> Score:
+        """What it compares of a response with these hyper-parameters."""
+        return next((score for switch, score in self.score_if.items() if hyper[switch]), self.score)
+
+
+class Measured(NamedTuple):
+    """What a reweighting reads of a batch, ``[B]`` each: the objective's pulls and the norms of the gradients."""
+
+    d_w: Tensor
+    d_l: Tensor
+    norm_w: Tensor
+    norm_l: Tensor
+
+
+class Reweighted(NamedTuple):
+    """New pulls of a batch, ``[B]`` each, and the columns that say how they came about."""
+
+    chosen: Tensor
+    rejected: Tensor
+    columns: Columns
+
+
+@dataclass(frozen=True)
+class Reweighting:
+    """New pulls once the gradient norms of a batch are known.
+
+    Args:
+        apply: ``(measured, options, memory) -> new pulls``.
+        observe: ``measured -> [k]`` sums over the pairs, from which ``remember`` makes the memory for the next step.
+        remember: ``(sums over all pairs of the step, options, memory) -> memory``.
+    """
+
+    apply: Callable[[Measured, Options, Memory], Reweighted]
+    observe: Callable[[Measured], Tensor] | None = None
+    remember: Callable[[Tensor, Options, Memory], Memory] | None = None
+
 
 @dataclass(frozen=True)
 class Shaping:
-    """One shaping.
+    """One shaping, and everything that a training loop must know of it.
 
     Args:
-        apply: ``(objective, terms, options) -> (terms, columns)``, shapes the terms before the loss; None
-            where the update is reweighted after it (needs gradient norms).
+        apply: ``(objective, terms, options) -> (terms, columns)``, shapes the terms before the loss.
+        reweight: in place of ``apply``: new pulls after the loss, once gradient norms are measured.
         defaults: options and their values where none are given.
         columns: names of the trace columns it fills.
+        fits: the objectives of preference training that it composes with.
         needs: names of the terms it reads beside the objective's.
+        rows: name of the term whose gradients are recorded, where they are no longer the responses' own
+            log-probabilities; its columns are then applied last.
+        module: ``(hidden size, options) -> module`` that is learned on the head's inputs together with the policy.
+        around: ``options -> whether the loss reaches the model other than through the recorded log-probabilities``.
+        penalty: ``(columns, options) -> [B]`` that is added to the loss.
+        misfit: ``(objective, options) -> why the options do not fit the objective``; empty where they do.
+        meets_conditions: ``options -> whether theory says that no pair lowers its chosen response by itself``.
         when, dynamics, notes: as for an objective.
     """
 
@@ -71,7 +140,15 @@ class Shaping:
     when: str
     dynamics: str
     notes: str = ""
+    fits: Callable[[Objective], bool] = lambda objective: True
     needs: tuple[str, ...] = ()
+    reweight: Reweighting | None = None
+    rows: str = ""
+    module: Callable[[int, Options], nn.Module] | None = None
+    around: Callable[[Options], bool] = lambda options: False
+    penalty: Callable[[Columns, Options], Tensor] | None = None
+    misfit: Callable[[Objective, Options], str] = lambda objective, options: ""
+    meets_conditions: Callable[[Options], bool] = lambda options: False
 
 
 @dataclass(frozen=True)

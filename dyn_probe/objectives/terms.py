@@ -15,19 +15,41 @@ from torch import Tensor
 
 from dyn_probe.errors import BadInput
 
-MEANINGS: dict[str, str] = {
-    "r_w": "chosen log-probability under the reference policy, [B]",
-    "r_l": "rejected log-probability under the reference policy, [B]",
-    "kl": "KL estimate from mismatched responses (nats), see kl_estimate",
-    "win_w": "probability that the chosen response beats the policy, [B]",
-    "win_l": "probability that the rejected response beats the policy, [B]",
-    "progress": "share of training done, 0 to 1",
-    "token_logps": "per-token log-probabilities, [2B, L]",
-    "ref_token_logps": "per-token log-probabilities under the reference policy, [2B, L]",
-    "response_mask": "1 on response tokens, [2B, L]",
-    "token_mask": "mask m of every token, 0 to 1, [2B, L]",
-    "masked_logps": "masked log-probabilities Σ_t m^t·log π^t, [2B], where they are computed already",
+
+@dataclass(frozen=True)
+class Term:
+    """One term that a loss or a shaping may read beside a, b, n_w and n_l.
+
+    Args:
+        meaning: what it is, with its shape.
+        live_reference: whether it takes a forward of the reference policy in every step, so that log-probabilities
+            from before the training do not do.
+        least_pairs: pairs that a batch needs for it.
+    """
+
+    meaning: str
+    live_reference: bool = False
+    least_pairs: int = 1
+
+
+TERMS: dict[str, Term] = {
+    "r_w": Term("chosen log-probability under the reference policy, [B]"),
+    "r_l": Term("rejected log-probability under the reference policy, [B]"),
+    "kl": Term("KL estimate from mismatched responses (nats), see kl_estimate", live_reference=True, least_pairs=2),
+    "win_w": Term("probability that the chosen response beats its rival, [B]: the data's win_probability"),
+    "win_l": Term("probability that the rejected response beats its rival, [B]: 1 − win_probability"),
+    "progress": Term("share of training done, 0 to 1"),
+    "token_logps": Term("per-token log-probabilities, [2B, L]"),
+    "ref_token_logps": Term("per-token log-probabilities under the reference policy, [2B, L]", live_reference=True),
+    "batch_tokens": Term(
+        "mean number of tokens of the chosen responses of the whole optimizer step; else of the batch"
+    ),
+    "response_mask": Term("1 on response tokens, [2B, L]"),
+    "token_mask": Term("mask m of every token, 0 to 1, [2B, L]"),
+    "masked_logps": Term("masked log-probabilities Σ_t m^t·log π^t, [2B], where they are computed already"),
 }
+MEANINGS: dict[str, str] = {name: term.meaning for name, term in TERMS.items()}
+
 _PER_PAIR = ("b", "n_w", "n_l", "r_w", "r_l", "win_w", "win_l")
 _PER_TOKEN = ("token_logps", "ref_token_logps", "response_mask", "token_mask")
 
@@ -54,6 +76,7 @@ class Terms:
     win_w: Tensor | None = None
     win_l: Tensor | None = None
     progress: float | None = None
+    batch_tokens: float | None = None
     token_logps: Tensor | None = None
     ref_token_logps: Tensor | None = None
     response_mask: Tensor | None = None
@@ -123,7 +146,7 @@ class Terms:
         """The rejected contribution to a pair term as shaped: times g (Gate-DPO).
 
         Form ``value`` scales value and gradient: ``g·x``. Form ``gradient`` scales the gradient alone:
-        ``sg[x] + g·(x − sg[x])``, which is METHODS' ``g·x + (1−g)·sg[x]`` with the value exact.
+        ``sg[x] + g·(x − sg[x])``, which is ``g·x + (1−g)·sg[x]`` with the value exact.
         """
         if self.gate is None:
             return contribution

@@ -13,7 +13,7 @@ import pandas as pd
 from dyn_probe.report import derived
 from dyn_probe.report.facts import title
 from dyn_probe.report.frames import numbers
-from dyn_probe.report.overview import overview
+from dyn_probe.report.overview import OWN, every_line
 from dyn_probe.report.ranked import pair_rows
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 JOINED: dict[str, str] = {
     "logp_per_token_chosen": "nats/token",
     "logp_per_token_rejected": "nats/token",
-    "margin": "nats/sequence",
+    "margin": "nats",
+    "log_ratio_margin": "nats/sequence",
     "grad_cosine": "1",
     "case_plain": "",
     "step": "step",
@@ -72,13 +73,14 @@ def joined(traces: Mapping[str, Trace]) -> pd.DataFrame:
 
 def deltas(traces: Mapping[str, Trace]) -> list[DeltaLine]:
     """Every measure that some run has, at the end of each run (last tenth of its steps)."""
-    tables = {label: {line.name: line for line in overview(trace)} for label, trace in traces.items()}
+    tables = {label: {line.name: line for line in every_line(trace)} for label, trace in traces.items()}
     names = dict.fromkeys(name for table in tables.values() for name in table)
     lines = []
     for name in names:
         known = next(table[name] for table in tables.values() if name in table)
         values = {label: table[name].last if name in table else float("nan") for label, table in tables.items()}
-        lines.append(DeltaLine(name, known.unit, known.formula, values))
+        said = f"{name}, by each run's own score" if name in OWN else name
+        lines.append(DeltaLine(said, known.unit, known.formula, values))
     return lines
 
 

@@ -41,7 +41,13 @@ def comparison_data(traces: Mapping[str, Trace], held_out: Mapping[str, Any] | N
 def held_out_data(found: Mapping[str, Any]) -> Data:
     """A grid's outcome: its sentences, and one row per method with numbers and texts."""
     rows = [
-        {**row, "texts": [*(signed(row[name]) for name in ("chosen", "rejected", "margin")), percent(row["accuracy"])]}
+        {
+            **row,
+            "texts": [
+                *(signed(row[name]) for name in ("chosen", "rejected", "margin")),
+                *(percent(row[name]) for name in ("log_ratio_accuracy", "accuracy")),
+            ],
+        }
         for row in found["rows"]
     ]
     return {"rows": rows, "says": list(found["says"])}

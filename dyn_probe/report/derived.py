@@ -30,20 +30,34 @@ def _divide(top: Floats, bottom: Floats) -> Floats:
 
 
 def margin(pairs: pd.DataFrame) -> Floats:
-    """(a − r_w) − (b − r_l), or a − b without a reference; nats/sequence."""
+    """score_chosen − score_rejected: by what the objective itself compares; nats.
+
+    Traces without scores (older ones, a loop that gave none): (a − r_w) − (b − r_l), or a − b without a reference.
+    """
+    score = numbers(pairs, "score_chosen") - numbers(pairs, "score_rejected")
+    if np.isfinite(score).any():
+        return score
     against = [numbers(pairs, f"logp_{side}") - numbers(pairs, f"ref_logp_{side}") for side in SIDES]
-    plain = numbers(pairs, "logp_chosen") - numbers(pairs, "logp_rejected")
     with_reference = against[0] - against[1]
-    return with_reference if np.isfinite(with_reference).any() else plain
+    return with_reference if np.isfinite(with_reference).any() else _difference(pairs)
 
 
-def learned_margin(pairs: pd.DataFrame) -> Floats:
-    """The margin against the reference; without one the change of a − b since the pair's first record."""
-    value = margin(pairs)
-    if np.isfinite(numbers(pairs, "ref_logp_chosen")).any():
-        return value
+def log_ratio_margin(pairs: pd.DataFrame) -> Floats:
+    """(a − r_w) − (b − r_l), by which runs of any objective can be compared; nats/sequence.
+
+    Without a reference: the change of a − b since the pair's first record, NaN on that first row itself.
+    """
+    difference = _difference(pairs)
+    reference = numbers(pairs, "ref_logp_chosen") - numbers(pairs, "ref_logp_rejected")
+    if np.isfinite(reference).any():
+        return difference - reference
     first = first_rows(pairs)
-    return np.where(first == np.arange(len(first)), np.nan, value - value[first])
+    return np.where(first == np.arange(len(first)), np.nan, difference - difference[first])
+
+
+def _difference(pairs: pd.DataFrame) -> Floats:
+    """a − b."""
+    return numbers(pairs, "logp_chosen") - numbers(pairs, "logp_rejected")
 
 
 def per_token(pairs: pd.DataFrame, side: str) -> Floats:
@@ -129,7 +143,17 @@ def _side(function: Callable[[pd.DataFrame, str], Floats], side: str) -> Callabl
 
 
 DERIVED: dict[str, Derived] = {
-    "margin": Derived(margin, "nats/sequence", "(a − r_w) − (b − r_l); without a reference a − b"),
+    "margin": Derived(
+        margin,
+        "nats",
+        "score_chosen − score_rejected, by what the objective compares; where no score was recorded "
+        "(a − r_w) − (b − r_l), without a reference a − b",
+    ),
+    "log_ratio_margin": Derived(
+        log_ratio_margin,
+        "nats/sequence",
+        "(a − r_w) − (b − r_l); without a reference the change of a − b since the pair's first recorded step",
+    ),
     **{
         f"logp_per_token_{side}": Derived(_side(per_token, side), "nats/token", f"{form} of the {side} response")
         for side, form in zip(SIDES, ("a/n_w", "b/n_l"), strict=True)

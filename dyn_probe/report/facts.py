@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dyn_probe.report.frames import numbers
-from dyn_probe.trace.manifest import Manifest, ShapingInfo
+from dyn_probe.trace.run_fields import Manifest, ShapingInfo
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -26,6 +26,7 @@ FACTS: dict[str, tuple[Fact, ...]] = {
     "Data": (lambda about: about.data.name, option("data")),
     "Objective": (lambda about: about.objective.name, option("objective")),
     "Shaping": (lambda about: [shaping_text(one) for one in about.objective.shaping], option("shaping")),
+    "Margin and accuracy of": (lambda about: about.objective.score and about.objective.score.meaning,),
     "β": (lambda about: about.objective.hyper.get("beta"), option("beta")),
     "Learning rate": (option("lr"),),
     "Optimizer": (option("optimizer"),),

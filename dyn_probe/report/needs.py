@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 REMEDIES: dict[str, str] = {
     "pairs.realised": "the same pairs measured again after the update (--realised)",
     "pairs.update": "the change under the optimizer's own update (--update)",
-    "pairs.batch_delta": "the full Gram of the batch (--gram-every)",
+    "pairs.batch_delta": "the prediction for the whole batch (--gram-every)",
     "pairs.logp": "log-probabilities of the pairs",
     "pairs.ref_logp": "a reference policy",
     "pairs.grad": "the gradients of the pairs",
@@ -25,7 +25,7 @@ REMEDIES: dict[str, str] = {
     "pairs.pull": "the pulls of the loss",
     "pairs.gate": "Gate-DPO shaping",
     "pairs.rho": "AdaDPO shaping",
-    "pairs.normaliser": "pairwise-normalised shaping",
+    "pairs.normaliser": "pairwise-normalised or rc shaping",
     "pairs.mask": "token-mask shaping",
     "steps.grad_norm": "gradient norms of the steps",
     "layers": "per-layer gradients",

@@ -70,8 +70,26 @@ MEASURES: tuple[Measure, ...] = (
         Measure(f"{side} against reference", "nats/token", f"median ({logp} − {ref})/{length}", _against(side))
         for side, (logp, ref, length, _, _) in SIDE_LETTERS.items()
     ),
-    Measure("margin", "nats/sequence", "median (a − r_w) − (b − r_l); no reference: a − b", derived.margin),
+    Measure(
+        "margin",
+        "nats",
+        "median score_chosen − score_rejected; no score recorded: (a − r_w) − (b − r_l), no reference: a − b",
+        derived.margin,
+    ),
     Measure("accuracy", "share", "share of rows with margin > 0", derived.margin, _positive),
+    Measure(
+        "log-ratio margin",
+        "nats/sequence",
+        "median (a − r_w) − (b − r_l); no reference: change of a − b since the pair was first recorded",
+        derived.log_ratio_margin,
+    ),
+    Measure(
+        "log-ratio accuracy",
+        "share",
+        "share of rows with log-ratio margin > 0",
+        derived.log_ratio_margin,
+        _positive,
+    ),
     Measure("loss", "nats", "median ℓ", _column("loss")),
     *(
         Measure(f"gradient norm of {side}", "nats/parameter unit", f"median ‖{grad}‖", _column(f"grad_norm_{side}"))
@@ -91,8 +109,61 @@ MEASURES: tuple[Measure, ...] = (
 )  # fmt: skip
 
 
+HELD_OUT: tuple[tuple[str, str, str, str], ...] = (
+    ("held-out log-prob of chosen", "nats/sequence", "mean a", "eval_logp_chosen"),
+    ("held-out log-prob of rejected", "nats/sequence", "mean b", "eval_logp_rejected"),
+    ("held-out margin", "nats", "mean score_chosen − score_rejected", "eval_margin"),
+    ("held-out accuracy", "share", "share with margin > 0", "eval_accuracy"),
+    (
+        "held-out log-ratio margin",
+        "nats/sequence",
+        "mean (a − r_w) − (b − r_l); no reference: change of a − b since the start of training",
+        "eval_log_ratio_margin",
+    ),
+    ("held-out log-ratio accuracy", "share", "share with log-ratio margin > 0", "eval_log_ratio_accuracy"),
+)
+"""Name, unit, formula and column of what is evaluated on the held-out pairs."""
+
+OWN = ("margin", "accuracy", "held-out margin", "held-out accuracy")
+"""Measures by the objective's own score: runs of different objectives are not compared by them."""
+
+
+COMMON = "log-ratio "
+"""How the name of a measure by log-ratios begins, whatever the objective's own score is."""
+
+
 def overview(trace: Trace) -> list[Line]:
+    """Every measure that was recorded, at the start and at the end of the run; measures by log-ratios only where the
+    objective's own score is another."""
+    lines = every_line(trace)
+    known = {line.name: (line.first, line.last) for line in lines}
+    return [
+        line
+        for line in lines
+        if COMMON not in line.name
+        or not np.array_equal(known[line.name], known.get(line.name.replace(COMMON, ""), ()), equal_nan=True)
+    ]
+
+
+def every_line(trace: Trace) -> list[Line]:
     """Every measure that was recorded, at the start and at the end of the run."""
+    return [*_recorded(trace), *_held_out(trace)]
+
+
+def _held_out(trace: Trace) -> list[Line]:
+    """The held-out pairs at their first and last evaluation; the one after the last step stands in run.json."""
+    lines = []
+    for name, unit, formula, column in HELD_OUT:
+        values = finite(numbers(trace.steps.sort_values("step"), column))
+        if len(values):
+            end = getattr(trace.about.held_out, column, None)
+            end = values[-1] if end is None else end
+            lines.append(Line(name, unit, f"{formula}, first and last evaluation", float(values[0]), float(end)))
+    return lines
+
+
+def _recorded(trace: Trace) -> list[Line]:
+    """Every measure of the table `pairs` that was recorded."""
     parts = tenths(trace.pairs)
     last = trace.pairs if parts is None else trace.pairs[parts.last]
     first = trace.pairs.iloc[:0] if parts is None else trace.pairs[parts.first]

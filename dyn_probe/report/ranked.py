@@ -34,7 +34,7 @@ RANKINGS: dict[str, Ranking] = {
     "realised": Ranking("realised_delta_chosen", False, "chosen fell most in the update"),
     "fall": Ranking("since_first_chosen", False, "chosen fell most since the pair was first recorded"),
     "reference": Ranking("since_reference_chosen", False, "chosen furthest below the reference"),
-    "margin": Ranking("margin", False, "smallest margin"),
+    "margin": Ranking("margin", False, "smallest margin, by what the objective compares"),
     "norm": Ranking("pair_grad_norm", True, "largest gradient of the pair's loss"),
     "loss": Ranking("loss", True, "largest loss"),
 }
@@ -47,8 +47,8 @@ COLUMNS = (
     "grad_norm_rejected", "pull_chosen", "pull_rejected", "predicted_delta_chosen", "predicted_delta_rejected",
     "batch_delta_chosen", "batch_delta_rejected", "realised_delta_chosen", "realised_delta_rejected",
     "since_first_chosen", "since_first_rejected", "since_reference_chosen", "since_reference_rejected", "logp_chosen",
-    "logp_rejected", "len_chosen", "len_rejected", "margin", "loss", "pair_grad_norm", "prompt", "chosen", "rejected",
-    "source",
+    "logp_rejected", "len_chosen", "len_rejected", "score_chosen", "score_rejected", "margin", "log_ratio_margin",
+    "loss", "pair_grad_norm", "prompt", "chosen", "rejected", "source",
 )  # fmt: skip
 """Columns of the result: those of the trace, derived ones (DERIVED), and the texts."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dyn_probe.trace.manifest import Manifest
+from dyn_probe.trace.run_fields import Manifest
 from dyn_probe.trace.schema import CASES, TABLES, Table
 from dyn_probe.trace.typed import described
 

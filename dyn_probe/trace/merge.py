@@ -18,7 +18,7 @@ from dyn_probe.errors import TraceError
 from dyn_probe.trace.damage import Damage
 from dyn_probe.trace.failures import naming
 from dyn_probe.trace.layout import STREAMS, StreamName, list_streams, parquet_file
-from dyn_probe.trace.manifest import Manifest, Resume, read_manifest, typed
+from dyn_probe.trace.manifest import read_manifest, typed
 from dyn_probe.trace.parquet import (
     FileRows,
     Merged,
@@ -30,6 +30,7 @@ from dyn_probe.trace.parquet import (
     write_parquet,
 )
 from dyn_probe.trace.rows import arrow_schema
+from dyn_probe.trace.run_fields import Manifest, Resume
 from dyn_probe.trace.schema import TABLES, Table
 from dyn_probe.trace.selection import EVERYTHING, STEP, Selection, Steps
 from dyn_probe.trace.streams import StreamRows, read_stream

@@ -11,9 +11,10 @@ import pandas as pd
 import pyarrow as pa
 
 from dyn_probe.trace.damage import Damage, warn_of
-from dyn_probe.trace.manifest import Manifest, read_manifest, typed
+from dyn_probe.trace.manifest import read_manifest, typed
 from dyn_probe.trace.merge import Rows, collect
 from dyn_probe.trace.rows import find_table
+from dyn_probe.trace.run_fields import Manifest
 from dyn_probe.trace.schema import TABLES
 from dyn_probe.trace.selection import EVERYTHING, Selection, select
 
@@ -52,12 +53,12 @@ class Trace:
 
     @property
     def pushes(self) -> pd.DataFrame:
-        """One response of a pair at one step whose update was taken apart."""
+        """One response of one pair at one step that was taken apart."""
         return self.table("pushes")
 
     @property
     def grams(self) -> pd.DataFrame:
-        """The full Gram of one batch at one step."""
+        """One recorded batch: the Gram of all its responses."""
         return self.table("grams")
 
     @property

@@ -1,60 +1,49 @@
 """Tables of whole steps: what pushed each log-probability, the Gram of a batch, and the pairs at the end of a run.
 
-Letters as in docs/notation.md; ``P`` is the metric that the optimizer applied, ``Δθ`` its step.
+Letters as in docs/notation.md: ``P`` is the metric that the optimizer applied, ``Δθ`` its step, ``G`` the gradient that
+it saw.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from dyn_probe.trace.columns import PAIR, RANK, SEQ, STEP, Column, Table, real
+from dyn_probe.trace.columns import INNER, PAIR, RANK, SEQ, STEP, Column, Table, real
 
-SIDE = Column("side", "string", "", "chosen or rejected: whose log-probability was pushed")
+GRAMS = Table(
+    "grams",
+    "one recorded batch of one process: inner products of all its responses' gradients, rows [chosen; rejected]",
+    (
+        STEP,
+        RANK,
+        Column("pair_ids", "list<string>", "", "the B pairs of the batch", required=True),
+        Column("gram", "list<float64>", INNER, "K = ⟨g_i, g_j⟩, (2B)² numbers, row by row"),
+        Column("gram_metric", "list<float64>", "nats", "⟨g_i, ωP g_j⟩ in the metric that the step applied, likewise"),
+    ),
+)
+
+SIDE = Column("side", "string", "", "chosen or rejected: the response that was pushed", required=True)
 
 PUSHES = Table(
     "pushes",
-    "one response of a pair at one step whose update was taken apart: shares of ⟨g_i, Δθ⟩, g_i the response's gradient",
+    "one response of one pair at one step that was taken apart: what moved its log-probability, to first order",
     (
         STEP,
         PAIR,
         RANK,
         SIDE,
-        real("own_chosen", "nats", "by this step's gradient of the pair's own chosen response"),
-        real("own_rejected", "nats", "by this step's gradient of the pair's own rejected response"),
-        real("others", "nats", "by all else in this step's gradient: other pairs, and other terms of the loss"),
-        real(
-            "all_chosen", "nats", "by all chosen responses, those of earlier steps included; needs the split momentum"
-        ),
-        real("all_rejected", "nats", "by all rejected responses, those of earlier steps included; likewise"),
-        real("past", "nats", "by the gradients of earlier steps, through the optimizer's momentum"),
-        real("decay", "nats", "by weight decay"),
-        real(
-            "rounding",
-            "nats",
-            "total less own_chosen, own_rejected, others, past and decay: what the weights' type lost",
-        ),
-        real("total", "nats", "⟨g_i, Δθ⟩ with Δθ as the weights were stored before and after"),
-        Column(
-            "metric", "string", "", "whose metric and momentum: applied (this step's) or previous (the step's before)"
-        ),
+        real("own_chosen", SEQ, "−ωκc_w⟨g_i, P g_w⟩: the pair's own chosen gradient in this step"),
+        real("own_rejected", SEQ, "−ωκc_l⟨g_i, P g_l⟩: the pair's own rejected gradient in this step"),
+        real("others", SEQ, "−ω⟨g_i, P G⟩ less both own parts: other pairs, and other terms of the loss"),
+        real("all_chosen", SEQ, "all chosen gradients, of this step and through the momentum of earlier ones"),
+        real("all_rejected", SEQ, "all rejected gradients, of this step and through the momentum of earlier ones"),
+        real("past", SEQ, "−⟨g_i, p⟩: what earlier steps left in the momentum"),
+        real("decay", SEQ, "−λ_d⟨g_i, θ⟩ − ωγ⟨g_i, Pθ⟩: weight decay"),
+        real("rounding", SEQ, "total less all parts: what the weights' type could not hold"),
+        real("total", SEQ, "⟨g_i, Δθ⟩ with the weights as they were stored before and after the step"),
+        Column("metric", "string", "", "applied: P of this step; previous: P of the step before"),
     ),
-)
-
-GRAMS = Table(
-    "grams",
-    "the full Gram of one batch at one step; its 2B rows are the B chosen responses, then the B rejected ones",
-    (
-        STEP,
-        RANK,
-        Column("pair_ids", "list<string>", "", "the batch's B pairs, in the order of the rows"),
-        Column("gram", "list<float64>", "(nats/parameter unit)²", "K[i,j] = ⟨g_i, g_j⟩: (2B)² entries, row by row"),
-        Column(
-            "gram_metric",
-            "list<float64>",
-            "(nats/parameter unit)² · P",
-            "K_P[i,j] = ⟨g_i, P g_j⟩ in the metric that the optimizer applied: (2B)² entries, row by row",
-        ),
-    ),
+    unique=("step", "rank", "pair_id", "side"),
 )
 
 FINAL = Table(

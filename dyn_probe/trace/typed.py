@@ -18,6 +18,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 Kind = TypeVar("Kind")
 
 LARGEST = 2**63 - 1
+MOST = 5
+"""Entries of a class that a complaint names."""
 INFINITE = ("inf", "-inf")
 """How numbers stand in JSON that JSON does not have."""
 
@@ -84,8 +86,8 @@ def read(kind: type[Kind], value: object, place: str, problems: list[str]) -> Ki
     Args:
         value: what came from JSON. A text stands for an object that has a ``name`` and nothing else.
         place: where it stands, for the complaints.
-        problems: takes a complaint for each entry that is missing or does not fit, which then has its default;
-            what fits in the object around it is kept.
+        problems: takes a complaint for each entry that is missing or does not fit. It then has its default, and is
+            left out of a list or mapping; what stands beside it is kept.
     """
     if isinstance(value, str) and "name" in entries(kind):
         value = {"name": value}
@@ -96,9 +98,8 @@ def read(kind: type[Kind], value: object, place: str, problems: list[str]) -> Ki
     for name, (hint, one) in entries(kind).items():
         where = f"{place}.{name}".lstrip(".")
         if name in value:
-            before = len(problems)
             read_value = _value(hint, value[name], where, problems)
-            if len(problems) == before or (is_dataclass(_bare(hint)) and read_value is not None):
+            if read_value is not MISSING:
                 found[name] = read_value
         elif one.default is MISSING and one.default_factory is MISSING:
             problems.append(f"{where}: is missing")
@@ -111,21 +112,24 @@ def _is_needed(one: Field[Any]) -> bool:
 
 
 def _value(hint: Any, value: object, place: str, problems: list[str]) -> Any:
-    """``value`` as ``hint`` has it; a complaint is added where it does not fit."""
+    """``value`` as ``hint`` has it; MISSING, and a complaint, where it does not fit."""
     kind = _bare(hint)
     if (value is None and kind is not hint) or kind is Any:
         return value
     if is_dataclass(kind) and isinstance(kind, type):
-        return read(kind, value, place, problems)
+        made = read(kind, value, place, problems)
+        return MISSING if made is None else made
     inner = get_args(kind)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(_value(inner[0], one, f"{place}[{number}]", problems) for number, one in enumerate(value))
+        listed = (_value(inner[0], one, f"{place}[{number}]", problems) for number, one in enumerate(value))
+        return tuple(one for one in listed if one is not MISSING)
     if get_origin(kind) is dict and isinstance(value, Mapping):
-        return {str(key): _value(inner[1], one, f"{place}.{key}", problems) for key, one in value.items()}
+        named = {str(key): _value(inner[1], one, f"{place}.{key}", problems) for key, one in value.items()}
+        return {key: one for key, one in named.items() if one is not MISSING}
     if kind in _SCALARS and _SCALARS[kind](value):
         return float(value) if kind is float else value  # type: ignore[arg-type]
     problems.append(f"{place}: wanted {said(hint)}, came {shown(value)}")
-    return None
+    return MISSING
 
 
 def _is_number(value: Any) -> bool:
@@ -155,7 +159,8 @@ def said(hint: Any) -> str:
         return f"a mapping{'' if inner[1] is Any else f' to {_plural(inner[1])}'}{absent}"
     if kind in _NAMES:
         return _NAMES[kind] + absent
-    return f"a mapping with {', '.join(entries(kind))}{absent}"
+    names = list(entries(kind))
+    return f"a mapping with {', '.join(names[:MOST])}{', …' if len(names) > MOST else ''}{absent}"
 
 
 def _plural(kind: Any) -> str:

@@ -32,7 +32,8 @@ class RunConfig:
     data: str = _option(
         "sentiment:long-suffix",
         "sentiment:STYLE (single-token, short-suffix, long-suffix, prefix-suffix; on your own statements: "
-        "sentiment:STYLE@FILE.jsonl), a JSON-lines or Parquet file of pairs, a folder, or a hub id OWNER/NAME[:SPLIT].",
+        "sentiment:STYLE@FILE), a file of pairs (JSON lines, a JSON array, CSV, Parquet), a folder[:SPLIT], or a hub "
+        "id OWNER/NAME[:SPLIT].",
     )
     objective: str = _option("dpo", "What is minimised; `dyn-probe methods` lists them. Also NAME:KEY=VALUE,…")
     shaping: tuple[str, ...] = _option((), "Shaping of the pairs' gradients, NAME or NAME:KEY=VALUE,…; repeatable.")
@@ -73,7 +74,14 @@ class RunConfig:
     )
 
     max_pairs: int | None = _option(None, "Read at most this many rows of the data.", least=1, default_text="all")
-    max_length: int = _option(512, "Most tokens of prompt and response together.", least=2)
+    columns: str = _option(
+        "",
+        "Which column is which part of a pair, PART=COLUMN,… (prompt, user, system, chosen, rejected, tools, …); "
+        "ignore=COLUMN leaves one aside.",
+        default_text="as the file's shape says; `dyn-probe data` shows it",
+    )
+    strict_data: bool = _option(False, "Refuse data of which a row cannot be used, instead of leaving it out.")
+    max_length: int = _option(1024, "Most tokens of prompt and response together.", least=2)
     truncation: str = _option(
         "keep_start",
         "Which end of a longer row stays: its first tokens or its last.",
@@ -83,7 +91,12 @@ class RunConfig:
     eval_every: int = _option(20, "Evaluate the held-out pairs every so many steps, and at both ends.", least=1)
 
     every: int = _option(1, "Record every so many steps.", least=1)
-    gram_every: int = _option(10, "Record the batch's full Gram every so many steps; 0 never does.", least=0)
+    gram_every: int = _option(
+        10,
+        "Record the batch's full Gram and the change it predicts every so many steps; 0 never does. With several "
+        "processes or --gradient-accumulation the activations of these steps are kept until the update.",
+        least=0,
+    )
     realised: bool = _option(True, "Evaluate recorded pairs again after the step: the realised change.")
     update: bool = _option(
         False,

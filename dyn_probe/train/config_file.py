@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dyn_probe.errors import BadInput, TraceError
+from dyn_probe.errors import BadInput, TraceError, unknown
 from dyn_probe.objectives.options import parse
 from dyn_probe.trace.manifest import read_manifest, typed
-from dyn_probe.train.choices import unknown
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.values import read_value
 

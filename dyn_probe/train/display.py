@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
@@ -11,8 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.text import Text
 
-from dyn_probe.train.records import Skipped
+from dyn_probe.data.printing import STYLES
+from dyn_probe.data.records import visible
+from dyn_probe.data.saying import Line
+from dyn_probe.probe.trace_rows import margins
 
 
 class StandardError:
@@ -48,15 +52,10 @@ class Display:
         """One line of plain text."""
         self.console.print(escape(text), soft_wrap=True)
 
-    def warn_skipped(self, skipped: Sequence[Skipped], usable: int, most: int = 10) -> None:
-        """List the rows that are left out."""
-        if not skipped:
-            return
-        self.console.print(f"[yellow]{len(skipped)} rows cannot be used and are left out ({usable} are used):[/]")
-        for row in skipped[:most]:
-            self.say(f"  {row.source}: {row.reason}")
-        if len(skipped) > most:
-            self.say(f"  and {len(skipped) - most} more; all of them are listed in run.json")
+    def show(self, lines: Iterable[Line]) -> None:
+        """Lines about the data, each in the style of its level."""
+        for level, text in lines:
+            self.console.print(Text(visible(text), style=STYLES[level]), soft_wrap=True)
 
     @contextmanager
     def bar(self, title: str, total: int, leave: bool = True) -> Iterator[Callable[..., None]]:
@@ -97,14 +96,11 @@ def live_numbers(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> str
         per_token = sum(r[f"logp_{side}"] / r[f"len_{side}"] for r in rows) / len(rows)
         sides[side] = per_token - start.setdefault(side, per_token)
     loss = sum(r["loss"] for r in rows) / len(rows)
-    won = [r["logp_chosen"] - (r.get("ref_logp_chosen") or 0.0) for r in rows]
-    lost = [r["logp_rejected"] - (r.get("ref_logp_rejected") or 0.0) for r in rows]
-    margin = (sum(won) - sum(lost)) / len(rows)
-    accuracy = sum(w > v for w, v in zip(won, lost, strict=True)) / len(rows)
+    margin = margins(rows)
     cosine = sum(r["grad_cosine"] for r in rows) / len(rows)
     cases = [r["case_plain"] for r in rows if r.get("case_plain") is not None]
     falling = f" both down {sum(case == 2 for case in cases) / len(cases):.0%}" if cases else ""
     return (
-        f"loss {loss:.3f} margin {margin:+.2f} acc {accuracy:.0%} "
+        f"loss {loss:.3f} margin {margin.mean():+.2f} acc {(margin > 0).mean():.0%} "
         f"Δchosen {sides['chosen']:+.3f} Δrejected {sides['rejected']:+.3f} cos {cosine:+.2f}{falling}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from dyn_probe.errors import BadInput
+from dyn_probe.objectives import parse_shaping
 from dyn_probe.trace.reader import Trace, load_trace
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.config_file import make_config, read_yaml
@@ -22,7 +24,10 @@ METHODS = (
     "dpo+pairwise-normalised",
 )  # fmt: skip
 """What is compared where nothing is named: OBJECTIVE, or OBJECTIVE+SHAPING, each with its default options."""
-REMEDY = "pairwise-normalised"
+ACCURACIES = (
+    "Log-ratio acc.: share of pairs with log-ratio of chosen above that of rejected, the same measure for every method "
+    "(against the reference, or the start of training). Own acc.: by the method's own score."
+)
 OF_A_METHOD = ("objective", "shaping", "hyper", "beta")
 """Fields that every method of a grid brings itself."""
 OF_A_RUN = ("out", "resume")
@@ -31,13 +36,23 @@ OF_A_RUN = ("out", "resume")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did to the held-out pairs, last minus first (nats per sequence, means over the pairs)."""
+    """What a run did to the held-out pairs: last minus first (nats per sequence, means over the pairs), and accuracies
+    at the end.
+
+    Args:
+        accuracy: share of pairs that the method orders right by its own score.
+        log_ratio_accuracy: share whose log-ratio of chosen is above that of rejected, the same measure for every
+            method: against the reference; for a method without one, against the start of training.
+        score: the method's own score, as a formula.
+    """
 
     method: str
     seed: int
     chosen: float
     rejected: float
     accuracy: float
+    log_ratio_accuracy: float = math.nan
+    score: str = ""
 
     @property
     def margin(self) -> float:
@@ -88,7 +103,7 @@ def configurations(
     found = {}
     for seed in range(base.seed, base.seed + seeds):
         for method in methods:
-            objective, *shapings = re.split(r"\+(?=[a-z])", method)
+            objective, *shapings = parts(method)
             name = re.sub(r"[^A-Za-z0-9._-]+", "-", method)
             config = replace(
                 base, out=str(out / f"{name}-seed{seed}"), objective=objective, shaping=tuple(shapings), seed=seed
@@ -119,10 +134,19 @@ def outcome(trace: Trace, method: str, seed: int) -> Outcome:
     first, last = trace.steps.sort_values("step").iloc[0], trace.about.held_out
     ends = (last.eval_logp_chosen, last.eval_logp_rejected, last.eval_accuracy) if last else ()
     known = [value for value in ends if value is not None]
-    if len(known) < 3:
+    if last is None or len(known) < 3:
         raise BadInput(f"the run.json of {trace.path} does not say what became of the held-out pairs")
     chosen, rejected, accuracy = known
-    return Outcome(method, seed, chosen - first["eval_logp_chosen"], rejected - first["eval_logp_rejected"], accuracy)
+    common, score = last.eval_log_ratio_accuracy, trace.about.objective.score
+    return Outcome(
+        method,
+        seed,
+        chosen - first["eval_logp_chosen"],
+        rejected - first["eval_logp_rejected"],
+        accuracy,
+        math.nan if common is None else common,
+        (score.formula or "") if score else "",
+    )
 
 
 def outcomes(runs: Mapping[tuple[str, int], RunConfig]) -> list[Outcome]:
@@ -131,15 +155,18 @@ def outcomes(runs: Mapping[tuple[str, int], RunConfig]) -> list[Outcome]:
 
 
 def outcome_lines(found: Sequence[Outcome]) -> list[str]:
-    """A table of means over seeds, and what it says about normalised updates."""
+    """A table of means over seeds, and what it says about shapings that meet both conditions."""
     means = mean_outcomes(found)
-    width = max(len(name) for name in means)
-    lines = [f"{'held-out pairs, end − start':{width}}  {'Δchosen':>9} {'Δrejected':>9} {'margin':>9}  accuracy"]
+    title = "held-out pairs, end − start"
+    width = max(len(name) for name in (title, *means))
+    heads = ("Δchosen", "Δrejected", "Δmargin", "log-ratio acc.", "own acc.")
+    lines = [f"{title:{width}}  " + "  ".join(f"{head:>9}" for head in heads) + "  own score"]
     lines += [
-        f"{name:{width}}  {one.chosen:+9.2f} {one.rejected:+9.2f} {one.margin:+9.2f}  {one.accuracy:8.0%}"
+        f"{name:{width}}  {one.chosen:+9.2f}  {one.rejected:+9.2f}  {one.margin:+9.2f}  "
+        f"{one.log_ratio_accuracy:14.0%}  {one.accuracy:9.0%}  {one.score}"
         for name, one in means.items()
     ]
-    return [*lines, *remedy_lines(means)]
+    return [*lines, ACCURACIES, *remedy_lines(means)]
 
 
 def outcome_data(found: Sequence[Outcome]) -> dict[str, Any]:
@@ -147,7 +174,8 @@ def outcome_data(found: Sequence[Outcome]) -> dict[str, Any]:
     means = mean_outcomes(found)
     rows = [
         {"method": name, "seeds": sum(other.method == name for other in found), "chosen": one.chosen,
-         "rejected": one.rejected, "margin": one.margin, "accuracy": one.accuracy}
+         "rejected": one.rejected, "margin": one.margin, "log_ratio_accuracy": one.log_ratio_accuracy,
+         "accuracy": one.accuracy, "score": one.score}
         for name, one in means.items()
     ]  # fmt: skip
     return {"rows": rows, "says": remedy_lines(means)}
@@ -161,25 +189,39 @@ def mean_outcomes(found: Sequence[Outcome]) -> dict[str, Outcome]:
 
 def mean_outcome(found: Sequence[Outcome]) -> Outcome:
     """The mean over the seeds of one method."""
-    numbers = [fmean(getattr(one, name) for one in found) for name in ("chosen", "rejected", "accuracy")]
-    return Outcome(found[0].method, found[0].seed, *numbers)
+    names = ("chosen", "rejected", "accuracy", "log_ratio_accuracy")
+    chosen, rejected, own, common = (fmean(getattr(one, name) for one in found) for name in names)
+    return Outcome(found[0].method, found[0].seed, chosen, rejected, own, common, found[0].score)
 
 
 def remedy_lines(means: Mapping[str, Outcome]) -> list[str]:
-    """Whether chosen rises under pairwise-normalised updates where the same DPO without them lowers it: a line for
-    every DPO that was trained both ways."""
-    shaped = [name for name in means if re.split("[:+]", name)[0] == "dpo" and name.endswith(f"+{REMEDY}")]
-    bases = {name: name.removesuffix(f"+{REMEDY}") for name in shaped}
-    return [remedy_line(base, means[base], means[name]) for name, base in bases.items() if base in means]
+    """Whether chosen rises under a shaping that meets both conditions where the same method without it lowers it: a
+    line for every method that was trained both ways."""
+    lines = []
+    for name in means:
+        objective, *shapings = parts(name)
+        for one in shapings:
+            base = "+".join([objective, *(other for other in shapings if other != one)])
+            chosen = parse_shaping(one)
+            if chosen.shaping.meets_conditions(chosen.options) and base in means:
+                lines.append(remedy_line(base, one, means[base], means[name]))
+    return lines
 
 
-def remedy_line(name: str, plain: Outcome, shaped: Outcome) -> str:
-    """What pairwise-normalised updates did to chosen, against the same method without them."""
+def parts(method: str) -> list[str]:
+    """Objective and shapings of ``OBJECTIVE+SHAPING+…``, each with its options."""
+    return re.split(r"\+(?=[a-z])", method)
+
+
+def remedy_line(name: str, remedy: str, plain: Outcome, shaped: Outcome) -> str:
+    """What updates under the shaping did to chosen, against the same method without it."""
     numbers = f"{shaped.chosen:+.2f} against {plain.chosen:+.2f} nats/sequence"
     if shaped.chosen > 0 > plain.chosen:
-        return f"As theory says, chosen rises under {REMEDY} updates where {name} without them lowers it: {numbers}."
+        return f"As theory says, chosen rises under {remedy} updates where {name} without them lowers it: {numbers}."
     if plain.chosen >= 0:
         return (
-            f"Without them {name} does not lower chosen, so there was nothing for {REMEDY} updates to mend: {numbers}."
+            f"Without them {name} does not lower chosen, so there was nothing for {remedy} updates to mend: {numbers}."
         )
-    return f"Against what theory says of single pairs, chosen does not rise under {REMEDY} updates: {numbers}."
+    return (
+        f"Against what theory says of single pairs, chosen does not rise under {remedy} updates of {name}: {numbers}."
+    )

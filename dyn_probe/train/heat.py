@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair
+from dyn_probe.data.inspect import fitting_limit
+from dyn_probe.data.models import load_model, pad_token, position_limit
+from dyn_probe.data.prepared import Reading, prepare_pairs
+from dyn_probe.data.records import Skipped, listed
+from dyn_probe.data.token_text import token_strings
+from dyn_probe.data.wording import counted
+from dyn_probe.engine.tokens import token_gram
 from dyn_probe.errors import BadInput
-from dyn_probe.gram.tokens import token_gram
 from dyn_probe.token_analysis import TokenHeat, row_number
-from dyn_probe.train.batches import collate
-from dyn_probe.train.data import load_pairs
-from dyn_probe.train.encode import EncodedPair, encode_pairs
-from dyn_probe.train.models import load_model, pad_token
-from dyn_probe.train.records import Skipped, listed
-from dyn_probe.train.token_rows import token_strings
 
 
 def pair_heat(
@@ -22,7 +24,8 @@ def pair_heat(
     pair: str = "0",
     params: str = "all",
     *,
-    max_length: int = 512,
+    columns: str = "",
+    max_length: int = 1024,
     dtype: str = "float32",
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -35,6 +38,7 @@ def pair_heat(
         data: as ``record --data``.
         pair: its number among the rows of the data from 0, the pair's id, or the beginning of one.
         params: ``all``, ``head``, ``last-block``, or a regular expression on parameter names.
+        columns: as ``record --columns``.
         max_length: most tokens of prompt and response together.
         progress: called with ``(tiles done, tiles in all)``.
         say: called with a line that says which pair was chosen, and which rows were skipped.
@@ -42,16 +46,15 @@ def pair_heat(
     Raises:
         BadInput: model, data, pair or parameters are not there.
     """
-    texts, unread = load_pairs(data)
     network, tokenizer = load_model(model, dtype=dtype, device=device)
-    encoded, unusable = encode_pairs(texts, tokenizer, max_length)
-    skipped = [*unread, *unusable]
-    if not encoded:
-        raise BadInput(f"no pair of {data} can be used: {listed(skipped)}")
-    found = find_pair(encoded, pair, skipped)
+    limit = fitting_limit(max_length, "keep_start", position_limit(network.config))
+    prepared = prepare_pairs(data, tokenizer, limit, Reading(columns))
+    skipped = prepared.skipped
+    found = find_pair(prepared.pairs, pair, skipped)
     say(f"pair {found.pair_id} ({found.text.source})")
     if skipped:
-        say(f"{len(skipped)} rows of the data were skipped: {listed(skipped, 3)}")
+        verb = "is" if len(skipped) == 1 else "are"
+        say(f"{counted(len(skipped), 'row')} of the data {verb} left out: {listed(skipped)}")
     batch = collate([found], pad_token(tokenizer)).to(next(network.parameters()).device)
     gram = token_gram(network, batch, params=params, progress=progress)
     chosen, rejected = (token_strings(tokenizer, ids.tolist()) for ids in (gram.tokens_chosen, gram.tokens_rejected))

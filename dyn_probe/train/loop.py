@@ -11,24 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair
+from dyn_probe.data.saying import said_of
 from dyn_probe.errors import BadInput, Diverged
-from dyn_probe.objectives import normalised_pulls, pulls
-from dyn_probe.pairs import PairBatch, batch_logits, token_logps
+from dyn_probe.objectives import Measured, pulls
+from dyn_probe.pairs import PairBatch
 from dyn_probe.trace.writer import TraceWriter
-from dyn_probe.train.batches import collate, step_order
+from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint, remove_checkpoints
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display, live_numbers
-from dyn_probe.train.encode import EncodedPair
+from dyn_probe.train.held_out import evaluate
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
-from dyn_probe.train.objective import forward, losses_of, terms_of
+from dyn_probe.train.objective import forward, losses_of, remember, reweighted, terms_of
 from dyn_probe.train.parallel import Processes, averaging, start_processes, wait_for_all
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.schedule import learning_rate, set_rate
 from dyn_probe.train.setup import example_rows, manifest_of, prepare
 from dyn_probe.train.signals import stopping_signals
 from dyn_probe.train.start import checkpoint, start_run
+from dyn_probe.train.targets import warn_past_target
 from dyn_probe.train.token_rows import record_tokens
 
 
@@ -62,7 +66,7 @@ def record(config: RunConfig, progress: bool = True, warm: WarmStart | None = No
 def _record(config: RunConfig, processes: Processes, display: Display, warm: WarmStart | None) -> Path:
     setup = prepare(config, processes)
     state = newest_checkpoint(config.folder) if config.resume else None
-    display.warn_skipped(setup.skipped, len(setup.pairs) + len(setup.held_out))
+    display.show(said_of(setup.data))
     begin = None if state is None else int(state["step"])
     writer = TraceWriter(
         config.folder, manifest_of(setup), rank=processes.rank, session=processes.agreed(uuid.uuid4().hex),
@@ -71,7 +75,7 @@ def _record(config: RunConfig, processes: Processes, display: Display, warm: War
     with writer:
         if state is None and processes.first:
             remove_checkpoints(config.folder)
-            writer.add("examples", example_rows(setup.pairs))
+            writer.add("examples", example_rows(setup.pairs, setup.tokenizer))
         run = start_run(setup, writer, display, state, warm)
         start_probes(run, fresh=state is None)
         train(run)
@@ -117,22 +121,26 @@ def train_step(run: Run, step: int) -> str:
         whole = [setup.pairs[i] for i in order[k * config.batch_size : (k + 1) * config.batch_size]]
         batch = collate(setup.processes.share(whole), setup.pad_id).to(setup.device)
         last = k == config.gradient_accumulation - 1
-        with averaging(run.module, last and not setup.method.normalised):
+        with averaging(run.module, last and setup.method.reweighting is None):
             losses.append(micro_step(run, step, batch, whole, rate))
         batches.append(batch)
+    remember(run)
     setup.processes.average_gradients(run.not_averaged)
+    run.probe.before_update()
     norm, clipped = clip(run)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient is not finite at step {step}; what was recorded before is kept. {calmer(config)}")
+    befores = evaluated(run, step, batches)
     run.optimizer.step()
     if run.probe.records(step):
-        for again in batches if config.realised else (None,):
+        for again, before in zip(batches, befores, strict=True) if config.realised else ((None, None),):
             with setup.autocast():
-                run.probe.after_update(again)
+                run.probe.after_update(again, before)
     run.probe.log(
         step, loss=float(torch.cat(losses).mean()), learning_rate=rate, grad_norm=norm, grad_norm_clipped=clipped,
         pairs=sum(batch.pairs for batch in batches), step_seconds=time.perf_counter() - started,
     )  # fmt: skip
+    warn_past_target(run, step)
     return live_numbers(run.probe.fresh, run.start)
 
 
@@ -144,36 +152,33 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
     """
     setup, scale = run.setup, 1.0 / run.config.gradient_accumulation
     method = setup.method
-    with run.probe.step(step, batch.ids, learning_rate=rate, measure=method.normalised) as probe:
-        out = forward(
-            run.module,
-            batch,
-            whole,
-            setup,
-            run.reference,
-            run.mask,
-            step / run.config.steps,
-        )
+    with run.probe.step(step, batch.ids, learning_rate=rate, measure=method.reweighting is not None) as probe:
+        out = forward(run, batch, whole, step)
         terms = terms_of(out, batch)
         losses, columns = losses_of(method, terms)
         stop_if_not_finite(losses, step, batch, setup.processes, run.config)
         given: dict[str, Any] = {
             "reference": out.reference, "lengths": batch.lengths, "losses": losses.detach(), "loss_scale": scale
         }  # fmt: skip
-        if method.normalised:
+        if method.reweighting is not None:
             d_w, d_l = pulls(method.name, terms, method.hyper, method.shapings)
-            norms = probe.measure(out.logps, **given, **columns)
-            new = normalised_pulls(d_w, d_l, norms[0].to(d_w), norms[1].to(d_l))
-            probe.backward(
-                torch.cat([-new.chosen, new.rejected]) * scale / batch.pairs,
-                normaliser_chosen=new.normaliser_chosen, normaliser_rejected=new.normaliser_rejected,
-            )  # fmt: skip
+            norm_w, norm_l = probe.measure(out.logps, **given, **columns)
+            new = reweighted(run, Measured(d_w, d_l, norm_w.to(d_w), norm_l.to(d_l)))
+            probe.backward(torch.cat([-new.chosen, new.rejected]) * scale / batch.pairs, **new.columns)
             return losses.detach()
-        if method.masked:  # the rows are masked log-probabilities; the trace's logp_* stay the plain ones
+        if method.rows:  # other rows are recorded; the trace's logp_* stay those of the responses
             columns |= dict(zip(("logp_chosen", "logp_rejected"), out.logps.detach().chunk(2), strict=True))
-        probe.pairs(out.rows, predict=not method.masked, **given, **columns)  # type: ignore[arg-type]
+        probe.pairs(out.rows, predict=not method.rows, **given, **columns)  # type: ignore[arg-type]
         (losses.mean() * scale).backward()
     return losses.detach()
+
+
+def evaluated(run: Run, step: int, batches: list[PairBatch]) -> list[Tensor | None]:
+    """The batches' log-probabilities in eval mode before the update, where the training forward's are no baseline for
+    the realised change, since it drew random numbers (dropout); None where they are one."""
+    wanted = run.config.realised and run.probe.records(step) and run.probe.draws_random_numbers
+    with run.setup.autocast():
+        return [run.probe.evaluate(batch) if wanted else None for batch in batches]
 
 
 def stop_if_not_finite(losses: Tensor, step: int, batch: PairBatch, processes: Processes, config: RunConfig) -> None:
@@ -210,28 +215,3 @@ def clip(run: Run) -> tuple[float, float]:
     whole: Any = torch.nn.utils.clip_grad_norm_(run.trained, limit if limit > 0 else math.inf)
     norm = float(whole.full_tensor() if run.setup.processes.sharded else whole)
     return norm, min(norm, limit) if limit > 0 else norm
-
-
-@torch.no_grad()
-def evaluate(run: Run) -> dict[str, float]:
-    """Means over the held-out pairs, in eval mode: columns ``eval_*`` of the ``steps`` table."""
-    setup, size = run.setup, 2 * run.config.batch_size
-    was = setup.model.training
-    run.module.eval()
-    names = ("eval_logp_chosen", "eval_logp_rejected", "eval_margin", "eval_accuracy")
-    sums = torch.zeros(len(names), dtype=torch.float64, device=setup.device)
-    for k in range(0, len(setup.held_out), size):
-        part = setup.held_out[k : k + size]
-        own = part[setup.processes.rank :: setup.processes.count]
-        batch = collate(own or part[:1], setup.pad_id).to(setup.device)  # a split model wants every process to call it
-        with setup.autocast():
-            a, b = token_logps(batch_logits(run.module, batch), batch).sum(1).double().chunk(2)
-        margin = a - b
-        if run.reference is not None:
-            r_w, r_l = run.reference.rows(batch).double().chunk(2)
-            margin = margin - (r_w - r_l)
-        values = torch.stack([a, b, margin, (margin > 0).double()]).sum(1)
-        sums += values if own else 0.0 * values
-    run.module.train(was)
-    means = setup.processes.summed(sums) / len(setup.held_out)
-    return dict(zip(names, means.tolist(), strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dyn_probe.data.token_text import token_strings
 from dyn_probe.mass.places import Floats, Place, Watch, place_rows
 
 FIRST_FILE = "probe_start.npz"
@@ -20,8 +21,6 @@ tokens, and their first probabilities are wanted then, in a resumed run too."""
 
 def distribution_rows(folder: Path, step: int, watch: Watch, tokenizer: Any) -> list[dict[str, Any]]:
     """Rows of the measurement before ``step``; ``folder`` keeps the one before step 0 for the later ones."""
-    from dyn_probe.train.token_rows import token_strings  # it needs a Setup, which needs this file
-
     first: Mapping[Place, Floats] = watch.seen if step == 0 else load_first(folder / FIRST_FILE)
     return place_rows(step, watch, first, 0, partial(token_strings, tokenizer))
 

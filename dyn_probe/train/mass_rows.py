@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import KINDS, build_probe_set, encode_probes, measure, read_probe_set, with_initial
 from dyn_probe.mass.building import with_unrelated
@@ -18,7 +19,6 @@ from dyn_probe.mass.tokens import TokenProbes
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.display import Display
-from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.mass_places import FIRST_FILE, distribution_rows, save_first
 
 if TYPE_CHECKING:

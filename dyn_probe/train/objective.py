@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import (
     OBJECTIVES,
+    STAGES,
+    ChosenShaping,
+    Measured,
+    Objective,
+    Reweighted,
+    Score,
     Terms,
-    TokenMask,
-    kl_estimate,
-    masked_logps,
-    mismatched_rows,
     objective,
     pair_loss,
+    pair_scores,
     parse_shapings,
     resolve_hyper,
 )
-from dyn_probe.objectives.formulas import shift_of
 from dyn_probe.objectives.options import parse
+from dyn_probe.objectives.terms import TERMS
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
-from dyn_probe.train.batches import pad
 from dyn_probe.train.config import RunConfig
-from dyn_probe.train.encode import EncodedPair, Row
-from dyn_probe.train.reference import Reference
+from dyn_probe.train.terms import Batch, provide
 
 if TYPE_CHECKING:
-    from dyn_probe.train.setup import Setup
-
-STAGES = tuple(name for name, row in OBJECTIVES.items() if row.stage)
+    from dyn_probe.train.run import Run
 
 
 @dataclass(frozen=True)
 class Method:
-    """Objective, hyper-parameters and shapings of a run, checked before anything is loaded or written."""
+    """Objective, hyper-parameters and shapings of a run, checked before anything is loaded or written, and what they
+    ask of the loop: all of it from their rows, so that nothing here knows a method by its name.
 
-    name: str
+    Args:
+        terms: names of all terms that objective and shapings read, and of the rows that are recorded.
+        live_reference: whether the reference policy is asked in every step.
+        reweighting: the shaping that gives new pulls once gradient norms are known.
+        learned: the shaping whose module is learned together with the policy.
+        rows: name of the term whose gradients are recorded; empty where it is the responses' own log-probabilities.
+        around: whether the loss reaches the model other than through the recorded log-probabilities.
+    """
+
+    objective: Objective
     hyper: dict[str, Any]
-    shapings: tuple[Any, ...]
+    shapings: tuple[ChosenShaping, ...]
+    terms: tuple[str, ...]
+    live_reference: bool
+    reweighting: ChosenShaping | None
+    learned: ChosenShaping | None
+    rows: str
+    around: bool
 
     @staticmethod
     def of(config: RunConfig) -> Method:
@@ -52,7 +69,7 @@ class Method:
         """
         name, inline = parse(config.objective)
         row = objective(name)
-        if row.name in STAGES:
+        if row.stage:
             trained = ", ".join(n for n in OBJECTIVES if n not in STAGES)
             raise BadInput(f"{row.name} is a warm-up stage (--sft-steps, --sft-objective); objectives: {trained}")
         ways = (inline, config.hyper, {} if config.beta is None else {"beta": config.beta})
@@ -63,63 +80,60 @@ class Method:
                 f"{', '.join(twice)} is given more than once: in --objective NAME:KEY=VALUE, by --set, or by --beta; "
                 "write it in one place"
             )
-        return Method(row.name, resolve_hyper(row, given), parse_shapings(config.shaping, row))
+        hyper = resolve_hyper(row, given)
+        return Method.resolved(row, hyper, parse_shapings(config.shaping, row, hyper))
 
-    def shaping(self, name: str) -> Any | None:
-        """The chosen shaping of that name, None if there is none."""
-        return next((one for one in self.shapings if one.name == name), None)
-
-    @property
-    def needs_reference(self) -> bool:
-        return objective(self.name).needs_reference
-
-    @property
-    def needs_live_reference(self) -> bool:
-        """KTO asks the reference about mismatched responses, the token mask about single tokens."""
-        return self.name == "kto" or self.shaping("token-mask") is not None
-
-    @property
-    def normalised(self) -> bool:
-        """Whether updates are pairwise-normalised: gradients are reweighted once their norms are known."""
-        return self.shaping("pairwise-normalised") is not None
+    @staticmethod
+    def resolved(row: Objective, hyper: dict[str, Any], shapings: tuple[ChosenShaping, ...]) -> Method:
+        """The method of these rows, and what their declarations come to."""
+        rows = next((one.shaping.rows for one in shapings if one.shaping.rows), "")
+        shaped = [name for one in shapings for name in one.shaping.needs]
+        terms = tuple(dict.fromkeys([*row.reads(hyper), *shaped, *([rows] if rows else [])]))
+        return Method(
+            row, hyper, shapings, terms,
+            live_reference=any(TERMS[name].live_reference for name in terms),
+            reweighting=next((one for one in shapings if one.shaping.reweight is not None), None),
+            learned=next((one for one in shapings if one.shaping.module is not None), None),
+            rows=rows,
+            around=any(one.shaping.around(one.options) for one in shapings),
+        )  # fmt: skip
 
     @property
-    def masked(self) -> bool:
-        """Whether a token mask stands between log-probabilities and loss."""
-        return self.shaping("token-mask") is not None
+    def name(self) -> str:
+        """Name of the objective."""
+        return self.objective.name
+
+    @property
+    def score(self) -> Score:
+        """What the objective compares of a response."""
+        return self.objective.score_of(self.hyper)
+
+    @property
+    def target(self) -> str:
+        """What the loss aims at, in words, where a pull reverses once that is passed; else empty."""
+        return "" if self.objective.target is None else self.objective.target(self.hyper)
 
     def coefficients(self, terms: Terms) -> dict[str, Tensor]:
         """``[B]`` columns of the objective's coefficients that are no constants."""
-        own: dict[str, Any] = {}
-        if self.name == "kto":
-            own["kl"] = terms.need("kl")
-        if self.name == "dpo_shift":
-            own["shift"] = shift_of(self.hyper, terms.progress or 0.0)
+        own = {name: value(terms, self.hyper) for name, value in self.objective.columns.items()}
         return {name: torch.full_like(terms.a.detach(), float(value)) for name, value in own.items()}
 
-    @property
-    def around_logps(self) -> bool:
-        """Whether the loss reaches the model other than through the recorded log-probabilities."""
-        mask = self.shaping("token-mask")
-        return mask is not None and bool(mask.options["through_hidden"])
 
-
-def make_token_mask(method: Method, model: nn.Module) -> TokenMask | None:
-    """The learnable read-out of the ``token-mask`` shaping, on the model's device and dtype."""
-    chosen = method.shaping("token-mask")
-    if chosen is None:
+def learned_module(method: Method, model: nn.Module) -> nn.Module | None:
+    """The module that a shaping learns on the head's inputs, on the model's device and dtype."""
+    chosen = method.learned
+    if chosen is None or chosen.shaping.module is None:
         return None
-    options = {k: v for k, v in chosen.options.items() if k in ("slope", "threshold", "through_hidden")}
     first = next(model.parameters())
     size = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
-    return TokenMask(size, **options).to(first.device, first.dtype)
+    return chosen.shaping.module(size, chosen.options).to(first.device, first.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class Forward:
     """A batch after its forward: ``[2B]`` log-probabilities and everything the objective may read.
 
-    ``rows`` are the log-probabilities whose gradients are recorded: with a token mask, the masked ones.
+    ``rows`` are the log-probabilities whose gradients are recorded (``Method.rows``).
     """
 
     logps: Tensor
@@ -128,45 +142,29 @@ class Forward:
     more: dict[str, Any]
 
 
-def forward(
-    model: nn.Module,
-    batch: PairBatch,
-    whole: list[EncodedPair],
-    setup: Setup,
-    reference: Reference | None,
-    mask: TokenMask | None,
-    progress: float,
-) -> Forward:
-    """The policy's forward with gradients, and the reference's values.
+def forward(run: Run, rows: PairBatch, whole: Sequence[EncodedPair], step: int) -> Forward:
+    """The policy's forward with gradients, and everything that the method reads beside it.
 
     Args:
-        model: the module to call.
+        rows: this process's part of the batch.
         whole: the pairs of the batch over all processes.
-        progress: share of training done.
     """
-    hidden: list[Tensor] = []
-    method, autocast = setup.method, setup.autocast
-    with autocast():
-        if mask is None:
-            tokens = token_logps(batch_logits(model, batch), batch)
+    method, hidden = run.setup.method, None
+    with run.setup.autocast():
+        if run.mask is None:
+            logits = batch_logits(run.module, rows)
         else:
-            tokens = token_logps(_logits_and_hidden(model, setup.model, batch, hidden), batch)
-    more: dict[str, Any] = {"progress": progress, "token_logps": tokens, "response_mask": batch.response_mask}
-    expected = None
-    logps = rows = tokens.sum(1)
-    if method.needs_reference and reference is not None:
-        if mask is not None:
-            more["ref_token_logps"] = reference.tokens(batch)
-            more["token_mask"] = mask(hidden[0]).to(tokens.dtype)
-            more["masked_logps"] = rows = masked_logps(more["token_mask"], tokens)
-        expected = reference.rows(batch).to(tokens.dtype)
-    if method.name == "kto" and reference is not None:
-        more["kl"] = _kl(model, whole, reference, setup)
-    return Forward(logps, rows, expected, more)
+            logits, hidden = _logits_and_hidden(run.module, run.setup.model, rows)
+        tokens = token_logps(logits, rows)
+    found = provide(Batch(run, rows, whole, step, tokens, hidden), method.terms)
+    expected = None if run.reference is None else run.reference.rows(rows).to(tokens.dtype)
+    logps = tokens.sum(1)
+    return Forward(logps, found.get(method.rows, logps), expected, found)
 
 
-def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch, hidden: list[Tensor]) -> Tensor:
+def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
     """Logits, and the head's input caught on its way (``[2B, L', d]``, put back to ``[2B, L, d]``)."""
+    hidden: list[Tensor] = []
     head = inner.get_output_embeddings()  # type: ignore[operator]
 
     def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -179,25 +177,7 @@ def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch, hid
         handle.remove()
     state = hidden[0]
     missing = batch.input_ids.shape[1] - state.shape[1]
-    hidden[0] = torch.cat([state.new_zeros(state.shape[0], missing, state.shape[2]), state], 1)
-    return logits
-
-
-@torch.no_grad()
-def _kl(model: nn.Module, whole: list[EncodedPair], reference: Reference, setup: Setup) -> Tensor:
-    """KTO's reference point: prompts of the whole batch with other prompts' responses; every process does its share."""
-    rows = [pair.chosen for pair in whole] + [pair.rejected for pair in whole]
-    partners, most = mismatched_rows(len(whole)), setup.max_length
-    mixed = [
-        Row((*row.ids[: row.start], *rows[j].ids[rows[j].start :])[:most], row.start)
-        for row, j in zip(rows, partners, strict=True)
-    ]
-    own = [*setup.processes.share(mixed[: len(whole)]), *setup.processes.share(mixed[len(whole) :])]
-    batch = PairBatch(*pad(own, setup.pad_id)).to(setup.device)
-    with setup.autocast():
-        ours = token_logps(batch_logits(model, batch), batch).sum(1)
-    theirs = reference.rows(batch).to(ours.dtype)
-    return kl_estimate(setup.processes.stacked(ours), setup.processes.stacked(theirs))
+    return logits, torch.cat([state.new_zeros(state.shape[0], missing, state.shape[2]), state], 1)
 
 
 def terms_of(out: Forward, batch: PairBatch) -> Terms:
@@ -206,6 +186,25 @@ def terms_of(out: Forward, batch: PairBatch) -> Terms:
 
 
 def losses_of(method: Method, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
-    """``ℓ [B]``, and every coefficient that shaped them as a column: the shapings' and the objective's own."""
+    """``ℓ [B]``, and columns: the scores, and every coefficient that shaped them, the shapings' and the objective's."""
     losses, columns = pair_loss(method.name, terms, method.hyper, method.shapings)
-    return losses, {**columns, **method.coefficients(terms)}
+    return losses, {**columns, **method.coefficients(terms), **pair_scores(method.name, terms, method.hyper)}
+
+
+def reweighted(run: Run, measured: Measured) -> Reweighted:
+    """The pulls of the update, from the objective's own and the measured norms."""
+    chosen = run.setup.method.reweighting
+    assert chosen is not None and chosen.shaping.reweight is not None
+    if chosen.shaping.reweight.observe is not None:
+        run.observed.append(chosen.shaping.reweight.observe(measured))
+    return chosen.shaping.reweight.apply(measured, chosen.options, run.memory)
+
+
+def remember(run: Run) -> None:
+    """At the end of a step: what the reweighting keeps of all its pairs, those of other processes too."""
+    chosen = run.setup.method.reweighting
+    row = None if chosen is None else chosen.shaping.reweight
+    if chosen is None or row is None or row.remember is None or not run.observed:
+        return
+    sums = run.setup.processes.summed(torch.stack(run.observed).sum(0))
+    run.memory, run.observed = row.remember(sums, chosen.options, run.memory), []

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
-from dyn_probe.train.batches import collate
-from dyn_probe.train.encode import EncodedPair
 from dyn_probe.train.parallel import Processes
 
 Autocast = Callable[[], Any]

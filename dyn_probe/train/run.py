@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dyn_probe.mass.tokens import TokenProbes
-from dyn_probe.objectives import TokenMask
+from dyn_probe.objectives.table import Memory
 from dyn_probe.probe import Probe
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.config import RunConfig
@@ -38,10 +38,17 @@ class Run:
     probe: Probe
     optimizer: torch.optim.Optimizer
     reference: Reference | None = None
-    mask: TokenMask | None = None
+    mask: nn.Module | None = None
     first: int = 0
     probes: TokenProbes | None = None
     start: dict[str, float] = field(default_factory=dict)
+    target_passed: bool = False
+    memory: Memory = field(default_factory=dict)
+    """What a reweighting of pulls keeps from step to step."""
+    observed: list[Tensor] = field(default_factory=list)
+    """What it has seen of the micro-batches of the step in progress."""
+    held_out_start: dict[str, tuple[float, float]] | None = None
+    """Pair id → ``(a, b)`` at the first evaluation, where there is no reference to compare with; None: not known."""
 
     @property
     def config(self) -> RunConfig:
@@ -49,13 +56,13 @@ class Run:
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """Every parameter that the optimizer moves, those of a token mask included."""
+        """Every parameter that the optimizer moves, those of a learned module included."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
     def not_averaged(self) -> list[nn.Parameter]:
-        """Parameters whose gradients no wrapper averages over the processes: all of them where updates are
-        pairwise-normalised (DDP sees no backward then), the token mask's otherwise."""
-        if self.setup.method.normalised:
+        """Parameters whose gradients no wrapper averages over the processes: all of them where pulls are reweighted
+        (DDP sees no backward then), the learned module's otherwise."""
+        if self.setup.method.reweighting is not None:
             return self.trained
         return [] if self.mask is None else list(self.mask.parameters())

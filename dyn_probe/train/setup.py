@@ -15,22 +15,20 @@ import torch
 from torch import nn
 
 from dyn_probe import __version__
+from dyn_probe.data.encoding import EncodedPair
+from dyn_probe.data.inspect import fitting_limit
+from dyn_probe.data.models import load_model, pad_token, position_limit
+from dyn_probe.data.prepared import PreparedPairs, Reading, prepare_pairs, skipped_rows
+from dyn_probe.data.token_text import measured_texts
 from dyn_probe.errors import BadInput, TraceError
 from dyn_probe.mass.probes import ProbeSet
-from dyn_probe.objectives import objective
-from dyn_probe.objectives.terms import MEANINGS
+from dyn_probe.objectives.terms import TERMS
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.config_file import resumed
-from dyn_probe.train.data import load_pairs
-from dyn_probe.train.encode import EncodedPair, encode_pairs
 from dyn_probe.train.mass_rows import choose_probes
-from dyn_probe.train.models import load_model, pad_token
 from dyn_probe.train.objective import Method
 from dyn_probe.train.parallel import ALONE, Processes
-from dyn_probe.train.records import Skipped, listed, plain_text
-
-KNOWN_TERMS = ("r_w", "r_l", "kl", "progress")
-"""Terms beside log-probabilities that this loop can give an objective."""
+from dyn_probe.train.terms import with_data
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +41,7 @@ class Setup:
     tokenizer: Any
     pairs: list[EncodedPair]
     held_out: list[EncodedPair]
-    skipped: list[Skipped]
+    data: PreparedPairs
     pad_id: int
     device: torch.device
     autocast: Callable[[], Any]
@@ -67,7 +65,6 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
     check_batch(config, method)
     check_processes(config, method, processes)
     torch.manual_seed(config.seed)
-    texts, skipped = load_pairs(config.data, count=config.max_pairs)
     model, tokenizer = load_model(
         config.model,
         dtype=config.dtype,
@@ -76,26 +73,25 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
         lora_rank=config.lora_rank,
         trust_remote_code=config.trust_remote_code,
     )
-    max_length = fitting_length(config, model)
-    encoded, more = encode_pairs(texts, tokenizer, max_length, config.truncation)
-    skipped = [*skipped, *more]
-    if not encoded:
-        raise BadInput(f"no pair of {config.data} can be used: {listed(skipped)}")
-    pairs, held_out = split(encoded, config.eval_fraction, config.seed)
+    limit = fitting_limit(config.max_length, config.truncation, position_limit(model.config))
+    data = prepare_pairs(config.data, tokenizer, limit, Reading(config.columns, config.max_pairs, config.strict_data))
+    encoded, more = with_data(data.pairs, method, config.data)
+    data = dataclasses.replace(data, pairs=encoded, skipped=[*data.skipped, *more])
+    pairs, held_out = split(data.pairs, config.eval_fraction, config.seed)
     if config.pairs_per_step > len(pairs):
         raise BadInput(
             f"a step takes {config.pairs_per_step} pairs (batch size × accumulation) and {len(pairs)} can be used; "
             "lower --batch-size or --eval-fraction, or add data"
         )
-    probes = choose_probes(config, processes, pairs, held_out, tokenizer, max_length)
+    probes = choose_probes(config, processes, pairs, held_out, tokenizer, limit.tokens or 0)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     device = next(model.parameters()).device
     wanted = config.dtype == "autocast"
     autocast = partial(torch.autocast, device.type, torch.bfloat16) if wanted else nullcontext
     return Setup(
-        config, method, model, tokenizer, pairs, held_out, skipped, pad_token(tokenizer), device, autocast, processes,
-        max_length, probes,
+        config, method, model, tokenizer, pairs, held_out, data, pad_token(tokenizer), device, autocast, processes,
+        limit.tokens or 0, probes,
     )  # fmt: skip
 
 
@@ -111,16 +107,18 @@ def check_folder(config: RunConfig) -> None:
 
 def check_batch(config: RunConfig, method: Method) -> None:
     """Refuse combinations of options that cannot work together."""
-    unknown = [name for name in objective(method.name).needs(method.hyper) if name not in KNOWN_TERMS]
-    if unknown:
-        said = ", ".join(f"{name} ({MEANINGS[name]})" for name in unknown)
-        raise BadInput(f"{method.name} with these options wants {said}, which no preference file gives; leave them off")
-    if method.name == "kto" and config.batch_size < 2:
-        raise BadInput("kto estimates its KL from other pairs of the batch; write --batch-size 2 or more")
-    if config.update and method.masked:
+    for name in method.terms:
+        least = TERMS[name].least_pairs
+        if config.batch_size < least:
+            raise BadInput(
+                f"{method.name} reads {name} ({TERMS[name].meaning}), which takes other pairs of the batch; write "
+                f"--batch-size {least} or more"
+            )
+    if config.update and method.rows:
+        shaping = ", ".join(one.name for one in method.shapings if one.shaping.rows)
         raise BadInput(
-            "--update follows the responses' own log-probabilities, and with token-mask the recorded gradients are "
-            "those of the masked ones; leave --update off"
+            f"--update follows the responses' own log-probabilities, and with {shaping} the recorded gradients are "
+            f"those of others ({TERMS[method.rows].meaning}); leave --update off"
         )
     if config.sft_objective != RunConfig().sft_objective and not config.sft_steps:
         raise BadInput(
@@ -142,18 +140,13 @@ def check_processes(config: RunConfig, method: Method, processes: Processes) -> 
         )
     if processes.sharded and config.tokens_every:
         raise BadInput("--tokens-every reads whole weights, and --parallel fsdp2 splits them; write --parallel ddp")
-    if processes.sharded and (method.normalised or method.masked):
-        names = ", ".join(one.name for one in method.shapings)
+    own = [one.name for one in (method.reweighting, method.learned) if one is not None]
+    if processes.sharded and own:
+        names = ", ".join(own)
         raise BadInput(
             f"--parallel fsdp2 splits every parameter, and {names} needs whole gradients of its own making; "
             "write --parallel ddp"
         )
-
-
-def fitting_length(config: RunConfig, model: nn.Module) -> int:
-    """``max_length``, but no more than the model's positions."""
-    known = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
-    return min(config.max_length, known) if isinstance(known, int) and known > 0 else config.max_length
 
 
 def split(pairs: list[EncodedPair], share: float, seed: int) -> tuple[list[EncodedPair], list[EncodedPair]]:
@@ -177,27 +170,27 @@ def manifest_of(setup: Setup) -> dict[str, Any]:
             "parameters": sum(n for n, _ in sizes),
             "trained_parameters": sum(n for n, trained in sizes if trained),
         },
-        "data": {"name": config.data, "pairs": len(setup.pairs), "held_out": len(setup.held_out)},
+        "data": {"name": config.data, "pairs": len(setup.pairs), "held_out": len(setup.held_out)}
+        | setup.data.manifest(),
         "objective": {
             "name": setup.method.name,
             "hyper": setup.method.hyper,
             "shaping": [{"name": one.name, "options": one.options} for one in setup.method.shapings],
+            "score": setup.method.score.as_manifest,
         },
         "processes": {"count": setup.processes.count, "parallel": setup.processes.kind or None},
-        "skipped_rows": [dataclasses.asdict(row) for row in setup.skipped],
+        "skipped_rows": skipped_rows(setup.data.skipped),
         "versions": {"dyn_probe": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
     }
 
 
-def example_rows(pairs: list[EncodedPair]) -> list[dict[str, str]]:
-    """The ``examples`` table: each pair as text."""
+def example_rows(pairs: list[EncodedPair], tokenizer: Any) -> list[dict[str, str]]:
+    """The ``examples`` table: each pair as text, as it was measured."""
+    texts = (measured_texts(pair, tokenizer) for pair in pairs)
     return [
         {
-            "pair_id": pair.pair_id,
-            "prompt": plain_text(pair.text.prompt),
-            "chosen": plain_text(pair.text.chosen),
-            "rejected": plain_text(pair.text.rejected),
+            "pair_id": pair.pair_id, "prompt": prompt, "chosen": chosen, "rejected": rejected,
             "source": pair.text.source,
         }
-        for pair in pairs
-    ]
+        for pair, (prompt, chosen, rejected) in zip(pairs, texts, strict=True)
+    ]  # fmt: skip

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from dyn_probe.certify import TOLERANCES
+from dyn_probe.data.encoding import EncodedPair
+from dyn_probe.engine.certificate import TOLERANCES
+from dyn_probe.objectives import SUPERVISED
 from dyn_probe.probe import Probe
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import restore, save_checkpoint
 from dyn_probe.train.display import Display
-from dyn_probe.train.encode import EncodedPair
-from dyn_probe.train.objective import make_token_mask
+from dyn_probe.train.objective import learned_module
 from dyn_probe.train.parallel import full_state, full_weights, load_full_state, shard
 from dyn_probe.train.reference import Reference, live_reference, precomputed_reference
 from dyn_probe.train.run import Run, WarmStart
@@ -38,7 +39,7 @@ def start_run(
         reference = resumed_reference(setup, state)
     if processes.sharded and reference is not None and reference.model is not None:
         shard(reference.model)
-    mask = make_token_mask(setup.method, model)
+    mask = learned_module(setup.method, model)
     module = processes.wrapped(model)
     optimizer = make_optimizer(config, [*model.parameters(), *(mask.parameters() if mask else ())], config.lr or 0.0)
     first = 0 if state is None else resume(state, model, optimizer, mask, processes.sharded)
@@ -49,12 +50,18 @@ def start_run(
         every=config.every,
         gram_every=config.gram_every,
         tolerance=TOLERANCES[torch.bfloat16] if config.dtype == "autocast" else None,
-        separate=setup.method.around_logps,
+        separate=setup.method.around,
+        micro_batches=config.gradient_accumulation,
         update=config.update,
         certify=state is None,
         rank=processes.rank,
+        keep_rows=False,
     )
-    return Run(setup, writer, display, module, probe, optimizer, reference, mask, first)
+    begun = {} if state is None else held_out_start(state)
+    memory = {} if state is None else state.get("memory", {})
+    return Run(
+        setup, writer, display, module, probe, optimizer, reference, mask, first, held_out_start=begun, memory=memory
+    )  # fmt: skip
 
 
 def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart | None) -> None:
@@ -67,7 +74,7 @@ def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart
     else:
         reading = reading_pairs(setup.tokenizer) if config.pretrain_steps else []
         stages = (
-            ("reading", reading, "sft", config.pretrain_steps, READING_RATE),
+            ("reading", reading, SUPERVISED, config.pretrain_steps, READING_RATE),
             ("SFT", setup.pairs, config.sft_objective, config.sft_steps, config.sft_lr),
         )
         for title, pairs, objective, steps, lr in stages:
@@ -89,9 +96,9 @@ def _stage(
 def make_reference(setup: Setup, display: Display) -> Reference | None:
     """The reference policy: the policy as it is now."""
     config, model = setup.config, setup.model
-    if not setup.method.needs_reference:
+    if not setup.method.objective.needs_reference:
         return None
-    if setup.method.needs_live_reference or not config.precompute_reference:
+    if setup.method.live_reference or not config.precompute_reference:
         return live_reference(model, setup.autocast)
     used = pairs_used(setup)
     with display.bar("reference   ", len(used)) as advance:
@@ -113,7 +120,7 @@ def pairs_used(setup: Setup) -> list[EncodedPair]:
 
 def resumed_reference(setup: Setup, state: dict[str, Any]) -> Reference | None:
     """The reference of the run that is resumed: its table, or the weights it had."""
-    if not setup.method.needs_reference:
+    if not setup.method.objective.needs_reference:
         return None
     if "reference_model" in state:
         reference = live_reference(setup.model, setup.autocast)
@@ -121,6 +128,12 @@ def resumed_reference(setup: Setup, state: dict[str, Any]) -> Reference | None:
         reference.model.load_state_dict(state["reference_model"])
         return reference
     return Reference({k: (v[0], v[1]) for k, v in state["reference"].items()}, None, setup.autocast)
+
+
+def held_out_start(state: dict[str, Any]) -> dict[str, tuple[float, float]] | None:
+    """What the held-out pairs were at the start of the run that is resumed; None where its checkpoint does not say."""
+    known = state.get("held_out_start")
+    return None if known is None else {pair: (values[0], values[1]) for pair, values in known.items()}
 
 
 def resume(
@@ -145,6 +158,11 @@ def checkpoint(run: Run, done: int) -> None:
         more["reference_model"] = full_weights(twin) if sharded else twin.state_dict()
     elif run.reference is not None:
         more["reference"] = {k: list(v) for k, v in run.reference.table.items()}
+    if run.memory:
+        more["memory"] = dict(run.memory)
+    if run.held_out_start is not None:
+        parts = run.setup.processes.gathered(run.held_out_start)
+        more["held_out_start"] = {pair: list(values) for part in parts for pair, values in part.items()}
     states = full_state(model, optimizer) if sharded else (model.state_dict(), optimizer.state_dict())
     if run.setup.processes.first:
         with run.writer.surviving():

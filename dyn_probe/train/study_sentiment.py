@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dyn_probe.data.sentiment import read_statements
+from dyn_probe.data.styles import STYLES
 from dyn_probe.errors import BadInput
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.loop import record
-from dyn_probe.train.sentiment import STYLES, read_statements
 from dyn_probe.train.setup import prepare
 from dyn_probe.train.warmup import reading_pairs, supervised_stage
 
@@ -46,7 +47,7 @@ class Study:
         if self.seeds < 1:
             raise BadInput(f"--seeds wants 1 or more; got {self.seeds}")
         if self.statements:
-            read_statements(Path(self.statements))
+            read_statements(self.statements)
 
 
 Progress = Callable[[str], None]

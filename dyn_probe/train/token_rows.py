@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from dyn_probe.gram.tokens import TokenGram, token_gram
-from dyn_probe.train.batches import collate
-from dyn_probe.train.encode import EncodedPair
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair
+from dyn_probe.data.token_text import token_strings
+from dyn_probe.engine.tokens import TokenGram, token_gram
 from dyn_probe.train.setup import Setup
 
 if TYPE_CHECKING:
@@ -59,16 +60,3 @@ def token_rows(step: int, pair_id: str, gram: TokenGram, tokenizer: Any) -> list
         }
         for side, rows, columns, inner, cosine in sides
     ]
-
-
-def token_strings(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Each token as the text it stands for, its leading space included; the vocabulary's own name where it stands for
-    no text of its own (part of a character)."""
-    return [_string(tokenizer, i, str(name)) for i, name in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)]
-
-
-def _string(tokenizer: Any, token: int, name: str) -> str:
-    if name.startswith("▁"):  # sentencepiece decodes a lone token without its space
-        return name.replace("▁", " ")
-    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-    return name if not text or "\ufffd" in text else text

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.data.answers import corpus
+from dyn_probe.data.collating import collate
+from dyn_probe.data.encoding import EncodedPair, encode_pairs
+from dyn_probe.data.records import PreferencePair
 from dyn_probe.errors import Diverged
-from dyn_probe.objectives import Terms, pair_loss
+from dyn_probe.objectives import OBJECTIVES, Terms, pair_loss
 from dyn_probe.pairs import PairBatch, sequence_logps
-from dyn_probe.train.answers import corpus
-from dyn_probe.train.batches import collate, step_order
-from dyn_probe.train.encode import EncodedPair, encode_pairs
-from dyn_probe.train.records import PreferencePair
+from dyn_probe.train.batches import step_order
 from dyn_probe.train.schedule import set_rate
 from dyn_probe.train.setup import Setup
 
@@ -35,9 +36,10 @@ def supervised_stage(
     lr: float,
     progress: Callable[[float], None],
 ) -> float:
-    """Train ``steps`` steps on the ``sft`` or ``extended_sft`` objective with AdamW and a falling learning rate.
+    """Train ``steps`` steps with AdamW and a falling learning rate.
 
     Args:
+        objective: a warm-up stage.
         progress: called with the loss after every step.
 
     Returns:
@@ -47,7 +49,7 @@ def supervised_stage(
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     size, value = min(BATCH, len(pairs)), 0.0
     own = max(1, setup.config.batch_size // setup.processes.count)  # every process does the whole warm-up
-    part = own * (1 if objective == "extended_sft" else 2)
+    part = own * (1 if OBJECTIVES[objective].reads_rejected else 2)
     for step in range(steps):
         set_rate(optimizer, lr * (1 - step / steps))
         chosen = [pairs[i] for i in step_order(len(pairs), size, step, setup.config.seed)]
@@ -74,7 +76,7 @@ def _backward(setup: Setup, pairs: Sequence[EncodedPair], objective: str, size: 
 
 def rows_of(model: nn.Module, batch: PairBatch, objective: str) -> Tensor:
     """``[2B]`` log-probabilities; where only chosen is trained, from a forward of the chosen rows alone."""
-    if objective == "extended_sft":
+    if OBJECTIVES[objective].reads_rejected:
         return sequence_logps(model, batch)
     half = batch.pairs
     one = _Half(batch.input_ids[:half], batch.attention_mask[:half], batch.response_mask[:half])

@@ -50,19 +50,27 @@ def compare_log_probs(traces: Traces) -> Figure:
 
 
 def compare_margin(traces: Traces) -> Figure:
-    """Shows: median margin (left) and accuracy (right) over steps, one line per run.
+    """Shows: median margin of the log-ratios (left), the share of pairs in which it is above 0 (middle), and the
+    share that each run's own score orders right (right) over steps, one line per run. A log-ratio is a − r_w and
+    b − r_l; in a run without a reference the change since the pair was first recorded.
 
-    How to read: runs that differ here by little can differ a lot in the log-probabilities above.
+    How to read: the left and the middle panel compare runs of any objective; the right one says how far each
+    objective has got by what it compares itself, and no two objectives by it. Runs that differ here by little
+    can differ a lot in the log-probabilities above.
 
     Needs: log-probabilities.
     """
-    figure, (left, right) = new_figure(2, height=3.0)
-    name_panel(left, "Margin", "nats per sequence")
+    figure, (left, middle, right) = new_figure(3, height=3.0)
+    name_panel(left, "Log-ratio margin", "nats per sequence")
     rule(left, 0)
-    _overlay(left, traces, derived.margin, _median)
-    name_panel(right, "Accuracy", "share of pairs")
-    right.set_ylim(-0.02, 1.02)
-    _overlay(right, traces, lambda pairs: _is(derived.margin(pairs), lambda value: value > 0), Bins.means)
+    _overlay(left, traces, derived.log_ratio_margin, _median)
+    for ax, title, margin in (
+        (middle, "Log-ratio accuracy", derived.log_ratio_margin),
+        (right, "Accuracy by own score", derived.margin),
+    ):
+        name_panel(ax, title, "share of pairs")
+        ax.set_ylim(-0.02, 1.02)
+        _overlay(ax, traces, partial(_positive, margin), Bins.means)
     return figure
 
 
@@ -132,6 +140,11 @@ def _overlay(ax: Axes, traces: Traces, values: Callable[[pd.DataFrame], Floats],
 
 def _median(bins: Bins, values: Floats) -> Floats:
     return bands(bins, values)[:, 2]
+
+
+def _positive(margin: Callable[[pd.DataFrame], Floats], pairs: pd.DataFrame) -> Floats:
+    """1 where the margin is above 0, 0 where not, NaN where it is not known [rows]."""
+    return _is(margin(pairs), lambda value: value > 0)
 
 
 def _is(values: Floats, test: Callable[[Floats], np.ndarray]) -> Floats:

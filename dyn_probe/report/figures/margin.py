@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def margin(trace: Trace) -> Figure:
-    """Shows: the margin (a − r_w) − (b − r_l) (a − b without a reference), the accuracy (share of pairs
-    whose margin is above 0) and the loss per pair. Line: median (accuracy: share); band: middle half of
-    the pairs.
+    """Shows: the margin score_chosen − score_rejected, where a score is what the objective compares of a
+    response (run.json names it; traces without scores: log-ratios, or log-probabilities where there is no
+    reference), the accuracy (share of pairs whose margin is above 0) and the loss per pair. Line: median
+    (accuracy: share); band: middle half of the pairs.
 
     How to read: these three curves look healthy in almost every run, also in one in which the chosen
     response becomes less and less probable: the margin grows whenever rejected falls faster. Read them
@@ -33,8 +34,7 @@ def margin(trace: Trace) -> Figure:
         return empty_figure("Margin, accuracy, loss", lack)
     figure, (left, middle, right) = new_figure(3, height=2.9)
     bins, value = step_bins(trace.pairs), derived.margin(trace.pairs)
-    reference = recorded(trace.pairs, "ref_logp_chosen")
-    name_panel(left, "Margin" if reference else "Margin a − b (no reference)", "nats per sequence")
+    name_panel(left, *margin_words(trace))
     rule(left, 0)
     draw_bands(left, bins, [Curve("", value, NEUTRAL)])
     name_panel(middle, "Accuracy", "share of pairs")
@@ -46,3 +46,12 @@ def margin(trace: Trace) -> Figure:
     name_panel(right, "Loss", "nats per pair")
     draw_bands(right, bins, [Curve("", numbers(trace.pairs, "loss"), NEUTRAL)])
     return figure
+
+
+def margin_words(trace: Trace) -> tuple[str, str]:
+    """Title and unit of the margin: what the objective compares of a response, where the trace says it."""
+    score = trace.about.objective.score
+    if score and recorded(trace.pairs, "score_chosen"):
+        return f"Margin of {score.formula or '—'}", (score.unit or "—").replace("/", " per ")
+    known = recorded(trace.pairs, "ref_logp_chosen")
+    return ("Margin", "nats per sequence") if known else ("Margin a − b (no reference)", "nats per sequence")

@@ -32,7 +32,7 @@ def predicted(trace: Trace) -> Figure:
     of the batch move this one. Points beyond the 1st and 99th percentile are drawn on the border;
     where the tails are long the axes are logarithmic beyond the median size.
 
-    Needs: realised changes; the middle panel the full Gram of the batch, the right one --update.
+    Needs: realised changes; the middle panel the batch's prediction (--gram-every), the right one --update.
     """
     figure, axes = new_figure(3, height=3.9, width=12.6)
     kinds = (("predicted", "Each pair alone"), ("batch", "Whole batch"), ("update", "The optimizer's update"))

@@ -31,7 +31,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
 
 def shaping(trace: Trace) -> Figure:
     """Shows: the coefficients by which gradient shaping changed the pulls: gate and its statistic
-    (Gate-DPO), ρ (AdaDPO), normalisers (pairwise-normalised updates), mean token masks. Line: median;
+    (Gate-DPO), ρ (AdaDPO), normalisers (pairwise-normalised updates, rc), mean token masks. Line: median;
     band: middle half of the pairs.
 
     How to read: at 1 a factor leaves the objective as it is. A gate near 0 has switched the rejected

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dyn_probe.report.verdicts import (
     cases,
+    data_read,
     gradients,
     mass_went,
     movement,
@@ -58,7 +59,8 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
         status.certificate,
         status.law1,
         status.fallbacks,
-        status.skipped,
+        data_read.left_out,
+        data_read.tokens,
         status.torn,
         status.damaged,
         status.unwritten,

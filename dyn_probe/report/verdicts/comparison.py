@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SPOKEN = (
     ("logp_per_token_chosen", "chosen", "nats/token"),
     ("logp_per_token_rejected", "rejected", "nats/token"),
-    ("margin", "the margin", "nats/sequence"),
+    ("log_ratio_margin", "the log-ratio margin", "nats/sequence"),
 )
 SAME = ("model", "data")
 """Fields of run.json whose names should agree."""

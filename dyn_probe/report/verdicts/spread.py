@@ -48,9 +48,9 @@ def concentration(trace: Trace) -> list[Verdict]:
 
 
 def length(trace: Trace) -> list[Verdict]:
-    """Whether the margin follows the difference in length."""
+    """Whether the log-ratio margin follows the difference in length."""
     gap = numbers(trace.pairs, "len_chosen") - numbers(trace.pairs, "len_rejected")
-    margin, parts = derived.learned_margin(trace.pairs), tenths(trace.pairs)
+    margin, parts = derived.log_ratio_margin(trace.pairs), tenths(trace.pairs)
     last = np.ones(len(gap), bool) if parts is None else parts.last
     now, n = spearman(gap[last], margin[last]), int((np.isfinite(gap) & np.isfinite(margin))[last].sum())
     if np.isnan(now) or n < 20:
@@ -62,15 +62,14 @@ def length(trace: Trace) -> list[Verdict]:
     effect = (f"pairs with a {kind} chosen response have the larger margin") if strong else "no clear length bias"
     longer, typical = share(finite(gap[last]) > 0), median(gap[last])
     sentence = (
-        f"The margin's rank correlation with the length difference n_w − n_l is {signed(now, 2)} at the "
+        f"The log-ratio margin's rank correlation with the length difference n_w − n_l is {signed(now, 2)} at the "
         f"end{early}: {effect} ({n} rows; chosen is longer in {percent(longer)}, median difference "
         f"{signed(typical)} tokens)."
     )
     return say(
         "note" if strong else "ok",
         sentence,
-        "Spearman's ρ of n_w − n_l with (a − r_w) − (b − r_l) (without a reference: with the change "
-        "of a − b since the "
+        "Spearman's ρ of n_w − n_l with (a − r_w) − (b − r_l) (without a reference: with the change of a − b since the "
         "pair was first recorded), last tenth of the steps",
         Number("rank correlation of margin and n_w − n_l", now, "1"),
         Number("rows with chosen longer", longer, "share"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from dyn_probe.report.frames import finite, numbers, share
 from dyn_probe.report.needs import missing, remedy
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
-from dyn_probe.trace.manifest import CertificateInfo
+from dyn_probe.trace.run_fields import CertificateInfo
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -97,22 +96,6 @@ def fallbacks(trace: Trace) -> list[Verdict]:
         "separate_backward in the table pairs",
         Number("rows with a separate backward", rows, "rows"),
         Number("share of all rows", part, "share"),
-    )
-
-
-def skipped(trace: Trace) -> list[Verdict]:
-    """Data rows that were left out, by reason."""
-    rows = trace.about.skipped_rows
-    if not rows:
-        return []
-    reasons = Counter(row.reason or "no reason given" for row in rows)
-    words = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
-    more = "; …" if len(reasons) > 3 else ""
-    return say(
-        "note",
-        f"{count(len(rows), 'row')} of the data skipped: {words}{more}.",
-        "skipped_rows in run.json",
-        Number("skipped rows", len(rows), "rows"),
     )
 
 

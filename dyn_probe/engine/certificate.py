@@ -1,0 +1,178 @@
+"""The recorder certifies itself: one pair again, by plain autograd, on the very graph that is being trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.engine.uses import is_split, trained_parameters
+from dyn_probe.errors import CertificationError
+
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""Largest error of a parameter's contribution, relative to the product of the two whole-model norms. (Models computed
+in float64 still run their norms and softmax in float32, as written; hence no less than 1e-6.)"""
+
+
+def tolerance_for(model: nn.Module, autocast: bool) -> float:
+    """The tolerance of the coarsest arithmetic among the trained parameters (and autocast)."""
+    found = {p.dtype for p in trained_parameters(model).values()}
+    return max([TOLERANCES.get(d, 5e-2) for d in found] + ([TOLERANCES[torch.bfloat16]] if autocast else []))
+
+
+def plain_products(model: nn.Module, chosen: Tensor, rejected: Tensor, reentrant: bool = False) -> dict[str, Tensor]:
+    """``{parameter: [‖g_w‖², ‖g_l‖², ⟨g_w, g_l⟩]}`` of two log-probabilities by plain autograd; the graph is kept.
+
+    Args:
+        reentrant: the graph holds reentrant checkpoints, which refuse ``autograd.grad``: a plain backward runs in its
+            place, with the parameters' gradients put aside.
+    """
+    named = trained_parameters(model)
+    sides = [_plain_gradients(named, logp, reentrant) for logp in (chosen, rejected)]
+    products = {}
+    for name, left, right in zip(named, *sides, strict=True):
+        products[name] = torch.stack([_dot(left, left), _dot(right, right), _dot(left, right)])
+    return products
+
+
+def _plain_gradients(named: dict[str, nn.Parameter], logp: Tensor, reentrant: bool) -> list[Tensor | None]:
+    parameters = list(named.values())
+    if not reentrant:
+        return list(torch.autograd.grad(logp, parameters, retain_graph=True, allow_unused=True))
+    aside = [p.grad for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = None
+        logp.backward(retain_graph=True)
+        return [p.grad for p in parameters]
+    finally:
+        for p, grad in zip(parameters, aside, strict=True):
+            p.grad = grad
+
+
+def _dot(left: Tensor | None, right: Tensor | None, step: int = 1 << 22) -> Tensor:
+    """Inner product on the CPU, in float64 without a float64 copy of the whole; a missing gradient is 0."""
+    if left is None or right is None:
+        return torch.zeros((), dtype=torch.float64)
+    left, right = left.flatten(), right.flatten()
+    total = torch.zeros((), dtype=torch.float64, device=left.device)
+    for i in range(0, left.numel(), step):
+        total += left[i : i + step].double() @ right[i : i + step].double()
+    return total.cpu()
+
+
+def law_one(model: nn.Module, gram: Tensor, coefficients: Tensor) -> float:
+    """``|cᵀKc − ‖∇loss‖²| / ‖∇loss‖²`` (law 1 of docs/notation.md); call it before anything touches the gradients.
+
+    Args:
+        gram: ``K [2B, 2B]``.
+        coefficients: ``c [2B]`` ``∂loss/∂(row log-probability)``.
+    """
+    grads = [p.grad for p in trained_parameters(model).values() if p.grad is not None]
+    sizes = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
+    total = sum(float(size) ** 2 for size in sizes)
+    predicted = float(coefficients @ gram @ coefficients)
+    return abs(predicted - total) / total if total > 0 else abs(predicted)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The self-check's outcome: largest relative error, and the parameters above tolerance."""
+
+    max_relative_error: float
+    tolerance: float
+    wrong: tuple[tuple[str, float], ...]
+    parameters: int
+
+    def as_manifest(self) -> dict[str, Any]:
+        """For ``run.json``."""
+        return {
+            "max_relative_error": self.max_relative_error,
+            "tolerance": self.tolerance,
+            "pairs": 1,
+            "parameters": self.parameters,
+            "method": "one pair again by plain autograd, per parameter, on the graph of the first recorded step",
+        }
+
+    def require(self) -> None:
+        """Raise with the list of parameters that disagree.
+
+        Raises:
+            CertificationError: at least one parameter is above tolerance.
+        """
+        if self.wrong:
+            listed = "\n  ".join(f"{name}: relative error {error:.2e}" for name, error in self.wrong)
+            raise CertificationError(
+                f"the recorder and plain autograd disagree by more than {self.tolerance:.0e}, so nothing is recorded. "
+                "If the loss reaches the model by another way than the log-probabilities given to probe.pairs, "
+                "use Probe(..., separate=True); otherwise the model uses these parameters in a way that no rule "
+                f"explains. Parameters that disagree:\n  {listed}"
+            )
+
+
+def _own_error(recorded: Tensor, plain: Tensor, scale: Tensor, tolerance: float) -> Tensor:
+    """Whether a parameter is off by its own measure: a small one may be wrong by all of itself and not show in the sum.
+
+    Ten tolerances of its own size, plus rounding of the whole.
+    """
+    own = torch.stack([plain[0], plain[1], (plain[0] * plain[1]).clamp(min=0).sqrt()])
+    return ((recorded - plain).abs() > 10 * tolerance * own + 1e-3 * tolerance * scale).any()
+
+
+def compare(recorded: dict[str, Tensor], plain: dict[str, Tensor], tolerance: float) -> Certificate:
+    """Hold ``{parameter: [3]}`` against the plain twin; errors relative to the product of the two norms."""
+    total = torch.stack([v.cpu() for v in plain.values()]).sum(0).clamp(min=1e-300)
+    scale = torch.stack([total[0], total[1], (total[0] * total[1]).sqrt()])
+    errors = {
+        name: float(((recorded[name].cpu() - value.cpu()).abs() / scale).nan_to_num(float("inf")).max())
+        for name, value in plain.items()
+    }
+    summed = torch.stack([recorded[n].cpu() - v.cpu() for n, v in plain.items()]).sum(0).abs() / scale
+    worst = max(*errors.values(), float(summed.nan_to_num(float("inf")).max()))
+    lost = {n for n, value in plain.items() if bool(_own_error(recorded[n].cpu(), value.cpu(), scale, tolerance))}
+    wrong = sorted(((n, e) for n, e in errors.items() if e > tolerance or n in lost), key=lambda item: -item[1])
+    if not wrong and worst > tolerance:
+        wrong = [("sum over all parameters", worst)]
+    return Certificate(worst, tolerance, tuple(wrong), len(plain))
+
+
+class SelfCheck:
+    """The check of one run's first recorded step: by plain autograd before the backward, compared after it.
+
+    Args:
+        tolerance: largest relative error; None for that of the arithmetic (``TOLERANCES``).
+    """
+
+    def __init__(self, tolerance: float | None = None) -> None:
+        self.tolerance = tolerance
+        self.done = False
+        self.skipped = ""
+        """Why nothing was checked, "" where it was."""
+        self._plain: dict[str, Tensor] | None = None
+
+    def prepare(self, recording: Recording) -> None:
+        """Compute the first pair by plain autograd on the recorded graph, where the model allows it."""
+        split = is_split(recording.capture.model)
+        if split or (recording.reentrant and distributed()):
+            why = "parameters are sharded" if split else "reentrant gradient checkpointing in several processes"
+            self.done, self.skipped = True, f"{why}; run a step without it to certify"
+            return
+        assert recording.logps is not None
+        half = len(recording.logps) // 2
+        with recording.quiet():
+            model = recording.capture.model
+            self._plain = plain_products(model, recording.logps[0], recording.logps[half], recording.reentrant)
+
+    def judge(self, recording: Recording, products: Products) -> Certificate | None:
+        """Compare what was recorded; None where nothing was prepared. The check is done unless it failed."""
+        if self._plain is None:
+            return None
+        model, autocast = recording.capture.model, recording.capture.autocast
+        tolerance = tolerance_for(model, autocast) if self.tolerance is None else self.tolerance
+        first = {name: value[0] for name, value in products.pair_entries().items()}
+        found, self._plain = compare(first, self._plain, tolerance), None
+        self.done = not found.wrong
+        return found

@@ -1,0 +1,227 @@
+"""What a use of a parameter leaves behind: every row's gradient in factored form, not a matrix of the parameter's size.
+
+A row is one gradient that is compared with others: a response, or a single token. Letters: ``R`` rows, ``P`` positions,
+``p`` inputs, ``q`` outputs, ``A [R, P, p]`` a layer's inputs, ``B [R, P, q]`` its output-gradients. Where all rows
+share the same inputs (the tokens of one response do), ``A`` is ``[1, P, p]``.
+
+Every factor knows its rows' gradients one by one (``dense``), their inner products with a direction (``along``) and
+their weighted sum (``weighted``); how two factors of one parameter multiply is ``products.PRODUCTS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dyn_probe.engine.arithmetic import as32, matmul32
+from dyn_probe.engine.layout import Span
+
+
+@dataclass(eq=False)
+class Rows:
+    """What all forms have: ``grads [R, …]``, linear in the rows' gradients."""
+
+    grads: Tensor
+    form: ClassVar[str]
+
+    @property
+    def rows(self) -> int:
+        return len(self.grads)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in vars(self).values() if isinstance(t, Tensor) and t.is_floating_point())
+
+    def settled(self) -> Any:
+        """The factor without what would be made later, from parameters that have moved by then."""
+        return self
+
+    def shared(self) -> Any:
+        """The factor of rows that have the same inputs, which then are kept once."""
+        return self
+
+    def scaled(self, weights: Tensor) -> Any:
+        """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
+        return replace(self, grads=self._times(weights))
+
+    def _times(self, weights: Tensor) -> Tensor:
+        grads = as32(self.grads)
+        return grads * weights.to(grads).reshape(-1, *[1] * (grads.dim() - 1))
+
+
+@dataclass(eq=False)
+class Outer(Rows):
+    """``grad_i = Σ_t B_i[t] ⊗ A_i[t]``: the weight of a linear layer (``[q, p]``, or ``[p, q]`` if transposed).
+
+    Args:
+        grads: ``B``.
+        inputs: ``A``.
+        transposed: whether the parameter is ``[inputs, outputs]``.
+        spans: where the rows of a pair have tokens, as a hint.
+        cut: whether rows were cut to different positions, so that their inputs are never the same.
+    """
+
+    inputs: Tensor
+    transposed: bool = False
+    spans: tuple[Span, ...] = ()
+    cut: bool = False
+    form: ClassVar[str] = "outer"
+
+    def shared(self) -> Outer:
+        return self if self.cut else replace(self, inputs=self.inputs[:1])
+
+    def blocks(self, begin: int = 0, end: int | None = None) -> Tensor:
+        """``[R, outputs, p]``: the gradients themselves, for outputs from ``begin`` to ``end``."""
+        left = self.grads[:, :, begin:end].mT
+        return matmul32(left, self.inputs.expand(len(left), -1, -1))
+
+    def dense(self, row: int) -> Tensor:
+        """``[n]`` the gradient of one row."""
+        block = matmul32(self.grads[row].T, self.inputs[row if len(self.inputs) > 1 else 0])
+        return (block.T if self.transposed else block).flatten()
+
+    def along(self, direction: Tensor) -> Tensor:
+        """``[R]`` inner products with ``direction``, in the parameter's shape."""
+        matrix = direction.T if self.transposed else direction
+        return (matmul32(self.grads, matrix) * as32(self.inputs)).sum((1, 2))
+
+    def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
+        """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
+        scaled = self._times(coefficients).flatten(0, 1)
+        inputs = self.inputs.expand(self.rows, -1, -1).flatten(0, 1)
+        left, right = (inputs, scaled) if self.transposed else (scaled, inputs)
+        found = matmul32(left.T, right)
+        return found if total is None else total.add_(found)
+
+    def columns(self, row: int, ids: Tensor) -> Tensor:
+        """``[G, P, m, S]``: output-gradients ``B_i[t, x]`` of the rows ``row`` of each group, at ``ids [m, G, S]``."""
+        grads = self.grads.unflatten(0, (-1, ids.shape[1]))[row]
+        return _columns(grads, ids.transpose(0, 1))
+
+    def met(self, ids: Tensor) -> Outer:
+        """What a table that is read at ``ids [m, G, S]`` needs of this factor: its inputs and these columns of ``B``.
+
+        On a CPU every entry is kept once; elsewhere telling equal ones apart would stop the device.
+        """
+        grads, groups = self.grads.unflatten(0, (-1, ids.shape[1])), ids.transpose(0, 1)
+        if ids.device.type == "cpu":
+            entries, where = torch.unique(groups, return_inverse=True)
+            kept = grads[..., entries]
+        else:
+            where = torch.arange(groups[0].numel(), device=ids.device).view(1, *groups.shape[1:]).expand_as(groups)
+            kept = torch.stack([_columns(row, groups).flatten(2) for row in grads])
+        return MetOuter(self.grads[..., :0], self.inputs, self.transposed, (), self.cut, kept, where)
+
+
+@dataclass(eq=False)
+class MetOuter(Outer):
+    """A head after its own products: of its output-gradients only the columns at which the tied table is read.
+
+    Args:
+        kept: ``[n, G, P, U]`` the columns.
+        where: ``[G, m, S]`` the column of each position of the table's reading.
+    """
+
+    kept: Tensor | None = None
+    where: Tensor | None = None
+
+    def columns(self, row: int, ids: Tensor) -> Tensor:
+        assert self.kept is not None and self.where is not None
+        return _columns(self.kept[row], self.where)
+
+
+def _columns(grads: Tensor, ids: Tensor) -> Tensor:
+    """``[G, P, m, S]``: of ``grads [G, P, V]`` the entries ``ids [G, m, S]``."""
+    wanted = ids.flatten(1)[:, None].expand(-1, grads.shape[1], -1)
+    return grads.gather(2, wanted).unflatten(2, (ids.shape[1], -1))
+
+
+@dataclass(eq=False)
+class Lookup(Rows):
+    """``grad_i = Σ_t e_{x_i[t]} ⊗ D_i[t]``: an embedding's table ``[entries, d]`` read at ``ids [R or 1, P]``."""
+
+    ids: Tensor
+    entries: int
+    form: ClassVar[str] = "lookup"
+
+    def shared(self) -> Lookup:
+        return replace(self, ids=self.ids[:1])
+
+    def dense(self, row: int) -> Tensor:
+        """``[n]`` the gradient of one row."""
+        grads = as32(self.grads[row])
+        table = grads.new_zeros(self.entries, grads.shape[-1])
+        return table.index_add_(0, self.ids[row if len(self.ids) > 1 else 0], grads).flatten()
+
+    def along(self, direction: Tensor) -> Tensor:
+        """``[R]`` inner products with ``direction [entries, d]``."""
+        return (as32(direction[self.ids]) * as32(self.grads)).sum((1, 2))
+
+    def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
+        """``total + Σ_i c_i grad_i``; only the entries that were read change."""
+        scaled = self._times(coefficients).flatten(0, 1)
+        total = scaled.new_zeros(shape) if total is None else total
+        return total.index_add_(0, self.ids.expand(self.rows, -1).flatten(), scaled.to(total))
+
+
+@dataclass(eq=False)
+class Vector(Rows):
+    """``grad_i`` as it is, ``[R, n]``: biases, scales, and whatever the generic rule computes."""
+
+    form: ClassVar[str] = "vector"
+    step: ClassVar[int] = 1 << 30
+    """How many rows may be in memory at once."""
+
+    def take(self, rows: slice) -> Tensor:
+        """``[some, n]`` the gradients of some rows."""
+        return self.grads[rows]
+
+    def dense(self, row: int) -> Tensor:
+        """``[n]`` the gradient of one row."""
+        return as32(self.take(slice(row, row + 1))[0])
+
+    def along(self, direction: Tensor) -> Tensor:
+        """``[R]`` inner products with ``direction``."""
+        flat = as32(direction.flatten())[:, None]
+        return torch.cat([matmul32(self.take(rows), flat)[:, 0] for rows in self._parts()])
+
+    def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
+        """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
+        for part in self._parts():
+            rows = as32(self.take(part))
+            found = (coefficients[part].to(rows) @ rows).reshape(shape)
+            total = found if total is None else total.add_(found)
+        assert total is not None
+        return total
+
+    def _parts(self) -> list[slice]:
+        return [slice(i, i + self.step) for i in range(0, self.rows, self.step)]
+
+
+@dataclass(eq=False)
+class MadeVector(Vector):
+    """Rows that are made when they are asked for, since all of them together would be too large.
+
+    Args:
+        grads: empty, ``[R, 0]``.
+        make: gives one row's gradient.
+    """
+
+    make: Callable[[int], Tensor]
+    step: ClassVar[int] = 1
+
+    def take(self, rows: slice) -> Tensor:
+        return torch.stack([as32(self.make(i).flatten()) for i in range(*rows.indices(self.rows))])
+
+    def settled(self) -> Vector:
+        return Vector(self.take(slice(None)))
+
+    def scaled(self, weights: Tensor) -> MadeVector:
+        return MadeVector(self.grads, lambda i: as32(self.make(i)) * float(weights[i]))
+
+
+Factor = Outer | Lookup | Vector

@@ -1,0 +1,204 @@
+"""The generic rule: run this one module again, row by row, and pull the output-gradients back to its own parameters.
+
+Exact wherever a module treats rows independently (mixture-of-experts layers too, when they see every token); a module
+that mixes rows, or that draws random numbers, gives other outputs the second time and is refused. All rows go through
+one ``vmap`` where the module allows it, else one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.utils import _pytree as pytree
+
+from dyn_probe.engine.arithmetic import autocast_type, computing_in
+from dyn_probe.engine.factors import Factor, MadeVector, Vector
+from dyn_probe.engine.graph import graph_behind
+from dyn_probe.engine.module_copy import agree, module_copy
+from dyn_probe.engine.uses import Call
+from dyn_probe.errors import UnsupportedUse
+
+BUDGET = 1 << 28
+"""Bytes of row gradients that may be in memory at once; beyond, they are made when they are asked for."""
+
+Grads = dict[str, Tensor]
+
+
+def claims(module: nn.Module) -> bool:
+    """Any module; the check of what it computes is in ``keep``."""
+    return True
+
+
+def check(call: Call) -> bool:
+    """See that a copy with other parameters uses those and none of the module's own.
+
+    Raises:
+        UnsupportedUse: the module reaches its parameter by another way than its name, so that no copy can replace it.
+    """
+    _take_arguments(call)
+    trained = {id(p) for n, p in call.module._parameters.items() if n in call.trained}
+    own = {name: p.requires_grad_() for name, p in _own(call).items()}
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # not a checkpoint's
+        outputs = _outputs(call, _rerun(call, own, [t.detach().clone() for t in call.saved]))
+    if trained & graph_behind(*outputs).uses.keys():
+        raise UnsupportedUse(f"{call}: it holds its parameter by a second name")
+    return True
+
+
+def keep(call: Call) -> bool:
+    """Keep every tensor among the arguments, after seeing that the last row alone gives the last row's outputs."""
+    rows, length = call.layout.rows, call.layout.length
+    _take_arguments(call)
+    for output in call.outputs:
+        if not output.dim() or output.shape[0] not in (rows, rows * length):
+            raise UnsupportedUse(
+                f"{call}: wanted an output whose first dimension is the rows; got {list(output.shape)}"
+            )
+    last = [row_of(t, rows - 1, call).clone() for t in call.saved]
+    again = _outputs(call, _rerun(call, {}, last))
+    for one, output in zip(again, call.outputs, strict=True):
+        if not agree(row_of(output, rows - 1, call), one):
+            raise UnsupportedUse(
+                f"{call}: one row alone gives other outputs than in the batch (rows are mixed, or random numbers are "
+                "drawn), so its per-row gradient is not defined"
+            )
+    call.notes["uses"] = _uses(call)
+    return True
+
+
+def _uses(call: Call) -> dict[str, int]:
+    """How often this call itself uses each of the module's parameters, read off the graph between its inputs and its
+    outputs: what the whole graph has beyond that is used elsewhere."""
+    uses = graph_behind(*call.outputs, until=call.saved).uses
+    return {name: uses[id(call.module._parameters[local])] for local, name in call.use.parameters.items()}
+
+
+def _take_arguments(call: Call) -> None:
+    """The call's tensors into ``saved``, all else into ``notes``."""
+    leaves, spec = pytree.tree_flatten((call.args, dict(call.kwargs)))
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    call.saved = tuple(leaves[i] for i in tensors)
+    rest = [None if i in tensors else leaf for i, leaf in enumerate(leaves)]
+    autocast = autocast_type(call.outputs[0].device.type)
+    call.notes.update(spec=spec, tensors=tensors, rest=rest, autocast=autocast)
+
+
+def _own(call: Call) -> Grads:
+    """The module's own trained parameters, by local name, cut off from the graph."""
+    return {n: p.detach() for n, p in call.module._parameters.items() if n in call.trained and p is not None}
+
+
+def row_of(tensor: Tensor, row: int, call: Call) -> Tensor:
+    """The part of a tensor that belongs to ``row``; tensors without a row dimension as they are."""
+    rows, length = call.layout.rows, call.layout.length
+    if tensor.dim() and tensor.shape[0] == rows:
+        return tensor[row : row + 1]
+    if tensor.dim() and tensor.shape[0] == rows * length:
+        return tensor[row * length : (row + 1) * length]
+    return tensor
+
+
+def _rerun(call: Call, parameters: Grads, tensors: Sequence[Tensor]) -> Any:
+    """The module's output with ``tensors`` in the place of its tensor arguments, and ``parameters`` of its own."""
+    leaves = list(call.notes["rest"])
+    for place, tensor in zip(call.notes["tensors"], tensors, strict=True):
+        leaves[place] = tensor
+    args, kwargs = pytree.tree_unflatten(leaves, call.notes["spec"])
+    device = tensors[0].device.type if tensors else "cpu"
+    with computing_in(call.notes["autocast"], device):
+        return functional_call(module_copy(call.module), parameters, args, kwargs)
+
+
+def _outputs(call: Call, output: Any) -> list[Tensor]:
+    """The output's tensors that were tapped, in the order of ``call.outputs``."""
+    leaves = pytree.tree_leaves(output)
+    return [leaves[i] for i in call.places]
+
+
+def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> dict[str, Factor]:
+    """Every response's gradient of each trained parameter."""
+    parameters = _own(call)
+    responses = call.layout.responses
+    size = responses * sum(p.numel() * p.element_size() for p in parameters.values())
+    if size > BUDGET:
+        empty = saved[0].new_empty(responses, 0)
+        return {n: MadeVector(empty, partial(_row, call, saved, grads, {n: p}, n)) for n, p in parameters.items()}
+    found = _all_rows(call, saved, grads, parameters)
+    return {name: Vector(found[name].flatten(1)) for name in sorted(parameters)}
+
+
+def _all_rows(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], parameters: Grads) -> Grads:
+    """``{name: [responses, *shape]}``: through ``vmap`` until the module has shown that it does not allow it."""
+    assert call.claim is not None
+    if call.layout.places is None and call.claim.notes.get("vmap", True):
+        try:
+            return _mapped(call, saved, grads, parameters)
+        except Exception:  # whatever a module's own code raises under vmap; the loop behind asks the same of it
+            call.claim.notes["vmap"] = False
+    rows = [_pulled(call, parameters, *_of_response(call, saved, grads, i)) for i in range(call.layout.responses)]
+    return {name: torch.stack([row[name] for row in rows]) for name in parameters}
+
+
+def _mapped(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], parameters: Grads) -> Grads:
+    """All rows at once."""
+    there = [g for g in grads if g is not None]
+    split = [_rows_apart(t, call) for t in (*saved, *there)]
+    dims = tuple(0 if t is not original else None for t, original in zip(split, (*saved, *there), strict=True))
+    missing = [g is None for g in grads]
+
+    def one(*tensors: Tensor) -> Grads:
+        own, given = tensors[: len(saved)], iter(tensors[len(saved) :])
+        return _pulled(call, parameters, own, [None if absent else next(given) for absent in missing])
+
+    return vmap(one, in_dims=dims)(*split)
+
+
+def _rows_apart(tensor: Tensor, call: Call) -> Tensor:
+    """``[rows, …]``, each row as ``row_of`` gives it; a tensor without a row dimension is returned itself."""
+    rows, length = call.layout.rows, call.layout.length
+    if tensor.dim() and tensor.shape[0] == rows:
+        return tensor.unsqueeze(1)
+    if tensor.dim() and tensor.shape[0] == rows * length:
+        return tensor.unflatten(0, (rows, length))
+    return tensor
+
+
+def _of_response(
+    call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], response: int
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Arguments and output-gradients of one response's row, the gradients of other responses' positions set to 0."""
+    row, mask = call.layout.row_and_mask(response)
+    tensors = [row_of(t, row, call) for t in saved]
+    found: list[Tensor | None] = []
+    for grad in grads:
+        own = None if grad is None else row_of(grad, row, call)
+        if own is not None and mask is not None:
+            flat = own.reshape(call.layout.length, -1)
+            own = torch.where(mask[:, None], flat, 0).reshape(own.shape)
+        found.append(own)
+    return tensors, found
+
+
+def _pulled(call: Call, parameters: Grads, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Grads:
+    """Each parameter's gradient of ``Σ outputs · output gradients`` for one row's tensors."""
+    wanted = [i for i, grad in enumerate(grads) if grad is not None]
+
+    def run(own: Grads) -> list[Tensor]:
+        outputs = _outputs(call, _rerun(call, own, [t.clone() for t in tensors]))
+        return [outputs[i] for i in wanted]
+
+    with torch.enable_grad():
+        outputs, pull = vjp(run, parameters)  # type: ignore[misc]
+        return pull([grads[i].to(o.dtype) for i, o in zip(wanted, outputs, strict=True)])[0]  # type: ignore[union-attr]
+
+
+def _row(
+    call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], parameters: Grads, name: str, response: int
+) -> Tensor:
+    """One response's gradient of one parameter."""
+    return _pulled(call, parameters, *_of_response(call, saved, grads, response))[name]

@@ -1,0 +1,112 @@
+"""What a recorded backward leaves for later: every row's gradient in factored form, until it is dropped.
+
+With it a row's gradient can be multiplied with any direction of the parameters (the optimizer's step, its momentum),
+with other rows in any elementwise metric, and summed up with any coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.engine.factors import Factor
+from dyn_probe.engine.products import cross, gram
+
+Factors = Mapping[str, Sequence[Factor]]
+"""Parameter → the factors of its uses."""
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Factors by parameter, a part per backward.
+
+    Args:
+        parts: factors, and the weights ``[2B]`` that make their rows those of the bare log-probabilities (0 for rows
+            that belong to another part).
+    """
+
+    parts: tuple[tuple[Factors, Tensor], ...]
+
+    @property
+    def rows(self) -> int:
+        """``2B``."""
+        return len(self.parts[0][1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all factors."""
+        return sum(f.nbytes for factors, _ in self.parts for found in factors.values() for f in found)
+
+    def along(self, name: str, direction: Tensor) -> Tensor:
+        """``[2B]`` (float64) ``⟨g_i, D⟩`` over one parameter; ``D`` in the parameter's shape."""
+        total = torch.zeros(self.rows, dtype=torch.float64, device=direction.device)
+        with torch.no_grad():
+            for factors, weights in self.parts:
+                for factor in factors.get(name, ()):
+                    total += factor.along(direction).double() * weights
+        return total
+
+    def along_all(self, directions: Mapping[str, Tensor]) -> Tensor:
+        """``[2B]`` (float64) ``⟨g_i, D⟩`` over the parameters that ``directions`` names."""
+        return torch.stack([self.along(name, direction) for name, direction in directions.items()]).sum(0)
+
+    def gram(self, name: str, groups: int, metric: Tensor | None = None) -> Tensor:
+        """``[G, n, n]`` (float64) ``Σ_k P_k g_ik g_jk`` over one parameter, rows in ``G`` groups ``[n, G]``.
+
+        Args:
+            metric: ``P`` in the parameter's shape; None for 1.
+        """
+        n = self.rows // groups
+        total = torch.zeros(groups, n, n, dtype=torch.float64, device=self.parts[0][1].device)
+        with torch.no_grad():
+            for factors, weights in self.parts:
+                scale = weights.unflatten(0, (n, groups)).T
+                for answer in _grams(factors.get(name, ()), groups, metric):
+                    total += answer * scale[:, :, None] * scale[:, None, :]
+        return total
+
+    def weighted(self, name: str, coefficients: Tensor, shape: torch.Size) -> Tensor | None:
+        """``Σ_i c_i g_i`` over one parameter, in its shape; None where it had no use."""
+        total: Tensor | None = None
+        with torch.no_grad():
+            for factors, weights in self.parts:
+                total = weighted_sum(factors.get(name, ()), coefficients * weights, shape, total)
+        return total
+
+
+def _grams(factors: Sequence[Factor], groups: int, metric: Tensor | None) -> list[Tensor]:
+    """The products of one parameter's uses with themselves and with each other."""
+    answers = [gram(factor, groups, metric) for factor in factors]
+    for k, one in enumerate(factors):
+        for other in factors[k + 1 :]:
+            mixed = cross(one, other, groups, metric)
+            answers.append(mixed + mixed.mT)
+    return answers
+
+
+def weighted_sum(
+    factors: Sequence[Factor], coefficients: Tensor, shape: torch.Size, total: Tensor | None = None
+) -> Tensor | None:
+    """``total + Σ_i c_i g_i`` over the uses of one parameter."""
+    for factor in sorted(factors, key=lambda one: one.form == "lookup"):  # lookups add into what is there
+        total = factor.weighted(coefficients, total, shape)
+    return total
+
+
+def add_weighted_gradients(held: Factors, coefficients: Tensor, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Add ``Σ_i c_i g_i`` to each parameter's ``.grad``.
+
+    Args:
+        coefficients: ``c [rows]``.
+        parameters: parameter name → parameter.
+    """
+    with torch.no_grad():
+        for name, factors in held.items():
+            parameter = parameters[name]
+            total = weighted_sum(factors, coefficients, parameter.shape)
+            if total is not None:
+                total = total.to(parameter.dtype)
+                parameter.grad = total if parameter.grad is None else parameter.grad + total

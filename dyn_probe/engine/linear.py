@@ -1,0 +1,97 @@
+"""Linear layers (``torch.nn.Linear`` and GPT-2's transposed ``Conv1D``): weight and bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from dyn_probe.engine.arithmetic import as32
+from dyn_probe.engine.factors import Factor, Outer, Vector
+from dyn_probe.engine.module_copy import agree
+from dyn_probe.engine.uses import Call
+
+WIDE = 16384
+"""From this many outputs on, a layer may be a language-model head: only positions that have a gradient are kept."""
+
+
+def claims(module: nn.Module) -> bool:
+    """Linear layers by type; what a subclass computes is verified in ``check``."""
+    own = {name for name, p in module._parameters.items() if p is not None}
+    return isinstance(module, (nn.Linear, Conv1D)) and own <= {"weight", "bias"} and "weight" in own
+
+
+def check(call: Call) -> bool:
+    """Whether a subclass computes ``x Wᵀ + b``."""
+    module: Any = call.module
+    inputs = _input(call)
+    if not isinstance(inputs, Tensor) or len(call.outputs) != 1:
+        return False
+    if type(module) in (nn.Linear, Conv1D) or module.forward.__func__ is nn.Linear.forward:
+        return True
+    return agree(call.outputs[0], F.linear(inputs, module.weight, module.bias))
+
+
+def keep(call: Call) -> bool:
+    """Keep the input."""
+    inputs = _input(call)
+    if not isinstance(inputs, Tensor) or len(call.outputs) != 1:
+        return False
+    call.layout.by_row(inputs)
+    call.saved = (inputs,) if "weight" in call.trained else ()
+    return True
+
+
+def _input(call: Call) -> Any:
+    return call.args[0] if call.args else call.kwargs.get("input")
+
+
+def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> dict[str, Factor]:
+    """Weight as an outer product of input and output-gradient, bias as the sum of output-gradients."""
+    assert grads[0] is not None
+    outputs = call.layout.by_response(grads[0])
+    found: dict[str, Factor] = {}
+    if "weight" in call.trained:
+        inputs = call.layout.by_response(saved[0])
+        cut = False
+        if outputs.shape[-1] >= WIDE:
+            inputs, outputs, cut = live(inputs, outputs)
+        whole = outputs.shape[1] == call.layout.length
+        found["weight"] = Outer(
+            outputs, inputs, isinstance(call.module, Conv1D), call.layout.spans if whole and not cut else (), cut
+        )
+    if "bias" in call.trained:
+        found["bias"] = Vector(summed(as32(outputs)))
+    return found
+
+
+def summed(outputs: Tensor) -> Tensor:
+    """``[rows, q]`` sums over positions, as a product with ones (twice as fast as ``sum`` for wide layers)."""
+    return torch.bmm(outputs.new_ones(outputs.shape[0], 1, outputs.shape[1]), outputs).squeeze(1)
+
+
+def live(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """``(A, B)`` at each row's positions from the first to the last that has a gradient, filled up with zeros, and
+    whether these are different positions in different rows.
+
+    A head has a gradient only where a response token is predicted. On a GPU finding these positions would stop the
+    device, so all are kept there.
+    """
+    if outputs.device.type != "cpu":
+        return inputs, outputs, False
+    alive = ~((outputs.amax(-1) == 0) & (outputs.amin(-1) == 0))  # NaN counts as alive
+    positions = torch.arange(alive.shape[1])
+    first = torch.where(alive, positions, alive.shape[1] - 1).amin(1)
+    last = torch.where(alive, positions, 0).amax(1)
+    width = int((last - first).amax().clamp(min=0)) + 1
+    if bool((first == first[0]).all()):
+        cut = slice(int(first[0]), int(first[0]) + width)
+        return inputs[:, cut], outputs[:, cut], False
+    at = first[:, None] + torch.arange(width)
+    rows, beyond = torch.arange(len(at))[:, None], (at > last[:, None])[..., None]
+    at = at.clamp(max=alive.shape[1] - 1)
+    return inputs[rows, at], outputs[rows, at].masked_fill(beyond, 0), True

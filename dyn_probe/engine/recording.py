@@ -1,0 +1,286 @@
+"""One recorded batch: from the training backward itself to the inner products of the bare log-probabilities.
+
+A tensor hook on the log-probabilities catches ``c = ∂loss/∂(row log-probability)``. What the taps then see of row i is
+``c_i`` times the gradient of its log-probability, so the answers are divided by ``c_i c_j``. Where ``c_i`` is zero or
+too small to divide by, or differs between a row's tokens, that pair is measured by a separate backward, started before
+the training backward goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.engine.assembly import Assembly, pair_columns
+from dyn_probe.engine.coverage import check_hidden
+from dyn_probe.engine.held import Held, add_weighted_gradients
+from dyn_probe.engine.passes import backward_only, explained, refuse_missed
+from dyn_probe.engine.tap import Capture
+from dyn_probe.engine.uses import Call, Claims, is_split, trained_parameters
+from dyn_probe.errors import BadInput
+
+SMALLEST = {torch.float64: 1e-100, torch.float32: 1e-18, torch.bfloat16: 1e-18}
+"""Coefficients below this are not divided by, by the type that the gradient was computed in (float16: 1e-3)."""
+UNEQUAL = 1e-5
+"""A row's tokens have one coefficient if they differ by no more than this share of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """What one batch gave, on the CPU in float64.
+
+    Args:
+        by_parameter: name → ``[B, 3]`` (``‖g_w‖²``, ``‖g_l‖²``, ``⟨g_w,g_l⟩``), or ``[2B, 2B]`` if ``full``.
+        coefficients: ``[2B]`` ``∂loss/∂(row log-probability)``.
+        separate: ``[B]`` pairs that were measured by a separate backward.
+        full: whether ``by_parameter`` holds full Grams.
+    """
+
+    by_parameter: dict[str, Tensor]
+    coefficients: Tensor
+    separate: Tensor
+    full: bool
+
+    @property
+    def gram(self) -> Tensor | None:
+        """``K [2B, 2B]``, where the full Gram was recorded."""
+        return torch.stack(list(self.by_parameter.values())).sum(0) if self.full else None
+
+    def pair_entries(self) -> dict[str, Tensor]:
+        """Name → ``[B, 3]``."""
+        return {n: pair_entries(v) for n, v in self.by_parameter.items()} if self.full else self.by_parameter
+
+
+def pair_entries(gram: Tensor) -> Tensor:
+    """``[B, 3]`` from ``[2B, 2B]``: ``K[w,w], K[l,l], K[w,l]`` of each pair."""
+    half = len(gram) // 2
+    grouped = gram.unflatten(0, (2, half)).unflatten(2, (2, half)).diagonal(dim1=1, dim2=3)
+    return pair_columns(grouped.permute(2, 0, 1))
+
+
+class Recording:
+    """Taps on ``model`` for one forward and backward over ``2B`` responses ``[chosen; rejected]``.
+
+    Args:
+        full: record the full Gram.
+        separate: measure every pair by a separate backward.
+        claims: what earlier recordings found out about the modules.
+        hold: keep what ``along`` needs until the recording is dropped.
+        segments: ``[rows, length]`` response of each position, where rows are packed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        full: bool = False,
+        separate: bool = False,
+        claims: Claims | None = None,
+        hold: bool = False,
+        segments: Tensor | None = None,
+    ) -> None:
+        self.full, self.separate, self.hold = full, separate, hold
+        self.capture = Capture(model, self._receive, claims, segments)
+        self.logps: Tensor | None = None
+        self.reentrant = False
+        self._mask: Tensor | None = None
+        self._active: Assembly | None = None
+        self._training: Assembly | None = None
+        self._apart: Assembly | None = None
+        self._coefficients: Tensor | None = None
+        self._bad: Tensor | None = None
+        self._found: dict[str, Tensor] | None = None
+        self._nested = False
+        self._smallest = 0.0
+        self._handle: Any = None
+
+    def __enter__(self) -> Recording:
+        self.capture.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self.capture.__exit__()
+        self.logps = self._active = self._training = self._apart = self._found = self._mask = None
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Backwards that run inside are no concern of this recording."""
+        was, self._nested = self._nested, True
+        try:
+            yield
+        finally:
+            self._nested = was
+
+    def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        if self._active is not None:
+            self._active.receive(call, saved, grads)
+
+    @property
+    def coefficients(self) -> Tensor:
+        """``[2B]`` (float64, on the device) ``∂loss/∂(row log-probability)``, once the backward has run."""
+        assert self._coefficients is not None
+        return self._coefficients
+
+    def watch(self, logps: Tensor, mask: Tensor | None = None) -> None:
+        """Take the very log-probabilities that the loss is computed from.
+
+        Args:
+            logps: ``[2B]`` sums over response tokens, or ``[2B, L]`` token by token.
+            mask: ``[2B, L]`` response tokens, with ``logps [2B, L]``.
+
+        Raises:
+            BadInput: they have another shape or carry no gradient.
+            UnsupportedUse: the model uses a parameter in a way that no rule explains.
+        """
+        self.capture.check()
+        rows = self.capture.layout.responses
+        fits = logps.shape == (rows,) if mask is None else logps.shape == mask.shape and len(logps) == rows
+        if not fits or rows % 2:
+            raise BadInput(
+                f"probe.pairs wants the [2B] sequence log-probabilities of the {rows} rows that the model was called "
+                f"with, B chosen and then B rejected; got {list(logps.shape)}"
+            )
+        if logps.grad_fn is None:
+            raise BadInput("probe.pairs wants log-probabilities that carry a gradient; these are detached")
+        self.logps = logps if mask is None else (logps * mask).sum(1)
+        self._mask = None if mask is None else mask.bool()
+        with self.quiet():
+            graph = explained(self.capture, self.logps)
+        self.reentrant, self._smallest = graph.reentrant, self._smallest_of(graph.dtypes)
+        self._handle = logps.register_hook(self._on_gradient)
+
+    def _on_gradient(self, gradient: Tensor) -> None:
+        if self._nested:
+            return
+        if self._coefficients is not None:
+            raise BadInput("the recorded log-probabilities were backpropagated twice in one probe.step")
+        self._coefficients, unequal = self._per_row(gradient.detach().double())
+        self._bad = self._unusable(self._coefficients, unequal)
+        if self._anywhere(bool(self._bad.any())):
+            self._measure_apart(self._bad)
+        usable = self._coefficients.masked_fill(self._bad.repeat(2), 0.0)
+        self._training = self._active = Assembly(self.capture, self.full, usable, self.hold)
+
+    def _per_row(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """``[2B]`` coefficients, and the rows whose tokens do not share one."""
+        if self._mask is None:
+            return gradient, torch.zeros_like(gradient, dtype=torch.bool)
+        inside = torch.where(self._mask, gradient, 0.0)
+        mean = inside.sum(1) / self._mask.sum(1).clamp(min=1)
+        spread = torch.where(self._mask, (gradient - mean[:, None]).abs(), 0.0).amax(1)
+        return mean, spread > UNEQUAL * mean.abs()
+
+    def _unusable(self, c: Tensor, unequal: Tensor) -> Tensor:
+        """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""
+        rows = ~(c.abs() >= self._smallest) | unequal
+        pairs = rows[: len(c) // 2] | rows[len(c) // 2 :]
+        everything = self.separate or (self.full and bool(pairs.any()))
+        return torch.ones_like(pairs) if everything else pairs
+
+    def _smallest_of(self, dtypes: Iterable[torch.dtype]) -> float:
+        """The smallest coefficient that may be divided by, where gradients are computed in ``dtypes``. What reentrant
+        checkpoints hide is judged by what its modules put out."""
+        parameters = {p.dtype for p in trained_parameters(self.capture.model).values()}
+        return max(SMALLEST.get(d, 1e-3) for d in {*dtypes, *self.capture.dtypes, *parameters} if d.is_floating_point)
+
+    def _anywhere(self, wanted: bool) -> bool:
+        """Whether any process wants it, where parameters are split: then all must run the same backwards."""
+        if not is_split(self.capture.model):
+            return wanted
+        flag = torch.tensor(float(wanted), device=self.capture.anchor.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    def _measure_apart(self, pairs: Tensor) -> None:
+        """A backward of the bare log-probabilities of these pairs, inside the training backward."""
+        assert self.logps is not None
+        self._apart = self._active = Assembly(self.capture, self.full, hold=self.hold)
+        with self.quiet(), torch.enable_grad():
+            loss = self.logps[pairs.repeat(2)].sum()
+            backward_only(loss, self.capture, self.reentrant, retain=True)
+        self._active = None
+
+    def measure(self) -> Products:
+        """Measure all pairs now, by a backward of the bare log-probabilities that also holds what ``reweight`` needs.
+
+        The graph is used up: no training backward follows, ``reweight`` stands in its place.
+        """
+        assert self.logps is not None
+        rows = torch.ones(self.logps.shape[0], dtype=torch.float64, device=self.logps.device)
+        self._coefficients, self._bad = rows, torch.zeros(len(rows) // 2, dtype=torch.bool, device=rows.device)
+        self._training = self._active = Assembly(self.capture, self.full, hold=True)
+        with self.quiet():
+            backward_only(self.logps.sum(), self.capture, self.reentrant)
+        self._active = None
+        return self.result()
+
+    def reweight(self, coefficients: Tensor) -> None:
+        """Add ``Σ_i c_i g_i`` to the parameters' gradients, from what ``measure`` held.
+
+        A pairwise-normalised update needs the gradient norms before it knows its coefficients (Yuan et al. 2024,
+        §5.1). So the step costs one forward, one backward of activations and one product per weight: a training step,
+        not 2B of them.
+
+        Args:
+            coefficients: ``[2B]`` ``∂loss/∂(row log-probability)`` of the update.
+        """
+        assert self._training is not None
+        with self.capture.quiet():
+            add_weighted_gradients(self._training.kept, coefficients, trained_parameters(self.capture.model))
+        self._coefficients = coefficients.detach().double()
+        if not self.hold:
+            self._training.kept = {}
+
+    def held(self) -> Held | None:
+        """What the backwards left for later products; None unless asked for with ``hold``."""
+        if not self.hold or self._training is None or self._bad is None:
+            return None
+        apart = self._bad.repeat(2)
+        parts = []
+        for assembly, rows in ((self._training, ~apart), (self._apart, apart)):
+            if assembly is not None and assembly.kept:
+                with self.capture.quiet():
+                    factors = {n: [f.settled() for f in found] for n, found in assembly.kept.items()}
+                scale = 1.0 if assembly.row_scale is None else assembly.row_scale
+                parts.append((factors, torch.where(rows, scale, 0.0).double()))
+        return Held(tuple(parts)) if parts else None
+
+    def result(self) -> Products:
+        """The answers, once the backward has run.
+
+        Raises:
+            BadInput: the loss did not depend on the log-probabilities.
+        """
+        if self._coefficients is None or self._bad is None or self._training is None:
+            raise BadInput(
+                "no gradient reached the log-probabilities given to probe.pairs: call loss.backward() inside "
+                "probe.step, with a loss computed from that very tensor"
+            )
+        if self._found is None:
+            check_hidden(self.capture)
+            if self.reentrant:  # the graph hid what is inside; what has a gradient now must have been tapped
+                trained = trained_parameters(self.capture.model)
+                refuse_missed([n for n, p in trained.items() if p.grad is not None and n not in self.capture.taken])
+            self._found = self._training.finish()
+        found = self._found
+        if self._apart is not None:
+            apart = self._apart.finish()
+            keep = self._bad.new_ones(()) if self.full else self._bad[:, None]
+            found = {name: torch.where(keep, apart[name], value) for name, value in found.items()}
+        stacked = torch.stack(list(found.values())).cpu()
+        return Products(dict(zip(found, stacked, strict=True)), self._coefficients.cpu(), self._bad.cpu(), self.full)
+
+
+def distributed() -> bool:
+    """Whether this is one of several processes."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )

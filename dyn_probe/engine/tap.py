@@ -1,0 +1,223 @@
+"""The tap: an identity in the graph that keeps a module's input and meets its output-gradient in the backward.
+
+What is kept goes through ``save_for_backward`` and so through autograd's own saved-tensor machinery: gradient
+checkpointing, DDP and FSDP work, and no activation is pinned beyond what autograd keeps anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dyn_probe.engine.arithmetic import autocast_type
+from dyn_probe.engine.kinds import KINDS
+from dyn_probe.engine.layout import Layout
+from dyn_probe.engine.randomness import have_moved, random_states
+from dyn_probe.engine.uses import Call, Claims, Use, explain, find_uses
+from dyn_probe.errors import BadInput, UnsupportedUse
+
+Receiver = Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], None]
+
+
+class Tap(torch.autograd.Function):
+    """Identity on ``outputs``; its backward hands ``(call, saved, output gradients)`` to ``receive``.
+
+    Every tap also takes the ``anchor``, a scalar that requires a gradient: ``autograd.grad(..., [anchor])`` runs all
+    taps and computes no gradient of a parameter.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, receive: Receiver, call: Call, anchor: Tensor, count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.receive, ctx.call, ctx.kept = receive, call, len(tensors) - count
+        ctx.save_for_backward(*tensors[count:])
+        # `.data` is the same storage under a new, view-free tensor: the model may go on to change it in place.
+        return tuple(t.data for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if any(grad is not None for grad in grads):
+            ctx.receive(ctx.call, ctx.saved_tensors, grads)
+        return (None, None, None, None, *grads, *([None] * ctx.kept))
+
+
+class Capture:
+    """Hooks on every module of ``model`` with trained parameters, for one forward; they leave with the context.
+
+    Args:
+        model: the module that is called (a DDP or PEFT wrapper is fine).
+        receive: called from the backward, once per tapped call.
+        claims: what earlier captures found out about the modules; completed here.
+        segments: ``[rows, length]`` response of each position, for packed rows (``layout.Layout``).
+
+    ``around`` is autocast's type where the model is called; ``autocast`` says whether any module runs under it, for the
+    forward may enter it itself.
+    """
+
+    def __init__(
+        self, model: nn.Module, receive: Receiver, claims: Claims | None = None, segments: Tensor | None = None
+    ) -> None:
+        self.model, self._receiver, self._segments = model, receive, segments
+        self.uses: list[Use] = find_uses(model)
+        self.claims: Claims = {} if claims is None else claims
+        self.layout = Layout(0, 0)
+        self.around: torch.dtype | None = None
+        self.autocast = self.random = False
+        self.calls: dict[nn.Module, int] = {}
+        self.taken: dict[str, list[Call]] = {}
+        self.complaints: list[str] = []
+        self.hidden: dict[str, None] = {}
+        self.leaves: dict[int, str] = {}
+        self.dtypes: set[torch.dtype] = set()
+        self.widened: list[str] = []
+        self.entry: tuple[Any, Any, Tensor] | None = None
+        self.output: Any = None
+        self.anchor = torch.zeros((), requires_grad=True)
+        self._inside = self._busy = False
+        self._forwards = 0
+        self._random_states: list[Any] = []
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Capture:
+        if not self.uses:
+            raise BadInput("the model has no trained parameter (requires_grad is False everywhere)")
+        device = next(iter(self.uses[0].module.parameters(recurse=False))).device
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        try:
+            self._add(self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True))
+            for use in self.uses:
+                self._add(use.module.register_forward_hook(self._hook_of(use), with_kwargs=True, prepend=True))
+            self._add(self.model.register_forward_hook(self._leave_model, always_call=True))
+        except BaseException:
+            self._hooks.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+        self.entry = self.output = None
+
+    def _add(self, handle: Any) -> None:
+        self.undo(handle.remove)
+
+    def undo(self, step: Callable[[], Any]) -> None:
+        """Call ``step`` when the capture is left."""
+        self._hooks.callback(step)
+
+    def _enter_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled() or self._busy:
+            return
+        tensors = (t.shape for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 1)
+        shape = next(tensors, None)
+        if shape is None:
+            raise BadInput("the recorder found no batched tensor among the model's arguments")
+        self._forwards += 1
+        if self._forwards > 1:
+            raise BadInput(
+                "the recorded step called the model twice with gradients; wanted one call over all 2B rows, "
+                "[chosen; rejected] (run other passes under torch.no_grad(), or outside probe.step)"
+            )
+        self.layout, self._inside = Layout.of(shape, kwargs, self._segments), True
+        self.around = autocast_type(self.anchor.device.type)
+        self.entry = (args, kwargs, torch.get_rng_state())
+        self._random_states = random_states(self._devices())
+
+    def _devices(self) -> set[torch.device]:
+        return {p.device for use in self.uses for p in use.module.parameters(recurse=False)}
+
+    def _leave_model(self, _: nn.Module, args: object, output: Any) -> None:
+        if not self._busy and self._inside:
+            self._inside = False
+            self.random = have_moved(self._random_states, random_states(self._devices()))
+            self.output = output if self.widened else None
+
+    def _hook_of(self, use: Use) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if self._busy or not self._forwards:
+                return None
+            for local, name in use.parameters.items():  # FSDP2 puts whole parameters in place for the forward
+                self.leaves[id(module._parameters[local])] = name
+            if self._inside:
+                self.calls[module] = self.calls.get(module, 0) + 1
+                self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
+                self.dtypes.update(t.dtype for t in pytree.tree_leaves(output) if isinstance(t, Tensor))
+            if not torch.is_grad_enabled():
+                return None
+            return self._tap(use, args, kwargs, output)
+
+        return hook
+
+    def _tap(self, use: Use, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        leaves, spec = pytree.tree_flatten(output)
+        places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad)
+        if not places:
+            return None
+        call = Call(use, self.layout, args, kwargs, tuple(leaves[i] for i in places), places)
+        try:
+            with self.quiet(), torch.no_grad():
+                self.claims[use.module] = explain(call, KINDS, self.claims.get(use.module))
+        except UnsupportedUse as error:
+            self.complaints.append(str(error))
+            return None
+        outputs = call.outputs
+        if call.notes.get("per_batch"):  # used once for the whole batch: give every row its own
+            rows, length = self.layout.rows, self.layout.length
+            outputs = tuple(t.expand(rows, length, t.shape[-1]).clone() for t in outputs)
+            self.widened.append(use.name)
+        call.forget()
+        for name in use.parameters.values():
+            self.taken.setdefault(name, []).append(call)
+        saved, call.saved = [t.detach() for t in call.saved], ()
+        tapped = Tap.apply(self._receive, call, self.anchor, len(outputs), *outputs, *saved)
+        for place, tensor in zip(places, tapped, strict=True):
+            leaves[place] = tensor
+        return pytree.tree_unflatten(leaves, spec)
+
+    def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        with self.quiet():
+            self._receiver(call, saved, grads)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Modules that run inside are not tapped: the rules themselves run some again."""
+        was, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = was
+
+    @contextmanager
+    def receiving(self, receiver: Receiver) -> Iterator[None]:
+        """Backwards that run inside report to ``receiver``."""
+        was, self._receiver = self._receiver, receiver
+        try:
+            yield
+        finally:
+            self._receiver = was
+
+    @property
+    def expected(self) -> dict[str, int]:
+        """How many calls use each parameter in this batch's forward."""
+        counts: dict[str, int] = {}
+        for use in self.uses:
+            for name in use.parameters.values():
+                counts[name] = counts.get(name, 0) + self.calls.get(use.module, 0)
+        return counts
+
+    def check(self) -> None:
+        """Raise what the forward could not explain, all of it at once.
+
+        Raises:
+            UnsupportedUse: with every use that no rule explains.
+        """
+        if self.complaints:
+            raise UnsupportedUse("cannot record this model exactly:\n  " + "\n  ".join(dict.fromkeys(self.complaints)))
+        if not self._forwards:
+            raise BadInput("the model given to the recorder was not called; give it the module that you call")

@@ -1,0 +1,182 @@
+"""Token by token: inner products of single tokens' gradients (Yuan et al. 2024, §4.2), rows = tokens.
+
+Row i is token i of a response: the sequence is repeated once per token, so that one backward carries a tile of tokens.
+All rows of a side share their inputs, which is what the product table makes use of. What a tile leaves is a factor per
+use of a parameter, as of any other batch; tiles are multiplied with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.engine.factors import Factor
+from dyn_probe.engine.module_copy import eval_mode
+from dyn_probe.engine.parameters import select_parameters
+from dyn_probe.engine.passes import backward_only, explained
+from dyn_probe.engine.products import cross, gram
+from dyn_probe.engine.tap import Capture
+from dyn_probe.engine.token_plan import Side, Tile, plan, tiles_of
+from dyn_probe.engine.uses import Call
+from dyn_probe.errors import BadInput
+from dyn_probe.pairs import PairBatch, logps_of_tokens
+
+BUDGET = 1 << 30
+"""Bytes of output-gradients that may stand at once; beyond, parameters and then tokens are taken one after another."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenGram:
+    """Token gradients of one pair: ``n_w`` chosen and ``n_l`` rejected response tokens.
+
+    Args:
+        chosen_rejected: ``[n_w, n_l]`` ``⟨∇log π(y_w^i|·), ∇log π(y_l^j|·)⟩`` (float64); sums to ``⟨g_w,g_l⟩`` .
+        chosen: ``[n_w, n_w]``; its sum is ``‖g_w‖²``.
+        rejected: ``[n_l, n_l]``; its sum is ``‖g_l‖²``.
+        tokens_chosen: ``[n_w]`` token ids.
+        tokens_rejected: ``[n_l]`` token ids.
+        parameters: names of the parameters that are summed over.
+    """
+
+    chosen_rejected: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    tokens_chosen: Tensor
+    tokens_rejected: Tensor
+    parameters: tuple[str, ...]
+
+    @property
+    def cosine(self) -> Tensor:
+        """``[n_w, n_l]`` cosines of ``chosen_rejected`` (Yuan et al. 2024, Figure 4b)."""
+        return self._over(self.chosen_rejected, self.chosen, self.rejected)
+
+    @property
+    def cosine_chosen(self) -> Tensor:
+        """``[n_w, n_w]`` cosines within the chosen response."""
+        return self._over(self.chosen, self.chosen, self.chosen)
+
+    @property
+    def cosine_rejected(self) -> Tensor:
+        """``[n_l, n_l]`` cosines within the rejected response."""
+        return self._over(self.rejected, self.rejected, self.rejected)
+
+    @staticmethod
+    def _over(gram: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        norms = left.diagonal().clamp(min=0).sqrt()[:, None] * right.diagonal().clamp(min=0).sqrt()[None, :]
+        return gram / norms
+
+
+def token_gram(
+    model: nn.Module,
+    batch: PairBatch,
+    pair: int = 0,
+    params: str = "all",
+    tile: int = 16,
+    budget: int = BUDGET,
+    progress: Callable[[int, int], None] | None = None,
+) -> TokenGram:
+    """Exact token-by-token gradient products of one pair, in eval mode, without forming a parameter's gradient.
+
+    Args:
+        pair: index in ``batch``.
+        params: ``all``, ``head``, ``last-block``, or a regular expression on parameter names.
+        tile: tokens that share one forward and backward.
+        budget: bytes of output-gradients that may stand at once beside one tile's forward and backward, and never
+            less than two tiles of one parameter. A smaller one costs time, not exactness.
+        progress: called with ``(tiles done, tiles in all)``.
+
+    Raises:
+        BadInput: no such pair, or ``params`` selects no trained parameter.
+        UnsupportedUse: a parameter's use cannot be explained.
+    """
+    if not 0 <= pair < batch.pairs:
+        raise BadInput(f"token_gram wants a pair between 0 and {batch.pairs - 1}; got {pair}")
+    names = select_parameters(model, params)
+    sides = Side.both(batch, pair)
+    n = len(sides[0].positions)
+    total = n + len(sides[1].positions)
+    gram = torch.zeros(total, total, dtype=torch.float64, device=batch.input_ids.device)
+    with eval_mode(model):
+        passes = plan(model, tiles_of(sides, tile), names, budget)
+        count = _Count(progress, sum(one.visits for one in passes))
+        for one in passes:
+            for block, behind in one.pairs():
+                left = _collect(model, block, one.names, count)
+                add_products(gram, left, left)
+                for other in behind:
+                    add_products(gram, left, _collect(model, other, one.names, count))
+    ids = [side.ids[side.positions] for side in sides]
+    return TokenGram(gram[:n, n:], gram[:n, :n], gram[n:, n:], ids[0], ids[1], tuple(sorted(names)))
+
+
+class _Count:
+    """Tiles done, told to ``progress``."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def step(self) -> None:
+        """One more."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one use of a parameter left for one tile: ``start`` is the Gram's row of its first token."""
+
+    start: int
+    factor: Factor
+
+    @property
+    def rows(self) -> slice:
+        """Its tokens' rows of the Gram."""
+        return slice(self.start, self.start + self.factor.rows)
+
+
+Parts = dict[str, list[Part]]
+"""Parameter → parts of its uses, tile by tile."""
+
+
+def _collect(model: nn.Module, tiles: Sequence[Tile], names: set[str], count: _Count) -> Parts:
+    """What every wanted use of these tiles leaves, by parameter, in the order of tokens."""
+    parts: Parts = {}
+    for tile in tiles:
+        _collect_tile(model, tile, names, parts)
+        count.step()
+    return parts
+
+
+def _collect_tile(model: nn.Module, tile: Tile, names: set[str], into: Parts) -> None:
+    """One tile's forward and backward."""
+    start = tile.side.offset + tile.start
+
+    def receive(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        if not names.intersection(call.use.parameters.values()):
+            return
+        with torch.no_grad():
+            for local, factor in call.kind.factors(call, saved, grads).items():
+                if (name := call.use.parameters[local]) in names:
+                    into.setdefault(name, []).append(Part(start, factor.shared()))
+
+    with Capture(model, receive) as capture, torch.enable_grad():
+        logps = logps_of_tokens(model, tile.side.ids, tile.side.positions[tile.start : tile.stop])
+        backward_only(logps.sum(), capture, explained(capture, logps).reentrant)
+
+
+def add_products(total: Tensor, left: Parts, right: Parts) -> None:
+    """Add to ``total [n_w + n_l, n_w + n_l]`` what every parameter's parts have with each other; ``left`` and ``right``
+    are the same parts or of different tokens."""
+    for name in left.keys() & right.keys():
+        for k, one in enumerate(left[name]):
+            for other in right[name][k:] if left is right else right[name]:
+                if one is other:
+                    total[one.rows, one.rows] += gram(one.factor, 1)[0]
+                else:
+                    block = cross(one.factor, other.factor, 1)[0]
+                    total[one.rows, other.rows] += block
+                    total[other.rows, one.rows] += block.T

@@ -1,0 +1,164 @@
+"""Which parameter is used where, and by which kind of module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.engine.layout import Layout
+from dyn_probe.errors import UnsupportedUse
+
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of module uses its parameters: a row of ``kinds.KINDS``.
+
+    Args:
+        name: the kind's name, as shown in errors and manifests.
+        claims: whether a module looks like this kind (by its type and shapes alone).
+        check: ``(call) -> bool``: whether the module computes what this kind says, on one call; asked once per module
+            and mode. May leave in ``call.claim.notes`` what later calls need.
+        keep: ``(call) -> bool``: leaves in ``call.saved`` the tensors that the backward needs and in ``call.notes``
+            anything else; False if the call is not of this kind after all.
+        factors: ``(call, saved, output gradients) -> {local parameter name: factor}``.
+    """
+
+    name: str
+    claims: Callable[[nn.Module], bool]
+    check: Callable[[Call], bool]
+    keep: Callable[[Call], bool]
+    factors: Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """A module with trained parameters of its own: ``parameters`` maps local names to model-wide names."""
+
+    name: str
+    module: nn.Module
+    parameters: Mapping[str, str]
+
+
+@dataclass(eq=False)
+class Claim:
+    """What was found out about a module: its kind, the mode in which that was checked, and the kind's own notes."""
+
+    kind: Kind
+    mode: tuple[Any, ...]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+Claims = dict[nn.Module, Claim]
+"""Module → what is known about it; kept over the steps of a run, so that a module is examined once."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One forward call of a module."""
+
+    use: Use
+    layout: Layout
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Tensor, ...]
+    places: tuple[int, ...] = (0,)
+    claim: Claim | None = None
+    saved: tuple[Tensor, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.use.module
+
+    @property
+    def kind(self) -> Kind:
+        """The kind that explains the call."""
+        assert self.claim is not None
+        return self.claim.kind
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """Local names of the parameters that are trained."""
+        return frozenset(self.use.parameters)
+
+    @property
+    def mode(self) -> tuple[Any, ...]:
+        """What a check depends on beside the module itself."""
+        first = self.outputs[0]
+        return (self.module.training, torch.is_autocast_enabled(first.device.type), first.dtype)
+
+    def uses_of(self, name: str) -> int:
+        """How often the module itself uses one of its parameters in this call."""
+        return self.notes.get("uses", {}).get(name, 1)
+
+    def forget(self) -> None:
+        """Drop the forward's own tensors once ``keep`` has taken what it needs."""
+        self.args, self.kwargs, self.outputs = (), {}, ()
+
+    def __str__(self) -> str:
+        return f"{self.use.name} ({type(self.module).__name__})"
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without the prefixes that DDP, FSDP, ``torch.compile`` and checkpoint wrappers add."""
+    return _WRAPPERS.sub("", name)
+
+
+def find_uses(model: nn.Module) -> list[Use]:
+    """Every module with trained parameters of its own. A parameter shared by two modules has one name in both."""
+    names = {id(p): n for n, p in trained_parameters(model).items()}
+    uses = []
+    for module_name, module in model.named_modules():
+        own = {local: names[id(p)] for local, p in module._parameters.items() if p is not None and id(p) in names}
+        if own:
+            uses.append(Use(plain_name(module_name + ".")[:-1] or "(model)", module, own))
+    return uses
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters by plain name (by their full names if two would be one); shared ones once."""
+    full = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    plain = {plain_name(n): p for n, p in full.items()}
+    return plain if len(plain) == len(full) else full
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether parameters are split over processes (FSDP2)."""
+    return any(hasattr(p, "placements") for p in trained_parameters(model).values())
+
+
+def explain(call: Call, kinds: Iterable[Kind], known: Claim | None = None) -> Claim:
+    """The claim of the first kind that takes the call; what it needs then lies in ``call.saved``.
+
+    Args:
+        known: what was found out about this module before; enough if the mode is the same.
+
+    Raises:
+        UnsupportedUse: no kind takes it; says what went wrong.
+    """
+    if known is not None and known.mode == call.mode and _kept(call, known):
+        return known
+    failed = "no rule explains this use"
+    for kind in kinds:
+        claim = call.claim = Claim(kind, call.mode)
+        try:
+            if kind.claims(call.module) and kind.check(call) and _kept(call, claim):
+                return claim
+        except UnsupportedUse:
+            raise
+        except Exception as error:  # a module of any kind runs inside a rule, and may raise anything
+            said = (str(error).splitlines() or [""])[0]
+            failed = f"{failed}; the {kind.name} rule met {type(error).__name__}: {said}"
+    raise UnsupportedUse(f"{call}: {failed}")
+
+
+def _kept(call: Call, claim: Claim) -> bool:
+    call.claim, call.notes = claim, {}
+    return claim.kind.keep(call)

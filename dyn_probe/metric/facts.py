@@ -1,0 +1,91 @@
+"""What is known about an optimizer's step as a whole: does it hold law 7, and what did storing the weights lose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dyn_probe.engine.uses import trained_parameters
+from dyn_probe.metric.applied import wide
+from dyn_probe.metric.pushes import Moved
+from dyn_probe.metric.storing import Agreement, stored_agrees
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""Largest residual of law 7 relative to ``Σ|parts|``, by the type of the weights. Half-precision weights lose small
+steps: there the stored weights are held against the formula's, rounded as they are stored."""
+WRONG = 1e-4
+"""Share of half-precision weights that may be stored otherwise than the formula says."""
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What is known about a step as a whole.
+
+    Args:
+        law7_error: largest ``|rounding| / Σ|parts|`` of its rows; None without pushes.
+        law7_share: share of the weights that law 7 was checked on.
+        unmoved_share: share of the weights that the step left as they were.
+        agreement: how half-precision weights, as they are stored, compare with the formula's step.
+        gradient_squared: ``‖G‖²`` of the gradient that the optimizer saw.
+        factor: ``κ`` that the optimizer's gradient had over the backward's; None where it could not be read.
+        reason: why there are no pushes, or no own parts; "" where nothing is missing.
+    """
+
+    law7_error: float | None = None
+    law7_share: float | None = None
+    unmoved_share: float | None = None
+    agreement: Agreement | None = None
+    gradient_squared: float | None = None
+    factor: float | None = None
+    reason: str = ""
+
+    def trusted(self, tolerance: float | None) -> bool:
+        """Whether the parts and the stored weights tell the same story.
+
+        Args:
+            tolerance: what law 7 allows (``tolerance_of``); None where storing the weights loses small steps.
+        """
+        if self.agreement is not None and self.agreement.wrong > WRONG * self.agreement.entries:
+            return False
+        return tolerance is None or self.law7_error is None or self.law7_error <= tolerance
+
+
+class StepCounts:
+    """Counts over the parameters of a step."""
+
+    def __init__(self) -> None:
+        self.weights = self.copied = self.unmoved = 0
+        self.agreement: Agreement | None = None
+        self.gradient_squared = 0.0
+
+    def add(self, move: Moved, copied: bool) -> None:
+        """One parameter; ``copied`` where its weights before the step are known."""
+        self.weights += move.after.numel()
+        self.gradient_squared += float(torch.linalg.vector_norm(wide(move.gradient))) ** 2
+        if not copied:
+            return
+        self.copied += move.after.numel()
+        if move.after.dtype.itemsize < 4:
+            found = stored_agrees(move.before, move.after, move.step, move.gradient)
+            self.agreement = found if self.agreement is None else self.agreement + found
+            self.unmoved += found.unmoved
+        else:
+            self.unmoved += int((move.before == move.after).sum())
+
+    def facts(self) -> dict[str, Any]:
+        """The same as fields of ``StepFacts``."""
+        return {
+            "agreement": self.agreement,
+            "gradient_squared": self.gradient_squared,
+            "law7_share": self.copied / self.weights if self.weights else None,
+            "unmoved_share": self.unmoved / self.copied if self.copied else None,
+        }
+
+
+def tolerance_of(model: nn.Module) -> float | None:
+    """What law 7 allows: by the coarsest type among the trained weights; None where that is half precision."""
+    found = {p.dtype for p in trained_parameters(model).values()}
+    return max(TOLERANCES[d] for d in found) if found <= TOLERANCES.keys() else None

@@ -1,0 +1,81 @@
+"""The optimizer's momentum kept in two: what chosen and what rejected gradients put into it, over all steps.
+
+``G = G^w + G^l + G_other`` and every momentum is linear in the gradients, so ``m = m^w + m^l + …`` with the same rule
+for each part. It needs the weight gradient of the chosen and of the rejected rows at every step, and two buffers of
+the model's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dyn_probe.engine.held import Held
+from dyn_probe.metric.applied import AppliedStep, wide
+
+SIDES = ("chosen", "rejected")
+
+
+def side_gradients(
+    batches: Sequence[tuple[Held, Tensor]], name: str, parameter: Tensor, factor: float
+) -> tuple[Tensor, Tensor]:
+    """``G^w, G^l`` of one parameter: ``κ Σ c_i g_i`` over the chosen and over the rejected rows of all micro-batches.
+
+    Args:
+        batches: ``(held, c [2B])`` of each micro-batch.
+        factor: ``κ``.
+    """
+    found = []
+    for side in range(2):
+        total = torch.zeros_like(wide(parameter))
+        for held, coefficients in batches:
+            own = torch.zeros_like(coefficients).unflatten(0, (2, -1))
+            own[side] = coefficients.unflatten(0, (2, -1))[side] * factor
+            part = held.weighted(name, own.flatten(), parameter.shape)
+            total += 0.0 if part is None else part.to(total)
+        found.append(total)
+    return found[0], found[1]
+
+
+class SplitMomentum:
+    """Both sides' momentum, by parameter; ``update`` at every step of the optimizer."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, list[Tensor]] = {}
+        self._fresh: dict[str, list[Tensor]] = {}
+
+    def update(self, name: str, step: AppliedStep, gradients: tuple[Tensor, Tensor]) -> None:
+        """Take one parameter's step.
+
+        Args:
+            gradients: ``G^w, G^l`` as the optimizer saw them.
+        """
+        inside = [g if step.momentum is None or step.momentum.in_metric else step.times_metric(g) for g in gradients]
+        if step.momentum is not None:
+            old = self._buffers.get(name, [torch.zeros_like(g) for g in inside])
+            share, retain = step.momentum.share, step.momentum.retain
+            self._buffers[name] = [retain * b + share * g for b, g in zip(old, inside, strict=True)]
+        self._fresh[name] = list(gradients)
+
+    def moves(self, name: str, step: AppliedStep) -> tuple[Tensor, Tensor]:
+        """What all chosen and all rejected gradients, of this step and of those before, contribute to ``Δθ``."""
+        found = []
+        for side in range(2):
+            moved = -step.direct * step.times_metric(self._fresh[name][side])
+            if step.momentum is not None:
+                buffer = self._buffers[name][side]
+                moved = moved - step.momentum.weight * (
+                    step.times_metric(buffer) if step.momentum.in_metric else buffer
+                )
+            found.append(moved)
+        return found[0], found[1]
+
+    def state(self) -> Mapping[str, list[Tensor]]:
+        """The buffers, for a checkpoint."""
+        return self._buffers
+
+    def load(self, state: Mapping[str, list[Tensor]]) -> None:
+        """Put a checkpoint's buffers back."""
+        self._buffers = {name: list(buffers) for name, buffers in state.items()}

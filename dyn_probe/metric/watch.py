@@ -1,0 +1,255 @@
+"""Following an optimizer's steps: what each step did to the recorded rows that wait for it.
+
+Rows are handed over when their backward has run. When the optimizer's step begins, the trained weights are copied (the
+backward has freed its activations by then); when it has been made, the rows' totals and pushes are computed, parameter
+by parameter, and everything is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.engine.held import Held
+from dyn_probe.engine.uses import is_split, trained_parameters
+from dyn_probe.metric.applied import wide
+from dyn_probe.metric.facts import StepCounts, StepFacts
+from dyn_probe.metric.pushes import Moved, Pushes, StepRows, take_apart
+from dyn_probe.metric.reading import StepReader
+from dyn_probe.metric.split import SplitMomentum, side_gradients
+from dyn_probe.metric.whole import whole, whole_step
+
+PEAK = 1.05
+"""The copy of the weights may raise the memory of a run by no more than this."""
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """One recorded batch whose step has not been made yet.
+
+    Args:
+        held: its rows' gradients.
+        coefficients: ``c [2B]``.
+        done: called with what the step did to the rows; None where only the gradient is waited for.
+        full: also give the Gram of all rows in the step's metric.
+        along_gradient: called with ``⟨g_i, G⟩ [2B]``, ``G`` the step's whole gradient before it is clipped.
+    """
+
+    held: Held
+    coefficients: Tensor
+    done: Callable[[StepOutcome], None] | None
+    full: bool = False
+    along_gradient: Callable[[Tensor], None] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StepOutcome:
+    """What a step did to the rows of one batch, to first order: ``total [2B]`` (nats), and its parts where they were
+    asked for and can be told."""
+
+    total: Tensor
+    pushes: Pushes | None = None
+
+
+class StepWatch:
+    """Follows the steps of one optimizer of one model; ``close`` when the training is over.
+
+    Args:
+        model: whose trained parameters are followed.
+        optimizer: a torch optimizer or accelerate's wrapper of one; None: call ``begin`` and ``end`` yourself, around
+            its step (totals only).
+        split: keep the momentum of chosen and rejected gradients apart. Every step's rows have to be handed over then.
+        averaged: over how many processes the gradients are averaged before the step.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Any = None, split: bool = False, averaged: int = 1) -> None:
+        self.model, self.averaged = model, averaged
+        self.split = SplitMomentum() if split else None
+        self.facts = StepFacts()
+        self.missed = False
+        """Whether rows waited in vain for the step's whole gradient (``before_update``)."""
+        self._names = {id(p): name for name, p in trained_parameters(model).items()}
+        self._waiting: list[Waiting] = []
+        self._pushes = False
+        self._before: dict[str, Tensor] = {}
+        self._turn = 0
+        self._reader = None if optimizer is None else StepReader(
+            optimizer, begins=lambda _: self.begin(), ends=self._ends, wanted=lambda: bool(self._waiting)
+        )  # fmt: skip
+        if self._reader is not None:
+            self._reader.__enter__()
+
+    @property
+    def hooked(self) -> bool:
+        """Whether the optimizer's steps are seen without a call."""
+        return self._reader is not None
+
+    @property
+    def reason(self) -> str:
+        """Why steps cannot be taken apart; "" where they can."""
+        return "no optimizer was given" if self._reader is None else self._reader.reason
+
+    def close(self) -> None:
+        """Leave the optimizer alone again."""
+        if self._reader is not None:
+            self._reader.__exit__(None, None, None)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the rows that wait."""
+        self.missed |= any(one.along_gradient is not None for one in self._waiting)
+        self._waiting, self._before = [], {}
+
+    def expect(self, rows: Waiting, pushes: bool) -> None:
+        """Hand over the rows of a batch whose backward has run.
+
+        Args:
+            pushes: whether the coming step is to be taken apart.
+        """
+        self._pushes = pushes if not self._waiting else self._pushes or pushes
+        self._waiting.append(rows)
+
+    def backward_ended(self) -> None:
+        """A backward has run: whatever multiplies the gradients from here on is one factor (clipping, unscaling)."""
+        if self._reader is not None and self._waiting:
+            self._reader.backward_ended()
+
+    @torch.no_grad()
+    def before_update(self) -> None:
+        """The step's gradient is complete, and not clipped yet: what it means for the rows that wait for it. Where
+        parameters are split over processes, all of them must come here."""
+        self.backward_ended()
+        waiting = [one for one in self._waiting if one.along_gradient is not None]
+        totals = [torch.zeros_like(one.coefficients) for one in waiting]
+        for name, parameter in trained_parameters(self.model).items() if waiting else ():
+            if parameter.grad is not None:
+                gradient = whole(parameter.grad)
+                totals = [t + one.held.along(name, gradient) for t, one in zip(totals, waiting, strict=True)]
+        for one, total in zip(waiting, totals, strict=True):
+            one.along_gradient(total)  # type: ignore[misc]
+        self._waiting = [replace(one, along_gradient=None) for one in self._waiting if one.done is not None]
+
+    def begin(self) -> None:
+        """The optimizer's step begins: copy the weights that it will move."""
+        if self._before:
+            return
+        trained = trained_parameters(self.model)
+        self._names = {id(p): name for name, p in trained.items()}
+        chosen = [] if not self._waiting else self._fitting(trained) if self._pushes else list(trained)
+        self._before = {name: trained[name].detach().clone() for name in chosen}
+
+    def end(self) -> None:
+        """The optimizer's step has been made, and nothing is known of how: totals only."""
+        self.facts = StepFacts(reason=self.reason)
+        self._finish([Pushes.empty(w.held.rows, w.coefficients.device) for w in self._waiting], None)
+
+    def _fitting(self, trained: Mapping[str, nn.Parameter]) -> list[str]:
+        """Parameters whose copies fit into memory without raising the run's peak; the others have their turn later."""
+        names = list(trained)
+        room = free_room(trained[names[0]].device)
+        start = self._turn % len(names)
+        chosen: list[str] = []
+        for name in [*names[start:], *names[:start]]:
+            room -= trained[name].nbytes
+            if chosen and room < 0:
+                break
+            chosen.append(name)
+        self._turn += len(chosen)
+        return chosen
+
+    def _ends(self, reader: StepReader) -> None:
+        if reader.reason or reader.skipped:
+            self.end()
+            self.facts = replace(self.facts, reason=reader.reason or "the step was skipped: the gradient overflowed")
+            return
+        read = reader.factor()
+        factor = None if read.value is None else read.value / self.averaged
+        self.facts = StepFacts(factor=factor, reason=read.reason)
+        moves = self._moves(reader, factor)
+        if not self._pushes:
+            for _ in moves:  # the split momentum follows every step
+                pass
+            self._finish([Pushes.empty(w.held.rows, w.coefficients.device) for w in self._waiting], None)
+            return
+        rows = [StepRows(w.held, w.coefficients, factor, w.full) for w in self._waiting]
+        pushes = take_apart(rows, moves, self.split)
+        self._finish(pushes, pushes)
+
+    def _moves(self, reader: StepReader, factor: float | None) -> Iterator[Moved]:
+        """Every moved parameter's step, whole; the split momentum and the facts are brought up to date on the way."""
+        seen = StepCounts()
+        for parameter, step, gradient in reader.steps():
+            if (name := self._names.get(id(parameter))) is None:
+                continue
+            step, gradient, after = whole_step(step), whole(gradient), whole(parameter.detach())
+            before = self._before.get(name)
+            if before is None:  # its copy did not fit: the formula's weights in its place
+                start = wide(after) - step.step(gradient, after)
+                move = Moved(name, step, gradient, start, start + step.step(gradient, start))
+            else:
+                move = Moved(name, step, gradient, whole(before), after)
+            if self._pushes:
+                seen.add(move, copied=before is not None)
+            self._follow(move, factor)
+            yield move
+        if self._pushes:
+            self.facts = replace(self.facts, **seen.facts())
+
+    def _follow(self, move: Moved, factor: float | None) -> None:
+        if self.split is None:
+            return
+        if factor is None:
+            self.split, self.facts = None, replace(self.facts, reason=f"split momentum ended: {self.facts.reason}")
+            return
+        batches = [(w.held, w.coefficients) for w in self._waiting]
+        sides = side_gradients(batches, move.name, move.before, factor)
+        self.split.update(move.name, move.step, tuple(self._summed(side) for side in sides))  # type: ignore[arg-type]
+
+    def _summed(self, gradient: Tensor) -> Tensor:
+        """Over the processes whose gradients are averaged: the factor has the mean's divisor already."""
+        if self.averaged > 1:
+            torch.distributed.all_reduce(gradient)
+        return gradient
+
+    def _finish(self, found: Sequence[Pushes], pushes: Sequence[Pushes] | None) -> None:
+        if pushes is None:
+            self._add_totals(found)
+        else:
+            self._check_law(found)
+        waiting = self._waiting
+        self.drop()
+        for k, one in enumerate(waiting):
+            if one.done is not None:
+                one.done(StepOutcome(found[k].total, None if pushes is None else pushes[k]))
+
+    @torch.no_grad()
+    def _add_totals(self, found: Sequence[Pushes]) -> None:
+        """``⟨g_i, Δθ⟩`` from the weights as they were stored."""
+        trained = trained_parameters(self.model)
+        for name, before in self._before.items():
+            moved = wide(whole(trained[name].detach())) - wide(whole(before))
+            for one, pushes in zip(self._waiting, found, strict=True):
+                pushes.total += one.held.along(name, moved)
+
+    def _check_law(self, found: Sequence[Pushes]) -> None:
+        worst = max(float((p.rounding.abs() / p.size.clamp(min=1e-300)).max()) for p in found)
+        self.facts = replace(self.facts, law7_error=worst)
+
+
+def free_room(device: torch.device) -> float:
+    """Bytes that may be taken without raising the run's peak by more than ``PEAK``; no limit but on a GPU."""
+    if device.type != "cuda":
+        return float("inf")
+    return PEAK * torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+
+
+def averaged_over(model: nn.Module) -> int:
+    """Over how many processes a wrapper averages the gradients: all of them for DDP and FSDP2, else 1."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    wrapped = isinstance(model, nn.parallel.DistributedDataParallel) or is_split(model)
+    return torch.distributed.get_world_size() if wrapped else 1

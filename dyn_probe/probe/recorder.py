@@ -1,0 +1,430 @@
+"""``Probe``: records every preference pair of a training loop, from its own backward, without changing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.engine.arithmetic import computing_in
+from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
+from dyn_probe.engine.layers import Layer, layers_of, sum_layers
+from dyn_probe.engine.module_copy import eval_mode
+from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.engine.uses import Claims, trained_parameters
+from dyn_probe.errors import BadInput
+from dyn_probe.metric.facts import tolerance_of
+from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
+from dyn_probe.pairs import PairBatch, sequence_logps
+from dyn_probe.probe.row_store import Row, RowStore
+from dyn_probe.probe.run_rows import RunRows
+from dyn_probe.probe.schedule import Schedule
+from dyn_probe.probe.trace_rows import BatchRecord, Given, gram_rows, numbers, pair_columns, push_rows, step_facts
+from dyn_probe.trace.writer import TraceWriter
+
+NO_GRADIENT = (
+    "not recorded: the step's batch is more than one recorded forward (several processes, or micro-batches), and "
+    "probe.before_update() was not called between the last backward and optimizer.step()"
+)
+"""Why ``batch_delta_*`` is empty."""
+
+
+class Probe:
+    """Records per-pair gradient dynamics of a training loop into a trace.
+
+    Args:
+        model: the module that the loop calls (DDP and PEFT wrappers are fine).
+        out: folder of the trace, made by the probe; or give an open ``writer``; with neither, rows are only kept in
+            ``probe.rows``.
+        optimizer: read for the learning rate, and followed in its steps (``update``, ``metric_every``).
+        every: record steps divisible by this.
+        gram_every: record the full ``[2B, 2B]`` Gram (and the batch prediction) on steps divisible by this; 0 never.
+        metric_every: take the optimizer's step apart into pushes on steps divisible by this; 0 never. Such a step holds
+            the batch's activations and a copy of the trained weights until the step is made.
+        split_momentum: also tell all chosen from all rejected pushes of the present and past steps: every step is held
+            then, and two more buffers of the model's size are kept.
+        layers: also write the ``layers`` table.
+        certify: on the first recorded step, compute one pair again by plain autograd and stop if it disagrees.
+        tolerance: largest relative error of that check (default: by dtype, ``certificate.TOLERANCES``).
+        separate: measure by a separate backward always: for losses that reach the model by other ways too.
+        update: also record ``update_delta_*``, the first-order change under the optimizer's real step, at every
+            recorded step; it holds the same as ``metric_every`` does.
+        micro_batches: recorded forwards that share one optimizer step. With several, or in several processes, the batch
+            prediction needs ``before_update``.
+        averaged: over how many processes the gradients are averaged before the step (default: read off the wrapper).
+        manifest: entries of ``run.json``.
+        rank: this process's number.
+        force: replace an existing trace at ``out``.
+        strict: stop where the trace cannot be written (full disk, file-size limit); else that is said once.
+        keep_rows: keep all recorded rows in ``probe.rows`` until the probe is dropped, also where they are written to
+            a trace (300 to 400 bytes each); False keeps those of the step in progress alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        out: str | Path | None = None,
+        *,
+        writer: TraceWriter | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        every: int = 1,
+        gram_every: int = 0,
+        metric_every: int = 0,
+        split_momentum: bool = False,
+        layers: bool = True,
+        certify: bool = True,
+        tolerance: float | None = None,
+        separate: bool = False,
+        update: bool = False,
+        micro_batches: int = 1,
+        averaged: int | None = None,
+        manifest: Mapping[str, Any] | None = None,
+        rank: int = 0,
+        force: bool = False,
+        strict: bool = False,
+        keep_rows: bool = True,
+    ) -> None:
+        if out is not None and writer is not None:
+            raise BadInput("give Probe either out or writer, not both")
+        if (metric_every or split_momentum) and optimizer is None:
+            raise BadInput("pushes are read off the optimizer's steps; write Probe(..., optimizer=optimizer)")
+        self.model, self.optimizer, self.rank = model, optimizer, rank
+        self.schedule = Schedule(every, gram_every, metric_every)
+        self.layers, self.separate, self.update, self.split_momentum = layers, separate, update, split_momentum
+        self.certificate: Certificate | None = None
+        self._owns = writer is None and out is not None
+        opened = writer if out is None else TraceWriter(out, manifest or {}, rank=rank, force=force, strict=strict)
+        self._rows = RunRows(opened, rank, keep_rows)
+        self._check = SelfCheck(tolerance)
+        self._check.done = not certify
+        self._claims: Claims = {}
+        self._layers: dict[str, Layer] = {}
+        self._recording: Recording | None = None
+        self._given: Given | None = None
+        self._armed = self._random = self._predicts = False
+        self._arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._noted: dict[str, Any] = {}
+        self._in_parts = micro_batches > 1 or distributed()
+        self._follows = bool(metric_every or split_momentum or update)
+        follows = self._follows or (gram_every > 0 and self._in_parts)
+        averaged = averaged_over(model) if averaged is None else averaged
+        self._watch = StepWatch(model, optimizer, split_momentum, averaged) if follows else None
+
+    @property
+    def writer(self) -> TraceWriter | None:
+        """Where rows are written; None where they are only kept."""
+        return self._rows.writer
+
+    @property
+    def recording(self) -> bool:
+        """Whether a step is being recorded right now."""
+        return self._recording is not None
+
+    def records(self, step: int) -> bool:
+        """Whether the schedule records this step."""
+        return self.schedule.records(step)
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        try:
+            self._finish()
+        finally:
+            if self._rows.writer is not None and self._owns:
+                self._rows.writer.end(error, f"{type(error).__name__}: {error}")
+
+    def close(self, status: str = "closed", reason: str | None = None) -> None:
+        """Write what is pending and let go of the optimizer; closes the trace if the probe made it."""
+        self._finish()
+        if self._rows.writer is not None and self._owns:
+            self._rows.writer.close(status, reason)
+
+    def _finish(self) -> None:
+        try:
+            self.flush()
+        finally:
+            if self._watch is not None:
+                self._watch.close()
+
+    @contextmanager
+    def step(
+        self,
+        step: int,
+        pair_ids: Sequence[str] | None = None,
+        learning_rate: float | None = None,
+        measure: bool = False,
+        segments: Tensor | None = None,
+    ) -> Iterator[Probe]:
+        """Around one forward and backward over ``2B`` rows; does nothing on steps that are not recorded.
+
+        Args:
+            step: optimizer step; several micro-batches may share it.
+            pair_ids: ``batch.ids``.
+            learning_rate: η of the predictions (default: the optimizer's).
+            measure: measure in steps that are not recorded too, since the update itself needs the norms.
+            segments: ``batch.segments``, where rows are packed.
+        """
+        self._armed = self.records(step)
+        if not (self._armed or measure or self.split_momentum):
+            yield self
+            return
+        if self._recording is not None:
+            raise BadInput("probe.step cannot be entered twice at once")
+        if not self._rows.holds(step):
+            self.flush()
+        full = self.schedule.full_gram(step)
+        unused = all(p.grad is None for p in trained_parameters(self.model).values())
+        moves = self.split_momentum or (self._armed and (self.update or self.schedule.takes_apart(step)))
+        hold = moves or (full and self._in_parts)
+        try:
+            with Recording(self.model, full, self.separate, self._claims, hold, segments) as recording:
+                self._recording = recording
+                yield self
+                if self._given is None:
+                    raise BadInput("probe.step was left without a call of probe.pairs(logps, …) in it")
+                products = recording.result()
+                self._certify(recording, products)
+                self._random |= recording.capture.random
+                device = recording.capture.anchor.device.type
+                self._arithmetic = partial(computing_in, recording.capture.around, device)
+                record = None
+                if self._armed:
+                    record = self._take(step, pair_ids, learning_rate, recording, products)
+                    alone = unused and not (self.separate or distributed()) and len(self._rows.batches) == 1
+                    if products.gram is not None and alone:
+                        error = law_one(self.model, products.gram, products.coefficients)
+                        self._rows.step(step)["law1_error"] = error
+                self._expect(record, recording, products, moves, pushes=self.schedule.takes_apart(step))
+        finally:
+            self._recording = self._given = None
+
+    def pairs(
+        self,
+        logps: Tensor,
+        reference: Tensor | None = None,
+        lengths: Tensor | None = None,
+        losses: Tensor | None = None,
+        loss_scale: float = 1.0,
+        predict: bool = True,
+        **columns: Tensor,
+    ) -> None:
+        """Tell the probe about the batch: inside ``probe.step``, before the backward.
+
+        Args:
+            logps: ``[2B]`` sequence log-probabilities (nats), the very tensor that the loss is computed from.
+            reference: ``[2B]`` reference log-probabilities.
+            lengths: ``[2B]`` response lengths in tokens.
+            losses: ``[B]`` loss of each pair.
+            loss_scale: factor between the loss that is backpropagated and the mean over the ``B`` pairs
+                (``1 / accumulation steps``, a gradient scaler's scale).
+            predict: write cases and predicted changes. False where ``logps`` are other rows than the responses' own
+                log-probabilities, say masked ones (give those as columns ``logp_chosen``, ``logp_rejected`` then);
+                not together with ``update`` or pushes.
+            columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
+        """
+        if self._recording is None:
+            return
+        self._recording.watch(logps)
+        if self._follows and not predict:
+            raise BadInput(
+                "the optimizer's step is followed for the responses' own log-probabilities, and with predict=False the "
+                "rows are others; write Probe(update=False, metric_every=0, split_momentum=False)"
+            )
+        self._predicts = predict
+        self._given = Given.of(logps, reference, lengths, losses, loss_scale, predict, columns)
+        if not self._check.done:
+            self._check.prepare(self._recording)
+            if self._check.skipped:
+                self._rows.manifest(certificate={"skipped": self._check.skipped})
+
+    def measure(self, logps: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+        """In place of ``pairs``, where the update depends on the norms: measure now, ``backward`` follows.
+
+        Args:
+            given: as for ``pairs``.
+
+        Returns:
+            ``(‖g_w‖, ‖g_l‖)``, ``[B]`` each.
+        """
+        if self._recording is None:
+            raise BadInput("probe.measure belongs inside probe.step(..., measure=True)")
+        self.pairs(logps, **given)
+        entries = torch.stack(list(self._recording.measure().pair_entries().values())).sum(0).clamp(min=0).sqrt()
+        return entries[:, 0].to(logps.device), entries[:, 1].to(logps.device)
+
+    def backward(self, coefficients: Tensor, **columns: Tensor) -> None:
+        """After ``measure``: give the parameters the gradient ``Σ_i c_i g_i``, without another backward.
+
+        Args:
+            coefficients: ``[2B]`` ``∂loss/∂(row log-probability)``.
+            columns: ``[B]`` further columns of the ``pairs`` table.
+        """
+        if self._recording is None or self._given is None:
+            raise BadInput("probe.backward wants probe.measure before it, in the same step")
+        self._recording.reweight(coefficients)
+        self._given.columns.update({name: numbers(value) for name, value in columns.items()})
+
+    def before_update(self) -> None:
+        """After the step's last backward, before gradients are clipped and ``optimizer.step()``: fill ``batch_delta_*``
+        where the step's batch is more than one recorded forward (several processes, micro-batches).
+
+        The parameters' ``.grad`` must hold the gradient of the mean loss over the whole batch: averaged over processes
+        (DDP and FSDP2 do that), summed over micro-batches, unscaled. Where parameters are split over processes, all of
+        them must call.
+        """
+        if self._watch is not None:
+            self._watch.before_update()
+
+    def log(self, step: int, **fields: Any) -> None:
+        """Add columns of the ``steps`` table to a step (loss, grad_norm, grad_norm_clipped, …), recorded or not."""
+        self._rows.step(step).update(fields)
+
+    @torch.no_grad()
+    def evaluate(self, batch: PairBatch) -> Tensor:
+        """``[2B]`` log-probabilities in eval mode, without gradients; modes and random state are left as they were."""
+        with eval_mode(self.model):
+            return sequence_logps(self.model, batch)
+
+    def after_update(self, batch: PairBatch | None = None, before: Tensor | None = None) -> None:
+        """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.
+
+        Args:
+            batch: the pairs. Without it only ``update_delta_*`` are filled, which need no forward, and no call where
+                the probe has the optimizer.
+            before: ``probe.evaluate(batch)`` from before the update; wanted where ``draws_random_numbers``.
+
+        Raises:
+            BadInput: the training forward drew random numbers, and ``before`` is missing.
+        """
+        if self._watch is not None and not self._watch.hooked:
+            self._watch.end()
+        if batch is None or not self._armed or not self._rows.unrealised(batch.ids):
+            return
+        if before is None and self._random:
+            raise BadInput(
+                "after_update cannot compare with the training forward's log-probabilities: it drew random numbers "
+                "(dropout); call before = probe.evaluate(batch) before optimizer.step(), then "
+                "probe.after_update(batch, before)"
+            )
+        with self._arithmetic() if before is None else nullcontext():
+            after = numbers(self.evaluate(batch))
+        self._rows.realise(batch.ids, after, None if before is None else numbers(before))
+
+    @property
+    def draws_random_numbers(self) -> bool:
+        """Whether a recorded forward of the step in progress drew random numbers (dropout). Its log-probabilities are
+        then those of one random model among many, and no baseline for the realised change: take ``before =
+        probe.evaluate(batch)`` before ``optimizer.step()``."""
+        return self._random
+
+    @property
+    def fresh(self) -> list[Row]:
+        """Rows of the step in progress, not yet handed to the writer."""
+        return self._rows.fresh
+
+    @property
+    def rows(self) -> RowStore:
+        """All recorded rows, each a mapping by column name."""
+        return self._rows.all
+
+    def flush(self) -> None:
+        """Hand the rows of the steps done so far to the writer."""
+        if self._watch is not None:
+            self._watch.drop()
+            if self._watch.missed:
+                self._rows.manifest(batch_delta=NO_GRADIENT)
+        self._rows.flush()
+        self._random = False
+
+    def _certify(self, recording: Recording, products: Products) -> None:
+        found = self._check.judge(recording, products)
+        if found is not None:
+            self._rows.manifest(certificate=found.as_manifest())
+            found.require()  # one that fails is not kept: the next step is checked again
+            self.certificate = found
+
+    def _rate(self, learning_rate: float | None) -> float | None:
+        if learning_rate is not None or self.optimizer is None:
+            return learning_rate
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _take(
+        self,
+        step: int,
+        pair_ids: Sequence[str] | None,
+        learning_rate: float | None,
+        recording: Recording,
+        products: Products,
+    ) -> BatchRecord:
+        """What one batch gave: its record, its layers, its part of the step."""
+        assert self._given is not None
+        rate, size = self._rate(learning_rate), len(self._given.logps) // 2
+        ids = list(pair_ids) if pair_ids is not None else [f"{step}-{self.rank}-{i}" for i in range(size)]
+        if len(ids) != size:
+            raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
+        record = BatchRecord(step, self.rank, ids, pair_columns(self._given, products, rate, whole=not self._in_parts))
+        entries = products.pair_entries()
+        if self.layers and not self._layers:
+            self._layers = layers_of(list(entries), recording.capture.uses)
+        self._rows.add(record, sum_layers(entries, self._layers) if self.layers else None)
+        row = self._rows.step(step)
+        row.setdefault("learning_rate", rate)
+        row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.sum())
+        return record
+
+    def _expect(
+        self, record: BatchRecord | None, recording: Recording, products: Products, moves: bool, pushes: bool
+    ) -> None:
+        """Have the optimizer's step fill the batch's record (None: only followed), where it is held."""
+        held = None if self._watch is None else recording.held()
+        if self._watch is None or held is None:
+            if record is not None and products.gram is not None:
+                self._rows.write("grams", gram_rows(record, products.gram))
+            return
+        predicted = None
+        if record is not None and self._in_parts and products.gram is not None and self._predicts:
+            predicted = partial(self._predicted, record)
+        waiting = Waiting(
+            held,
+            recording.coefficients,
+            partial(self._moved, record, products) if moves else None,
+            full=pushes and products.gram is not None,
+            along_gradient=predicted,
+        )
+        if record is not None and products.gram is not None and not moves:
+            self._rows.write("grams", gram_rows(record, products.gram))
+        self._watch.expect(waiting, pushes)
+        self._watch.backward_ended()
+        if moves and not self._watch.hooked:
+            self._watch.begin()
+
+    def _predicted(self, record: BatchRecord, along: Tensor) -> None:
+        """The step's whole gradient is known: ``batch_delta_*`` of a batch's rows, −η⟨g_i, G⟩."""
+        rate = self._rows.step(record.step).get("learning_rate")
+        if rate is not None:
+            record.fill("batch_delta", numbers(-rate * along))
+
+    def _moved(self, record: BatchRecord | None, products: Products, outcome: StepOutcome) -> None:
+        """The optimizer's step has been made: what it did to a batch's rows."""
+        if record is None or self._watch is None:
+            return
+        facts, pushes = self._watch.facts, outcome.pushes
+        record.fill("update_delta", numbers(outcome.total))
+        if products.gram is not None:
+            self._rows.write("grams", gram_rows(record, products.gram, None if pushes is None else pushes.gram))
+        if pushes is not None:
+            self._rows.write("pushes", push_rows(record, pushes))
+            alone = len(self._rows.batches) == 1 and not distributed()
+            self._rows.step(record.step).update(step_facts(facts, products if alone else None))
+        note: dict[str, Any] = {"reason": facts.reason} if facts.reason and self.schedule.metric_every else {}
+        if not facts.trusted(tolerance_of(self.model)):
+            note |= {"trusted": False, "step": record.step, "law7_error": facts.law7_error}
+        if note and note != self._noted:
+            self._noted = note
+            self._rows.manifest(pushes=note)

@@ -1,0 +1,109 @@
+"""What a probe has recorded: the steps in progress, what goes to the trace, and what is kept to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dyn_probe.engine.layers import Layer
+from dyn_probe.probe.row_store import Row, RowStore
+from dyn_probe.probe.trace_rows import BatchRecord, layer_rows, step_means
+from dyn_probe.trace.writer import TraceWriter
+
+FIRST = "realised_delta_chosen"
+REALISED = {
+    False: "a forward in eval mode after the update minus the recorded forward before it, which drew no random numbers",
+    True: "a forward in eval mode (no dropout) after the update minus one in eval mode before it",
+}
+"""What ``realised_delta_*`` compares: whether the log-probabilities before the update were evaluated separately."""
+
+
+class RunRows:
+    """Rows of one process on their way to the trace.
+
+    Args:
+        writer: None keeps rows only.
+        rank: this process's number.
+        keep: keep all rows until this is dropped; False those of the step in progress alone.
+    """
+
+    def __init__(self, writer: TraceWriter | None, rank: int, keep: bool = True) -> None:
+        self.writer, self.rank = writer, rank
+        self.batches: list[BatchRecord] = []
+        self._steps: dict[int, Row] = {}
+        self._realised: set[bool] = set()
+        self._store = RowStore(keep)
+
+    def holds(self, step: int) -> bool:
+        """Whether the step is one of those in progress."""
+        return step in self._steps
+
+    def add(self, record: BatchRecord, layers: Mapping[Layer, Any] | None = None) -> None:
+        """A batch, and its ``[B, 3]`` products by layer."""
+        self.batches.append(record)
+        if layers is not None and self.writer is not None:
+            self.writer.add("layers", layer_rows(record.step, record.ids, layers))
+
+    def write(self, table: str, rows: Sequence[Row]) -> None:
+        """Rows of another table, at once."""
+        if self.writer is not None and rows:
+            self.writer.add(table, rows)
+
+    def step(self, step: int) -> Row:
+        """The step's row of the ``steps`` table, to be completed."""
+        return self._steps.setdefault(step, {"step": step, "rank": self.rank})
+
+    def manifest(self, **fields: Any) -> None:
+        """Entries of ``run.json``; those of the first process count."""
+        if self.writer is not None and self.rank == 0:
+            self.writer.update_manifest(**fields)
+
+    def unrealised(self, ids: Sequence[str]) -> bool:
+        """Whether any of these pairs has a row that waits for its realised change."""
+        return any(pair in ids and not b.has(FIRST, i) for b in self.batches for i, pair in enumerate(b.ids))
+
+    def realise(self, ids: Sequence[str], after: np.ndarray, before: np.ndarray | None) -> None:
+        """The realised change of the rows that wait for it.
+
+        Args:
+            ids: the pairs that were evaluated again.
+            after, before: their log-probabilities ``[2B]``; ``before`` None: those that were recorded.
+        """
+        waiting: dict[str, list[tuple[BatchRecord, int]]] = {}
+        for record in self.batches:
+            for i, pair in enumerate(record.ids):
+                if not record.has(FIRST, i):
+                    waiting.setdefault(pair, []).append((record, i))
+        for k, pair in enumerate(ids):
+            if rows := waiting.get(pair):
+                record, i = rows.pop(0)
+                for side, j in (("chosen", k), ("rejected", k + len(ids))):
+                    start = record.columns[f"logp_{side}"][i] if before is None else before[j]
+                    record.put(f"realised_delta_{side}", i, float(after[j] - start))
+        if (how := before is not None) not in self._realised:
+            self._realised.add(how)
+            self.manifest(realised_change="; ".join(sorted(REALISED[one] for one in self._realised)))
+
+    @property
+    def fresh(self) -> list[Row]:
+        """Rows of the steps in progress, not yet handed to the writer."""
+        return [row for record in self.batches for row in record.rows()]
+
+    @property
+    def all(self) -> RowStore:
+        """All rows that are kept."""
+        self._store.pending = self.fresh
+        return self._store
+
+    def flush(self) -> None:
+        """Hand the rows of the steps done so far to the writer."""
+        rows = self.all.pending
+        for step, record in self._steps.items():
+            means = step_means([r for r in rows if r["step"] == step])
+            record.update({name: value for name, value in means.items() if name not in record})
+        self.write("pairs", rows)
+        self.write("steps", list(self._steps.values()))
+        self._store.settle()
+        self.batches, self._steps = [], {}

@@ -1,0 +1,229 @@
+"""Rows of the trace's tables from what a recording found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dyn_probe import entanglement
+from dyn_probe.engine.layers import Layer
+from dyn_probe.engine.recording import Products
+from dyn_probe.errors import BadInput
+from dyn_probe.metric.facts import StepFacts
+from dyn_probe.metric.pushes import Pushes
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What the loop said about a batch; ``[2B]`` numbers, losses and further columns ``[B]``."""
+
+    logps: np.ndarray
+    reference: np.ndarray | None = None
+    lengths: np.ndarray | None = None
+    losses: np.ndarray | None = None
+    scale: float = 1.0
+    predict: bool = True
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        logps: Tensor,
+        reference: Tensor | None,
+        lengths: Tensor | None,
+        losses: Tensor | None,
+        scale: float,
+        predict: bool,
+        columns: Mapping[str, Tensor],
+    ) -> Given:
+        """The same from tensors.
+
+        Raises:
+            BadInput: a shape does not fit the log-probabilities'.
+        """
+        rows = logps.shape[0]
+        wanted = (("reference", reference, rows), ("lengths", lengths, rows), ("losses", losses, rows // 2))
+        for name, value, size in wanted:
+            if value is not None and value.shape != (size,):
+                raise BadInput(f"probe.pairs wants {name} of shape [{size}]; got {list(value.shape)}")
+        found = {name: None if value is None else numbers(value) for name, value, _ in wanted}
+        more = {name: numbers(value) for name, value in columns.items()}
+        return Given(numbers(logps), **found, scale=scale, predict=predict, columns=more)
+
+
+@dataclass(eq=False)
+class BatchRecord:
+    """One recorded batch: its columns of the ``pairs`` table, ``[B]`` each."""
+
+    step: int
+    rank: int
+    ids: Sequence[str]
+    columns: dict[str, Any]
+    known: dict[str, np.ndarray] = field(default_factory=dict)
+    """Column → which of its rows have a value, where that is not all of them."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def row(self, i: int) -> Row:
+        """One pair's row, without the columns that it has no value in."""
+        there = (n for n in self.columns if n not in self.known or self.known[n][i])
+        return {
+            "step": self.step,
+            "pair_id": self.ids[i],
+            "rank": self.rank,
+            **{n: _item(self.columns[n][i]) for n in there},
+        }
+
+    def rows(self) -> list[Row]:
+        """All pairs' rows."""
+        return [self.row(i) for i in range(len(self))]
+
+    def fill(self, side_columns: str, values: np.ndarray) -> None:
+        """``values [2B]`` as the columns ``…_chosen`` and ``…_rejected``."""
+        half = len(self)
+        self.columns |= {f"{side_columns}_chosen": values[:half], f"{side_columns}_rejected": values[half:]}
+
+    def put(self, name: str, i: int, value: float) -> None:
+        """One row's value of a column that other rows may lack."""
+        values = self.columns.setdefault(name, np.full(len(self), np.nan))
+        self.known.setdefault(name, np.zeros(len(self), dtype=bool))[i] = True
+        values[i] = value
+
+    def has(self, name: str, i: int) -> bool:
+        """Whether row ``i`` has a value of the column."""
+        return name in self.columns and (name not in self.known or bool(self.known[name][i]))
+
+
+def numbers(values: Tensor) -> np.ndarray:
+    """Values as a float64 array on the CPU."""
+    return values.detach().double().cpu().numpy()
+
+
+def layer_rows(step: int, ids: Sequence[str], layers: Mapping[Layer, Tensor]) -> list[Row]:
+    """Rows of the ``layers`` table, from ``[B, 3]`` per layer."""
+    rows = []
+    for layer, values in layers.items():
+        norms, inner = values[:, :2].clamp(min=0).sqrt().tolist(), values[:, 2].tolist()
+        for i, pair in enumerate(ids):
+            row = {"step": step, "pair_id": pair, "layer": layer.label, "depth": layer.depth}
+            rows.append(
+                row | {"grad_norm_chosen": norms[i][0], "grad_norm_rejected": norms[i][1], "grad_inner": inner[i]}
+            )
+    return rows
+
+
+def pair_columns(given: Given, products: Products, rate: float | None, whole: bool = True) -> dict[str, Any]:
+    """Columns of the ``pairs`` table, ``[B]`` each, from what the loop gave and what the recording found.
+
+    Args:
+        rate: η of the predictions; None leaves them out.
+        whole: whether the batch is all that the optimizer's step is made of.
+    """
+    logps, half = given.logps, len(given.logps) // 2
+    entries = torch.stack(list(products.pair_entries().values())).sum(0).numpy()
+    norm_w, norm_l = np.sqrt(np.maximum(entries[:, 0], 0)), np.sqrt(np.maximum(entries[:, 1], 0))
+    pull = products.coefficients.numpy() * half / given.scale
+    d_w, d_l = -pull[:half], pull[half:]
+    up, down = entanglement.predicted_delta(d_w, d_l, norm_w, norm_l, entries[:, 2], 1.0 if rate is None else rate)
+    columns: dict[str, Any] = {
+        "logp_chosen": logps[:half],
+        "logp_rejected": logps[half:],
+        "pull_chosen": d_w,
+        "pull_rejected": d_l,
+        "grad_norm_chosen": norm_w,
+        "grad_norm_rejected": norm_l,
+        "grad_inner": entries[:, 2],
+        "grad_cosine": entanglement.cosine(norm_w, norm_l, entries[:, 2]),
+        "case_plain": entanglement.cases(up, down),
+        "separate_backward": products.separate.numpy(),
+        **given.columns,
+    }
+    if not given.predict:
+        del columns["case_plain"]
+    elif rate is not None:
+        columns |= {"predicted_delta_chosen": up, "predicted_delta_rejected": down}
+        if products.gram is not None and whole and given.scale == 1.0:
+            sides = entanglement.batch_delta(products.gram.numpy(), d_w, d_l, rate)
+            columns |= dict(zip(("batch_delta_chosen", "batch_delta_rejected"), sides, strict=True))
+    for name, values in (("ref_logp", given.reference), ("len", given.lengths)):
+        if values is not None:
+            columns |= {f"{name}_chosen": values[:half], f"{name}_rejected": values[half:]}
+    if given.losses is not None:
+        columns["loss"] = given.losses
+    return columns
+
+
+PUSHES = ("own_chosen", "own_rejected", "others", "all_chosen", "all_rejected", "past", "decay", "rounding", "total")
+"""Columns of the ``pushes`` table that are pushes."""
+
+
+def push_rows(record: BatchRecord, pushes: Pushes) -> list[Row]:
+    """Rows of the ``pushes`` table: one per pair and side."""
+    found = {name: getattr(pushes, name) for name in PUSHES}
+    columns = {name: numbers(values) for name, values in found.items() if values is not None}
+    return [
+        {"step": record.step, "pair_id": pair, "rank": record.rank, "side": side, "metric": "applied"}
+        | {name: float(values[i + k * len(record)]) for name, values in columns.items()}
+        for i, pair in enumerate(record.ids)
+        for k, side in enumerate(("chosen", "rejected"))
+    ]
+
+
+def gram_rows(record: BatchRecord, gram: Tensor, metric: Tensor | None = None) -> list[Row]:
+    """The row of the ``grams`` table: ``K`` and, where the step was taken apart, ``K`` in its metric."""
+    row: Row = {"step": record.step, "rank": record.rank, "pair_ids": list(record.ids)}
+    row["gram"] = numbers(gram).ravel().tolist()
+    return [row if metric is None else row | {"gram_metric": numbers(metric).ravel().tolist()}]
+
+
+def step_facts(facts: StepFacts, products: Products | None) -> Row:
+    """Columns of the ``steps`` table about a step that was taken apart.
+
+    Args:
+        products: those of the step's only batch, where it has one.
+    """
+    row: Row = {name: getattr(facts, name) for name in ("law7_error", "law7_share", "unmoved_share")}
+    if products is not None and products.gram is not None and facts.factor is not None and facts.gradient_squared:
+        c = products.coefficients
+        predicted = facts.factor**2 * float(c @ products.gram @ c)
+        row["kappa_error"] = abs(predicted - facts.gradient_squared) / facts.gradient_squared
+    return row
+
+
+def step_means(rows: Sequence[Row]) -> Row:
+    """The ``steps`` columns that are means over a step's pair rows."""
+    if not rows:
+        return {}
+    a, b = (np.array([r[f"logp_{side}"] for r in rows]) for side in ("chosen", "rejected"))
+    margin = margins(rows)
+    losses = [r["loss"] for r in rows if r.get("loss") is not None]
+    return {
+        "pairs": len(rows),
+        "logp_chosen": float(a.mean()),
+        "logp_rejected": float(b.mean()),
+        "margin": float(margin.mean()),
+        "accuracy": float((margin > 0).mean()),
+        **({"loss": float(np.mean(losses))} if losses else {}),
+    }
+
+
+def margins(rows: Sequence[Row]) -> np.ndarray:
+    """Margin of every row of the ``pairs`` table: between the scores where they are recorded, else between the
+    log-ratios, or the log-probabilities where there is no reference."""
+    sides = ("chosen", "rejected")
+    if all(r.get(f"score_{side}") is not None for r in rows for side in sides):
+        won, lost = (np.array([r[f"score_{side}"] for r in rows]) for side in sides)
+    else:
+        won, lost = (np.array([r[f"logp_{s}"] - (r.get(f"ref_logp_{s}") or 0.0) for r in rows]) for s in sides)
+    return won - lost
+
+
+def _item(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,152 @@
+"""The product table against brute force: every form, every meeting of forms, with and without a metric."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dyn_probe.engine import products
+from dyn_probe.engine.factors import Lookup, MadeVector, Outer, Vector
+from dyn_probe.engine.products import PRODUCTS, cross, gram
+
+ROWS, WIDTHS = 6, (7, 5)
+"""Rows of a factor, and the parameter's shape (entries or outputs, inputs)."""
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def outer(seed=0, positions=4, shared=False, transposed=False, dtype=torch.float64):
+    inputs, outputs = WIDTHS[::-1] if not transposed else WIDTHS
+    given = draw(1 if shared else ROWS, positions, inputs, seed=seed, dtype=dtype)
+    return Outer(draw(ROWS, positions, outputs, seed=seed + 1, dtype=dtype), given, transposed)
+
+
+def lookup(seed=0, positions=4, shared=False):
+    ids = torch.randint(0, WIDTHS[0], (1 if shared else ROWS, positions), generator=torch.Generator().manual_seed(seed))
+    return Lookup(draw(ROWS, positions, WIDTHS[1], seed=seed + 1), ids, WIDTHS[0])
+
+
+def vector(seed=0):
+    return Vector(draw(ROWS, WIDTHS[0] * WIDTHS[1], seed=seed))
+
+
+def made(seed=0):
+    rows = vector(seed).grads
+    return MadeVector(rows[:, :0], lambda i: rows[i])
+
+
+FACTORS = {
+    "linear": outer,
+    "linear, shared inputs": lambda seed=0: outer(seed, shared=True),
+    "linear, one position": lambda seed=0: outer(seed, positions=1),
+    "transposed": lambda seed=0: outer(seed, transposed=True),
+    "lookup": lookup,
+    "lookup, shared ids": lambda seed=0: lookup(seed, shared=True),
+    "vector": vector,
+    "made vector": made,
+}
+
+
+def dense(factor):
+    """``[rows, n]`` by plain sums of outer products, in the parameter's shape."""
+    rows = []
+    for i in range(ROWS):
+        total = torch.zeros(WIDTHS, dtype=torch.float64)
+        if isinstance(factor, Outer):
+            for a, b in zip(factor.inputs[i % len(factor.inputs)], factor.grads[i], strict=True):
+                total += torch.outer(a, b) if factor.transposed else torch.outer(b, a)
+        elif isinstance(factor, Lookup):
+            for x, d in zip(factor.ids[i % len(factor.ids)], factor.grads[i], strict=True):
+                total[x] += d
+        else:
+            total += factor.take(slice(i, i + 1))[0].reshape(WIDTHS)
+        rows.append(total.flatten())
+    return torch.stack(rows)
+
+
+def brute(one, other, groups, metric=None):
+    weights = torch.ones(WIDTHS, dtype=torch.float64) if metric is None else metric
+    whole = (dense(one) * weights.flatten()) @ dense(other).T
+    n = ROWS // groups
+    return torch.stack([whole[g::groups, g::groups] for g in range(groups)]).reshape(groups, n, n)
+
+
+@pytest.mark.parametrize("metric", [None, draw(*WIDTHS, seed=9).abs()], ids=["plain", "metric"])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_factor_with_itself(name, groups, metric):
+    factor = FACTORS[name]()
+    assert torch.allclose(gram(factor, groups, metric), brute(factor, factor, groups, metric), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", [None, draw(*WIDTHS, seed=9).abs()], ids=["plain", "metric"])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("other", FACTORS)
+@pytest.mark.parametrize("one", FACTORS)
+def test_every_form_meets_every_form(one, other, groups, metric):
+    left, right = FACTORS[one](0), FACTORS[other](20)
+    assert torch.allclose(
+        cross(left, right, groups, metric), brute(left, right, groups, metric), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("route", [True, False], ids=["token Grams", "blocks"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_both_routes_of_linear_uses(route, groups, monkeypatch):
+    monkeypatch.setattr(products, "cheaper_by_tokens", lambda *_: route)
+    one, other = outer(0, positions=9), outer(5, positions=3)
+    assert torch.allclose(gram(one, groups), brute(one, one, groups), rtol=1e-12)
+    assert torch.allclose(cross(one, other, groups), brute(one, other, groups), rtol=1e-12)
+
+
+def test_small_chunks_change_nothing(monkeypatch):
+    monkeypatch.setattr(products, "CHUNK", 8)
+    one, metric = outer(0), draw(*WIDTHS, seed=9).abs()
+    for groups in (1, 3):
+        assert torch.allclose(gram(one, groups), brute(one, one, groups), rtol=1e-12)
+        assert torch.allclose(gram(one, groups, metric), brute(one, one, groups, metric), rtol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_head_keeps_only_the_columns_that_its_table_needs(groups):
+    head, table = outer(0), lookup(20)
+    met = head.met(table.ids.unflatten(0, (-1, groups)))
+    assert met.grads.numel() == 0
+    assert torch.allclose(cross(met, table, groups), brute(head, table, groups), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_what_every_factor_knows(name):
+    factor, rows, direction, weights = (
+        FACTORS[name](),
+        dense(FACTORS[name]()),
+        draw(*WIDTHS, seed=8),
+        draw(ROWS, seed=7),
+    )
+    assert torch.allclose(factor.along(direction), rows @ direction.flatten(), rtol=1e-12)
+    assert torch.allclose(torch.stack([factor.dense(i) for i in range(ROWS)]), rows, rtol=1e-12)
+    start = draw(*WIDTHS, seed=6)
+    total = factor.weighted(weights, start.clone(), torch.Size(WIDTHS))
+    assert torch.allclose(total, start + (weights @ rows).reshape(WIDTHS), rtol=1e-12)
+    assert torch.allclose(factor.weighted(weights, None, torch.Size(WIDTHS)), total - start, rtol=1e-9, atol=1e-12)
+    scaled = factor.scaled(weights)
+    assert torch.allclose(gram(scaled, 1)[0], (rows * weights[:, None]) @ (rows * weights[:, None]).T, rtol=1e-12)
+    assert torch.allclose(gram(factor.settled(), 1), gram(factor, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_products_are_summed_in_float32(dtype):
+    one = outer(0, dtype=dtype)
+    exact = Outer(one.grads.double(), one.inputs.double())
+    for groups in (1, 3):
+        error = (gram(one, groups) - brute(exact, exact, groups)).abs().max() / brute(exact, exact, groups).abs().max()
+        assert float(error) < 1e-6
+
+
+def test_the_table_has_a_wrong_entry_and_the_comparison_sees_it(monkeypatch):
+    monkeypatch.setitem(
+        PRODUCTS, ("outer", "outer"), lambda one, other, groups, metric: brute(one, other, groups) * 1.001
+    )
+    assert not torch.allclose(gram(outer(), 3), brute(outer(), outer(), 3), rtol=1e-12)
