@@ -76,8 +76,13 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"dyn-probe: {message}", err=True)
+    typer.echo(f"dyn-probe: {_printable(message)}", err=True)
     sys.exit(code)
+
+
+def _printable(message: str) -> str:
+    """A message for a terminal: what it quotes from files and arguments cannot steer the terminal."""
+    return "".join(one if one.isprintable() or one == "\n" else "�" for one in message)
 
 
 def _command_of(error: Exception) -> str:
@@ -88,4 +93,4 @@ def _command_of(error: Exception) -> str:
 def _print_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     """Our warnings as one line; those of libraries are not the user's concern."""
     if issubclass(category, RuntimeWarning):
-        typer.echo(f"dyn-probe: warning: {message}", err=True)
+        typer.echo(f"dyn-probe: warning: {_printable(str(message))}", err=True)

@@ -74,6 +74,13 @@ def unknown(kind: str, got: str, choices: Iterable[str], form: str = "{}") -> st
     return f"unknown {kind} {got!r}{did_you_mean(got, known, form)}; choose one of: {listed}"
 
 
+def on_one_line(text: object, most: int = 300) -> str:
+    """A text that others wrote, fit for a message: one line, no control characters, cut at ``most`` characters."""
+    line = " ".join(str(text)[: 4 * most].split())
+    line = "".join(one if one.isprintable() else "�" for one in line)
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def half_character(text: str) -> str:
     """What is wrong with a text that has half a character, which no tokenizer takes; "" if it has none."""
     try:

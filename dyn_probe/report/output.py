@@ -65,7 +65,8 @@ def write_files(out: Path, files: Mapping[str, bytes], data: Mapping[str, Any]) 
             path.write_bytes(content)
     mark = {"written_by": WRITER, "files": [MARK, *files], "data": plain(data)}
     with naming(out / MARK):
-        (out / MARK).write_text(json.dumps(mark, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
+        text = json.dumps(mark, ensure_ascii=False, indent=1, allow_nan=False)
+        (out / MARK).write_bytes(text.encode("utf-8", "backslashreplace"))  # half a character as JSON writes it
 
 
 def plain(value: Any) -> Any:
@@ -97,10 +98,10 @@ def data_uri(svg: bytes) -> str:
 def csv_bytes(rows: Iterable[Mapping[str, object]] | pd.DataFrame) -> bytes:
     """Rows (or a frame without its index) as CSV in UTF-8."""
     if isinstance(rows, pd.DataFrame):
-        return rows.to_csv(index=False).encode("utf-8")
+        return rows.to_csv(index=False).encode("utf-8", "replace")
     rows = list(rows)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode("utf-8")
+    return text.getvalue().encode("utf-8", "replace")

@@ -11,6 +11,7 @@ import pandas as pd
 from dyn_probe.errors import BadInput
 from dyn_probe.report import derived
 from dyn_probe.report.frames import Floats, numbers, recorded
+from dyn_probe.report.unfit import naming_runs
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -65,13 +66,14 @@ def ranked_pairs(trace: Trace, by: str | None = None, top: int | None = 20, step
     Raises:
         BadInput: an unknown ranking, one whose numbers were not recorded, or a step without rows.
     """
-    ranking = RANKINGS[chosen_ranking(trace, by)]
-    rows = pair_rows(trace.pairs, step)
-    key = numbers(rows, ranking.column)
-    order = np.argsort(-key if ranking.largest_first else key, kind="stable")  # NaN comes last
-    chosen = rows.iloc[order[:top]]
-    texts = trace.examples.drop_duplicates("pair_id")
-    return chosen.merge(texts, on="pair_id", how="left").reindex(columns=list(COLUMNS))
+    with naming_runs([trace.path]):
+        ranking = RANKINGS[chosen_ranking(trace, by)]
+        rows = pair_rows(trace.pairs, step)
+        key = numbers(rows, ranking.column)
+        order = np.argsort(-key if ranking.largest_first else key, kind="stable")  # NaN comes last
+        chosen = rows.iloc[order[:top]]
+        texts = trace.examples.drop_duplicates("pair_id")
+        return chosen.merge(texts, on="pair_id", how="left").reindex(columns=list(COLUMNS))
 
 
 def pair_rows(pairs: pd.DataFrame, step: int | None = None) -> pd.DataFrame:

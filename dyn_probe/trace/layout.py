@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dyn_probe.errors import TraceError
 from dyn_probe.trace.schema import TABLES
 
 RUN_FILE = "run.json"
@@ -92,3 +93,5 @@ def _listing(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise TraceError(f"wanted a folder of streams; {folder} cannot be listed: {error.strerror or error}") from error

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dyn_probe.errors import TraceError
+from dyn_probe.errors import TraceError, on_one_line
 from dyn_probe.trace.failures import naming
 from dyn_probe.trace.layout import RUN_FILE, scratch_file
 from dyn_probe.trace.run_fields import OWN, Manifest
@@ -70,14 +70,16 @@ def read_manifest(run: Path) -> dict[str, Any]:
             should be.
     """
     wanted = "wanted the folder of a trace, as `dyn-probe record --out` writes it"
-    if not run.is_dir():
-        raise TraceError(f"{wanted}; {run} {'is a file' if run.exists() else 'does not exist'}")
     try:
+        if not run.is_dir():
+            raise TraceError(f"{wanted}; {run} {'is a file' if run.exists() else 'does not exist'}")
+        if (run / RUN_FILE).exists() and not (run / RUN_FILE).is_file():
+            raise TraceError(f"{wanted}; {run / RUN_FILE} is not a file")
         content = json.loads((run / RUN_FILE).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise TraceError(f"{wanted}; {run} has no {RUN_FILE}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise TraceError(f"{wanted}; {run / RUN_FILE} cannot be read as JSON: {error}") from error
+        raise TraceError(f"{wanted}; {run / RUN_FILE} cannot be read as JSON: {on_one_line(error)}") from error
     if not _is_manifest(content):
         raise TraceError(
             f"{wanted}; {run / RUN_FILE} is something else's: it lacks schema_version, dyn_probe_version or status"
@@ -85,7 +87,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
     if content["schema_version"] > SCHEMA_VERSION:
         raise TraceError(
             f"{run} has schema_version {content['schema_version']}, and this version reads up to {SCHEMA_VERSION}; "
-            f"install the dyn-probe that wrote it ({content['dyn_probe_version']}), or a newer one"
+            f"install the dyn-probe that wrote it ({on_one_line(content['dyn_probe_version'], 40)}), or a newer one"
         )
     return _accepted(content, run / RUN_FILE)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dyn_probe.errors import TraceError
+from dyn_probe.errors import TraceError, on_one_line
 from dyn_probe.trace.damage import Damage
 from dyn_probe.trace.failures import naming
 from dyn_probe.trace.layout import STREAMS, StreamName, list_streams, parquet_file
@@ -108,9 +108,11 @@ def _was_changed(run: Path, path: Path, manifest: Manifest) -> bool:
 
 
 def _inside(run: Path, path: Path) -> Path:
-    """The path, which must not lead out of the trace's folder."""
+    """The path, which must be a file and not lead out of the trace's folder."""
     if not path.resolve().is_relative_to(run.resolve()):
         raise TraceError(f"{path} is a link that leads out of the trace's folder; put the file itself there")
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise TraceError(f"wanted a file of the trace; {path} is none; move it out of the trace's folder")
     return path
 
 
@@ -135,8 +137,9 @@ def _conform(data: pa.Table | None, table: Table, file: str, names: Sequence[str
     data = data.rename_columns([table.aliases.get(name, name) for name in data.column_names])
     unknown = sorted(set(data.column_names) - set(table.names))
     if unknown or len(set(data.column_names)) < len(data.column_names):
+        named = ", ".join(on_one_line(name, 60) for name in unknown[:5]) + (", …" if len(unknown) > 5 else "")
         raise TraceError(
-            f"{file} has columns that table {table.name!r} does not: {', '.join(unknown) or 'one of them twice'}; "
+            f"{file} has columns that table {table.name!r} does not: {named or 'one of them twice'}; "
             f"read it with the version of dyn-probe that wrote it"
         )
     columns = [
@@ -145,7 +148,7 @@ def _conform(data: pa.Table | None, table: Table, file: str, names: Sequence[str
     try:
         return pa.table(columns, names=schema.names).cast(schema)
     except (pa.ArrowException, ValueError) as error:
-        raise TraceError(f"{file} does not fit table {table.name!r}: {error}") from error
+        raise TraceError(f"{file} does not fit table {table.name!r}: {on_one_line(error)}") from error
 
 
 def _cut(data: pa.Table, resumes: Sequence[Resume], segment: int) -> pa.Table:

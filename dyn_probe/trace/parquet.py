@@ -18,7 +18,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dyn_probe.errors import TraceError, WriteFailed
+from dyn_probe.errors import TraceError, WriteFailed, on_one_line
 from dyn_probe.trace.checks import Checks, append_checks, chunk_places, crc_of, read_checks, read_footer
 from dyn_probe.trace.damage import REFUSED, Damage
 from dyn_probe.trace.layout import scratch_file
@@ -113,7 +113,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, steps: Steps 
             names = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
             found = _read_groups(Part(file, handle, checks, names, path.name), groups)
         except REFUSED as error:
-            raise TraceError(f"{path} cannot be read as Parquet: {error}") from error
+            raise TraceError(f"{path} cannot be read as Parquet: {on_one_line(error)}") from error
     unchecked = about.schema_version > 1 and checks is None
     return FileRows(found.data, about, (*found.damage, *([Damage(path.name, UNCHECKED, 0)] if unchecked else [])))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dyn_probe.errors import TraceError
+from dyn_probe.errors import TraceError, did_you_mean, on_one_line
 from dyn_probe.trace.schema import TABLES, Table
 
 STEP = "step"
@@ -75,7 +77,7 @@ def select(columns: Iterable[str] | None, steps: slice | int | Collection[int] |
     for wanted in map(str, columns or ()):
         place, _, name = wanted.rpartition(".")
         tables = [t for t in TABLES.values() if name in (*t.names, *t.aliases) and place in ("", t.name)]
-        unknown += [] if tables else [wanted]
+        unknown += [] if tables else [on_one_line(wanted, 60) + did_you_mean(wanted, _places())]
         for table in tables:
             found.setdefault(table.name, set()).add(table.aliases.get(name, name))
     if unknown:
@@ -86,15 +88,39 @@ def select(columns: Iterable[str] | None, steps: slice | int | Collection[int] |
     return Selection({name: frozenset(names) for name, names in found.items()}, _steps(steps))
 
 
+def _places() -> list[str]:
+    """Every column, as TABLE.COLUMN and as COLUMN."""
+    return [place for table in TABLES.values() for name in table.names for place in (f"{table.name}.{name}", name)]
+
+
 def _steps(steps: slice | int | Collection[int] | None) -> Steps | None:
+    """What a reader wrote for ``steps``.
+
+    Raises:
+        TraceError: it holds something else than whole numbers, or a slice counts from the end or backwards.
+    """
     if steps is None:
         return None
-    if isinstance(steps, slice):
-        return Steps(steps.start or 0, _LAST if steps.stop is None else steps.stop - 1, steps.step or 1)
+    try:
+        found = _stretch(steps) if isinstance(steps, slice) else _some(steps)
+    except (TypeError, ValueError):
+        found = None
+    if found is None:
+        raise TraceError(
+            f"wanted steps as a whole number, several, a range, or a slice from 0 on with a positive stride; came "
+            f"{on_one_line(repr(steps), 100)}; write steps=10, steps=[0, 10], or steps=slice(100, None, 10)"
+        )
+    return found
+
+
+def _stretch(steps: slice) -> Steps | None:
+    start, every = index(0 if steps.start is None else steps.start), index(1 if steps.step is None else steps.step)
+    stop = _LAST if steps.stop is None else index(steps.stop)
+    return Steps(start, stop - 1, every) if min(start, stop) >= 0 and every > 0 else None
+
+
+def _some(steps: Any) -> Steps:
     if isinstance(steps, range) and steps.step > 0:
         return Steps(steps.start, steps.stop - 1, steps.step)
-    try:
-        only = frozenset(int(step) for step in ([steps] if isinstance(steps, int) else steps))
-    except (TypeError, ValueError):
-        raise TraceError(f"wanted steps as a number, numbers, a range or a slice; came {steps!r}") from None
+    only = frozenset(index(step) for step in (steps if hasattr(steps, "__iter__") else [steps]))
     return Steps(min(only, default=0), max(only, default=-1), 1, only)
