@@ -60,7 +60,8 @@ def start(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0; 1 where training stopped early; 2 where the command cannot be carried out; 130 after Ctrl-C.
+    Exit codes: 0; 1 where training stopped early or a file could not be written; 2 where the command cannot be carried
+    out; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
     """
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
@@ -69,13 +70,19 @@ def main() -> None:
         _fail(f"{error.format_message()} See: {_command_of(error)} --help", 2)
     except DynProbeError as error:
         _fail(str(error), getattr(error, "exit_code", 2))
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("stopped by Ctrl-C", 130)
+    except (typer.Abort, KeyboardInterrupt) as stop:
+        signal = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
+        _fail(f"stopped by {str(signal or '') or 'Ctrl-C'}", getattr(signal, "exit_code", 130))
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"dyn-probe: {message}", err=True)
+    typer.echo(f"dyn-probe: {_printable(message)}", err=True)
     sys.exit(code)
+
+
+def _printable(message: str) -> str:
+    """A message for a terminal: what it quotes from files and arguments cannot steer the terminal."""
+    return "".join(one if one.isprintable() or one == "\n" else "�" for one in message)
 
 
 def _command_of(error: Exception) -> str:
@@ -86,4 +93,4 @@ def _command_of(error: Exception) -> str:
 def _print_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     """Our warnings as one line; those of libraries are dropped."""
     if issubclass(category, RuntimeWarning):
-        typer.echo(f"dyn-probe: warning: {message}", err=True)
+        typer.echo(f"dyn-probe: warning: {_printable(str(message))}", err=True)

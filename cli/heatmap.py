@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 from dyn_probe_cli.next_step import say_next
 
 from dyn_probe.errors import BadInput
+from dyn_probe.trace.failures import naming
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,10 +63,12 @@ def heatmap(
             raise BadInput(f"--step is for recorded runs, and {source!r} is not one (it has no run.json)")
         heats = [_computed(source, data, columns, pair or "0", params)]
         figure, folder = _single(heats[0], f"{source}, {params}"), Path()
-    place = out or folder / f"heatmap-{heats[0].pair_id}{'' if step is None else f'-step-{step}'}.png"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", heats[0].pair_id)[:100]  # as recorded: it must not lead out of the folder
+    place = out or folder / f"heatmap-{name}{'' if step is None else f'-step-{step}'}.png"
     _check_file(place, force)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(place, dpi=150)
+    with naming(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(place, dpi=150)
     _say(heats[-1])
     typer.echo(f"Heat map: {place}")
     if folder != Path():
@@ -82,13 +86,15 @@ def _check_file(place: Path | None, force: bool) -> None:
 
 def _recorded(run: Path, pair: str | None, step: int | None) -> list[TokenHeat]:
     """The recorded maps of one pair of a run, by step; of one step if it is named."""
+    from dyn_probe.report.unfit import naming_runs
     from dyn_probe.token_analysis import named_pair, recorded_heats
     from dyn_probe.trace.reader import load_trace
 
     tokens = load_trace(run).tokens
     if tokens.empty:
         raise BadInput(f"{run} holds no token heat maps; record with --tokens-every N, or name a model and its --data")
-    heats = recorded_heats(tokens, named_pair(tokens, pair))
+    with naming_runs([run]):
+        heats = recorded_heats(tokens, named_pair(tokens, pair))
     found = [heat for heat in heats if step is None or heat.step == step]
     if not found:
         steps = ", ".join(str(heat.step) for heat in heats)
@@ -139,7 +145,7 @@ def _say(heat: TokenHeat) -> None:
     """The split of the inner product and the most negative counterparts, in words."""
     from dyn_probe.token_analysis import counterparts, region_inner, visible
 
-    typer.echo(f"pair {heat.pair_id}: <g_w,g_l> = {heat.total:.4g}")
+    typer.echo(f"pair {visible(heat.pair_id)}: <g_w,g_l> = {heat.total:.4g}")
     for name, value in region_inner(heat).items():
         typer.echo(f"  {name:6} the first differing token {value:12.4g}")
     low = sorted((one for one in counterparts(heat) if one.significant), key=lambda one: one.cosine)[:5]

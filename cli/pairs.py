@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = ("table", "csv", "json")
-SHOWN = ("pair_id", "step", "recorded_change_chosen", "recorded_change_rejected", "case", "grad_cosine")
+SHOWN = ("pair_id", "step", "recorded_change_chosen", "recorded_change_rejected", "case_plain", "grad_cosine")
 TEXTS = ("prompt", "chosen", "rejected")
 
 

@@ -29,12 +29,12 @@ def record(config: Path | None = None, **given: Any) -> None:
 
     try:
         run = train(made, progress=True)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if not (made.folder / "run.json").is_file():
             raise
-        typer.echo("\nStopped by Ctrl-C; what was recorded is kept.", err=True)
+        typer.echo(f"\nStopped by {str(stop) or 'Ctrl-C'}; what was recorded is kept.", err=True)
         say_next("report", made.folder)
-        raise typer.Exit(130) from None
+        raise typer.Exit(getattr(stop, "exit_code", 130)) from None
     say_next("report", run)
 
 

@@ -25,6 +25,12 @@ class TraceError(DynProbeError):
     """A trace folder cannot be read or written as asked."""
 
 
+class WriteFailed(TraceError):
+    """The system refused to write a file of the run: a full disk, a file-size limit, a folder that is gone."""
+
+    exit_code = 1
+
+
 class CertificationError(DynProbeError):
     """The recorder disagrees with plain autograd by more than its tolerance."""
 
@@ -66,6 +72,13 @@ def unknown(kind: str, got: str, choices: Iterable[str], form: str = "{}") -> st
     known = list(choices)
     listed = ", ".join(form.format(name) for name in known)
     return f"unknown {kind} {got!r}{did_you_mean(got, known, form)}; choose one of: {listed}"
+
+
+def on_one_line(text: object, most: int = 300) -> str:
+    """A text that others wrote, fit for a message: one line, no control characters, cut at ``most`` characters."""
+    line = " ".join(str(text)[: 4 * most].split())
+    line = "".join(one if one.isprintable() else "�" for one in line)
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def half_character(text: str) -> str:

@@ -109,7 +109,7 @@ def one_step(options, draw, step, chosen, logp, start, size, cosine, ratio) -> d
         "grad_norm_rejected": norm_l,
         "grad_inner": inner,
         "grad_cosine": cosine,
-        "case": np.select(
+        "case_plain": np.select(
             [(delta_w >= 0) & (delta_l <= 0), (delta_w < 0) & (delta_l <= 0), (delta_w >= 0) & (delta_l > 0)],
             [1, 2, 3],
             4,

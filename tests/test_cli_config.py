@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dyn_probe.errors import BadInput
+from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.config_file import make_config
 from dyn_probe.train.objective import Method
@@ -119,7 +120,7 @@ class TestResume:
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:
         old = RunConfig(out=str(tmp_path), objective="ipo", steps=4, shaping=("gate-seq",), hyper={"average": "false"})
-        (tmp_path / "run.json").write_text(json.dumps({"config": dataclasses.asdict(old)}), encoding="utf-8")
+        TraceWriter(tmp_path, {"config": dataclasses.asdict(old)}).close()
         return tmp_path
 
     def test_options_come_from_the_run(self, run: Path) -> None:
@@ -140,6 +141,8 @@ class TestResume:
         assert not make_config(None, {"out": str(run), "resume": True}).force
 
     def test_a_folder_without_a_run(self, tmp_path: Path) -> None:
-        assert "cannot read" in refusal(out=str(tmp_path), resume=True)
+        assert "has no run.json" in refusal(out=str(tmp_path), resume=True)
         (tmp_path / "run.json").write_text("{}")
-        assert "was not recorded by dyn-probe record" in refusal(out=str(tmp_path), resume=True)
+        assert "is something else's" in refusal(out=str(tmp_path), resume=True)
+        TraceWriter(tmp_path / "own", {}).close()
+        assert "was not recorded by dyn-probe record" in refusal(out=str(tmp_path / "own"), resume=True)

@@ -12,13 +12,13 @@ from dyn_probe.train.log_lines import StageLines, stage_lines, written
 
 ROW = {
     "logp_chosen": -8.0, "len_chosen": 4, "logp_rejected": -20.0, "len_rejected": 5, "ref_logp_chosen": -6.0,
-    "ref_logp_rejected": -10.0, "loss": 0.25, "grad_cosine": 0.5, "case": 2,
+    "ref_logp_rejected": -10.0, "loss": 0.25, "grad_cosine": 0.5, "case_plain": 2,
 }  # fmt: skip
 
 
 def test_live_numbers_are_means_and_changes_since_the_start() -> None:
     start: dict[str, float] = {}
-    before = ROW | {"logp_chosen": -6.0, "logp_rejected": -10.0, "case": 1}
+    before = ROW | {"logp_chosen": -6.0, "logp_rejected": -10.0, "case_plain": 1}
     assert "Δchosen +0.000 Δrejected +0.000" in live_numbers([before, before], start)
     said = live_numbers([ROW, before], start)
     assert said == "loss 0.250 margin +4.00 acc 50% Δchosen -0.250 Δrejected -1.000 cos +0.50 both down 50%"

@@ -79,17 +79,17 @@ def test_an_open_gate_is_no_gate(objective, tmp_path):
 def test_a_normalised_run_meets_both_conditions_for_every_pair(tmp_path):
     """cpo pulls chosen so much harder that plain updates lift both sides; normalised, the pulls weigh the same."""
     trace = run(tmp_path / "run", objective="cpo", shaping=("pairwise-normalised",), steps=4, lr=1e-5)
-    assert (trace.pairs["case"] == 1).all()
+    assert (trace.pairs["case_plain"] == 1).all()
     assert (trace.pairs["predicted_delta_chosen"] > 0).all() and (trace.pairs["predicted_delta_rejected"] < 0).all()
     plain = run(tmp_path / "plain", objective="cpo", steps=4, lr=1e-5)
-    assert (plain.pairs["case"] == 3).any()
+    assert (plain.pairs["case_plain"] == 3).any()
 
 
 def test_a_token_mask_learns(tmp_path):
     trace = run(tmp_path / "run", shaping=("token-mask:penalty=0.5",), steps=4, lr=1e-2)
     masks = trace.pairs.groupby("step")["mask_chosen"].mean()
     assert masks.iloc[0] == pytest.approx(0.5) and masks.iloc[-1] < masks.iloc[0]
-    assert trace.pairs["case"].isna().all() and trace.pairs["predicted_delta_chosen"].isna().all()
+    assert trace.pairs["case_plain"].isna().all() and trace.pairs["predicted_delta_chosen"].isna().all()
     assert trace.pairs["realised_delta_chosen"].notna().all()
 
 

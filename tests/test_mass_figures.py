@@ -14,6 +14,7 @@ from dyn_probe.mass.toy import cases
 from dyn_probe.report.figures import COMPARISONS, FIGURES
 from dyn_probe.report.figures.mass_deltas import compare_deltas, method_of
 from dyn_probe.report.figures.mass_split import group_of
+from dyn_probe.trace.manifest import typed
 from dyn_probe.trace.schema import TABLES
 
 OURS = {"mass_split", "mass_entropy", "squeezing_toy"}
@@ -40,8 +41,8 @@ def mass_table(steps=(0, 10, 20), kinds=("chosen", "rejected", "irr_train", "cho
 def trace(mass=None, method="dpo", shaping=()):
     empty = pd.DataFrame(columns=list(TABLES["mass"].names))
     pairs = pd.DataFrame(columns=list(TABLES["pairs"].names))
-    manifest = {"objective": {"name": method, "shaping": list(shaping)}}
-    return SimpleNamespace(mass=empty if mass is None else mass, pairs=pairs, manifest=manifest)
+    about = typed({"objective": {"name": method, "shaping": list(shaping)}})
+    return SimpleNamespace(mass=empty if mass is None else mass, pairs=pairs, about=about)
 
 
 def texts(figure):
@@ -139,5 +140,5 @@ def test_runs_without_two_probes_are_named():
 
 def test_a_method_is_named_by_objective_and_shaping():
     assert method_of(trace(method="ipo", shaping=["gate", "adadpo"])) == "ipo\ngate, adadpo"
-    assert method_of(SimpleNamespace(manifest={"config": {"objective": "dpo"}})) == "dpo"
-    assert method_of(SimpleNamespace(manifest={})) == "unnamed"
+    assert method_of(SimpleNamespace(about=typed({"config": {"objective": "dpo"}}))) == "dpo"
+    assert method_of(SimpleNamespace(about=typed({}))) == "unnamed"

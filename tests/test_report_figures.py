@@ -84,10 +84,10 @@ def test_the_chosen_line_is_the_median_of_the_bins(traces: dict[str, Trace]) -> 
 def test_case_shares_add_up_and_count_rows(traces: dict[str, Trace]) -> None:
     pairs = traces["full"].pairs
     bins = step_bins(pairs)
-    shares = case_shares(bins, numbers(pairs, "case"))
+    shares = case_shares(bins, numbers(pairs, "case_plain"))
     np.testing.assert_allclose(shares.sum(0), 1)
     first = pairs[pairs.step <= bins.high[0]]
-    assert shares[1, 0] == pytest.approx((first.case == 2).mean())
+    assert shares[1, 0] == pytest.approx((first.case_plain == 2).mean())
 
 
 def test_agreement_is_written_into_the_scatter(traces: dict[str, Trace]) -> None:

@@ -20,6 +20,7 @@ from dyn_probe.report.verdicts.mass_went import gated
 from dyn_probe.report.verdicts.remedies import common_factor, nll_weight
 from dyn_probe.report.verdicts.shaped import gate, mask, rho
 from dyn_probe.report.verdicts.spikes import PARTS, spikes, zeros
+from dyn_probe.trace.manifest import typed
 from dyn_probe.trace.reader import Trace, load_trace
 
 Tables = dict[str, pd.DataFrame]
@@ -145,10 +146,10 @@ def test_the_constants_of_the_gate_are_those_of_the_run(objective: dict[str, obj
 
 
 def test_a_shaping_that_is_no_literal_is_only_a_name() -> None:
-    entries = ["gate-seq: __import__('os')", "adadpo", 3, {"name": "x", "options": "y"}, "(" * 500 + ": " + "(" * 500]
-    found = shaping_options({"objective": {"shaping": entries}})
-    assert found["gate-seq"] == found["adadpo"] == found["3"] == found["x"] == {}
-    assert shaping_options({}) == shaping_options({"objective": {"shaping": "gate-seq"}}) == {}
+    entries = ["gate-seq: __import__('os')", "adadpo", {"name": "x", "options": "y"}, "(" * 500 + ": " + "(" * 500]
+    about = typed({"objective": {"shaping": entries}})
+    assert not any(shaping_options(about).values()) and {"gate-seq", "adadpo", "x"} <= shaping_options(about).keys()
+    assert shaping_options(typed({})) == {}
 
 
 @pytest.mark.parametrize(

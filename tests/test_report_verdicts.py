@@ -90,15 +90,17 @@ def test_the_turning_point_and_its_reason(turned: Trace) -> None:
     assert first == 36
     after = pairs[pairs.step >= first]
     outweighed = after.grad_inner > after.pull_chosen / after.pull_rejected * after.grad_norm_chosen**2
-    assert value(verdict, "case_2") == pytest.approx((after.case == 2).mean())
+    assert value(verdict, "case_2") == pytest.approx((after.case_plain == 2).mean())
     assert value(verdict, "condition_fails_chosen") == pytest.approx(outweighed.mean())
-    assert verdict.sentence.startswith(f"From step 36 on, {percent((after.case == 2).mean())} of the pair rows are")
+    assert verdict.sentence.startswith(
+        f"From step 36 on, {percent((after.case_plain == 2).mean())} of the pair rows are"
+    )
     assert verdict.level == "warning"
 
 
 def test_no_turning_point_without_a_lasting_majority(tmp_path: Path) -> None:
     tables = simulate(DEFAULT)
-    tables["pairs"]["case"] = np.where(tables["pairs"].step % 12 < 6, 1, 2)
+    tables["pairs"]["case_plain"] = np.where(tables["pairs"].step % 12 < 6, 1, 2)
     trace = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
     assert turning(trace) == []
     assert only(shares(trace)).sentence.startswith("Predicted cases in steps 108–119: 50% in case ")
@@ -107,8 +109,8 @@ def test_no_turning_point_without_a_lasting_majority(tmp_path: Path) -> None:
 def test_case_shares_of_both_tenths(turned: Trace) -> None:
     verdict, pairs = only(shares(turned)), turned.pairs
     for number in (1, 2, 3, 4):
-        assert value(verdict, f"case_{number}") == pytest.approx((pairs[pairs.step >= 108].case == number).mean())
-        early = (pairs[pairs.step <= 11].case == number).mean()
+        assert value(verdict, f"case_{number}") == pytest.approx((pairs[pairs.step >= 108].case_plain == number).mean())
+        early = (pairs[pairs.step <= 11].case_plain == number).mean()
         assert value(verdict, f"case_{number}_first") == pytest.approx(early)
 
 

@@ -18,7 +18,9 @@ from dyn_probe.errors import TraceError
 from dyn_probe.trace.docs import schema_markdown
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.trace.rows import arrow_schema
-from dyn_probe.trace.schema import CASES, MANIFEST, PAIRS, SCHEMA_VERSION, TABLES
+from dyn_probe.trace.run_fields import OWN, Manifest
+from dyn_probe.trace.schema import CASES, PAIRS, SCHEMA_VERSION, TABLES
+from dyn_probe.trace.typed import described
 from dyn_probe.trace.writer import TraceWriter
 
 
@@ -99,7 +101,7 @@ def test_force_never_deletes_what_is_no_trace(tmp_path: Path, make: object) -> N
 @pytest.mark.parametrize("end", ["closed", "killed"])
 def test_force_replaces_a_trace_and_leaves_files_beside_it(tmp_path: Path, end: str) -> None:
     run = tmp_path / "run"
-    writer = TraceWriter(run, {"config": "old"})
+    writer = TraceWriter(run, {"note": "old"})
     for table in TABLES.values():
         writer.add(table.name, sample_rows(table, 3))
     writer.close() if end == "closed" else writer._finalizer()
@@ -115,10 +117,10 @@ def test_force_replaces_a_trace_and_leaves_files_beside_it(tmp_path: Path, end: 
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("mine")
     (run / "mass.parquet.tmp").write_text("left by a crash")
-    TraceWriter(run, {"config": "new"}, force=True).close()
+    TraceWriter(run, {"note": "new"}, force=True).close()
     assert {name for name, content in _tree(run).items() if content is not None} == {*users, "run.json"}
     trace = load_trace(run)
-    assert trace.manifest["config"] == "new"
+    assert trace.manifest["note"] == "new"
     assert all(trace.table(name).empty for name in TABLES)
 
 
@@ -139,7 +141,7 @@ def test_run_json_has_the_fields_it_promises(tmp_path: Path) -> None:
     }
     writer = TraceWriter(tmp_path / "run", {"config": config, "note": "ä\udc80"})
     live = json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))
-    assert set(live) == {*MANIFEST, "config", "note"}
+    assert set(live) == {*OWN, "config", "note"}
     assert (live["status"], live["closed"], live["schema_version"]) == ("recording", None, SCHEMA_VERSION)
     assert live["config"] == {
         "lr": 0.5,
@@ -148,13 +150,13 @@ def test_run_json_has_the_fields_it_promises(tmp_path: Path) -> None:
         "steps": [0, 1],
         "x": None,
     }
-    writer.update_manifest(config=1, certificate={"max_relative_error": 1e-7, "tolerance": float("inf")})
+    writer.update_manifest(note=1, certificate={"max_relative_error": 1e-7, "tolerance": float("inf")})
     writer.close("stopped", "enough")
     done = load_trace(tmp_path / "run").manifest
-    assert (done["status"], done["reason"], done["config"]) == ("stopped", "enough", 1)
+    assert (done["status"], done["reason"], done["config"]) == ("stopped", "enough", live["config"])
     assert done["certificate"] == {"max_relative_error": 1e-7, "tolerance": "inf"}
     assert done["created"] == live["created"] <= done["closed"]
-    assert done["note"] == "ä\udc80"
+    assert (live["note"], done["note"]) == ("ä\udc80", 1)
 
 
 def test_fields_that_run_json_cannot_hold_are_refused(tmp_path: Path) -> None:
@@ -252,7 +254,7 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
     fired.unlink()
     extension = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": content}
     schema = arrow_schema(PAIRS)
-    place = schema.get_field_index("case")
+    place = schema.get_field_index("case_plain")
     armed = schema.set(place, schema.field(place).with_metadata(extension)).with_metadata({b"pandas": content})
     writer = TraceWriter(tmp_path / "run", {})
     with pa.ipc.new_stream(tmp_path / "run/streams/pairs-rank0.arrow", armed) as stream:
@@ -293,7 +295,7 @@ def test_the_markdown_names_everything() -> None:
             assert cells[0] == f"`{column.name}`"
             assert cells[1] == column.type + ", required" * column.required
             assert cells[2:] == [column.unit, column.meaning.replace("|", "¦")]
-    assert all(f"| `{name}` | " in text for name in MANIFEST)
+    assert all(f"| `{one.place}` | {one.kind} | {one.meaning} | " in text for one in described(Manifest))
     assert all(f"| {number} | {meaning} |" in text for number, meaning in CASES.items())
 
 

@@ -52,6 +52,7 @@ class Probe:
         manifest: entries of ``run.json``.
         rank: this process's number.
         force: replace an existing trace at ``out``.
+        strict: stop where the trace cannot be written (full disk, file-size limit); else that is said once.
         keep_rows: keep all recorded rows in ``probe.rows`` until the probe is dropped, also where they are written to
             a trace (300 to 400 bytes each); False keeps those of the step in progress alone.
     """
@@ -77,6 +78,7 @@ class Probe:
         manifest: Mapping[str, Any] | None = None,
         rank: int = 0,
         force: bool = False,
+        strict: bool = False,
         keep_rows: bool = True,
     ) -> None:
         if out is not None and writer is not None:
@@ -88,7 +90,7 @@ class Probe:
         self.layers, self.separate, self.update, self.split_momentum = layers, separate, update, split_momentum
         self.certificate: Certificate | None = None
         self._owns = writer is None and out is not None
-        opened = TraceWriter(out, dict(manifest or {}), rank=rank, force=force) if out is not None else writer
+        opened = writer if out is None else TraceWriter(out, manifest or {}, rank=rank, force=force, strict=strict)
         self._rows = RunRows(opened, rank, keep_rows)
         self._check = SelfCheck(tolerance)
         self._check.done = not certify
@@ -121,17 +123,23 @@ class Probe:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self.close(
-            "closed" if error is None else "stopped",
-            None if error is None else f"{type(error).__name__}: {error}",
-        )
+        try:
+            self._finish()
+        finally:
+            if self._rows.writer is not None and self._owns:
+                self._rows.writer.end(error, f"{type(error).__name__}: {error}")
 
     def close(self, status: str = "closed", reason: str | None = None) -> None:
         """Write what is pending and let go of the optimizer; closes the trace if the probe made it."""
-        self.flush()
-        self._following.close()
+        self._finish()
         if self._rows.writer is not None and self._owns:
             self._rows.writer.close(status, reason)
+
+    def _finish(self) -> None:
+        try:
+            self.flush()
+        finally:
+            self._following.close()
 
     @contextmanager
     def step(

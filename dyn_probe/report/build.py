@@ -20,6 +20,7 @@ from dyn_probe.report.figures import COMPARISONS, FIGURES
 from dyn_probe.report.output import check_folder, data_uri, render, write_files
 from dyn_probe.report.tables import comparison_tables, run_tables
 from dyn_probe.report.token_view import script_hash
+from dyn_probe.report.unfit import naming_runs
 from dyn_probe.token_analysis import visible
 from dyn_probe.trace.reader import load_trace
 
@@ -57,10 +58,11 @@ def build_report(
     folder = Path(out) if out is not None else default_folder(paths)
     check_folder(folder, force)
     traces = [load_trace(path) for path in paths]
-    data, drawn, tables = _one(traces[0]) if len(traces) == 1 else _several(labelled(traces), held_out)
-    files, images = figure_files(drawn)
-    files |= tables
-    files[PAGE] = page(data, images).encode("utf-8")
+    with naming_runs(paths):
+        data, drawn, tables = _one(traces[0]) if len(traces) == 1 else _several(labelled(traces), held_out)
+        files, images = figure_files(drawn)
+        files |= tables
+        files[PAGE] = page(data, images).encode("utf-8", "replace")
     write_files(folder, files, data)
     return folder / PAGE
 

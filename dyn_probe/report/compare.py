@@ -25,7 +25,7 @@ JOINED: dict[str, str] = {
     "margin": "nats",
     "log_ratio_margin": "nats/sequence",
     "grad_cosine": "1",
-    "case": "",
+    "case_plain": "",
     "step": "step",
 }
 """Columns of the joined pairs, each at the pair's last recorded step of that run, and their units."""

@@ -52,9 +52,8 @@ def report_data(trace: Trace) -> Data:
 
 def status(trace: Trace) -> Data:
     """How the run ended, for the banner."""
-    name = str(trace.manifest.get("status", "unknown"))
-    reason = trace.manifest.get("reason")
-    return {"name": name, "reason": str(reason) if reason else "", "closed": name == "closed"}
+    about = trace.about
+    return {"name": about.status, "reason": about.reason or "", "closed": about.status == "closed"}
 
 
 def tiles(trace: Trace) -> list[Data]:

@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
-import ast
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dyn_probe.report.frames import numbers
+from dyn_probe.trace.run_fields import Manifest, ShapingInfo
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
-FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Model", ("model.name", "model.path", "config.model")),
-    ("Parameters", ("model.parameters", "model.trained_parameters", "certificate.parameters")),
-    ("Data", ("data.name", "data.path", "config.data")),
-    ("Objective", ("objective.name", "config.objective")),
-    ("Shaping", ("objective.shaping", "config.shaping")),
-    ("Margin and accuracy of", ("objective.score.meaning",)),
-    ("β", ("objective.hyper.beta", "objective.beta", "config.beta")),
-    ("Learning rate", ("config.lr", "config.learning_rate", "optimizer.lr")),
-    ("Optimizer", ("config.optimizer", "optimizer.name")),
-    ("Schedule", ("config.schedule",)),
-    ("Clipped at norm", ("config.max_grad_norm",)),
-    ("Batch size", ("config.batch_size",)),
-    ("Processes", ("processes.count",)),
-    ("Seed", ("config.seed",)),
-    ("Command", ("command",)),
-    ("Recorded", ("created",)),
-    ("dyn-probe", ("dyn_probe_version",)),
-)
-"""Label → places of run.json where it may stand; the first that is there counts."""
+Fact = Callable[[Manifest], Any]
 
 
-def look_up(manifest: dict[str, Any], place: str) -> Any:
-    """The value at "a.b.c" of nested mappings, None if there is none."""
-    value: Any = manifest
-    for key in place.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+def option(name: str) -> Fact:
+    """An option that the run was recorded with."""
+    return lambda about: about.config.get(name)
+
+
+FACTS: dict[str, tuple[Fact, ...]] = {
+    "Model": (lambda about: about.model.name, option("model")),
+    "Parameters": (lambda about: about.model.parameters, lambda about: about.model.trained_parameters),
+    "Data": (lambda about: about.data.name, option("data")),
+    "Objective": (lambda about: about.objective.name, option("objective")),
+    "Shaping": (lambda about: "; ".join(map(shaping_text, about.objective.shaping)), option("shaping")),
+    "Margin and accuracy of": (lambda about: about.objective.score and about.objective.score.meaning,),
+    "β": (lambda about: about.objective.hyper.get("beta"), option("beta")),
+    "Learning rate": (option("lr"),),
+    "Optimizer": (option("optimizer"),),
+    "Schedule": (option("schedule"),),
+    "Clipped at norm": (option("max_grad_norm"),),
+    "Batch size": (option("batch_size"),),
+    "Processes": (lambda about: about.processes.count,),
+    "Seed": (option("seed"),),
+    "Command": (lambda about: about.command,),
+    "Recorded": (lambda about: about.created,),
+    "dyn-probe": (lambda about: about.dyn_probe_version,),
+}
+"""Label → where run.json may say it; the first that says anything counts."""
+
+
+def known(about: Manifest, label: str) -> Any:
+    """What a run says under a label of FACTS; None where it says nothing."""
+    values = (read(about) for read in FACTS[label])
+    return next((value for value in values if value not in (None, "", [], {}) and not isinstance(value, dict)), None)
+
+
+def shaping_text(shaping: ShapingInfo) -> str:
+    """A shaping as one types it: ``gate-seq:form=value,alpha=50``."""
+    values = (f"{key}={_typed(value)}" for key, value in shaping.options.items())
+    return f"{shaping.name}:{','.join(values)}" if shaping.options else shaping.name
 
 
 def plain_text(value: Any) -> str:
@@ -56,46 +69,18 @@ def plain_text(value: Any) -> str:
     return str(value)
 
 
-def shaping_options(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Shaping → its options as the run was recorded with; empty where run.json does not say.
-
-    An entry is a mapping of name and options, or the text ``NAME: {OPTION: VALUE, …}``.
-    """
-    entries = look_up(manifest, "objective.shaping")
-    read = map(_shaping, entries) if isinstance(entries, list) else ()
-    return {name: options for name, options in read if name}
-
-
-def _shaping(entry: Any) -> tuple[str, dict[str, Any]]:
-    if isinstance(entry, dict):
-        name, options = entry.get("name"), entry.get("options")
-    else:
-        name, _, text = str(entry).partition(": ")
-        try:
-            options = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            options = None
-    return str(name or ""), options if isinstance(options, dict) else {}
+def shaping_options(about: Manifest) -> dict[str, dict[str, Any]]:
+    """Shaping → its options as the run was recorded with; empty where run.json does not say."""
+    return {one.name: one.options for one in about.objective.shaping}
 
 
 def facts(trace: Trace) -> list[tuple[str, str]]:
     """The main facts in reading order: label and text, only those that are known."""
-    found = []
-    for label, places in FACTS:
-        values = [value for place in places if (value := look_up(trace.manifest, place)) not in (None, "", [], {})]
-        if label == "Shaping" and (chosen := shaping_options(trace.manifest)):
-            found.append((label, "; ".join(_written(name, options) for name, options in chosen.items())))
-        elif values and not isinstance(values[0], dict):
-            found.append((label, plain_text(values[0])))
+    about = trace.about
+    found = [(label, plain_text(value)) for label in FACTS if (value := known(about, label)) is not None]
     for position, row in enumerate(_size(trace)):
         found.insert(min(len(found), 3 + position), row)
     return found
-
-
-def _written(name: str, options: dict[str, Any]) -> str:
-    """A shaping as one types it: ``gate-seq:form=value,alpha=50``."""
-    values = (f"{key}={_typed(value)}" for key, value in options.items())
-    return f"{name}:{','.join(values)}" if options else name
 
 
 def _typed(value: Any) -> str:

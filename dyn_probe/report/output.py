@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from dyn_probe.errors import BadInput
+from dyn_probe.trace.failures import naming
 
 MARK = "report.json"
 WRITER = "dyn-probe report"
@@ -49,16 +50,23 @@ def own_files(out: Path) -> list[Path]:
 
 
 def write_files(out: Path, files: Mapping[str, bytes], data: Mapping[str, Any]) -> None:
-    """Replace the older report by these files; `report.json` lists them and holds the report's data."""
+    """Replace the older report by these files; `report.json` lists them and holds the report's data.
+
+    Raises:
+        WriteFailed: the system refuses to write one of them.
+    """
     for old in own_files(out):
         if old.is_file():
             old.unlink()
     for name, content in files.items():
         path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     mark = {"written_by": WRITER, "files": [MARK, *files], "data": plain(data)}
-    (out / MARK).write_text(json.dumps(mark, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
+    with naming(out / MARK):
+        text = json.dumps(mark, ensure_ascii=False, indent=1, allow_nan=False)
+        (out / MARK).write_bytes(text.encode("utf-8", "backslashreplace"))  # half a character as JSON writes it
 
 
 def plain(value: Any) -> Any:
@@ -90,10 +98,10 @@ def data_uri(svg: bytes) -> str:
 def csv_bytes(rows: Iterable[Mapping[str, object]] | pd.DataFrame) -> bytes:
     """Rows (or a frame without its index) as CSV in UTF-8."""
     if isinstance(rows, pd.DataFrame):
-        return rows.to_csv(index=False).encode("utf-8")
+        return rows.to_csv(index=False).encode("utf-8", "replace")
     rows = list(rows)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode("utf-8")
+    return text.getvalue().encode("utf-8", "replace")

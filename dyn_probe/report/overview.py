@@ -113,7 +113,8 @@ MEASURES: tuple[Measure, ...] = (
     ),
     *(
         Measure(
-            f"case_{number}", f"case {number}: {name}", "share", f"share of rows in case {number}", _column("case"),
+            f"case_{number}", f"case {number}: {name}", "share", f"share of rows in case {number}",
+            _column("case_plain"),
             _equal(number),
         )
         for number, name in CASES.items()
@@ -167,7 +168,8 @@ def _held_out(trace: Trace) -> list[Line]:
     for key, name, unit, formula in HELD_OUT:
         values = finite(numbers(trace.steps.sort_values("step"), key))
         if len(values):
-            end = (trace.manifest.get("held_out") or {}).get(key, values[-1])
+            end = getattr(trace.about.held_out, key, None)
+            end = values[-1] if end is None else end
             lines.append(Line(key, name, unit, f"{formula}, first and last evaluation", float(values[0]), float(end)))
     return lines
 

@@ -11,6 +11,7 @@ import pandas as pd
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.report import derived
 from dyn_probe.report.frames import numbers
+from dyn_probe.report.unfit import naming_runs
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -55,7 +56,7 @@ ENOUGH = 0.5
 """Share of the pairs that must have a ranking's number."""
 
 COLUMNS = (
-    "pair_id", "step", "rows", "case", "excess", "grad_inner", "grad_cosine", "grad_norm_chosen",
+    "pair_id", "step", "rows", "case_plain", "excess", "grad_inner", "grad_cosine", "grad_norm_chosen",
     "grad_norm_rejected", "pull_chosen", "pull_rejected", "predicted_delta_chosen", "predicted_delta_rejected",
     "batch_delta_chosen", "batch_delta_rejected", "update_delta_chosen", "update_delta_rejected",
     "realised_delta_chosen", "realised_delta_rejected", "recorded_change_chosen", "recorded_change_rejected",
@@ -78,13 +79,14 @@ def ranked_pairs(trace: Trace, by: str | None = None, top: int | None = 20, step
     Raises:
         BadInput: an unknown ranking, one whose numbers were not recorded, or a step without rows.
     """
-    ranking = RANKINGS[chosen_ranking(trace, by)]
-    rows = pair_rows(trace.pairs, step)
-    key = numbers(rows, ranking.column)
-    order = np.argsort(-key if ranking.largest_first else key, kind="stable")  # NaN comes last
-    chosen = rows.iloc[order[:top]]
-    texts = trace.examples.drop_duplicates("pair_id")
-    return chosen.merge(texts, on="pair_id", how="left").reindex(columns=list(COLUMNS))
+    with naming_runs([trace.path]):
+        ranking = RANKINGS[chosen_ranking(trace, by)]
+        rows = pair_rows(trace.pairs, step)
+        key = numbers(rows, ranking.column)
+        order = np.argsort(-key if ranking.largest_first else key, kind="stable")  # NaN comes last
+        chosen = rows.iloc[order[:top]]
+        texts = trace.examples.drop_duplicates("pair_id")
+        return chosen.merge(texts, on="pair_id", how="left").reindex(columns=list(COLUMNS))
 
 
 def pair_rows(pairs: pd.DataFrame, step: int | None = None) -> pd.DataFrame:

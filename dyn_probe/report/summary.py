@@ -12,6 +12,7 @@ from dyn_probe.report.changes import span
 from dyn_probe.report.facts import facts, title
 from dyn_probe.report.frames import tenths
 from dyn_probe.report.overview import Line, overview
+from dyn_probe.report.unfit import naming_runs
 from dyn_probe.report.verdicts import TOPICS, Number, Verdict, verdicts, written
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ HEADER = ("Model", "Data", "Objective", "Shaping", "β", "Learning rate", "Steps
 
 def summary_lines(trace: Trace) -> list[str]:
     """Lines with rich markup; all text that comes from the data is escaped."""
-    return [*_head(trace), "", *_table(trace), *_verdicts(verdicts(trace))]
+    with naming_runs([trace.path]):
+        return [*_head(trace), "", *_table(trace), *_verdicts(verdicts(trace))]
 
 
 def safe(text: str) -> str:
@@ -32,7 +34,7 @@ def safe(text: str) -> str:
 
 
 def _head(trace: Trace) -> list[str]:
-    status = str(trace.manifest.get("status", "unknown"))
+    status = trace.about.status
     colour = "green" if status == "closed" else "yellow"
     known = dict(facts(trace))
     about = " · ".join(f"{label} {known[label]}" for label in HEADER if label in known)

@@ -6,22 +6,30 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 
-from dyn_probe.errors import TraceError
+from dyn_probe.errors import TraceError, WriteFailed
+from dyn_probe.trace.failures import Failures
 from dyn_probe.trace.layout import STREAMS, StreamName
 from dyn_probe.trace.rows import arrow_schema, find_table, record_batch
 from dyn_probe.trace.schema import RANK
 from dyn_probe.trace.streams import StreamFile
+
+KEPT_BYTES = 64 * 2**20
+"""Rows that cannot be written are kept in memory up to this size, then lost; without limit where ``strict``."""
+
+RETRY_SECONDS = 5.0
+"""After a failed write, ``add`` leaves the next attempt to the timer or to this time."""
 
 
 class Buffer:
     """The streams of one process. A row is on disk ``flush_seconds`` after it was added, or earlier.
 
     A small thread flushes twice per ``flush_seconds``, so that this also holds when no further row comes. It
-    leaves a failed write to the next ``add`` or ``flush``, which raises; the rows are kept until then.
+    leaves a failed write to the next ``add`` or ``flush``, which raises or says so; the rows are kept until then.
 
     Args:
         run: folder of the trace.
@@ -29,14 +37,19 @@ class Buffer:
         segment: 0 in the first recording, N after the N-th resume.
         flush_seconds: longest time that a row is only in memory; 0 writes at every ``add``.
         flush_rows: largest number of rows of one table that are only in memory, and in one batch.
+        failures: what becomes of writes that fail.
     """
 
-    def __init__(self, run: Path, rank: int, segment: int, flush_seconds: float, flush_rows: int) -> None:
+    def __init__(
+        self, run: Path, rank: int, segment: int, flush_seconds: float, flush_rows: int, failures: Failures
+    ) -> None:
         self._folder = run / STREAMS
-        self._rank, self._segment = rank, segment
+        self._rank, self._segment, self._failures = rank, segment, failures
         self._flush_seconds, self._flush_rows = flush_seconds, flush_rows
         self._pending: dict[str, list[pa.RecordBatch]] = {}
         self._since: float | None = None  # when the oldest pending row came
+        self._failure: WriteFailed | None = None  # of the last attempt to write
+        self._retry = 0.0  # after a failed write: when ``add`` tries again
         self._files: dict[str, StreamFile] = {}
         self._lock = threading.RLock()
         self._process = os.getpid()
@@ -57,12 +70,35 @@ class Buffer:
         self._refuse()
         with self._lock:
             if batch.num_rows:
-                self._pending.setdefault(name, []).append(batch)
-                self._since = time.monotonic() if self._since is None else self._since
+                self._keep(name, batch)
             if self._due(name):
-                self.flush()
+                self._write_all()
+        self._tell()
+
+    def _keep(self, name: str, batch: pa.RecordBatch) -> None:
+        """Hold the rows until they are written; where writing fails for long, no more than fit."""
+        if self._waits and self._held() + batch.nbytes > KEPT_BYTES:
+            self._failures.lose(name, batch)
+            return
+        self._pending.setdefault(name, []).append(batch)
+        self._since = time.monotonic() if self._since is None else self._since
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the last attempt to write failed, and training goes on."""
+        return self._failure is not None and not self._failures.strict
+
+    @property
+    def behind(self) -> bool:
+        """Whether rows wait that could not be written."""
+        return self._failure is not None and bool(self._pending)
+
+    def _held(self) -> int:
+        return sum(batch.nbytes for batches in self._pending.values() for batch in batches)
 
     def _due(self, name: str) -> bool:
+        if self._waits:
+            return time.monotonic() >= self._retry
         count = sum(batch.num_rows for batch in self._pending.get(name, ()))
         old = self._since is not None and time.monotonic() - self._since >= self._flush_seconds
         return old or count >= self._flush_rows
@@ -71,9 +107,23 @@ class Buffer:
         """Hand all rows to the operating system: from then on they survive the end of this process."""
         self._refuse()
         with self._lock:
-            for name in list(self._pending):
+            self._write_all()
+        self._tell()
+
+    def _write_all(self) -> None:
+        """Write what can be written of every table, and note the first failure."""
+        self._failure = None
+        for name in list(self._pending):
+            try:
                 self._write(name)
-            self._since = None
+            except WriteFailed as error:
+                self._failure = self._failure or error
+        self._since = self._since if self._failure else None
+        self._retry = time.monotonic() + RETRY_SECONDS
+
+    def _tell(self) -> None:
+        if self._failure:
+            self._failures.meet(self._failure)
 
     def _write(self, name: str) -> None:
         joined = pa.Table.from_batches(self._pending[name]).combine_chunks()
@@ -91,10 +141,9 @@ class Buffer:
 
     def _tick(self) -> None:
         while not self._stop.wait(self._flush_seconds / 2):
-            try:
-                self.flush()
-            except TraceError:
-                continue  # the rows are kept, and the next add, flush or close raises
+            with self._lock, suppress(TraceError):
+                if not self._closed and not self.foreign:
+                    self._write_all()  # of a failure, the next add, flush or close tells
 
     def _refuse(self) -> None:
         if self.foreign:
@@ -106,12 +155,23 @@ class Buffer:
             raise TraceError("the trace is closed; open it again with TraceWriter(..., resume=True) to add rows")
 
     def close(self) -> None:
-        """Flush, then close the streams. A second call does nothing."""
+        """Flush, then close the streams. What cannot be written is lost, unless ``strict``: then the failure is
+        raised, and ``close`` may be called again. A second call does nothing."""
         if self._closed:
             return
         self.flush()
         with self._lock:
             self._closed = True
             self._stop.set()
+            for name, batches in self._pending.items():
+                for batch in batches:
+                    self._failures.lose(name, batch)
+            self._pending = {}
             for file in self._files.values():
-                file.close()
+                self._close_file(file)
+
+    def _close_file(self, file: StreamFile) -> None:
+        try:
+            file.close()
+        except WriteFailed as error:
+            self._failures.meet(error)

@@ -6,188 +6,211 @@ after a crash between writing the file and removing the streams, nor when a clos
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dyn_probe.errors import TraceError
-from dyn_probe.trace.layout import (
-    STREAMS,
-    StreamName,
-    list_streams,
-    parquet_file,
-    read_manifest,
-    scratch_file,
+from dyn_probe.errors import TraceError, on_one_line
+from dyn_probe.trace.damage import Damage
+from dyn_probe.trace.failures import naming
+from dyn_probe.trace.layout import STREAMS, StreamName, list_streams, parquet_file
+from dyn_probe.trace.manifest import read_manifest, typed
+from dyn_probe.trace.parquet import (
+    FileRows,
+    Merged,
+    Torn,
+    check_of,
+    is_as_closed,
+    read_merged,
+    read_parquet,
+    write_parquet,
 )
 from dyn_probe.trace.rows import arrow_schema
-from dyn_probe.trace.schema import SCHEMA_VERSION, TABLES, Table
-from dyn_probe.trace.streams import read_stream
+from dyn_probe.trace.run_fields import Manifest, Resume
+from dyn_probe.trace.schema import TABLES, Table
+from dyn_probe.trace.selection import EVERYTHING, STEP, Selection, Steps
+from dyn_probe.trace.streams import StreamRows, read_stream
 
-_KEY = b"dyn_probe"
-_GROUP_BYTES = 64 * 2**20
+CHANGED = "its digest is another than run.json names, so that it was changed or replaced after the run was closed"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one table, the streams they come from, and what of these could not be read."""
+    """Rows of one table, where they come from, and what of it could not be read."""
 
     data: pa.Table
-    streams: tuple[str, ...] = ()
-    torn: tuple[dict[str, Any], ...] = ()  # stream, and bytes behind its last whole batch
-    segment: int = -1  # the last recording that the rows come from
+    about: Merged
     fresh: tuple[str, ...] = ()  # streams that are not yet in the Parquet file
+    spoilt: bool = False  # whether parts of the Parquet file are damaged
 
 
-def collect(run: Path, table: Table) -> Rows:
-    """All rows of ``table``: by step, then recording and rank, else as recorded; nothing twice.
+def collect(run: Path, table: Table, wanted: Selection = EVERYTHING) -> Rows:
+    """Rows of ``table``: by step, then recording and rank, else as recorded; nothing twice.
 
     Streams are read first, then ``run.json``, then the Parquet file. A process that merges at the same time writes
     the Parquet file first and removes the streams last, so every row is found, and if it is found twice the
     Parquet file lists its stream.
     """
     streams = {name: rows for name in list_streams(run) if name.table == table.name and (rows := _stream(run, name))}
-    resumes = read_manifest(run).get("resumes", ())
-    base = _parquet(run, table)
-    fresh = [name for name in streams if name.file not in base.streams]
-    parts = [_cut(base.data, resumes, base.segment)]
-    parts += [_cut(_conform(streams[name][0], table, name.file), resumes, name.segment) for name in fresh]
+    manifest = typed(read_manifest(run))
+    base = _parquet(run, table, manifest, wanted)
+    about, fresh = base.about, [name for name in streams if name.file not in base.about.streams]
+    parts = [_cut(base.data, manifest.resumes, about.segment)]
+    names = wanted.read(table)
+    for name in fresh:
+        parts.append(_cut(_conform(streams[name].data, table, name.file, names), manifest.resumes, name.segment))
     files = tuple(name.file for name in fresh)
-    torn = tuple({"stream": name.file, "bytes": streams[name][1]} for name in fresh if streams[name][1])
-    segment = max([base.segment, *(name.segment for name in fresh)])
-    data = _unique(_sorted(pa.concat_tables(parts)), table)
-    return Rows(data, (*base.streams, *files), (*base.torn, *torn), segment, files)
+    found = Merged(
+        streams=(*about.streams, *files),
+        torn=(*about.torn, *(Torn(name.file, streams[name].torn) for name in fresh if streams[name].torn)),
+        damage=(*about.damage, *base.damage, *(one for name in fresh for one in streams[name].damage)),
+        segment=max([about.segment, *(name.segment for name in fresh)]),
+    )
+    data = pa.concat_tables([_chosen(part, wanted.steps) for part in parts])
+    return Rows(_unique(_sorted(data), table), found, files, bool(base.damage))
 
 
-def _stream(run: Path, name: StreamName) -> tuple[pa.Table | None, int] | None:
+def _stream(run: Path, name: StreamName) -> StreamRows | None:
+    path = run / STREAMS / name.file
     try:
-        return read_stream(run / STREAMS / name.file)
+        return read_stream(_inside(run, path), arrow_schema(TABLES[name.table]))
     except FileNotFoundError:
         return None  # merged since the folder was listed: its rows are in the Parquet file
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _parquet(run: Path, table: Table) -> Rows:
+def _parquet(run: Path, table: Table, manifest: Manifest, wanted: Selection) -> FileRows:
     path = parquet_file(run, table.name)
+    columns = wanted.read(table)
     try:
-        with pq.ParquetFile(path) as file:
-            known = _described(file.schema_arrow.metadata)
-            if known is None:
-                raise TraceError(f"{path} was not written by dyn-probe (it lists no streams); move it out of the trace")
-            data = _conform(file.read(), table, path.name)
+        older = [alias for alias, name in table.aliases.items() if columns and name in columns]
+        found = read_parquet(_inside(run, path), columns and [*columns, *older], wanted.steps)
+        if columns is None and not found.damage and _was_changed(run, path, manifest):
+            found = replace(found, damage=(Damage(path.name, CHANGED, 0),))
     except FileNotFoundError:
-        return Rows(arrow_schema(table).empty_table())
-    except (pa.ArrowException, OSError) as error:
-        raise TraceError(f"{path} cannot be read as Parquet: {error}") from error
-    return Rows(data, tuple(known["streams"]), tuple(known["torn"]), known["segment"])
+        return FileRows(_conform(None, table, path.name, columns), Merged())
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read: {error.strerror or error}") from error
+    return replace(found, data=_conform(found.data, table, path.name, columns))
+
+
+def _was_changed(run: Path, path: Path, manifest: Manifest) -> bool:
+    """Whether a file has another digest than ``run.json`` names, of a trace that nobody goes on with meanwhile."""
+    check = manifest.files.get(path.name)
+    if check is None or manifest.status == "recording" or is_as_closed(path, check):
+        return False
+    return typed(read_manifest(run)) == manifest
+
+
+def _inside(run: Path, path: Path) -> Path:
+    """The path, which must be a file and not lead out of the trace's folder."""
+    if not path.resolve().is_relative_to(run.resolve()):
+        raise TraceError(f"{path} is a link that leads out of the trace's folder; put the file itself there")
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise TraceError(f"wanted a file of the trace; {path} is none; move it out of the trace's folder")
+    return path
 
 
 def is_own_parquet(path: Path) -> bool:
     """Whether dyn-probe wrote the file, as its metadata says."""
-    try:
-        return _described(pq.read_schema(path).metadata) is not None
-    except (pa.ArrowException, OSError):
-        return False
+    return read_merged(path) is not None
 
 
-def _described(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any] | None:
-    content = (metadata or {}).get(_KEY)
-    return None if content is None else json.loads(content)
-
-
-def _conform(data: pa.Table | None, table: Table, file: str) -> pa.Table:
+def _conform(data: pa.Table | None, table: Table, file: str, names: Sequence[str] | None) -> pa.Table:
     """The file's columns as the schema has them; columns that an older file lacks are null.
+
+    Args:
+        names: columns that are wanted; None for all.
 
     Raises:
         TraceError: columns that the schema does not know, or whose type is another.
     """
     schema = arrow_schema(table)
+    schema = schema if names is None else pa.schema([schema.field(name) for name in names])
     if data is None:
         return schema.empty_table()
+    data = data.rename_columns([table.aliases.get(name, name) for name in data.column_names])
     unknown = sorted(set(data.column_names) - set(table.names))
-    if unknown:
+    if unknown or len(set(data.column_names)) < len(data.column_names):
+        named = ", ".join(on_one_line(name, 60) for name in unknown[:5]) + (", …" if len(unknown) > 5 else "")
         raise TraceError(
-            f"{file} has columns that table {table.name!r} does not have: {', '.join(unknown)}; "
+            f"{file} has columns that table {table.name!r} does not have: {named or 'one of them twice'}; "
             f"read it with the version of dyn-probe that wrote it"
         )
     columns = [
         data[column.name] if column.name in data.column_names else pa.nulls(len(data), column.type) for column in schema
     ]
     try:
-        return pa.table(columns, names=list(table.names)).cast(schema)
+        return pa.table(columns, names=schema.names).cast(schema)
     except (pa.ArrowException, ValueError) as error:
-        raise TraceError(f"{file} does not fit table {table.name!r}: {error}") from error
+        raise TraceError(f"{file} does not fit table {table.name!r}: {on_one_line(error)}") from error
 
 
-def _cut(data: pa.Table, resumes: Sequence[Mapping[str, Any]], segment: int) -> pa.Table:
-    """Drop the rows that a later resume recorded again: those of its step and later."""
-    steps = [point["step"] for point in resumes if point["segment"] > segment and point["step"] is not None]
-    if not steps or "step" not in data.column_names:
+def _cut(data: pa.Table, resumes: Sequence[Resume], segment: int) -> pa.Table:
+    """Drop what a later resume recorded again: the rows of its step and after."""
+    steps = [point.step for point in resumes if point.segment > segment and point.step is not None]
+    return _chosen(data, Steps(high=min(steps) - 1)) if steps else data
+
+
+def _chosen(data: pa.Table, steps: Steps | None) -> pa.Table:
+    if steps is None or STEP not in data.column_names:
         return data
-    return data.filter(pa.array(data["step"].to_numpy() < min(steps)))
+    return data.filter(pa.array(steps.mask(data[STEP].to_numpy())))
 
 
 def _sorted(data: pa.Table) -> pa.Table:
-    if "step" not in data.column_names:
+    if STEP not in data.column_names:
         return data
-    steps = data["step"].to_numpy()
+    steps = data[STEP].to_numpy()
     if np.all(steps[1:] >= steps[:-1]):
         return data
     return data.take(pa.array(np.argsort(steps, kind="stable")))
 
 
 def _unique(data: pa.Table, table: Table) -> pa.Table:
-    """The first row for each value of the table's unique columns."""
+    """One row for each value of the table's unique columns: the first, or the latest."""
     if not table.unique:
         return data
-    first: dict[tuple[object, ...], int] = {}
+    kept: dict[tuple[object, ...], int] = {}
     for number, key in enumerate(zip(*(data[name].to_pylist() for name in table.unique), strict=True)):
-        first.setdefault(key, number)
-    return data if len(first) == len(data) else data.take(pa.array(list(first.values()), pa.int64()))
+        kept[key] = number if table.latest else kept.get(key, number)
+    return data if len(kept) == len(data) else data.take(pa.array(list(kept.values()), pa.int64()))
 
 
-def merge(run: Path) -> None:
+def merge(run: Path) -> dict[str, object]:
     """Write every table that has streams to ``TABLE.parquet``. The streams stay.
 
+    Returns:
+        Parquet file → what ``run.json`` says of it.
+
     Raises:
-        TraceError: a table could not be written; its streams are untouched.
+        TraceError: a table could not be read or written; its streams are untouched.
     """
     for table in TABLES.values():
         rows = collect(run, table)
+        if rows.fresh and rows.spoilt:
+            _put_aside(parquet_file(run, table.name))
         if rows.fresh:
-            _write_parquet(parquet_file(run, table.name), rows)
+            write_parquet(parquet_file(run, table.name), rows.data, rows.about)
+    paths = [path for table in TABLES if (path := parquet_file(run, table)).exists()]
+    return {path.name: vars(check_of(path)) for path in paths}
 
 
-def _write_parquet(path: Path, rows: Rows) -> None:
-    """Write under another name, make sure it is on disk and whole, then move it in place."""
-    about = {
-        "schema_version": SCHEMA_VERSION,
-        "streams": rows.streams,
-        "torn": rows.torn,
-        "segment": rows.segment,
-    }
-    data = rows.data.replace_schema_metadata({_KEY: json.dumps(about)})
-    group = max(1, min(2**20, len(data) * _GROUP_BYTES // max(1, data.nbytes)))
-    try:
-        with scratch_file(path).open("wb") as file:
-            pq.write_table(data, file, compression="zstd", row_group_size=group)
-            file.flush()
-            os.fsync(file.fileno())
-        written = pq.read_metadata(scratch_file(path)).num_rows
-        if written != len(data):
-            raise TraceError(f"wrote {written} of {len(data)} rows to {scratch_file(path)}")
-        os.replace(scratch_file(path), path)
-    except (pa.ArrowException, OSError) as error:
-        raise TraceError(f"cannot write {path}: {error}; the streams still hold all rows") from error
+def _put_aside(path: Path) -> None:
+    """Keep a copy of a damaged file that is about to be replaced by what could be read of it."""
+    aside = path.with_name(path.name + ".damaged")
+    with naming(aside):
+        aside.unlink(missing_ok=True)
+        shutil.copyfile(path, aside)
 
 
 def remove_merged_streams(run: Path) -> None:
-    """Remove the streams whose rows are in Parquet; a torn one stays, since not all of it could be read."""
+    """Remove the streams whose rows are in Parquet; one that is torn or damaged stays: not all of it was read."""
     merged = {file for table in TABLES.values() for file in _finished(parquet_file(run, table.name))}
     for name in list_streams(run):
         if name.file in merged:
@@ -195,5 +218,8 @@ def remove_merged_streams(run: Path) -> None:
 
 
 def _finished(path: Path) -> set[str]:
-    known = _described(pq.read_schema(path).metadata) if path.exists() else None
-    return set(known["streams"]) - {entry["stream"] for entry in known["torn"]} if known else set()
+    known = read_merged(path) if path.exists() else None
+    if known is None:
+        return set()
+    kept = {one.stream for one in known.torn} | {one.file.rpartition("/")[2] for one in known.damage}
+    return set(known.streams) - kept

@@ -15,25 +15,14 @@ from dyn_probe.trace.layout import (
     RUN_FILE,
     STREAMS,
     list_open_marks,
-    now,
     open_mark,
     own_files,
     parquet_file,
-    plain,
-    read_manifest,
-    write_manifest,
 )
 from dyn_probe.trace.lock import FolderLock
+from dyn_probe.trace.manifest import fitting, now, read_manifest, write_manifest
 from dyn_probe.trace.merge import is_own_parquet
-from dyn_probe.trace.schema import MANIFEST, SCHEMA_VERSION, TABLES
-
-
-def user_fields(fields: Mapping[str, object]) -> dict[str, Any]:
-    """``fields`` as JSON values; a field that the writer fills itself is an error."""
-    taken = [name for name in fields if name in MANIFEST]
-    if taken:
-        raise TraceError(f"run.json fields that the writer fills itself: {', '.join(taken)}; choose other names")
-    return plain(fields)
+from dyn_probe.trace.schema import SCHEMA_VERSION, TABLES
 
 
 def open_folder(
@@ -122,9 +111,11 @@ def _manifest(old: Mapping[str, Any], fields: Mapping[str, Any], session: str) -
         "closed": None,
         "reason": None,
         "unmerged": None,
+        "lost": old.get("lost"),
         "session": session,
         "resumes": list(old.get("resumes", ())),
-        **{name: value for name, value in old.items() if name not in MANIFEST},
+        "files": old.get("files", {}),
+        **fitting(old),
         **fields,
     }
 

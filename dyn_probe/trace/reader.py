@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from dyn_probe.trace.layout import read_manifest
+from dyn_probe.trace.damage import Damage, warn_of
+from dyn_probe.trace.manifest import read_manifest, typed
 from dyn_probe.trace.merge import Rows, collect
 from dyn_probe.trace.rows import find_table
+from dyn_probe.trace.run_fields import Manifest
 from dyn_probe.trace.schema import TABLES
+from dyn_probe.trace.selection import EVERYTHING, Selection, select
 
 # Types with their own null; float64 has NaN, and step (int64) is never null.
 _PANDAS = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
@@ -24,12 +28,18 @@ class Trace:
 
     Args:
         path: folder of the trace.
-        manifest: ``run.json`` as it was when the trace was loaded.
+        manifest: ``run.json`` as it was when the trace was loaded, as plain JSON values.
     """
 
     path: Path
     manifest: dict[str, Any]
+    _selection: Selection = EVERYTHING
     _read: dict[str, tuple[Rows, pd.DataFrame]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def about(self) -> Manifest:
+        """``run.json`` with types: ``trace.about.objective.name``. What the run does not say is None or empty."""
+        return typed(self.manifest)
 
     @property
     def closed(self) -> bool:
@@ -50,6 +60,11 @@ class Trace:
     def grams(self) -> pd.DataFrame:
         """One recorded batch: the Gram of all its responses."""
         return self.table("grams")
+
+    @property
+    def final(self) -> pd.DataFrame:
+        """One pair after the last step."""
+        return self.table("final")
 
     @property
     def steps(self) -> pd.DataFrame:
@@ -87,33 +102,58 @@ class Trace:
 
         A crash in the middle of a write leaves one; while a run is recorded, it is the batch being written.
         """
-        return [entry for name in TABLES for entry in self._table(name)[0].torn]
+        return [asdict(entry) for name in TABLES for entry in self._table(name)[0].about.torn]
+
+    @property
+    def damage(self) -> list[Damage]:
+        """Parts of files whose check failed: file, place, and how many rows are missing by it. Reading a table warns of
+        each; what is whole is read."""
+        return [one for name in TABLES for one in self._table(name)[0].about.damage]
 
     def table(self, name: str) -> pd.DataFrame:
         """The table of that name, by step and then rank; an unknown name is an error that lists them.
 
         Dtypes follow ``trace/schema.py``: int64, Int32 and boolean (nullable), float64 (null is NaN), string;
-        list columns hold arrays. A table without rows has all its columns.
+        list columns hold arrays. A table without rows has all its columns. Behind them stand the older names of some
+        (``case`` for ``case_plain``), which hold the same.
         """
         return self._table(name)[1]
 
     def _table(self, name: str) -> tuple[Rows, pd.DataFrame]:
         table = find_table(name)
         if name not in self._read:
-            rows = collect(self.path, table)
-            frame = rows.data.to_pandas(types_mapper=_PANDAS.get, ignore_metadata=True)
-            self._read[name] = (rows, frame)
+            rows = collect(self.path, table, self._selection)
+            warn_of(self.path, rows.about.damage)
+            shown = rows.data.select(list(self._selection.shown(table)))
+            frame = shown.to_pandas(types_mapper=_PANDAS.get, ignore_metadata=True)
+            older = {alias: frame[column] for alias, column in table.aliases.items() if column in frame}
+            self._read[name] = (rows, frame.assign(**older))
         return self._read[name]
 
 
-def load_trace(path: str | Path) -> Trace:
+def load_trace(
+    path: str | Path,
+    columns: Iterable[str] | None = None,
+    steps: slice | int | Collection[int] | None = None,
+) -> Trace:
     """Open a trace folder.
 
     A trace that is being written, or whose process was killed, is read up to its last whole batch, at most
-    2 s or 200 rows behind the recorder.
+    2 s or 200 rows behind the recorder. A part of a file whose check fails is left out, with a ``RuntimeWarning`` that
+    names it.
+
+    ::
+
+        trace = load_trace("runs/mine", columns=["pairs.step", "pairs.pair_id", "pairs.loss"], steps=slice(1000, None))
+
+    Args:
+        columns: the columns to read, as "TABLE.COLUMN", or "COLUMN" for every table that has it. A table of which
+            none is named is read whole, when it is asked for.
+        steps: a step, steps, a range, or a slice; the tables have only the rows of these.
 
     Raises:
-        TraceError: there is no such folder, it is not a trace, or a newer dyn-probe wrote it.
+        TraceError: there is no such folder, it is not a trace, a newer dyn-probe wrote it, or no table has a column of
+            that name.
     """
     path = Path(path)
-    return Trace(path, read_manifest(path))
+    return Trace(path, read_manifest(path), select(columns, steps))

@@ -86,7 +86,7 @@ def _misnamed(table: Table, rows: list[Mapping[str, object]]) -> Iterator[str]:
             unknown[name] = unknown.get(name, 0) + 1
     for name, count in sorted(unknown.items(), key=str):
         near = nearest(name, table.names)
-        hint = f"; did you mean {near!r}?" if near else ""
+        hint = f"; did you mean {table.aliases.get(str(name), near)!r}?" if near or str(name) in table.aliases else ""
         yield f"column {name!r} does not exist (in {count} of {len(rows)} rows){hint}"
 
 

@@ -1,67 +1,105 @@
-"""One append-only Arrow IPC stream on disk: written in whole batches, read up to its first torn batch."""
+"""One append-only Arrow IPC stream on disk: written in sealed batches, read batch by whole batch."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from os import write
 from pathlib import Path
 
 import pyarrow as pa
 
-from dyn_probe.errors import TraceError
+from dyn_probe.errors import TraceError, WriteFailed
+from dyn_probe.trace.damage import REFUSED, Damage
+from dyn_probe.trace.failures import naming
+from dyn_probe.trace.messages import (
+    Batch,
+    batch_at,
+    batch_message,
+    head_crc,
+    head_message,
+    is_sealed,
+    message_end,
+    next_batch,
+)
 
 
 class StreamFile:
     """A stream that this process alone appends to. Every batch is handed to the operating system at once.
 
     Raises:
-        TraceError: the file exists already, or its folder is gone.
+        TraceError: the file exists already.
+        WriteFailed: it cannot be written.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        try:
-            self._file = os.open(path, flags, 0o644)
-        except FileExistsError as error:
-            raise TraceError(
-                f"cannot start the stream {path}, because it exists: two processes record as the same rank; "
-                f"give each process its own rank"
-            ) from error
-        except OSError as error:
-            raise TraceError(f"cannot start the stream {path}: {error}") from error
-        self._size = 0
-        self._head = schema.serialize().to_pybytes()
+        with naming(path):
+            try:
+                self._file = os.open(path, flags, 0o644)
+            except FileExistsError as error:
+                raise TraceError(
+                    f"cannot start the stream {path}, because it exists: two processes record as the same rank; "
+                    f"give each process its own rank"
+                ) from error
+        self._size = self._rows = 0
+        self._head = head_message(schema)
+        self._crc = head_crc(self._head) or b""
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Write one batch; what an earlier, failed attempt left behind is cut off first."""
         if not self.path.exists():
-            raise TraceError(f"{self.path} was removed while it was written: another process overwrote this trace")
-        content = (b"" if self._size else self._head) + batch.serialize().to_pybytes()
-        try:
+            raise WriteFailed(f"cannot write {self.path}: it was removed while it was written")
+        content = (b"" if self._size else self._head) + batch_message(batch, self._rows, self._crc)
+        with naming(self.path):
             if os.fstat(self._file).st_size != self._size:
                 os.ftruncate(self._file, self._size)
             _write_all(self._file, content)
-        except OSError as error:
-            raise TraceError(f"cannot write to {self.path}: {error}; the rows are kept in memory") from error
         self._size += len(content)
+        self._rows += batch.num_rows
 
     def close(self) -> None:
-        os.close(self._file)
+        with naming(self.path):
+            os.close(self._file)
 
 
 def _write_all(file: int, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
-        rest = rest[os.write(file, rest) :]
+        rest = rest[write(file, rest) :]
 
 
-def read_stream(path: Path) -> tuple[pa.Table | None, int]:
-    """All whole batches of a stream, and the number of bytes behind them that are no whole batch.
+@dataclass(frozen=True)
+class StreamRows:
+    """What a stream holds.
 
-    The table is None where not even the stream's head is whole. Reading stops at the first batch that is cut
-    off or fails Arrow's full validation.
+    Args:
+        data: its whole batches; None where not even the head of an unsealed stream is whole.
+        torn: bytes behind the last whole batch that are no whole batch: a crash in the middle of a write.
+        damage: batches whose check fails.
+    """
+
+    data: pa.Table | None
+    torn: int = 0
+    damage: tuple[Damage, ...] = ()
+
+
+def read_stream(path: Path, schema: pa.Schema) -> StreamRows:
+    """All whole batches of a stream.
+
+    A stream without seals, as schema version 1 had it, is read up to the first batch that is cut off or fails Arrow's
+    full validation.
+
+    Args:
+        schema: what a stream of this table holds today; its batches are read by it where its own head is damaged.
     """
     content = path.read_bytes()
+    return _read_sealed(content, path, schema) if is_sealed(content) else _read_unsealed(content)
+
+
+def _read_unsealed(content: bytes) -> StreamRows:
     source = pa.BufferReader(content)
     batches: list[pa.RecordBatch] = []
     schema, end = None, 0
@@ -72,7 +110,60 @@ def read_stream(path: Path) -> tuple[pa.Table | None, int]:
                 batch.validate(full=True)
                 batches.append(batch)
                 end = source.tell()
-    except (pa.ArrowException, OSError):
+    except REFUSED:
         pass  # a torn tail: what came before it is whole, and the caller learns how many bytes are not
-    table = None if schema is None else pa.Table.from_batches(batches, schema=schema)
-    return table, len(content) - end
+    return StreamRows(None if schema is None else pa.Table.from_batches(batches, schema=schema), len(content) - end)
+
+
+def _read_sealed(content: bytes, path: Path, schema: pa.Schema) -> StreamRows:
+    file, end = f"{path.parent.name}/{path.name}", message_end(content, 0)
+    crc = head_crc(content[:end])
+    if crc is not None and end is not None:
+        with suppress(*REFUSED):
+            return _read_batches(content, end, 0, pa.ipc.read_schema(pa.py_buffer(content[:end])), crc, file)
+    first = next_batch(content, 0)
+    if first is None:
+        damage = [] if end is None else [Damage(file, f"its head (bytes 0 to {end - 1}) is damaged", None)]
+        return StreamRows(None, len(content) - (end or 0), tuple(damage))
+    head = Damage(file, f"its head (bytes 0 to {first.start - 1}) is damaged", first.first)
+    rest = _read_batches(content, first.start, first.first, schema, head_crc(head_message(schema)), file)
+    return replace(rest, damage=(head, *rest.damage))
+
+
+def _read_batches(content: bytes, end: int, rows: int, schema: pa.Schema, crc: bytes | None, file: str) -> StreamRows:
+    """The batches from byte ``end`` on, the first of which begins with row ``rows``; those whose checks fail are named.
+
+    Args:
+        crc: of the head that ``schema`` is from.
+    """
+    batches: list[pa.RecordBatch] = []
+    damage: list[Damage] = []
+    while end < len(content):
+        found = batch_at(content, end) or next_batch(content, end)
+        if found is None:
+            whole = message_end(content, end)
+            if whole is not None:
+                damage.append(Damage(file, f"the last batch (bytes {end} to {whole - 1}) is damaged", None))
+            end = whole or end
+            break  # what is left is cut off
+        if found.start > end:
+            missing = max(0, found.first - rows)
+            damage.append(Damage(file, f"bytes {end} to {found.start - 1} are damaged", missing))
+        batch = _decoded(content, found, schema, crc)
+        if batch is None:
+            damage.append(Damage(file, f"the batch in bytes {found.start} to {found.end - 1} is damaged", found.rows))
+        else:
+            batches.append(batch)
+        rows, end = found.first + found.rows, found.end
+    return StreamRows(pa.Table.from_batches(batches, schema=schema), len(content) - end, tuple(damage))
+
+
+def _decoded(content: bytes, found: Batch, schema: pa.Schema, crc: bytes | None) -> pa.RecordBatch | None:
+    if not found.whole or found.head != crc:
+        return None
+    try:
+        batch = pa.ipc.read_record_batch(pa.py_buffer(content).slice(found.start, found.end - found.start), schema)
+        batch.validate(full=True)
+    except REFUSED:
+        return None
+    return batch if batch.num_rows == found.rows else None

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from dyn_probe.errors import TraceError
+from dyn_probe.errors import TraceError, WriteFailed
 from dyn_probe.trace.buffer import Buffer
-from dyn_probe.trace.layout import STREAMS, list_open_marks, now, open_mark, write_manifest
+from dyn_probe.trace.failures import Failures, naming
+from dyn_probe.trace.layout import STREAMS, list_lost_marks, list_open_marks, lost_mark, open_mark
 from dyn_probe.trace.lock import FolderLock
+from dyn_probe.trace.manifest import checked, now, write_manifest
 from dyn_probe.trace.merge import merge, remove_merged_streams
-from dyn_probe.trace.opening import open_folder, user_fields, wait_for_folder, wait_for_others
+from dyn_probe.trace.opening import open_folder, wait_for_folder, wait_for_others
 
 _STATUSES = ("closed", "stopped")
 
@@ -45,6 +47,8 @@ class TraceWriter:
             other ranks never mistake an older trace in ``out`` for the one rank 0 is about to open; without
             it, let rank 0 open first. A rank that resumes must name it.
         wait_seconds: how long other ranks wait for rank 0 to open, and rank 0 for them to close.
+        strict: raise ``WriteFailed`` where the system refuses a write (full disk, file-size limit). Without it that is
+            said once, as a ``RuntimeWarning``; rows are kept in memory while they fit, then counted as lost.
 
     Raises:
         TraceError: the folder cannot be used as asked, or an argument does not fit.
@@ -63,11 +67,12 @@ class TraceWriter:
         resume_step: int | None = None,
         session: str | None = None,
         wait_seconds: float = 60.0,
+        strict: bool = True,
     ) -> None:
         _check(rank, flush_seconds, flush_rows, force, resume, resume_step, session)
         self.path, self.rank = Path(out), rank
         self._wait_seconds = wait_seconds
-        fields = user_fields(manifest)
+        fields = checked(manifest)
         self._lock: FolderLock | None = None
         if rank == 0:
             self._lock, self._manifest = open_folder(
@@ -79,8 +84,11 @@ class TraceWriter:
         self._mark = open_mark(self.path, rank, self._segment) if rank else None
         if self._mark:
             _put_mark(self._mark, rank)
-        self._buffer = Buffer(self.path, rank, self._segment, flush_seconds, flush_rows)
-        self._finalizer = weakref.finalize(self, _abandon, self._buffer, self._lock, self._mark)
+        self._failures = Failures(self.path, strict)
+        if rank == 0:
+            self._failures.go_on_from(self._manifest.get("lost"), resume_step)
+        self._buffer = Buffer(self.path, rank, self._segment, flush_seconds, flush_rows, self._failures)
+        self._finalizer = weakref.finalize(self, _abandon, self._buffer, self._failures, self._lock, self._mark)
         self._done = False
 
     def add(self, table: str, rows: Iterable[Mapping[str, object]]) -> None:
@@ -102,12 +110,31 @@ class TraceWriter:
 
     def update_manifest(self, **fields: object) -> None:
         """Set fields of ``run.json`` atomically. Does nothing on ranks other than 0."""
-        checked = user_fields(fields)
+        content = checked(fields)
         if self._done:
             raise TraceError(f"the trace {self.path} is closed; update_manifest before close")
         if self.rank == 0:
-            self._manifest.update(checked)
-            write_manifest(self.path, self._manifest)
+            self._manifest.update(content)
+            with self.surviving():
+                write_manifest(self.path, self._manifest)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row so far could be handed to the operating system; false where some wait or are lost."""
+        return not (self._buffer.behind or self._failures.rows)
+
+    @contextmanager
+    def surviving(self, path: Path | None = None) -> Iterator[None]:
+        """Around the writing of a file beside the trace: what fails in it is met as a failed write of the trace is.
+
+        Args:
+            path: the file, to be named where the system refuses to write it.
+        """
+        try:
+            with naming(path) if path else nullcontext():
+                yield
+        except WriteFailed as error:
+            self._failures.meet(error)
 
     def close(self, status: str = "closed", reason: str | None = None) -> None:
         """Write what is left; rank 0 then merges the streams of all ranks into Parquet.
@@ -120,7 +147,8 @@ class TraceWriter:
             reason: why it stopped.
 
         Raises:
-            TraceError: rows could not be written or merged. Nothing is lost; ``close`` may be called again.
+            TraceError: rows could not be written or merged, and the writer is strict. Nothing is lost; ``close`` may
+                be called again.
         """
         if status not in _STATUSES:
             raise TraceError(f"a trace is closed with status {' or '.join(_STATUSES)}; got {status!r}")
@@ -128,7 +156,9 @@ class TraceWriter:
             return
         self._buffer.close()
         if self._mark:
-            self._mark.unlink(missing_ok=True)
+            self._failures.leave(lost_mark(self.path, self.rank, self._segment))
+            with suppress(OSError):
+                self._mark.unlink(missing_ok=True)
         if self.rank == 0:
             self._close_folder(status, reason)
         self._done = True
@@ -143,20 +173,32 @@ class TraceWriter:
         failure: TraceError | None = None
         if unmerged is None:
             try:
-                merge(self.path)
+                self._manifest.update(files=merge(self.path))
             except TraceError as error:
                 failure, unmerged = error, str(error)
+        self._failures.take(list_lost_marks(self.path))
         self._manifest.update(status=status, reason=reason, closed=now(), unmerged=unmerged)
-        write_manifest(self.path, self._manifest)
-        if failure:
+        self._manifest.update(lost=self._failures.as_manifest())
+        self._write_end()
+        if failure and self._failures.strict:
             raise failure
-        if unmerged:
-            warnings.warn(f"the streams of {self.path} are not merged: {unmerged}", RuntimeWarning, stacklevel=3)
-            return
+        if not unmerged:
+            with suppress(OSError):  # what stays is in Parquet all the same
+                self._tidy()
+            if self._failures.reason:
+                self._write_end()  # there is room again
+        self._failures.say_end(unmerged)
+
+    def _write_end(self) -> None:
+        with self.surviving():
+            write_manifest(self.path, self._manifest)
+
+    def _tidy(self) -> None:
+        """Remove what is merged: streams, marks of processes that died, and the streams' folder if nothing is left."""
         remove_merged_streams(self.path)
         for mark in list_open_marks(self.path):
             mark.unlink(missing_ok=True)
-        with suppress(OSError):  # it stays if anything is left in it
+        with suppress(OSError):
             os.rmdir(self.path / STREAMS)
 
     def __enter__(self) -> Self:
@@ -165,13 +207,33 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.close()
-            return
+        self.end(error)
+
+    def end(self, error: BaseException | None, reason: str | None = None) -> None:
+        """Close at the end of a ``with`` block: as closed, or as stopped by ``error``, which is never replaced.
+
+        Args:
+            error: what left the block.
+            reason: why it stopped, if it did (default: what the error says).
+        """
+        status = "closed" if error is None else "stopped"
+        reason = None if error is None else reason or str(error) or type(error).__name__
         try:
-            self.close("stopped", str(error) or type(error).__name__)
+            self.close(status, reason)
+        except KeyboardInterrupt:
+            self._give_up(status, reason)  # begun anew: to leave now would leave a finished run unclosed
+            raise
         except TraceError as unwritten:
+            self._give_up(status, reason)
+            if error is None:
+                raise
             error.add_note(f"and the trace could not be closed: {unwritten}")
+
+    def _give_up(self, status: str, reason: str | None) -> None:
+        """Close without waiting and without errors: nobody will call ``close`` again."""
+        self._failures.strict, self._wait_seconds = False, 0.0
+        with warnings.catch_warnings(action="ignore"):
+            self.close(status, reason)
 
 
 def _check(
@@ -208,14 +270,17 @@ def _put_mark(mark: Path, rank: int) -> None:
         raise TraceError(f"cannot record as rank {rank}: {error}") from error
 
 
-def _abandon(buffer: Buffer, lock: FolderLock | None, mark: Path | None) -> None:
+def _abandon(buffer: Buffer, failures: Failures, lock: FolderLock | None, mark: Path | None) -> None:
     """The writer was dropped, or the interpreter ends, without ``close``: write what is left, no merge."""
     if buffer.foreign:
         return
+    failures.strict = False  # nobody is left to be told by an error
     try:
         buffer.close()
+        failures.say_end(None)
     finally:
         if mark:
-            mark.unlink(missing_ok=True)
+            with suppress(OSError):
+                mark.unlink(missing_ok=True)
         if lock:
             lock.release()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dyn_probe.errors import BadInput
+from dyn_probe.trace.failures import naming
 
 FOLDER = "checkpoints"
 
@@ -21,9 +22,11 @@ def save_checkpoint(run: Path, step: int, model: dict[str, Any], optimizer: dict
     Args:
         model, optimizer: their states.
         more: further state of tensors, numbers, texts, lists and dicts (reference table, token mask).
+
+    Raises:
+        WriteFailed: the system refuses to write it; the older checkpoint stays.
     """
     folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
     path = folder / f"step-{step}.pt"
     state = {
         "step": step,
@@ -33,12 +36,24 @@ def save_checkpoint(run: Path, step: int, model: dict[str, Any], optimizer: dict
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         **more,
     }
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    with naming(path):
+        folder.mkdir(exist_ok=True)
+        _save(state, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
     for other in folder.glob("step-*.pt"):
         if other != path:
             other.unlink()
     return path
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:
+        path.unlink(missing_ok=True)
+        refused = error.__context__ if isinstance(error, RuntimeError) else error
+        raise refused if isinstance(refused, OSError) else error from None  # torch hides it behind a RuntimeError
 
 
 def newest_checkpoint(run: Path) -> dict[str, Any]:

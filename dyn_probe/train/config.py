@@ -176,6 +176,9 @@ class RunConfig:
 
     checkpoint_every: int = _option(0, "Save a checkpoint every N steps; 0 saves none.", least=0)
     resume: bool = _option(False, "Continue the run in --out from its last checkpoint.")
+    strict: bool = _option(
+        False, "Stop where the trace cannot be written (full disk, file-size limit), instead of training on without it."
+    )
     force: bool = _option(False, "Replace an existing trace in --out.")  # fmt: skip
 
     def __post_init__(self) -> None:

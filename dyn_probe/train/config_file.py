@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dyn_probe.errors import BadInput, unknown
+from dyn_probe.errors import BadInput, TraceError, unknown
 from dyn_probe.objectives.options import parse
+from dyn_probe.trace.manifest import read_manifest, typed
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.values import read_value
 
-MAY_CHANGE = ("out", "checkpoint_every", "device", "resume")
+MAY_CHANGE = ("out", "checkpoint_every", "device", "strict", "resume")
 """Fields that may differ in a resumed run."""
 
 
@@ -76,12 +76,12 @@ def resumed(config: RunConfig, given: Sequence[str]) -> RunConfig:
 def _recorded(folder: Path) -> dict[str, Any]:
     """Options that the run in ``folder`` was recorded with."""
     try:
-        saved = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("config")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--resume needs the folder of a run in --out; cannot read {folder / 'run.json'}") from error
-    if not isinstance(saved, Mapping):
+        saved = typed(read_manifest(folder)).config
+    except TraceError as error:
+        raise BadInput(f"--resume needs the folder of a run in --out: {error}") from error
+    if not saved:
         raise BadInput(f"{folder} was not recorded by dyn-probe record: its run.json has no options to continue with")
-    return dict(saved)
+    return saved
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

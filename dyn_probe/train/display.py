@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,11 +20,34 @@ from dyn_probe.probe.trace_rows import margins
 from dyn_probe.train.log_lines import stage_lines
 
 
+class StandardError:
+    """Standard error, whichever it is at the time. What cannot be shown (a full disk, a terminal that is gone) is no
+    reason to stop training."""
+
+    @property
+    def _stream(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # while a bar moves, rich stands in its place
+
+    def write(self, text: str) -> int:
+        """Write, or leave it."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand it on, or leave it."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Display:
     """Progress and notes on standard error; silent if asked."""
 
     def __init__(self, shown: bool = True) -> None:
-        self.console = Console(stderr=True, quiet=not shown, highlight=False)
+        self.console = Console(file=cast(IO[str], StandardError()), quiet=not shown, highlight=False)
 
     def say(self, text: str) -> None:
         """One line of plain text."""
@@ -87,7 +111,7 @@ def live_numbers(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> str
     loss = sum(r["loss"] for r in rows) / len(rows)
     margin = margins(rows)
     cosine = sum(r["grad_cosine"] for r in rows) / len(rows)
-    cases = [r["case"] for r in rows if r.get("case") is not None]
+    cases = [r["case_plain"] for r in rows if r.get("case_plain") is not None]
     falling = f" both down {sum(case == 2 for case in cases) / len(cases):.0%}" if cases else ""
     return (
         f"loss {loss:.3f} margin {margin.mean():+.2f} acc {(margin > 0).mean():.0%} "

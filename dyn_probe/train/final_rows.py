@@ -27,6 +27,7 @@ def record_final(run: Run) -> None:
             [
                 {
                     "pair_id": pair.pair_id,
+                    "rank": 0,
                     "logp_chosen": table[pair.pair_id][0],
                     "logp_rejected": table[pair.pair_id][1],
                     "len_chosen": len(pair.chosen.ids) - pair.chosen.start,

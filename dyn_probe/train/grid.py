@@ -131,15 +131,21 @@ def train_grid(
 
 def outcome(trace: Trace, method: str, seed: int) -> Outcome:
     """What the run did to its held-out pairs."""
-    first, last = trace.steps.sort_values("step").iloc[0], trace.manifest["held_out"]
+    first, last = trace.steps.sort_values("step").iloc[0], trace.about.held_out
+    ends = (last.eval_logp_chosen, last.eval_logp_rejected, last.eval_accuracy) if last else ()
+    known = [value for value in ends if value is not None]
+    if last is None or len(known) < 3:
+        raise BadInput(f"the run.json of {trace.path} does not say what became of the held-out pairs")
+    chosen, rejected, accuracy = known
+    common, score = last.eval_log_ratio_accuracy, trace.about.objective.score
     return Outcome(
         method,
         seed,
-        last["eval_logp_chosen"] - first["eval_logp_chosen"],
-        last["eval_logp_rejected"] - first["eval_logp_rejected"],
-        last["eval_accuracy"],
-        last.get("eval_log_ratio_accuracy", math.nan),
-        trace.manifest["objective"].get("score", {}).get("formula", ""),
+        chosen - first["eval_logp_chosen"],
+        rejected - first["eval_logp_rejected"],
+        accuracy,
+        math.nan if common is None else common,
+        (score.formula or "") if score else "",
     )
 
 

@@ -31,6 +31,7 @@ from dyn_probe.train.parallel import Processes, averaging, start_processes, wait
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.schedule import learning_rate, set_rate
 from dyn_probe.train.setup import example_rows, manifest_of, prepare
+from dyn_probe.train.signals import stopping_signals
 from dyn_probe.train.start import checkpoint, start_run
 from dyn_probe.train.targets import warn_past_target
 from dyn_probe.train.token_rows import record_tokens
@@ -48,15 +49,18 @@ def record(config: RunConfig, progress: bool = True, warm: WarmStart | None = No
     Raises:
         BadInput: the configuration or the data cannot be used; nothing has been written then.
         Diverged: the loss is no longer finite; what was recorded is kept.
+        WriteFailed: the trace cannot be begun; with ``strict`` also where the system refuses to write it later.
+        StoppedBySignal: SIGTERM or SIGHUP came; as after Ctrl-C the trace is closed.
     """
     try:
-        processes = start_processes(config.parallel, config.device)
-        folder = _record(config, processes, Display(progress and processes.first), warm)
+        with stopping_signals():
+            processes = start_processes(config.parallel, config.device)
+            folder = _record(config, processes, Display(progress and processes.first), warm)
+            wait_for_all(processes)
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
             raise BadInput(f"out of memory: {str(error).splitlines()[0]}; {savings(config)}") from error
         raise
-    wait_for_all(processes)
     return folder
 
 
@@ -67,7 +71,7 @@ def _record(config: RunConfig, processes: Processes, display: Display, warm: War
     begin = None if state is None else int(state["step"])
     writer = TraceWriter(
         config.folder, manifest_of(setup), rank=processes.rank, session=processes.agreed(uuid.uuid4().hex),
-        force=config.force, resume=config.resume, resume_step=begin,
+        force=config.force, resume=config.resume, resume_step=begin, strict=config.strict,
     )  # fmt: skip
     with writer:
         if state is None and processes.first:

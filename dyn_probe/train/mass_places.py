@@ -20,12 +20,8 @@ other tokens, whose first probabilities are needed then, in a resumed run too.""
 
 
 def distribution_rows(folder: Path, step: int, watch: Watch, tokenizer: Any) -> list[dict[str, Any]]:
-    """Rows of the measurement before ``step``; the one before step 0 is kept in ``folder`` for the later one."""
-    if step == 0:
-        save_first(folder / FIRST_FILE, watch.seen)
-        first: Mapping[Place, Floats] = watch.seen
-    else:
-        first = load_first(folder / FIRST_FILE)
+    """Rows of the measurement before ``step``; ``folder`` keeps the one before step 0 for the later ones."""
+    first: Mapping[Place, Floats] = watch.seen if step == 0 else load_first(folder / FIRST_FILE)
     return place_rows(step, watch, first, 0, partial(token_strings, tokenizer))
 
 

@@ -19,7 +19,7 @@ from dyn_probe.mass.tokens import TokenProbes
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.display import Display
-from dyn_probe.train.mass_places import FIRST_FILE, distribution_rows
+from dyn_probe.train.mass_places import FIRST_FILE, distribution_rows, save_first
 
 if TYPE_CHECKING:
     from dyn_probe.train.parallel import Processes
@@ -119,7 +119,8 @@ def start_probes(run: Run, fresh: bool) -> None:
     probes = with_first_answers(run, setup.probes) if fresh and config.probe_initial else setup.probes
     run.probes = encode_probes(probes, setup.tokenizer, max_length=setup.max_length)
     if fresh:
-        probes.save(config.folder / PROBE_FILE)
+        with run.writer.surviving(config.folder / PROBE_FILE):
+            probes.save(config.folder / PROBE_FILE)
         if config.probe_set:
             name_kinds(run.display, probes)
         warn_skipped(run.display, run.probes)
@@ -146,6 +147,9 @@ def record_mass(run: Run, step: int) -> None:
         )
     run.writer.add("mass", rows)
     if watch:
+        if step == 0:
+            with run.writer.surviving(config.folder / FIRST_FILE):
+                save_first(config.folder / FIRST_FILE, watch.seen)
         run.writer.add("distributions", distribution_rows(config.folder, step, watch, setup.tokenizer))
 
 
@@ -162,17 +166,18 @@ def counted(advance: Callable[..., None]) -> Callable[[int, int], None]:
 
 
 def finish_mass(run: Run) -> None:
-    """Write the run-level figures into ``run.json``."""
+    """Write the run-level figures into ``run.json``; none where rows could not be written."""
     if run.setup.probes is None:
         return
     run.probe.flush()
     run.writer.flush()
     run.setup.processes.gathered(run.first)  # every process's rows are there to be read
-    if not run.setup.processes.first:
+    if not (run.setup.processes.first and run.writer.complete):
         return
     trace = load_trace(run.config.folder)
     figures = {name: plain(value) for name, value in run_figures(trace.mass).row().items()}
-    run.writer.update_manifest(mass=trace.manifest["mass"] | figures | gate_figures(run, trace.pairs))
+    begun = trace.manifest.get("mass") or {}
+    run.writer.update_manifest(mass=begun | figures | gate_figures(run, trace.pairs))
 
 
 def gate_figures(run: Run, pairs: Any) -> dict[str, float | None]:

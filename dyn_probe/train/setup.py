@@ -176,7 +176,7 @@ def manifest_of(setup: Setup) -> dict[str, Any]:
         "objective": {
             "name": setup.method.name,
             "hyper": setup.method.hyper,
-            "shaping": [f"{one.name}: {one.options}" for one in setup.method.shapings],
+            "shaping": [{"name": one.name, "options": one.options} for one in setup.method.shapings],
             "score": setup.method.score.as_manifest,
         },
         "processes": {"count": setup.processes.count, "parallel": setup.processes.kind or None},

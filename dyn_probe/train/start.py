@@ -168,4 +168,5 @@ def checkpoint(run: Run, done: int) -> None:
         more["held_out_start"] = {pair: list(values) for part in parts for pair, values in part.items()}
     states = full_state(model, optimizer) if sharded else (model.state_dict(), optimizer.state_dict())
     if run.setup.processes.first:
-        save_checkpoint(run.config.folder, done, *states, **more)
+        with run.writer.surviving():
+            save_checkpoint(run.config.folder, done, *states, **more)

@@ -72,7 +72,7 @@ FIGURES: dict[str, FigureRow] = {
     ),
     "movement": FigureRow(movement, "Movement of each pair", ("pairs.logp_chosen", "pairs.logp_rejected")),
     "margin": FigureRow(margin, "Margin, accuracy, loss", ("pairs.logp_chosen", "pairs.logp_rejected")),
-    "cases": FigureRow(cases, "Cases", ("pairs.case",)),
+    "cases": FigureRow(cases, "Cases", ("pairs.case_plain",)),
     "entanglement": FigureRow(
         entanglement, "Gradient entanglement", ("pairs.grad_inner", "pairs.grad_cosine", "pairs.pull_chosen")
     ),
@@ -104,7 +104,7 @@ COMPARISONS: dict[str, FigureRow] = {
     "compare_log_probs": FigureRow(compare_log_probs, "Log-probabilities", ("pairs.logp_chosen",)),
     "compare_margin": FigureRow(compare_margin, "Margin and accuracy", ("pairs.logp_chosen",)),
     "compare_entanglement": FigureRow(
-        compare_entanglement, "Entanglement, pulls, case 2", ("pairs.grad_cosine", "pairs.case")
+        compare_entanglement, "Entanglement, pulls, case 2", ("pairs.grad_cosine", "pairs.case_plain")
     ),
     "compare_deltas": FigureRow(compare_deltas, "Change per method", ("mass.logp", "mass.argmax_logp")),
     "compare_pairs": FigureRow(compare_pairs, "The same pairs", ("pairs.logp_chosen",)),

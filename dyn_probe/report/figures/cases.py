@@ -34,7 +34,7 @@ def cases(trace: Trace) -> Figure:
     figure, (left, right) = new_figure(2, height=3.2)
     bins = step_bins(trace.pairs)
     name_panel(left, "Predicted, each pair alone", "share of pairs")
-    _stack(left, bins, numbers(trace.pairs, "case"), why_absent(trace, "pairs.case"))
+    _stack(left, bins, numbers(trace.pairs, "case_plain"), why_absent(trace, "pairs.case_plain"))
     name_panel(right, "Realised after the update", "share of pairs")
     needs = ("pairs.realised_delta_chosen", "pairs.realised_delta_rejected")
     _stack(right, bins, realised_case(trace), why_absent(trace, *needs))

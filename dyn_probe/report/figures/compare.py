@@ -91,7 +91,7 @@ def compare_entanglement(traces: Traces) -> Figure:
     _overlay(middle, traces, derived.pull_ratio, _median)
     name_panel(right, "Case 2: both down", "share of pairs")
     right.set_ylim(-0.02, 1.02)
-    _overlay(right, traces, lambda pairs: _is(numbers(pairs, "case"), lambda value: value == 2), Bins.means)
+    _overlay(right, traces, lambda pairs: _is(numbers(pairs, "case_plain"), lambda value: value == 2), Bins.means)
     return figure
 
 

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from dyn_probe.report import derived
 from dyn_probe.report.curves import Curve, draw_bands, draw_line, fit_steps
-from dyn_probe.report.facts import look_up, plain_text
 from dyn_probe.report.frames import numbers, recorded, step_bins
 from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import NEUTRAL, empty_figure, name_panel, new_figure, rule
@@ -51,8 +50,8 @@ def margin(trace: Trace) -> Figure:
 
 def margin_words(trace: Trace) -> tuple[str, str]:
     """Title and unit of the margin: what the objective compares of a response, where the trace says it."""
-    score = look_up(trace.manifest, "objective.score")
-    if isinstance(score, dict) and recorded(trace.pairs, "score_chosen"):
-        return f"Margin of {plain_text(score.get('formula'))}", plain_text(score.get("unit")).replace("/", " per ")
+    score = trace.about.objective.score
+    if score and recorded(trace.pairs, "score_chosen"):
+        return f"Margin of {score.formula or '—'}", (score.unit or "—").replace("/", " per ")
     known = recorded(trace.pairs, "ref_logp_chosen")
     return ("Margin", "nats per sequence") if known else ("Margin a − b (no reference)", "nats per sequence")

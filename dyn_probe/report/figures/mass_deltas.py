@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import compare_runs
-from dyn_probe.report.facts import look_up, plain_text, shaping_options
 from dyn_probe.report.style import RUN_COLOURS, empty_figure, name_panel, new_figure, rule
 
 if TYPE_CHECKING:
@@ -51,11 +50,11 @@ def compare_deltas(traces: Mapping[str, Trace]) -> Figure:
 
 
 def method_of(trace: Trace) -> str:
-    """Objective and shapings as run.json names them, without their options, for which a label has no room."""
-    values = [look_up(trace.manifest, place) for place in ("objective.name", "config.objective")]
-    named = [plain_text(value) for value in values if value not in (None, "", [], {})][:1]
-    shapings = list(shaping_options(trace.manifest)) or [plain_text(look_up(trace.manifest, "config.shaping") or "")]
-    return "\n".join([*named, *(", ".join(filter(None, shapings)).splitlines())]) or "unnamed"
+    """Objective and shapings as run.json names them, without their options: a label has no room for those."""
+    about = trace.about
+    objective = about.objective.name or about.config.get("objective")
+    shapings = ", ".join(one.name for one in about.objective.shaping)
+    return "\n".join(str(name) for name in (objective, shapings) if name) or "unnamed"
 
 
 def _figures(traces: Mapping[str, Trace]) -> tuple[pd.DataFrame, str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dyn_probe.report.facts import look_up, shaping_options
+from dyn_probe.report.facts import shaping_options
 from dyn_probe.report.verdicts import (
     cases,
     data_read,
@@ -63,6 +63,8 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
         data_read.left_out,
         data_read.tokens,
         status.torn,
+        status.damaged,
+        status.unwritten,
         status.unmeasured,
     ),
 }
@@ -95,5 +97,5 @@ def verdicts(trace: Trace) -> list[Verdict]:
 
 def followed(trace: Trace) -> set[str]:
     """The advice that the run's own objective and shapings follow already."""
-    used = {str(look_up(trace.manifest, "objective.name")), *shaping_options(trace.manifest)}
+    used = {str(trace.about.objective.name), *shaping_options(trace.about)}
     return {KNOBS[key] for key, methods in IN_USE.items() if used & set(methods)}

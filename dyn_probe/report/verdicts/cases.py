@@ -58,7 +58,7 @@ def reason(pairs: pd.DataFrame, case: int) -> tuple[str, list[Number]]:
 
 def turning(trace: Trace) -> list[Verdict]:
     """The first step from which one case holds the majority to the end of the run."""
-    bins, case = step_bins(trace.pairs), numbers(trace.pairs, "case")
+    bins, case = step_bins(trace.pairs), numbers(trace.pairs, "case_plain")
     found = lasting_majority(bins, case)
     if found is None:
         return []
@@ -103,7 +103,7 @@ def shares(trace: Trace) -> list[Verdict]:
     if not len(case):
         return []
     most = max(CASES, key=lambda number: (case == number).mean())
-    lasting = lasting_majority(step_bins(trace.pairs), numbers(trace.pairs, "case"))
+    lasting = lasting_majority(step_bins(trace.pairs), numbers(trace.pairs, "case_plain"))
     why, figures = reason(rows, most) if lasting is None else ("", [])
     sentence = f"Predicted cases in {step_span(rows)}: {listed(case)}" + (f": {why}" if why else "")
     early = _known(trace.pairs[parts.first]) if parts is not None else np.empty(0)
@@ -127,7 +127,7 @@ def shares(trace: Trace) -> list[Verdict]:
 
 
 def _known(rows: pd.DataFrame) -> Floats:
-    case = numbers(rows, "case")
+    case = numbers(rows, "case_plain")
     return case[np.isfinite(case)]
 
 

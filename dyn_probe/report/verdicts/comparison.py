@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.report.compare import deltas, joined, pair_ids
-from dyn_probe.report.facts import look_up, plain_text
+from dyn_probe.report.facts import plain_text
 from dyn_probe.report.frames import finite, median, share, tenths
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
 
@@ -21,7 +21,8 @@ SPOKEN = (
     ("logp_per_token_rejected", "rejected", "nats/token"),
     ("log_ratio_margin", "the log-ratio margin", "nats/sequence"),
 )
-SAME = ("model.name", "data.name")
+SAME = ("model", "data")
+"""Fields of run.json whose names should agree."""
 FEW = 5
 """With fewer pairs seen at the end of both runs, all shared pairs are compared."""
 
@@ -54,10 +55,10 @@ def _overlap(traces: Mapping[str, Trace]) -> list[Verdict]:
 def _settings(traces: Mapping[str, Trace]) -> list[Verdict]:
     found = []
     for place in SAME:
-        values = {label: plain_text(look_up(trace.manifest, place)) for label, trace in traces.items()}
+        values = {label: plain_text(getattr(trace.about, place).name) for label, trace in traces.items()}
         if len(set(values.values())) > 1:
             words = ", ".join(f"{label}: {value}" for label, value in values.items())
-            found += say("warning", f"The runs differ in {place} ({words}).", f"{place} in run.json")
+            found += say("warning", f"The runs differ in {place}.name ({words}).", f"{place}.name in run.json")
     return found
 
 

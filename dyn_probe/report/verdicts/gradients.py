@@ -8,7 +8,6 @@ import numpy as np
 
 from dyn_probe.report import derived
 from dyn_probe.report.changes import span, step_span
-from dyn_probe.report.facts import look_up
 from dyn_probe.report.frames import finite, median, numbers, share, tenths
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, quartiles, say, sig
 
@@ -110,7 +109,7 @@ def clipping(trace: Trace) -> list[Verdict]:
     ratio = before[both] / after[both]
     clipped = ratio > 1 + 1e-4
     part, factor = share(clipped), median(ratio[clipped])
-    limit = look_up(trace.manifest, "config.max_grad_norm")
+    limit = trace.about.config.get("max_grad_norm")
     at = f" at norm {limit:g}" if isinstance(limit, int | float) and limit > 0 else ""
     extent = f", reducing its norm by a factor of {sig(factor)} (median)" if clipped.any() else ""
     sentence = f"The gradient was clipped{at} in {percent(part)} of {count(int(both.sum()), 'step')}{extent}."
@@ -131,12 +130,12 @@ def clipping(trace: Trace) -> list[Verdict]:
 
 def scale_free(trace: Trace) -> bool:
     """Whether the run's optimizer divides by the gradient's own scale, so that a constant factor cancels."""
-    return str(look_up(trace.manifest, "config.optimizer") or "").casefold().startswith(SCALE_FREE)
+    return str(trace.about.config.get("optimizer") or "").casefold().startswith(SCALE_FREE)
 
 
 def _meaning_of_clipping(trace: Trace) -> str:
     """What clipping most steps means for their size under the run's optimizer; nothing where it is not known."""
-    name = look_up(trace.manifest, "config.optimizer")
+    name = trace.about.config.get("optimizer")
     if not name:
         return ""
     if scale_free(trace):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import Squeezing, run_figures
-from dyn_probe.report.facts import look_up
 from dyn_probe.report.verdicts.shaped import gate_constants
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, count, percent, say, signed
 
@@ -51,9 +50,10 @@ def went(trace: Trace) -> list[Verdict]:
 
 def gated(trace: Trace) -> list[Verdict]:
     """How often the rejected response was already below the gate's threshold."""
-    rate, mean = (look_up(trace.manifest, f"mass.{name}") for name in ("gating_rate", "mean_gate"))
-    if not isinstance(rate, int | float) or not isinstance(mean, int | float):
+    mass = trace.about.mass
+    if mass is None or mass.gating_rate is None or mass.mean_gate is None:
         return []
+    rate, mean = mass.gating_rate, mass.mean_gate
     return say(
         "note",
         f"Gating rate {percent(rate)}: in that share of the recorded pair rows the rejected response was already below "

@@ -8,7 +8,6 @@ import numpy as np
 
 from dyn_probe.report.agreement import Agreement, agreement
 from dyn_probe.report.derived import SIDES
-from dyn_probe.report.facts import look_up
 from dyn_probe.report.frames import Floats, finite, numbers
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, count, percent, say, sig
 
@@ -83,7 +82,7 @@ def majority(realised: Floats) -> float:
 
 def _footing(trace: Trace) -> str:
     """What the prediction leaves out, with the run's optimizer where the manifest names it."""
-    name = look_up(trace.manifest, "config.optimizer")
+    name = trace.about.config.get("optimizer")
     whose = f"the run's optimizer ({name})" if name else "the optimizer"
     return (
         " It assumes one plain gradient step at the recorded learning rate, without the scaling and momentum of "

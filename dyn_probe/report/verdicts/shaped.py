@@ -42,7 +42,7 @@ def gate(trace: Trace) -> list[Verdict]:
 def gate_constants(trace: Trace, *names: str) -> str:
     """The run's own α and τ in brackets; nothing where run.json does not say."""
     letters = {"alpha": "α", "tau": "τ"}
-    known = next((o for name, o in shaping_options(trace.manifest).items() if name.startswith("gate-")), {})
+    known = next((o for name, o in shaping_options(trace.about).items() if name.startswith("gate-")), {})
     values = {letters[name]: known.get(name) for name in names}
     said = [f"{letter} = {value:g}" for letter, value in values.items() if isinstance(value, int | float)]
     return f" ({', '.join(said)})" if said else ""
@@ -53,7 +53,7 @@ def rho(trace: Trace) -> list[Verdict]:
     value = finite(numbers(trace.pairs, "rho"))
     if not len(value):
         return []
-    ceiling = shaping_options(trace.manifest).get("adadpo", {}).get("ceiling")
+    ceiling = shaping_options(trace.about).get("adadpo", {}).get("ceiling")
     known = isinstance(ceiling, int | float)
     top = float(ceiling if isinstance(ceiling, int | float) else np.max(value))
     reached = share(value >= top * (1 - 1e-6))  # ρ was computed in float32

@@ -109,6 +109,8 @@ def layers(trace: Trace) -> list[Verdict]:
         return []
     rows = last_tenth(trace.layers)
     parts = cosine_parts(rows)
+    if not parts.notna().any():
+        return []
     whole = Number("cosine", "mean cosine", float(parts.sum()), "1")
     formula = (
         "mean over pairs of ⟨g_w,g_l⟩ of the layer / (‖g_w‖‖g_l‖ of the whole model); the parts add up to the mean "

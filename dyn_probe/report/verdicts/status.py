@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dyn_probe.report.frames import finite, numbers, share
 from dyn_probe.report.needs import missing, remedy
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
+from dyn_probe.trace.run_fields import CertificateInfo
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -31,11 +32,11 @@ def ending(trace: Trace) -> list[Verdict]:
     steps = numbers(trace.pairs if rows else trace.steps, "step")
     held = f"{count(rows, 'row')} of {count(pairs, 'pair')}" if rows else "no pair rows"
     held += f", last recorded step {int(steps.max())}" if len(steps) else ""
-    status, reason = trace.manifest.get("status"), trace.manifest.get("reason")
+    status, reason = trace.about.status, trace.about.reason
     how = {
         "closed": "The run was recorded to its end",
         "stopped": f"The run stopped early ({reason or 'no reason was recorded'})",
-    }.get(str(status), "The trace was not closed: the run is still recording, or its process was killed")
+    }.get(status, "The trace was not closed: the run is still recording, or its process was killed")
     return say(
         "ok" if status == "closed" else "warning",
         f"{how}. The trace holds {held}.",
@@ -47,11 +48,10 @@ def ending(trace: Trace) -> list[Verdict]:
 
 def certificate(trace: Trace) -> list[Verdict]:
     """Agreement of the recorder with plain autograd."""
-    found: Any = trace.manifest.get("certificate")
-    found = found if isinstance(found, dict) else {}
-    error, tolerance = found.get("max_relative_error"), found.get("tolerance")
-    if not isinstance(error, int | float) or not isinstance(tolerance, int | float):
-        why = f": {found['skipped']}" if found.get("skipped") else "; run.json holds no certificate"
+    found = trace.about.certificate or CertificateInfo()
+    error, tolerance = found.max_relative_error, found.tolerance
+    if error is None or tolerance is None:
+        why = f": {found.skipped}" if found.skipped else "; run.json holds no certificate"
         sentence = f"The gradients were not compared with plain autograd{why}."
         return say("note", sentence, "certificate in run.json")
     good = error <= tolerance
@@ -103,6 +103,37 @@ def torn(trace: Trace) -> list[Verdict]:
     lost = len(trace.torn)
     sentence = f"A crash cut off {count(lost, 'stream')}; the rows of the last batch of each are lost."
     return say("note", sentence, "torn streams", Number("torn", "torn streams", lost, "streams")) if lost else []
+
+
+def damaged(trace: Trace) -> list[Verdict]:
+    """Parts of the trace whose checks fail."""
+    found = trace.damage
+    if not found:
+        return []
+    missing = sum(one.rows or 0 for one in found)
+    more = f"; … ({len(found) - 3} more)" if len(found) > 3 else ""
+    return say(
+        "warning",
+        f"Parts of the trace are damaged, and the report is made without them: {'; '.join(map(str, found[:3]))}{more}.",
+        "CRC-32 of every batch, page and footer, SHA-256 of every closed file",
+        Number("damaged", "damaged parts", len(found), "parts"),
+        Number("missing", "rows known to be missing", missing, "rows"),
+    )
+
+
+def unwritten(trace: Trace) -> list[Verdict]:
+    """Rows that could not be written while the run was recorded."""
+    lost = trace.about.lost
+    if lost is None:
+        return []
+    counts = ", ".join(f"{rows:,} of {table}" for table, rows in lost.rows.items())
+    since = "" if lost.from_step is None else f" from step {lost.from_step:,} on"
+    return say(
+        "warning",
+        f"Rows are missing{since} because they could not be written ({counts}): {lost.reason}.",
+        "lost in run.json",
+        *(Number(f"lost_{table}", f"rows lost, {table}", rows, "rows") for table, rows in lost.rows.items()),
+    )
 
 
 def unmeasured(trace: Trace) -> list[Verdict]:

@@ -1,0 +1,61 @@
+"""SIGTERM and SIGHUP end a run as Ctrl-C does: the trace is closed, and the exit code names the signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What a job scheduler sends before it kills, and what a closed terminal sends."""
+
+
+class StoppedBySignal(KeyboardInterrupt):
+    """A signal asked the run to end. Whatever handles Ctrl-C handles it.
+
+    Args:
+        number: the signal; the process should leave with ``exit_code``, 128 + the number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def stopping_signals() -> Iterator[None]:
+    """Raise ``StoppedBySignal`` in the main thread at the first of ``SIGNALS``; later ones do not disturb the closing.
+
+    A signal that is ignored (``nohup``) or that somebody else handles is left alone; afterwards all are as before.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    taken = [number for number in SIGNALS if ours and signal.getsignal(number) is signal.SIG_DFL]
+    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+    came: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if came:
+            return
+        came.append(number)
+        if number == getattr(signal, "SIGHUP", None):
+            _leave_terminal(terminals)
+        raise StoppedBySignal(number)
+
+    try:
+        for number in taken:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _leave_terminal(streams: list[int]) -> None:
+    """Point standard output and error at nothing: writing to a terminal that is gone fails."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nothing, stream)
+    os.close(nothing)
