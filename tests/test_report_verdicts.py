@@ -156,7 +156,6 @@ def test_every_verdict_is_whole(options: Options, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("objective", "key"),
     [
-        ({"name": "dpo", "shaping": ["pairwise-normalised: {}"]}, "normalise"),
         ({"name": "dpo", "shaping": [{"name": "pairwise-normalised", "options": {}}]}, "normalise"),
         ({"name": "cpo", "shaping": []}, "sft"),
     ],
@@ -208,7 +207,7 @@ def test_rows_left_out_are_counted_by_reason_and_a_tenth_is_a_warning(falling: T
     rows = [{"source": f"f:{i}", "reason": "chosen empty" if i else "identical"} for i in range(bad)]
     verdict = only(left_out(with_manifest(falling, skipped_rows=rows, data={"rows": 100})))
     assert verdict.level == level and f"chosen empty ({bad - 1}); identical (1)" in verdict.sentence
-    assert value(verdict, "skipped rows") == bad and value(verdict, "share of all rows") == bad / 100
+    assert value(verdict, "skipped") == bad and value(verdict, "skipped_share") == bad / 100
     designed = only(left_out(with_manifest(falling, skipped_rows=rows, data={"rows": 100, "left_out_by_design": bad})))
     assert designed.level == "note"
     old = only(left_out(with_manifest(falling, skipped_rows=rows)))
@@ -221,7 +220,7 @@ def test_what_was_found_in_the_tokens_is_said_where_the_trace_is_judged(falling:
     trace = with_manifest(falling, data={"facts": {"cut": cut, "merged": note, "broken": {"count": "x"}, "odd": 3}})
     first, second = tokens(trace)
     assert (first.level, first.sentence) == ("warning", "3 of 4 pairs are longer than 9 tokens.")
-    assert value(first, "share of all pairs") == 0.75
+    assert value(first, "pairs_share") == 0.75
     assert (second.level, second.sentence) == ("note", "The prompt of 1 of 4 pairs merges.")
     assert [
         v.sentence for v in verdicts(trace) if v.topic == "trust" and v.sentence in (first.sentence, second.sentence)
