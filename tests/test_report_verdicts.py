@@ -12,7 +12,6 @@ from report_checks import only, value
 from report_frames import DEFAULT, Options, simulate
 from report_runs import manifest, new_trace, write_tables
 
-from dyn_probe.objectives import OBJECTIVES, SHAPINGS
 from dyn_probe.report.verdicts import TOPICS, VERDICTS, knobs, percent, sig, signed, verdicts
 from dyn_probe.report.verdicts.cases import shares, turning
 from dyn_probe.report.verdicts.data_read import left_out, tokens
@@ -157,7 +156,9 @@ def test_every_verdict_is_whole(options: Options, tmp_path: Path) -> None:
     ("objective", "key"),
     [
         ({"name": "dpo", "shaping": [{"name": "pairwise-normalised", "options": {}}]}, "normalise"),
+        ({"name": "dpo", "shaping": ["rc: {'per': 'pair'}"]}, "normalise"),
         ({"name": "cpo", "shaping": []}, "sft"),
+        ({"name": "dpo", "hyper": {"nll": 0.5}, "shaping": []}, "sft"),
     ],
 )
 def test_advice_that_the_run_follows_already_is_not_given(objective: dict, key: str, tmp_path: Path) -> None:
@@ -168,11 +169,18 @@ def test_advice_that_the_run_follows_already_is_not_given(objective: dict, key: 
     assert [verdict.sentence for verdict in shaped] == [verdict.sentence for verdict in plain]
 
 
+def test_advice_that_the_run_does_not_follow_is_given(tmp_path: Path) -> None:
+    objective = {"name": "dpo", "hyper": {"nll": 0.0}, "shaping": ["rc: {'per': 'batch'}", "unknown: {}"]}
+    found = verdicts(new_trace(tmp_path / "run", DEFAULT, objective=objective))
+    given = {knob for verdict in found for knob in verdict.knobs}
+    assert {KNOBS[key] for key in IN_USE} <= given
+
+
 def test_all_advice_is_used_and_names_methods_that_exist() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in Path(knobs.__file__).parent.glob("*.py"))
     assert all(source.count(f'"{key}"') > 1 for key in KNOBS)
     assert set(IN_USE) <= set(KNOBS)
-    assert {name for names in IN_USE.values() for name in names} <= {*OBJECTIVES, *SHAPINGS}
+    assert not any(follows({}) for follows in IN_USE.values())
 
 
 def test_topics_and_statements_are_the_same_table() -> None:
