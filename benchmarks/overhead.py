@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [--lengths 64 128 256] [--pairs 4] [--rounds 5] [--device cpu] [--no-memory]
 
 The model has GPT-2 small's shape (124 M parameters, tied head, random weights); a step is forward, backward and AdamW.
-The variants take turns within each round, so that a drift of the machine's speed meets all of them; the table shows
+The variants take turns within each round, so that a drift of the machine's speed affects all of them; the table shows
 medians, their ratio to the plain step, and the smallest and largest ratio of a round. Peak memory is that of a fresh
 process per variant, relative to the plain step's.
 """
@@ -63,7 +63,7 @@ def train_step(model, optimizer, batch, probe=None) -> None:
 
 
 def two_backwards_per_pair(model, optimizer, batch) -> None:
-    """The step, and before it every response's gradient by a backward of its own, compared in float32."""
+    """The step, and before it every response's gradient in a separate backward pass, compared in float32."""
     parameters = list(model.parameters())
     logps = sequence_logps(model, batch)
     for pair in range(batch.pairs):

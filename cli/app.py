@@ -1,4 +1,4 @@
-"""``dyn-probe``: the commands, and the one place where our errors become a line on standard error."""
+"""``dyn-probe``: the commands, and the one place that turns our errors into a line on standard error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dyn_probe.errors import DynProbeError, on_one_line
 
 app = typer.Typer(
     name="dyn-probe",
-    help="Exact per-pair gradient dynamics of preference training: record a run, then read what it says.",
+    help="Exact per-pair gradient dynamics of preference training: record a run, then read the report.",
     invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-"""What typer raises for a command line it cannot read, whichever click it brings along."""
+"""What typer raises for a command line it cannot parse, whichever click it uses."""
 
 COMMANDS = (data, record, grid, report, summary, pairs, heatmap, reproduce, methods)
 
@@ -51,7 +51,7 @@ def start(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Exact per-pair gradient dynamics of preference training: record a run, then read what it says."""
+    """Exact per-pair gradient dynamics of preference training: record a run, then read the report."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
@@ -93,6 +93,6 @@ def _command_of(error: Exception) -> str:
 
 
 def _print_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    """Our warnings as one line; those of libraries are not the user's concern."""
+    """Our warnings as one line; those of libraries are dropped."""
     if issubclass(category, RuntimeWarning):
         typer.echo(f"dyn-probe: warning: {_printable(str(message))}", err=True)

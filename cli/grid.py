@@ -1,4 +1,4 @@
-"""``dyn-probe grid``: many methods on the same data and from the same policy, compared."""
+"""``dyn-probe grid``: many methods from the same policy on the same data, compared."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ def grid(
         typer.Option(
             metavar="OBJECTIVE[+SHAPING]",
             help="A method with its options, e.g. ipo, dpo:beta=0.05 or dpo+gate-seq:form=gradient; repeatable.",
-            show_default="ten of the field",
+            show_default="ten common methods",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Repeat every method with this many seeds.")] = 1,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs and of their report.")] = Path(
-        "runs/grid"
-    ),
-    data: Annotated[str | None, typer.Option(help="As in record.", show_default="record's")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of every run.", show_default="record's")] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE.yaml", help="Options of record that all runs share.")
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per method.")] = 1,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of the runs and of the report that compares them.")
+    ] = Path("runs/grid"),
+    data: Annotated[str | None, typer.Option(help="As in record.", show_default="that of record")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps of every run.", show_default="that of record")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an older grid in the folder.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Options of record, shared by all runs.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing grid in the folder.")] = False,
 ) -> None:
     """Train several methods from the same starting policy on the same pairs, and write a report that compares them."""
     from dyn_probe.data.places import check_names
@@ -39,7 +41,7 @@ def grid(
     from dyn_probe.train.parallel import first_process
 
     if first_process() and out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise BadInput(f"{out} exists; write --force to replace the grid in it, or another --out")
+        raise BadInput(f"{out} exists; write --force to replace the grid in it, or name another folder with --out")
 
     from dyn_probe.report.build import build_report
     from dyn_probe.train.grid import (

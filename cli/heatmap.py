@@ -1,4 +1,4 @@
-"""``dyn-probe heatmap``: token by token, where a pair's entanglement comes from."""
+"""``dyn-probe heatmap``: where a pair's entanglement comes from, token by token."""
 
 from __future__ import annotations
 
@@ -25,39 +25,42 @@ def heatmap(
     pair: Annotated[
         str | None,
         typer.Option(
-            help="Number of the pair (in order of its first row in the run; of its row in the data), its id, or the "
-            "id's beginning.",
+            help="The pair: its number (of a run: in order of first appearance; of data: its row, from 0), its id, or "
+            "the beginning of the id.",
             show_default="the first",
         ),
     ] = None,
     step: Annotated[
         int | None,
-        typer.Option(help="Of a run: one map, that of this step, at full size.", show_default="up to nine steps"),
+        typer.Option(help="For a run: only the map of this step, at full size.", show_default="up to nine steps"),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="With a model: the pairs, as in record --data.")] = None,
+    data: Annotated[str | None, typer.Option(help="For a model: the pairs, as in record --data.")] = None,
     columns: Annotated[
         str,
-        typer.Option(metavar="PART=COLUMN,…", help="With a model: as in record --columns.", show_default="the shape's"),
+        typer.Option(metavar="PART=COLUMN,…", help="For a model: as in record --columns.", show_default="the shape's"),
     ] = "",
     params: Annotated[
-        str, typer.Option(help="With a model: all, head, last-block, or a regular expression on parameter names.")
+        str, typer.Option(help="For a model: all, head, last-block, or a regular expression on parameter names.")
     ] = "all",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="PNG, SVG or PDF file.", show_default="heatmap-PAIR.png, of a run in it"),
+        typer.Option(
+            metavar="FILE", help="PNG, SVG or PDF file.", show_default="heatmap-PAIR.png, for a run in its folder"
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Draw the cosines of a pair's chosen and rejected tokens: as recorded in a run, or computed from a model."""
+    """Draw the cosines between a pair's chosen and rejected token gradients, recorded in a run or computed from a
+    model."""
     _check_file(out, force)
     if (Path(source) / "run.json").is_file():
         if data is not None or params != "all" or columns:
-            raise BadInput(f"{source} is a recorded run; --data, --columns and --params are for a model")
+            raise BadInput(f"{source} is a recorded run; --data, --columns and --params are for models")
         heats = _recorded(Path(source), pair, step)
         figure, folder = _course(heats), Path(source)
     else:
         if step is not None:
-            raise BadInput(f"--step is for a recorded run; {source!r} is none (it has no run.json)")
+            raise BadInput(f"--step is for recorded runs, and {source!r} is not one (it has no run.json)")
         heats = [_computed(source, data, columns, pair or "0", params)]
         figure, folder = _single(heats[0], f"{source}, {params}"), Path()
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", heats[0].pair_id)[:100]  # as recorded: it must not lead out of the folder
@@ -76,9 +79,9 @@ def _check_file(place: Path | None, force: bool) -> None:
     if place is None:
         return
     if place.suffix.lower() not in SUFFIXES:
-        raise BadInput(f"--out wants a file that ends in {', '.join(SUFFIXES)}; got {place}")
+        raise BadInput(f"--out must be a file name ending in {', '.join(SUFFIXES)}; got {place}")
     if place.exists() and not force:
-        raise BadInput(f"{place} exists; write --force to replace it, or another --out")
+        raise BadInput(f"{place} exists; write --force to replace it, or name another file with --out")
 
 
 def _recorded(run: Path, pair: str | None, step: int | None) -> list[TokenHeat]:
@@ -89,20 +92,20 @@ def _recorded(run: Path, pair: str | None, step: int | None) -> list[TokenHeat]:
 
     tokens = load_trace(run).tokens
     if tokens.empty:
-        raise BadInput(f"{run} holds no token heat maps; record with --tokens-every N, or name a model and --data")
+        raise BadInput(f"{run} holds no token heat maps; record with --tokens-every N, or name a model and its --data")
     with naming_runs([run]):
         heats = recorded_heats(tokens, named_pair(tokens, pair))
     found = [heat for heat in heats if step is None or heat.step == step]
     if not found:
         steps = ", ".join(str(heat.step) for heat in heats)
-        raise BadInput(f"--step {step} has no map of pair {heats[0].pair_id}; recorded are: {steps}")
+        raise BadInput(f"pair {heats[0].pair_id} has no map at step {step}; recorded steps: {steps}")
     return found
 
 
 def _computed(model: str, data: str | None, columns: str, pair: str, params: str) -> TokenHeat:
     if data is None:
         raise BadInput(
-            f"{model!r} is no recorded run (it has no run.json); for a model, name its pairs: "
+            f"{model!r} is not a recorded run (it has no run.json); for a model, name the pairs: "
             f"dyn-probe heatmap {model} --data FILE --pair {pair}"
         )
     from dyn_probe.data.places import check_names
@@ -139,7 +142,7 @@ def _single(heat: TokenHeat, title: str = "") -> Figure:
 
 
 def _say(heat: TokenHeat) -> None:
-    """The split and the counterparts in words."""
+    """The split of the inner product and the most negative counterparts, in words."""
     from dyn_probe.token_analysis import counterparts, region_inner, visible
 
     typer.echo(f"pair {visible(heat.pair_id)}: <g_w,g_l> = {heat.total:.4g}")

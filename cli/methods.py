@@ -1,4 +1,4 @@
-"""``dyn-probe methods``: objectives, warm-up stages and shapings, their formulas, defaults and papers."""
+"""``dyn-probe methods``: objectives, warm-up stages and shapings with formulas, defaults and papers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from dyn_probe.objectives import MethodText
 
 WIDTH = 100
-"""Columns of the tables where no terminal and no COLUMNS says how many there are."""
+"""Width of the tables where neither a terminal nor COLUMNS gives one."""
 
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Explain one; without it, list all of them.")
+        str | None, typer.Argument(metavar="[NAME]", help="Explain this one; without it, list all.")
     ] = None,
 ) -> None:
     """List the objectives and shapings with formulas, defaults and papers, or explain one of them."""

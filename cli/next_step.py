@@ -10,6 +10,6 @@ import typer
 
 
 def say_next(command: str, *runs: Path | str) -> None:
-    """Print the command that carries on from here, ready to be copied. Of several processes, the first speaks."""
+    """Print the next command, ready to be copied. With several processes, only the first prints."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"Next: dyn-probe {command} {shlex.join(map(str, runs))}")

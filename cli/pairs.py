@@ -1,4 +1,4 @@
-"""``dyn-probe pairs``: which pairs do it, worst first."""
+"""``dyn-probe pairs``: the pairs of a run, ranked, with their numbers and texts."""
 
 from __future__ import annotations
 
@@ -8,54 +8,60 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = ("table", "csv", "json")
-SHOWN = ("pair_id", "step", "case_plain", "grad_cosine", "grad_norm_chosen", "grad_norm_rejected", "since_first_chosen")
+SHOWN = ("pair_id", "step", "recorded_change_chosen", "recorded_change_rejected", "case_plain", "grad_cosine")
 TEXTS = ("prompt", "chosen", "rejected")
 
 
 def pairs(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Trace folder.")],
     by: Annotated[
-        str | None, typer.Option(help="Ranking; a wrong name prints them all.", show_default="excess")
+        str | None,
+        typer.Option(
+            help="Ranking; an unknown name lists them all.",
+            show_default="fall, the measured fall of chosen per token, where it was recorded",
+        ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many pairs.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 20,
     step: Annotated[
-        int | None, typer.Option(help="Rank at this recorded step.", show_default="each pair's last")
+        int | None,
+        typer.Option(help="Rank the pairs of this recorded step.", show_default="the last step of each pair"),
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", help="table, csv or json; csv and json have every column.")
+        str, typer.Option("--format", help="table, csv or json; csv and json contain every column.")
     ] = "table",
 ) -> None:
-    """List the pairs that go wrong, worst first, with their numbers and their text."""
-    from dyn_probe.report.ranked import RANKINGS, chosen_ranking, ranked_pairs
+    """List the pairs whose chosen response falls furthest (or any other ranking), with their numbers and their text."""
+    from dyn_probe.report.ranked import RANKINGS, chosen_ranking, ranked_pairs, ranking_words
     from dyn_probe.trace.reader import load_trace
 
     if form not in FORMATS:
-        raise BadInput(f"unknown format {form!r}; choose one of: {', '.join(FORMATS)}")
+        raise BadInput(unknown("format", form, FORMATS))
     trace = load_trace(run)
-    found = ranked_pairs(trace, by, top, step)
+    found, words = ranked_pairs(trace, by, top, step), f"Ranked by {ranking_words(trace, by)}"
+    if form != "table":
+        typer.echo(words, err=True)
     if form == "csv":
         found.to_csv(sys.stdout, index=False)
     elif form == "json":
         typer.echo(found.to_json(orient="records", indent=2, force_ascii=False))
     else:
-        ranking = RANKINGS[chosen_ranking(trace, by)]
-        _print_table(found, ranking.column, ranking.meaning)
+        _print_table(found, RANKINGS[chosen_ranking(trace, by)].column, words)
 
 
-def _print_table(found: pd.DataFrame, column: str, meaning: str) -> None:
+def _print_table(found: pd.DataFrame, column: str, words: str) -> None:
     """Numbers in a line, texts below them."""
     from rich.console import Console
 
     from dyn_probe.report.summary import safe
 
     console = Console(highlight=False)
-    console.print(f"[bold]{safe(meaning)}[/]")
+    console.print(f"[bold]{safe(words)}[/]")
     for place, (_, row) in enumerate(found.iterrows(), start=1):
         numbers = "  ".join(f"{name} {_written(row[name])}" for name in dict.fromkeys([column, *SHOWN]))
         console.print(f"\n[bold]{place:3d}[/]  {safe(numbers)}", soft_wrap=True)

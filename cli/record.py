@@ -1,4 +1,4 @@
-"""``dyn-probe record``: train with the reference loop and record while it trains. Its options are RunConfig's."""
+"""``dyn-probe record``: train with the reference loop and record the training. The options are those of RunConfig."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dyn_probe.train.values import Option
 
 
 def record(config: Path | None = None, **given: Any) -> None:
-    """Train on preference pairs and record every pair's gradient dynamics. Without options: a small built-in model
-    and generated data, offline, in under a minute."""
+    """Train on preference pairs and record the gradient dynamics of every pair. Without options it trains a small
+    built-in model on generated data, offline, in a minute or two."""
     from dyn_probe.data.places import check_names
 
     check_names(given.get("data"), given.get("model"))  # before torch is loaded
@@ -39,7 +39,7 @@ def record(config: Path | None = None, **given: Any) -> None:
 
 
 def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
-    """An option of the command. Its default is None, so that what was not typed is left to the YAML file."""
+    """An option of the command. Its default is None, so that an option that was not typed is left to the YAML file."""
     shown = option.default_text or (str(default) if default not in ((), {}, "") else "")
     flags = [f"--{option.name}"]
     if option.kind == "bool":
@@ -54,7 +54,7 @@ def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
 
 
 def _cli_type(option: Option) -> Any:
-    """How the command line reads the option; RunConfig checks the rest."""
+    """The type with which the command line parses the option; RunConfig checks the rest."""
     repeated = option.kind.startswith(("tuple", "dict"))
     kinds = {"int": int, "float": float, "bool": bool}
     return list[str] | None if repeated else kinds.get(option.kind.removesuffix(" | None"), str) | None
@@ -73,7 +73,9 @@ _CONFIG = inspect.Parameter(
     default=None,
     annotation=Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE.yaml", help="Options from a YAML file; the command line wins over it."),
+        typer.Option(
+            "--config", metavar="FILE.yaml", help="Options from a YAML file; the command line takes precedence."
+        ),
     ],
 )
 _DEFAULTS = RunConfig()

@@ -10,13 +10,15 @@ from dyn_probe_cli.next_step import say_next
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Trace folders; several are compared.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Trace folders; several are compared with the first.")
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the report.", show_default="RUN/report")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds something else.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds other files.")] = False,
 ) -> None:
-    """Write verdicts, figures and ranked pairs of a run as one HTML file."""
+    """Write the verdicts, figures and ranked pairs of a run, or a comparison of several runs, as one HTML file."""
     from dyn_probe.report.build import build_report
 
     page = build_report(runs, out=out, force=force)

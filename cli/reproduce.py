@@ -1,4 +1,4 @@
-"""``dyn-probe reproduce``: a paper's findings, trained again and judged."""
+"""``dyn-probe reproduce``: a paper's experiment, trained again, and its claims judged."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from typing import Annotated, Any
 import typer
 from dyn_probe_cli.next_step import say_next
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
+from dyn_probe.train.presets import PRESETS, USUAL, preset_named
 
 OPTIONS = {"sentiment": ("statements",), "squeezing": ("probe_file", "preset")}
-"""Study → the options that it alone has."""
+"""Study → the options that only it has."""
+
+
+def _usual_seeds() -> str:
+    """The default number of seeds, and the presets that have another."""
+    usual = PRESETS[USUAL].seeds
+    others = (f"{row.seeds} with --preset {name}" for name, row in PRESETS.items() if row.seeds != usual)
+    return "; ".join([str(usual), *others])
 
 
 def reproduce(
@@ -21,14 +29,12 @@ def reproduce(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of runs and report.", show_default="runs/STUDY")
     ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Repeat with this many seeds.", show_default="3; preset tiny: 1")
-    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.", show_default=_usual_seeds())] = None,
     statements: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="sentiment: your own statements, JSON lines with text and sentiment.",
+            help="sentiment: your own statements as JSON lines with text and sentiment.",
             show_default="generated",
         ),
     ] = None,
@@ -36,44 +42,45 @@ def reproduce(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="squeezing: probe responses to train on and to measure, JSON lines with prompt, chosen, rejected "
-            "and more kinds.",
+            help="squeezing: probe responses to train on and to measure, as JSON lines with prompt, chosen, rejected "
+            "and further kinds.",
             show_default="generated",
         ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="squeezing: its size, tiny, cpu or gpu.", show_default="cpu"),
+        typer.Option(help=f"squeezing: size of the study, {' or '.join(PRESETS)}.", show_default=USUAL),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an older study in the folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing study in the folder.")] = False,
 ) -> None:
-    """Train a study of the literature again on a small model, and say which of its claims hold here.
+    """Reproduce a study from the literature with a small model, and say which of its claims hold.
 
     sentiment: the four answer styles of Yuan et al. 2024, §4.3, with the equivalents of its Figures 3, 4a and 4b.
 
-    squeezing: where each method sends the probability mass (Ren & Sutherland 2024; Mouiche 2026), the published Δ table
-    beside the measured one.
+    squeezing: where each method moves the probability mass (Ren & Sutherland 2024; Mouiche 2026), with the published Δ
+    table beside the measured one.
     """
     if study not in OPTIONS:
-        raise BadInput(f"unknown study {study!r}; choose one of: {', '.join(OPTIONS)}")
+        raise BadInput(unknown("study", study, OPTIONS))
     given = {"statements": statements, "probe_file": probe_file, "preset": preset}
     foreign = [name for name, value in given.items() if value is not None and name not in OPTIONS[study]]
     if foreign:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
-        raise BadInput(f"{study} has no {names}; leave it out")
+        raise BadInput(f"{study} has no option {names}; leave it out")
     folder = out or Path("runs") / study
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
-        raise BadInput(f"{folder} exists; write --force to replace the study in it, or another --out")
+        raise BadInput(f"{folder} exists; write --force to replace the study in it, or name another folder with --out")
     STUDIES[study](folder, force, seeds, **{name: given[name] for name in OPTIONS[study]})
 
 
 def _sentiment(folder: Path, force: bool, seeds: int | None, statements: str | None) -> None:
     from dyn_probe.report.study_sentiment import study_lines, write_study
     from dyn_probe.trace.reader import load_trace
+    from dyn_probe.train.display import Display
     from dyn_probe.train.study_sentiment import Study, train_styles
 
     settings = Study(**_known(seeds=seeds, statements=statements))
-    runs = train_styles(folder, settings, typer.echo)
+    runs = train_styles(folder, settings, Display())
     traces = {style: [load_trace(path) for path in paths] for style, paths in runs.items()}
     page, judged = write_study(traces, folder / "report", asdict(settings), force)
     typer.echo("\n".join(study_lines(judged)))
@@ -85,12 +92,12 @@ def _squeezing(folder: Path, force: bool, seeds: int | None, probe_file: Path | 
     from dyn_probe.report.study_squeezing import study_lines, write_study
     from dyn_probe.trace.reader import load_trace
     from dyn_probe.train.display import Display
-    from dyn_probe.train.study_squeezing import left_out, preset_named, read_data, train_methods
+    from dyn_probe.train.study_squeezing import left_out, read_data, train_methods
 
-    settings = preset_named(preset or "cpu", seeds)
+    settings = preset_named(preset or USUAL, seeds)
     runs = train_methods(folder, settings, probe_file, Display())
     traces = {method: [load_trace(path) for path in paths] for method, paths in runs.items()}
-    about = asdict(settings) | {"probe file": str(probe_file or "generated")}
+    about = {"preset": preset or USUAL} | asdict(settings) | {"probe file": str(probe_file or "generated")}
     missed = left_out(read_data(probe_file, settings)[0])
     page, frame = write_study(traces, folder / "report", about, force, missed)
     typer.echo("\n".join(study_lines(frame)))

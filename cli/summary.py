@@ -10,7 +10,7 @@ from dyn_probe_cli.next_step import say_next
 
 
 def summary(run: Annotated[Path, typer.Argument(metavar="RUN", help="Trace folder.")]) -> None:
-    """Say in the terminal what happened in a run: start against end, verdicts, and what to change."""
+    """Print what happened in a run: start and end, verdicts, and what to change."""
     from rich.console import Console
 
     from dyn_probe.report.summary import summary_lines

@@ -114,10 +114,10 @@ def _figure(name: str, row: FigureRow) -> str:
 
 
 def verdicts() -> str:
-    """What the report can say, topic by topic, and the knobs that it names."""
+    """What the report can say, topic by topic, and what it suggests to change."""
     rows = ((TOPICS[topic], "<br>".join(map(_first_line, said))) for topic, said in VERDICTS.items())
     knobs = "\n".join(f"- {text[:1].upper()}{text[1:]}." for text in KNOBS.values())
-    return f"{_table(('topic', 'what is said'), rows)}\n\nWhat a statement may suggest to change:\n\n{knobs}"
+    return f"{_table(('topic', 'what is said'), rows)}\n\nWhat a verdict may suggest:\n\n{knobs}"
 
 
 def optimizers() -> str:

@@ -47,8 +47,8 @@ def batch_delta(
 def cases(delta_chosen: ArrayLike, delta_rejected: ArrayLike) -> NDArray[np.int32]:
     """``[pairs]``: 1 chosen up, rejected down; 2 both down; 3 both up; 4 chosen down, rejected up; 0 if not finite.
 
-    Case 1 holds the boundaries (``Δa ≥ 0 ≥ Δb``). Case 4 is impossible for pulls ≥ 0, and kept as a label because IPO,
-    SPPO and Cal-DPO can have a negative pull.
+    Case 1 includes its boundaries (``Δa ≥ 0 ≥ Δb``). Case 4 is impossible for pulls ≥ 0, but is kept as a label because
+    IPO, SPPO and Cal-DPO can have negative pulls.
     """
     a, b = np.asarray(delta_chosen, dtype=np.float64), np.asarray(delta_rejected, dtype=np.float64)
     case = np.select([(a >= 0) & (b <= 0), (a < 0) & (b <= 0), (a >= 0) & (b > 0), (a < 0) & (b > 0)], [1, 2, 3, 4], 0)
@@ -65,7 +65,7 @@ def conditions(
     """Condition 2, ``[pairs]`` each: ``d_l⟨g_w,g_l⟩ ≤ d_w‖g_w‖²`` (chosen does not fall) and
     ``d_w⟨g_w,g_l⟩ ≤ d_l‖g_l‖²`` (rejected does not rise). Condition 1 is the case ``d_w = d_l``.
 
-    Written without the division, so that it also holds its meaning for pulls ≤ 0.
+    Written without the division, so that it keeps its meaning for pulls ≤ 0.
     """
     up, down = predicted_delta(pull_chosen, pull_rejected, norm_chosen, norm_rejected, inner, 1.0)
     return up >= 0, down <= 0
@@ -103,7 +103,7 @@ def band_slack(
 
 
 def loss_gradient_norm(gram: ArrayLike, pull_chosen: ArrayLike, pull_rejected: ArrayLike) -> float:
-    """``‖∇ mean loss‖ = sqrt(cᵀKc)`` with ``c`` the derivatives of the mean loss (METHODS law 1)."""
+    """``‖∇ mean loss‖ = sqrt(cᵀKc)`` with ``c`` the derivatives of the mean loss (law 1 of docs/notation.md)."""
     c = np.concatenate([-np.asarray(pull_chosen, dtype=np.float64), np.asarray(pull_rejected, dtype=np.float64)])
     c = c / (len(c) / 2)
     squared = float(c @ np.asarray(gram, dtype=np.float64) @ c)
@@ -115,9 +115,9 @@ def counterfactual(
     pulls: tuple[ArrayLike, ArrayLike],
     learning_rate: float,
 ) -> tuple[Floats, Floats, NDArray[np.int32]]:
-    """``(Δa, Δb, case)`` that pairs with ``(‖g_w‖, ‖g_l‖, ⟨g_w,g_l⟩)`` would have under other pulls (METHODS §7).
+    """``(Δa, Δb, case)`` that pairs with ``(‖g_w‖, ‖g_l‖, ⟨g_w,g_l⟩)`` would have under other pulls.
 
-    First order and at its own step size: it ranks objectives by sign, not by size.
+    First order, at its own step size: it compares objectives by signs, not by sizes.
     """
     up, down = predicted_delta(*pulls, *gram_entries, learning_rate)
     return up, down, cases(up, down)

@@ -82,9 +82,9 @@ def on_one_line(text: object, most: int = 300) -> str:
 
 
 def half_character(text: str) -> str:
-    """What is wrong with a text that has half a character, which no tokenizer takes; "" if it has none."""
+    """What is wrong with a text that contains a lone surrogate, which no tokenizer accepts; "" if nothing is."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        return f"has half a character at {error.start} (lone surrogate \\u{ord(text[error.start]):04x})"
+        return f"contains a lone surrogate (\\u{ord(text[error.start]):04x}) at character {error.start}"
     return ""

@@ -1,7 +1,7 @@
 """Preference batches and their log-probabilities. Shift and mask happen here and nowhere else.
 
 Letters (docs/notation.md): ``B`` pairs, ``R = 2B`` rows ordered ``[chosen; rejected]``, ``L`` positions,
-``V`` vocabulary. A token's log-probability stands at the token's own position: column ``t`` holds
+``V`` vocabulary. A token's log-probability is at the token's own position: column ``t`` holds
 ``log p(x_t | x_<t)``.
 """
 
@@ -51,10 +51,10 @@ class PairBatch:
         shapes = [tuple(t.shape) for t in (self.input_ids, self.attention_mask, self.response_mask)]
         if self.input_ids.dim() != 2 or len(set(shapes)) != 1:
             raise BadInput(
-                f"PairBatch wants input_ids, attention_mask and response_mask of one shape [2B, L]; got {shapes}"
+                f"PairBatch needs input_ids, attention_mask and response_mask of one shape [2B, L]; got {shapes}"
             )
         if shapes[0][0] == 0 or shapes[0][0] % 2:
-            raise BadInput(f"PairBatch wants 2B rows, B chosen and then B rejected; got {shapes[0][0]} rows")
+            raise BadInput(f"PairBatch needs 2B rows, B chosen and then B rejected; got {shapes[0][0]} rows")
         attended, response = self.attention_mask.bool(), self.response_mask.bool()
         behind = torch.nn.functional.pad(attended, (1, 0))[:, :-1]
         for wrong, complaint in (
@@ -69,12 +69,12 @@ class PairBatch:
         shapes = [tuple(t.shape) for t in (self.input_ids, self.attention_mask, self.response_mask, segments)]
         if self.input_ids.dim() != 2 or len(set(shapes)) != 1:
             raise BadInput(
-                "a packed PairBatch wants input_ids, attention_mask, response_mask, segments of one shape [rows, L]; "
+                "a packed PairBatch needs input_ids, attention_mask, response_mask, segments of one shape [rows, L]; "
                 f"got {shapes}"
             )
         count = int(segments.max()) + 1
         if count < 2 or count % 2:
-            raise BadInput(f"a packed PairBatch wants 2B responses, numbered 0 to 2B-1 in segments; got {count}")
+            raise BadInput(f"a packed PairBatch needs 2B responses, numbered 0 to 2B-1 in segments; got {count}")
         self.unpacked()  # holds each response to what a row of its own has to be
 
     def unpacked(self, pad_id: int = 0) -> PairBatch:
@@ -125,6 +125,13 @@ class PairBatch:
             return self.unpacked().select(pairs)
         rows = torch.tensor([*pairs, *(p + self.pairs for p in pairs)], device=self.input_ids.device)
         return PairBatch(self.input_ids[rows], self.attention_mask[rows], self.response_mask[rows])
+
+
+def trimmed(batch: PairBatch) -> PairBatch:
+    """The batch without positions that are padding in all rows."""
+    used = batch.attention_mask.bool().any(0).nonzero().flatten()
+    keep = slice(int(used[0]), int(used[-1]) + 1)
+    return PairBatch(batch.input_ids[:, keep], batch.attention_mask[:, keep], batch.response_mask[:, keep])
 
 
 def pair_id(chosen: tuple[list[int], list[bool]], rejected: tuple[list[int], list[bool]]) -> str:
@@ -196,7 +203,7 @@ def token_logps(logits: Tensor, batch: PairBatch) -> Tensor:
     offset = batch.input_ids.shape[1] - logits.shape[1]
     rows, columns = batch.response_mask.nonzero(as_tuple=True)
     if bool((columns - 1 < offset).any()):
-        raise BadInput(f"token_logps wants logits for every response token; the first {offset} positions are missing")
+        raise BadInput(f"token_logps needs logits for every response token; the first {offset} positions are missing")
     wanted = logits[rows, columns - 1 - offset]
     wanted = wanted.float() if wanted.dtype in (torch.bfloat16, torch.float16) else wanted
     values = -F.cross_entropy(wanted, batch.input_ids[rows, columns], reduction="none")
@@ -218,9 +225,9 @@ def batch_logits(model: nn.Module, batch: PairBatch) -> Tensor:
 
 
 def logps_of_tokens(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
-    """``[n]`` log-probabilities of the tokens at ``positions`` of one sequence ``ids [L]``, each from a row of its own.
+    """``[n]`` log-probabilities of the tokens at ``positions`` of one sequence ``ids [L]``, each from a separate row.
 
-    Row i is the sequence up to the last wanted token, so that each token's gradient stands apart in the batch.
+    Row i is the sequence up to the last wanted token, so that each token's gradient is separate in the batch.
     """
     n, length = len(positions), int(positions.max()) + 1
     rows = ids[:length].expand(n, length).contiguous()
@@ -278,12 +285,12 @@ def _of_transformers(model: nn.Module) -> bool:
 
 
 def check_vocabulary(tokenizer: Any, model: Any) -> None:
-    """Check that every id the tokenizer can give has a row in the model's embedding and in its head.
+    """Check that every id of the tokenizer has a row in the model's embedding and in its head.
 
-    A model may have more ids (vocabularies are padded); more than twice as many bring a warning.
+    A model may have more ids (vocabularies are padded); more than twice as many cause a warning.
 
     Raises:
-        BadInput: the tokenizer knows ids that the model does not.
+        BadInput: the tokenizer has ids that the model does not.
     """
     highest = max(_highest_id(tokenizer), len(tokenizer) - 1)
     sizes = {
@@ -297,7 +304,7 @@ def check_vocabulary(tokenizer: Any, model: Any) -> None:
     small = [f"{name} with {size} rows" for name, size in rows.items() if size <= highest]
     if small:
         raise BadInput(
-            f"tokenizer and model do not fit: the tokenizer's highest token id is {highest}, "
+            f"tokenizer and model do not match: the tokenizer's highest token id is {highest}, "
             f"the model has an {' and an '.join(small)}; load the tokenizer that belongs to the model, "
             f"or call model.resize_token_embeddings({highest + 1})"
         )

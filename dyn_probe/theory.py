@@ -1,4 +1,4 @@
-"""The entanglement paper's theorems as numbers: each formula beside what autograd measures (Yuan et al. 2024, §4).
+"""The theorems of the entanglement paper in numbers: each formula beside what autograd gives (Yuan et al. 2024, §4).
 
 Letters: ``V`` tokens, ``h`` a hidden state of ``d`` numbers, ``W [V, d]`` the last linear layer, ``s = softmax(W h)``,
 ``j★``, ``k★`` the chosen and rejected token at the first difference ``m``. ``python -m dyn_probe.theory`` prints all.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Checked:
-    """One statement: its formula, what the formula gives, what autograd measures."""
+    """One statement: its formula, the value of the formula, the value by autograd."""
 
     name: str
     formula: str
@@ -34,7 +34,7 @@ def gradient(logp: Tensor, parameter: Tensor) -> Tensor:
 
 
 def layer_with_logits(hidden: Tensor, logits: Tensor, seed: int = 0) -> Tensor:
-    """A random ``W [V, d]`` with ``W h_t`` = the wanted logits at each of the given states.
+    """A random ``W [V, d]`` for which ``W h_t`` are the given logits at each of the given states.
 
     Args:
         hidden: ``[T, d]`` linearly independent states.
@@ -75,7 +75,7 @@ def corollary_2(
 ) -> list[Checked]:
     """Responses of ``L`` tokens that differ only in the last, mass uniform on ``M`` tokens at every position.
 
-    What the equal tokens add to both gradients meets ``g_w − g_l = (e_j★ − e_k★) h_Lᵀ`` nowhere, so the changes are
+    What the equal tokens add to both gradients is orthogonal to ``g_w − g_l = (e_j★ − e_k★) h_Lᵀ``, so the changes are
     those of the last token alone: chosen rises and rejected falls.
     """
     assert tokens > length + 1, "the shared tokens are others than the last two"
@@ -92,12 +92,12 @@ def corollary_2(
 
 
 def logit_change(logits_w: Tensor, logits_l: Tensor, token_w: int, token_l: int) -> tuple[float, float]:
-    """A position's change of the chosen token's log-probability under ``g_w − g_l``, logits the only parameter:
-    (by autograd, its sum ``⟨g_w, g_w⟩ − ⟨g_w, g_l⟩`` taken in the logits' space).
+    """Change of the chosen token's log-probability at one position under ``g_w − g_l``, the logits the only parameter:
+    ``⟨g_w, g_w⟩ − ⟨g_w, g_l⟩`` by autograd.
 
     Args:
-        logits_w: ``[V]`` logits behind the chosen response's beginning.
-        logits_l: ``[V]`` behind the rejected one's.
+        logits_w: ``[V]`` logits after the beginning of the chosen response.
+        logits_l: ``[V]`` logits after that of the rejected one.
 
     Returns:
         The change, and the largest entry by which autograd's gradient differs from ``e − s``.
@@ -108,8 +108,8 @@ def logit_change(logits_w: Tensor, logits_l: Tensor, token_w: int, token_l: int)
         torch.nn.functional.one_hot(torch.tensor(t), len(x)) - x.softmax(0)
         for x, t in zip(places, (token_w, token_l), strict=True)
     ]
-    apart = max(float((a - b).detach().abs().max()) for a, b in zip(grads, closed, strict=True))
-    return float(grads[0] @ (grads[0] - grads[1])), apart
+    difference = max(float((a - b).detach().abs().max()) for a, b in zip(grads, closed, strict=True))
+    return float(grads[0] @ (grads[0] - grads[1])), difference
 
 
 def after_difference(s_w: Tensor, s_l: Tensor, token: int) -> float:
@@ -120,7 +120,7 @@ def after_difference(s_w: Tensor, s_l: Tensor, token: int) -> float:
 
 
 def assumption(s_w: Tensor, s_l: Tensor, token: int) -> bool:
-    """Theorem 3's: behind the chosen beginning token ``i`` is at least as probable, and every other at most."""
+    """Theorem 3's: after the chosen beginning token ``i`` is at least as probable, and every other at most."""
     others = torch.arange(len(s_w)) != token
     return bool(s_w[token] >= s_l[token]) and bool((s_w[others] <= s_l[others]).all())
 
@@ -128,7 +128,7 @@ def assumption(s_w: Tensor, s_l: Tensor, token: int) -> bool:
 def theorem_3(vocabulary: int = 12, seed: int = 0) -> list[Checked]:
     """Logits the only parameter: before, at and after the first difference ``m``.
 
-    At ``m`` the appendix's sign is followed (the main text swaps it). After ``m`` the logits meet the assumption:
+    At ``m`` the sign is that of the appendix (the main text swaps it). After ``m`` the logits satisfy the assumption:
     the rejected beginning makes the shared token less probable and all others more.
     """
     draw = torch.Generator().manual_seed(seed)

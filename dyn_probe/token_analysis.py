@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 REGIONS = ("before", "at", "after")
 NOISE = 1e-9
-"""A sum smaller than this share of its terms' absolute sum is rounding: shares of it would mean nothing."""
+"""A sum smaller than this share of its terms' absolute sum is rounding error: shares of it would mean nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class TokenHeat:
         wanted = (len(self.tokens_chosen), len(self.tokens_rejected))
         if self.inner.shape != wanted or self.cosine.shape != wanted:
             raise BadInput(
-                f"a heat map of {wanted[0]} × {wanted[1]} tokens wants inner and cosine of that shape; got "
+                f"a heat map of {wanted[0]} × {wanted[1]} tokens needs inner and cosine of that shape; got "
                 f"{self.inner.shape} and {self.cosine.shape}"
             )
 
@@ -64,22 +64,22 @@ def recorded_heats(tokens: pd.DataFrame, pair: str | None = None) -> list[TokenH
     """The ``chosen_rejected`` rows of a ``tokens`` table, by step; all pairs, or one.
 
     Raises:
-        BadInput: no row of that pair; names the pairs there are.
+        BadInput: no row of that pair; the message names the recorded pairs.
     """
     rows = tokens[tokens["side"] == "chosen_rejected"].sort_values("step", kind="stable")
     known = list(dict.fromkeys(map(str, rows["pair_id"])))
     if pair is not None:
         rows = rows[rows["pair_id"] == pair]
         if rows.empty:
-            raise BadInput(f"no token rows of pair {pair!r}; recorded are: {', '.join(known) or 'none'}")
+            raise BadInput(f"no token rows of pair {pair!r}; recorded: {', '.join(known) or 'none'}")
     return [_heat(row) for row in rows.to_dict("records")]
 
 
 def named_pair(tokens: pd.DataFrame, name: str | None = None) -> str:
-    """The recorded pair of that number in order of appearance, of that id, or whose id begins so; None is the first.
+    """The recorded pair with that number (in order of appearance), that id, or an id that begins so; None is the first.
 
     Raises:
-        BadInput: none or several.
+        BadInput: no pair matches, or several do.
     """
     known = list(dict.fromkeys(map(str, tokens["pair_id"])))
     if name is None:
@@ -91,13 +91,13 @@ def named_pair(tokens: pd.DataFrame, name: str | None = None) -> str:
     if len(starting) == 1:
         return starting[0]
     raise BadInput(
-        f"--pair {name!r} names {len(starting) or 'no'} recorded pairs; write a number from 0 to {len(known) - 1} or "
-        f"an id; recorded are: {', '.join(known)}"
+        f"--pair {name!r} matches {len(starting) or 'no'} recorded pairs; write a number from 0 to {len(known) - 1} or "
+        f"an id; recorded: {', '.join(known)}"
     )
 
 
 def row_number(name: str, digits: int = 9) -> int | None:
-    """The number that a run of at most ``digits`` digits is; None for anything else (a pair's id has 16)."""
+    """The number that a text of at most ``digits`` digits is; None for anything else (a pair's id has 16)."""
     return int(name) if name.isascii() and name.isdigit() and len(name) <= digits else None
 
 
@@ -124,8 +124,8 @@ def first_difference(chosen: Sequence[Hashable], rejected: Sequence[Hashable]) -
 
 
 def region_sums(heat: TokenHeat) -> Floats:
-    """``[3, 3]`` sums of ``G`` by where the chosen (rows) and the rejected token (columns) stand: before, at or after
-    ``m``. All nine add up to ``⟨g_w, g_l⟩``."""
+    """``[3, 3]`` sums of ``G`` by the position of the chosen (rows) and the rejected token (columns): before, at or
+    after ``m``. All nine add up to ``⟨g_w, g_l⟩``."""
     m = first_difference(heat.tokens_chosen, heat.tokens_rejected)
     rows, columns = (
         [slice(0, m), slice(m, m + 1), slice(m + 1, None)] for _ in (heat.tokens_chosen, heat.tokens_rejected)
@@ -134,20 +134,20 @@ def region_sums(heat: TokenHeat) -> Floats:
 
 
 def region_inner(heat: TokenHeat) -> dict[str, float]:
-    """``⟨g_w, g_l⟩`` split in three: an entry counts where the later of its two tokens stands (before, at, after)."""
+    """``⟨g_w, g_l⟩`` split in three by the position of the later of an entry's two tokens (before, at, after)."""
     sums = region_sums(heat)
     later = np.maximum.outer(np.arange(3), np.arange(3))
     return {name: float(sums[later == place].sum()) for place, name in enumerate(REGIONS)}
 
 
 def region_shares(heat: TokenHeat) -> dict[str, float]:
-    """``region_inner`` over ``⟨g_w, g_l⟩``: adds up to 1, parts may be negative; NaN where the sum is only rounding."""
+    """``region_inner`` over ``⟨g_w, g_l⟩``: adds up to 1, parts may be negative; NaN if the sum is rounding error."""
     parts = region_inner(heat)
     return dict(zip(parts, shares_of(list(parts.values()), heat.total, heat.inner), strict=True))
 
 
 def shares_of(parts: Sequence[float], total: float, terms: Floats) -> list[float]:
-    """Parts over their total; NaN where the total is rounding of its terms."""
+    """Parts over their total; NaN where the total is only the rounding error of its terms."""
     whole = float(np.abs(terms).sum())
     return [part / total if abs(total) > NOISE * whole else float("nan") for part in parts]
 
@@ -155,8 +155,8 @@ def shares_of(parts: Sequence[float], total: float, terms: Floats) -> list[float
 def align(chosen: Sequence[Hashable], rejected: Sequence[Hashable]) -> list[tuple[int | None, int | None]]:
     """Each token's counterpart: ``(i, j)`` in order, None where there is none.
 
-    Equal runs are matched (difflib). Between two of them, replaced tokens are counterparts from the left on; the rest
-    of the longer side has none.
+    Equal runs are matched (difflib). Between two of them, replaced tokens are paired from the left; the rest of the
+    longer side has no counterpart.
     """
     places: list[tuple[int | None, int | None]] = []
     for _, i, i_end, j, j_end in SequenceMatcher(None, chosen, rejected, autojunk=False).get_opcodes():
@@ -186,7 +186,7 @@ class Counterparts:
 
     @property
     def significant(self) -> bool:
-        """Negative cosine: the update tells the two apart (Yuan et al. 2024, §5.2)."""
+        """Negative cosine: the update separates the two tokens (Yuan et al. 2024, §5.2)."""
         return self.cosine < 0
 
 
@@ -207,7 +207,7 @@ class TokenGroup:
     Args:
         chosen: token string on the chosen side.
         rejected: its counterpart.
-        count: how often they stood opposite each other.
+        count: how often they were aligned.
         cosine: mean cosine.
         negative: share of them with a negative cosine.
         share: their ``Σ G[i, j]`` over the run's ``Σ ⟨g_w, g_l⟩``.
@@ -227,7 +227,7 @@ class TokenGroup:
 
 
 def token_groups(heats: Iterable[TokenHeat]) -> list[TokenGroup]:
-    """Which token strings entangle most: largest share of the run's inner product first."""
+    """Which token strings contribute most to the run's inner product: the largest share first."""
     kept = list(heats)
     found: dict[tuple[str, str], list[Counterparts]] = {}
     for heat in kept:
@@ -245,7 +245,7 @@ def token_groups(heats: Iterable[TokenHeat]) -> list[TokenGroup]:
 
 
 def _means(cosines: Sequence[float]) -> tuple[float, float]:
-    """Mean, and share below 0, of the cosines that are numbers."""
+    """Mean, and share below 0, of the cosines that are finite."""
     known = np.array([value for value in cosines if value == value])
     return (float(known.mean()), float((known < 0).mean())) if len(known) else (float("nan"), float("nan"))
 
@@ -256,7 +256,7 @@ def significant_tokens(heats: Iterable[TokenHeat]) -> list[TokenGroup]:
 
 
 def insignificant_tokens(heats: Iterable[TokenHeat]) -> list[TokenGroup]:
-    """Groups that push both responses the same way, largest share of the inner product first."""
+    """Groups that move both responses in the same direction, largest share of the inner product first."""
     return [group for group in token_groups(heats) if group.cosine >= 0]
 
 
@@ -264,8 +264,8 @@ VISIBLE = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽", "
 
 
 def visible(token: str, most: int = 16) -> str:
-    """A token string as one sees it: spaces and line ends drawn, other unprintable characters by number, cut at
-    ``most`` characters."""
+    """A token string made visible: spaces and line ends as symbols, other unprintable characters by code point, cut
+    off at ``most`` characters."""
     if not token:
         return VISIBLE[""]
     text = "".join(VISIBLE.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in token)

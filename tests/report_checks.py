@@ -12,8 +12,11 @@ from dyn_probe.report.verdicts import Verdict
 from dyn_probe.trace.reader import Trace
 
 
-def value(verdict: Verdict, name: str) -> float:
-    return next(number.value for number in verdict.numbers if number.name == name)
+def value(verdict: Verdict, key: str) -> float:
+    """The verdict's number of that key; an unknown one is an error that lists them."""
+    found = {number.key: number.value for number in verdict.numbers}
+    assert key in found, f"{key} is none of {', '.join(found)}"
+    return found[key]
 
 
 def only(found: list[Verdict]) -> Verdict:

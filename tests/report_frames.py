@@ -118,6 +118,8 @@ def one_step(options, draw, step, chosen, logp, start, size, cosine, ratio) -> d
         "predicted_delta_rejected": delta_l,
         "batch_delta_chosen": 0.6 * delta_w + noise[0] / 2,
         "batch_delta_rejected": 0.6 * delta_l + noise[1] / 2,
+        "update_delta_chosen": 0.6 * delta_w + 0.8 * noise[0],
+        "update_delta_rejected": 0.6 * delta_l + 0.8 * noise[1],
         "realised_delta_chosen": 0.6 * delta_w + noise[0],
         "realised_delta_rejected": 0.6 * delta_l + noise[1],
         "gate": gate if options.gate else np.full(len(chosen), np.nan),

@@ -74,10 +74,10 @@ def test_the_numbers_are_token_grams():
 def test_refusals(run: Path, tmp_path: Path):
     bare = new_trace(tmp_path / "bare", Options(steps=2, batch=1, pairs=1)).path
     assert "--tokens-every" in refused(bare)
-    assert "recorded are: aa11, bb22" in refused(run, "--pair", "nobody")
-    assert all("are for a model" in refused(run, *given) for given in (("--data", DATA), ("--columns", "user=a")))
+    assert "recorded: aa11, bb22" in refused(run, "--pair", "nobody")
+    assert all("are for models" in refused(run, *given) for given in (("--data", DATA), ("--columns", "user=a")))
     assert "--data FILE" in refused("built-in")
-    assert "ends in .png" in refused(run, "--out", tmp_path / "a.txt")
+    assert "ending in .png" in refused(run, "--out", tmp_path / "a.txt")
     assert "names no pairs; write a number from 0" in refused("built-in", "--data", DATA, "--pair", "zzz")
     assert "no trained parameter matches" in refused("built-in", "--data", DATA, "--params", "nothing_like_it")
     assert not list(tmp_path.glob("*.txt"))
@@ -127,8 +127,8 @@ def test_one_step_at_full_size(run: Path, tmp_path: Path):
     result = call(run, "--pair", "aa", "--step", 5)
     assert result.exit_code == 0, result.output
     assert (run / "heatmap-aa11-step-5.png").exists()
-    assert "recorded are: 0, 5" in refused(run, "--step", 3)
-    assert "--step is for a recorded run" in refused("built-in", "--data", DATA, "--step", 0)
+    assert "recorded steps: 0, 5" in refused(run, "--step", 3)
+    assert "--step is for recorded runs" in refused("built-in", "--data", DATA, "--step", 0)
 
 
 def test_a_run_is_drawn_without_torch(run: Path, tmp_path: Path):

@@ -78,7 +78,7 @@ def test_the_table_says_whose_accuracy_it_is_and_has_a_common_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("plain", "shaped", "said"),
-    [(-2.0, 1.5, "As theory says"), (0.5, 1.5, "nothing for"), (-2.0, -0.5, "Against what theory says")],
+    [(-2.0, 1.5, "As predicted"), (0.5, 1.5, "nothing for"), (-2.0, -0.5, "does not rise")],
 )
 def test_the_table_says_what_normalised_updates_did(plain, shaped, said):
     found = [Outcome("dpo", seed, plain + seed - 0.5, -5.0, 1.0) for seed in range(2)] + [
@@ -128,7 +128,7 @@ def test_options_of_a_method_are_refused_in_the_common_ones(text, named, tmp_pat
     with pytest.raises(BadInput) as caught:
         base_config(file, {})
     said = str(caught.value)
-    assert said.startswith(f"{file}: {named}: every method of a grid brings its own") and "\n" not in said
+    assert said.startswith(f"{file}: {named}: set separately by every method of a grid") and "\n" not in said
     assert "--methods dpo:beta=0.05" in said
 
 
@@ -143,7 +143,7 @@ def test_what_is_written_instead_of_them_works(tmp_path):
     "given", [{"beta": 0.05}, {"hyper": {"beta": 0.05}}, {"objective": "ipo"}, {"shaping": ("gate-seq",)}]
 )
 def test_a_base_configuration_with_them_is_refused_too(given, tmp_path):
-    with pytest.raises(BadInput, match="every method of a grid brings its own"):
+    with pytest.raises(BadInput, match="set separately by every method of a grid"):
         configurations(RunConfig(**given), tmp_path)
 
 
@@ -185,4 +185,4 @@ def test_the_command_trains_and_compares(tmp_path):
 def test_chosen_rises_under_normalised_updates_where_dpo_lowers_it(tmp_path):
     runs = configurations(RunConfig(), tmp_path, ["dpo", "dpo+pairwise-normalised"], seeds=2)
     train_grid(runs, str, progress=False)
-    assert outcome_lines(outcomes(runs))[-1].startswith("As theory says")
+    assert outcome_lines(outcomes(runs))[-1].startswith("As predicted")

@@ -176,10 +176,10 @@ def test_a_place_is_found_by_prompt_kind_and_position() -> None:
     found = find_place(frame, "a", "rejected", 4)
     assert (found.prompt_id, found.kind, found.position) == ("a2", "rejected", 4)
     assert find_place(frame, 1).prompt_id == "a2"
-    for wanted, said in (((2,), "recorded are: f1, a2"), (("",), "no prompts"), ((0, "irr_train"), "chosen 0")):
+    for wanted, said in (((2,), "recorded: f1, a2"), (("",), "no prompts"), ((0, "irr_train"), "chosen 0")):
         with pytest.raises(BadInput, match=said):
             find_place(frame, *wanted)
-    with pytest.raises(BadInput, match="at position 3 of prompt f1; recorded are: chosen 0, chosen 4, rejected 0"):
+    with pytest.raises(BadInput, match="at position 3 for prompt f1; recorded: chosen 0, chosen 4, rejected 0"):
         find_place(frame, 0, "chosen", 3)
 
 

@@ -67,7 +67,7 @@ def test_prompts_too_long_for_the_model_are_listed():
     model, tokenizer, probes = sized(), word_tokenizer(), build_probe_set(records())
     given = with_initial(probes, model, tokenizer, max_new_tokens=61)  # 64 positions
     assert KIND not in given.kinds
-    assert {s.reason for s in given.skipped} == {"prompt of 4 tokens and 61 new ones exceed the model's 64 positions"}
+    assert {s.reason for s in given.skipped} == {"a prompt of 4 tokens and 61 new ones exceed the model's 64 positions"}
 
 
 def test_published_generation_settings_are_not_used():
@@ -119,13 +119,13 @@ def test_progress_and_settings():
     told, probes = [], build_probe_set(records())
     with_initial(probes, sized(), word_tokenizer(), max_new_tokens=1, batch_size=4, progress=lambda *s: told.append(s))
     assert told == [(4, 6), (6, 6)]
-    with pytest.raises(BadInput, match="want at least 1"):
+    with pytest.raises(BadInput, match="must be at least 1"):
         with_initial(probes, sized(), word_tokenizer(), max_new_tokens=0)
     with pytest.raises(UnsupportedUse, match=r"Linear has no generate"):
         with_initial(probes, nn.Linear(2, 2), word_tokenizer())
     small = make_model("gpt2", torch.float32)
     small.resize_token_embeddings(10)
-    with pytest.raises(BadInput, match="do not fit"):
+    with pytest.raises(BadInput, match="do not match"):
         with_initial(probes, small, word_tokenizer())
 
 

@@ -145,8 +145,8 @@ def test_a_probe_set_of_text_is_encoded_and_measured():
     assert [row["prompt_id"] for row in rows] == [r.prompt_id for r in encoded.responses]
 
 
-def test_a_probe_set_of_text_wants_a_tokenizer():
-    with pytest.raises(BadInput, match="wants a tokenizer"):
+def test_a_probe_set_of_text_needs_a_tokenizer():
+    with pytest.raises(BadInput, match="needs a tokenizer"):
         measure(make_model("gpt2"), build_probe_set(records()))
 
 

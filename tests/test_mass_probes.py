@@ -59,7 +59,7 @@ def test_every_defect_is_listed_by_line_and_kind(tmp_path):
     assert listed.pop(("p.jsonl:3", "*")).startswith("not JSON: ")
     assert listed.pop(("p.jsonl:4", "*")) == "wanted a JSON object, got list '[1, 2]'"
     assert listed.pop(("p.jsonl:5", "*")) == "prompt must be non-empty text, got str ' '"
-    assert listed.pop(("p.jsonl:6", "*")) == "the same prompt as p.jsonl:1"
+    assert listed.pop(("p.jsonl:6", "*")) == "same prompt as p.jsonl:1"
     assert listed.pop(("p.jsonl:8", "chosen")) == "empty response"
     assert listed.pop(("p.jsonl", "extra")) == "field ignored (not a response kind)"
     assert "self-generated" in listed.pop(("p.jsonl", "chosen_selfr"))
@@ -110,7 +110,7 @@ def test_a_different_set_is_not_replaced_unless_forced(tmp_path):
     first, second = build_probe_set(records(3)), build_probe_set(records(4))
     path = first.save(tmp_path / "probes.jsonl")
     first.save(path)
-    with pytest.raises(BadInput, match="holds another probe set"):
+    with pytest.raises(BadInput, match="holds a different probe set"):
         second.save(path)
     second.save(path, force=True)
     assert len(read_probe_set(path).prompts) == 4
@@ -181,8 +181,8 @@ def test_records_may_be_objects_and_defects_are_listed():
     probes = build_probe_set(given)
     assert [p.source for p in probes.prompts] == ["a:1", "a:5"]
     listed = {(s.source, s.kind): s.reason for s in probes.skipped}
-    assert listed[("a:2", "*")] == "the same prompt as a:1"
-    wanted = "wanted non-empty text or a conversation, its answer one message"
+    assert listed[("a:2", "*")] == "same prompt as a:1"
+    wanted = "wanted non-empty text, or a conversation whose answer is one message"
     assert listed[("a:3", "chosen")] == listed[("a:4", "chosen")] == wanted
     assert listed[("a:5", "random_permute")] == "cannot be built: fewer than two different words"
     assert "random_permute" not in probes.prompts[1].responses
@@ -245,7 +245,7 @@ def test_an_unrelated_answer_is_never_the_rejected_one():
     probes = build_probe_set([Record(f"p{i}", c, r) for i, (c, r) in enumerate(flips)])
     assert probes.kinds == ("chosen", "rejected")
     assert {s.reason for s in probes.skipped if s.kind == "irr_train"} == {
-        "cannot be built: no other prompt has another answer"
+        "cannot be built: no other prompt has a different answer"
     }
 
 
@@ -304,8 +304,8 @@ def test_half_characters_are_listed_by_line_and_kind(tmp_path):
         ("b?", {"rejected": "no"}), ("c?", {"chosen": "😀 yes"}),
     ]  # fmt: skip
     listed = {(s.source, s.kind): s.reason for s in probes.skipped}
-    assert listed["probes.jsonl:1", "*"] == r"prompt has half a character at 1 (lone surrogate \ud800)"
-    assert listed["probes.jsonl:2", "chosen"] == r"has half a character at 0 (lone surrogate \udfff)"
+    assert listed["probes.jsonl:1", "*"] == r"prompt contains a lone surrogate (\ud800) at character 1"
+    assert listed["probes.jsonl:2", "chosen"] == r"contains a lone surrogate (\udfff) at character 0"
     assert listed["probes.jsonl:3", "rejected"].startswith("wanted text, got list")
     for one in probes.skipped:
         f"{one.source}{one.kind}{one.reason}".encode()
@@ -331,7 +331,7 @@ def test_records_with_half_characters_are_listed():
     broken = {"prompt": "x?", "chosen": " yes \ud800", "rejected": " no"}
     probes = build_probe_set([*records(), broken])
     assert len(probes.prompts) == 6
-    assert [(s.source, s.kind) for s in probes.skipped if "half a character" in s.reason] == [("record 7", "chosen")]
+    assert [(s.source, s.kind) for s in probes.skipped if "lone surrogate" in s.reason] == [("record 7", "chosen")]
 
 
 def test_unrelated_kinds_are_made_only_where_a_set_has_none():

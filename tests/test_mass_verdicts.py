@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from report_checks import value
 from report_frames import Options
 from report_runs import new_trace
 from test_mass_figures import mass_table, trace
@@ -32,21 +33,22 @@ def moved(chosen: float, others: float, argmax: float) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("chosen", "others", "argmax", "level", "words"),
     [
-        (-1.0, -2.0, 1.0, "warning", "squeezed onto the most probable tokens"),
-        (-1.0, -2.0, -0.5, "note", "chosen lost mass, but the most probable tokens did not gain it"),
-        (1.0, 2.0, 0.5, "ok", "to chosen; squeezing was prevented"),
-        (1.0, -2.0, 2.0, "ok", "to chosen and to the most probable tokens, away from everything else"),
+        (-1.0, -2.0, 1.0, "warning", "Probability mass was squeezed onto the most probable tokens"),
+        (-1.0, -2.0, -0.5, "note", "Chosen lost probability mass, but the most probable tokens did not gain it"),
+        (1.0, 2.0, 0.5, "ok", "Probability mass went to chosen; squeezing was prevented"),
+        (1.0, -2.0, 2.0, "ok", "Probability mass went to chosen and to the most probable tokens, away from everything"),
     ],
 )
 def test_the_judgement_follows_the_numbers(chosen: float, others: float, argmax: float, level: str, words: str) -> None:
     table = moved(chosen, others, argmax)
     (said,) = went(trace(table))
-    assert said.level == level and f"Where the mass went: {words}" in said.sentence
-    numbers = {number.name: number.value for number in said.numbers}
+    assert said.level == level and said.sentence.startswith(words)
     figures = run_figures(table)
-    assert numbers["Δ chosen"] == pytest.approx(chosen) and numbers["margin"] == pytest.approx(chosen + 3)
-    assert numbers["Δ others"] == pytest.approx(others) and numbers["Δ argmax"] == pytest.approx(argmax)
-    assert numbers["squeezing index"] == pytest.approx(figures.index) and numbers["n"] == 3
+    assert value(said, "delta_chosen") == pytest.approx(chosen)
+    assert value(said, "delta_rejected") == pytest.approx(-3) and value(said, "margin") == pytest.approx(chosen + 3)
+    assert value(said, "delta_others") == pytest.approx(others)
+    assert value(said, "delta_argmax") == pytest.approx(argmax)
+    assert value(said, "squeezing_index") == pytest.approx(figures.index) and value(said, "n") == 3
     assert bool(said.knobs) == (level != "ok")
 
 
@@ -62,7 +64,8 @@ def test_nothing_is_said_without_two_probes() -> None:
 def test_a_recorded_run_says_it_in_its_report(tmp_path: Path) -> None:
     probed = verdicts(run(tmp_path / "a", mass_every=1, shaping=("gate-seq",), gram_every=0))
     said = {verdict.topic: verdict.sentence for verdict in probed if verdict.topic == "mass"}
-    assert "Gating rate" in said["mass"] and any("Where the mass went" in verdict.sentence for verdict in probed)
+    assert "Gating rate" in said["mass"] and any("squeezing index" in verdict.sentence for verdict in probed)
+    assert "threshold (τ = 0.1)" in said["mass"]
     assert not any("probe responses" in v.sentence for v in probed if v.sentence.startswith("Not measured"))
     plain = verdicts(run(tmp_path / "b", gram_every=0))
     assert any("probe responses" in v.sentence for v in plain if v.sentence.startswith("Not measured"))

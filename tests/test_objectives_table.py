@@ -93,7 +93,9 @@ def test_unknown_names_are_answered_with_the_choices() -> None:
         pair_loss("dopo", simple())
     with pytest.raises(BadInput, match=rf"unknown shaping 'gate'.*{', '.join(SHAPINGS)}"):
         parse_shaping("gate")
-    with pytest.raises(BadInput, match="unknown option 'betta'; dpo takes beta, label_smoothing"):
+    with pytest.raises(
+        BadInput, match=r"unknown option 'betta' \(did you mean beta\?\); dpo takes beta, label_smoothing"
+    ):
         pair_loss("dpo", simple(**REFERENCE), {"betta": 0.1})
     with pytest.raises(BadInput, match="unknown option 'beta'; sft takes no options"):
         pair_loss("sft", simple(), {"beta": 0.1})
@@ -102,15 +104,15 @@ def test_unknown_names_are_answered_with_the_choices() -> None:
 @pytest.mark.parametrize(
     ("name", "hyper", "says"),
     [
-        ("dpo", {"beta": 0}, "beta wants a number above 0; got 0"),
-        ("dpo", {"beta": "x"}, "beta wants a number above 0; got 'x'"),
-        ("dpo", {"beta": True}, "beta wants a number above 0; got True"),
+        ("dpo", {"beta": 0}, "beta must be a number > 0; got 0"),
+        ("dpo", {"beta": "x"}, "beta must be a number > 0; got 'x'"),
+        ("dpo", {"beta": True}, "beta must be a number > 0; got True"),
         ("dpo", {"beta": float("nan")}, "got nan"),
-        ("dpo", {"label_smoothing": 0.5}, "below 0.5; got 0.5"),
-        ("dpo_shift", {"lambda": 1.5}, "up to 1; got 1.5"),
-        ("cpo", {"lambda": -1}, "a number from 0; got -1"),
+        ("dpo", {"label_smoothing": 0.5}, r"in \[0, 0.5\); got 0.5"),
+        ("dpo_shift", {"lambda": 1.5}, r"in \(0, 1\]; got 1.5"),
+        ("cpo", {"lambda": -1}, "a number ≥ 0; got -1"),
         ("ipo", {"average": "maybe"}, "true or false; got 'maybe'"),
-        ("ipo", {"beta": -1, "average": 3}, "beta wants.*average wants"),
+        ("ipo", {"beta": -1, "average": 3}, "beta must be.*average must be"),
     ],
 )
 def test_values_out_of_range_are_refused(name: str, hyper: dict[str, Any], says: str) -> None:
@@ -128,14 +130,14 @@ def test_text_forms() -> None:
     for text in ("dpo:beta", "dpo:=1", "dpo:beta=", "dpo:beta=1,beta=2"):
         with pytest.raises(BadInput, match="wanted NAME:KEY=VALUE"):
             parse_objective(text)
-    with pytest.raises(BadInput, match="form wants value or gradient; got 'both'"):
+    with pytest.raises(BadInput, match="form must be value or gradient; got 'both'"):
         parse_shaping("gate-seq:form=both")
 
 
 def test_missing_terms_are_all_listed() -> None:
-    with pytest.raises(BadInput, match=r"kto wants terms that are missing: r_w .*; r_l .*; kl "):
+    with pytest.raises(BadInput, match=r"kto needs terms that are missing: r_w .*; r_l .*; kl "):
         pair_loss("kto", simple())
-    with pytest.raises(BadInput, match=r"dpo \+ gate-q10 wants.*token_logps.*response_mask"):
+    with pytest.raises(BadInput, match=r"dpo \+ gate-q10 needs.*token_logps.*response_mask"):
         check_terms("dpo", simple(**REFERENCE), None, ["gate-q10"])
     with pytest.raises(BadInput, match=r"win_w .*win_l "):
         pulls("sppo", simple(**REFERENCE), {"soft": True})
@@ -151,7 +153,7 @@ def test_the_reference_must_fit_the_objective(name: str) -> None:
     right = simple(kl=0.0, **(REFERENCE if needs else {}))
     check_terms(name, right)
     wrong = simple(kl=0.0, **({} if needs else REFERENCE))
-    with pytest.raises(BadInput, match="r_w" if needs else "has no reference policy"):
+    with pytest.raises(BadInput, match="r_w" if needs else "uses no reference policy"):
         check_terms(name, wrong)
 
 
@@ -213,7 +215,7 @@ def test_describe_says_everything_of_every_row() -> None:
         assert [option.partition("=")[0] for option in row.defaults] == list(table[row.name].defaults)
         assert re.search(r"arXiv \d{4}\.\d{5}", row.paper)
     assert rows[0].defaults == ("beta=0.1", "label_smoothing=0")
-    assert rows[0].options[0] == "beta=0.1: β, how strongly log-ratios are held near the reference, a number above 0"
+    assert rows[0].options[0] == "beta=0.1: β, how strongly log-ratios are held near the reference, a number > 0"
 
 
 def test_the_stages_are_those_of_the_loop_and_the_command_line() -> None:

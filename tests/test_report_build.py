@@ -104,10 +104,10 @@ def test_report_data_is_plain_and_complete(tmp_path: Path) -> None:
     assert defined["grad_inner"]["meaning"] == meanings["grad_inner"].meaning
     assert defined["grad_inner"]["unit"] == meanings["grad_inner"].unit
     assert "gate" not in defined and "condition_chosen" in defined
-    assert len(data["ranked"]["cards"]) == 15 and data["ranked"]["by"] == "excess"
+    assert len(data["ranked"]["cards"]) == 15 and data["ranked"]["by"] == "fall"
 
 
-@pytest.mark.parametrize(("status", "said"), [("recording", "did not close"), ("stopped", "out of memory")])
+@pytest.mark.parametrize(("status", "said"), [("recording", "was not closed"), ("stopped", "out of memory")])
 def test_a_run_that_did_not_close_has_a_banner(status: str, said: str, tmp_path: Path) -> None:
     shown = Page(page_of(load_trace(write_run(tmp_path / "run", SHORT, status))))
     assert any(attributes.get("role") == "alert" for _, attributes in shown.tags) and said in shown.text

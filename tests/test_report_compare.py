@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report_checks import value
 from report_frames import Options, simulate
 from report_runs import manifest, new_trace, write_tables
 
@@ -61,9 +62,8 @@ def test_sentences_compare_the_same_pairs(runs: dict[str, Trace]) -> None:
     assert 5 < len(both) < len(a)
     gap = np.array([(b[name]["logp_chosen"] - a[name]["logp_chosen"]) / a[name]["len_chosen"] for name in both])
     found = next(v for v in comparison(two(runs)) if v.sentence.startswith("On the same pairs, chosen"))
-    numbers = {number.name: number.value for number in found.numbers}
-    assert numbers["difference to dpo, median"] == pytest.approx(np.median(gap))
-    assert numbers["pairs in which it is higher"] == pytest.approx((gap > 0).mean())
+    assert value(found, "difference_logp_per_token_chosen") == pytest.approx(np.median(gap))
+    assert value(found, "higher_logp_per_token_chosen") == pytest.approx((gap > 0).mean())
     assert "higher in gentle than in dpo" in found.sentence and "chosen ends" in found.sentence
 
 
@@ -72,20 +72,21 @@ def test_all_shared_pairs_are_compared_where_few_are_seen_at_the_end(tmp_path: P
     traces = {name: new_trace(tmp_path / name, replace(sparse, regime=name)) for name in ("case1", "case2")}
     found = next(v for v in comparison(traces) if v.sentence.startswith("On the same pairs, chosen"))
     assert "when the pair was last recorded" in found.sentence
-    assert found.numbers[-1].value == len(set(traces["case1"].pairs.pair_id))
+    assert value(found, "n") == len(set(traces["case1"].pairs.pair_id))
 
 
 def test_runs_on_other_pairs_say_so_and_still_compare(runs: dict[str, Trace]) -> None:
     found = comparison(runs)
     words = "\n".join(verdict.sentence for verdict in found)
-    assert "dpo and stranger have no pair in common" in words
+    assert "dpo (47 pairs) and stranger (48 pairs) have no pair in common" in words
+    assert "dpo (47 pairs) and gentle (47 pairs) have 47 pairs in common" in words
     assert not any("than in dpo" in v.sentence and "stranger" in v.sentence for v in found)
     assert "On the same pairs, chosen" in words
     assert "stranger" in next(v.sentence for v in found if "case 2" in v.sentence)
 
 
 def test_differences_are_to_the_first_run(runs: dict[str, Trace]) -> None:
-    line = next(line for line in deltas(two(runs)) if line.name == "cosine")
+    line = next(line for line in deltas(two(runs)) if line.key == "cosine")
     ends = [trace.pairs[trace.pairs.step >= 36].grad_cosine.median() for trace in two(runs).values()]
     assert list(line.values.values()) == pytest.approx(ends)
     assert line.delta("gentle") == pytest.approx(ends[1] - ends[0])
@@ -163,7 +164,7 @@ def test_the_page_of_a_grid_says_what_became_of_held_out_pairs(runs: dict[str, T
     )  # fmt: skip
     html = page.read_text(encoding="utf-8")
     assert "Held-out pairs" in html and "<p>Chosen &lt;rises&gt;: +1.00 nats.</p>" in html
-    cells = "".join(f'<td class="number">{cell}</td>' for cell in ["−1.25", "−3", "+1.75", "25 %", "50 %"])
+    cells = "".join(f'<td class="number">{cell}</td>' for cell in ["−1.25", "−3", "+1.75", "25%", "50%"])
     score = "<td>h<sub>w</sub>, h<sub>l</sub></td>"
     assert f'<tr><td>&lt;dpo&gt;</td>{cells}{score}<td class="number">2</td></tr>' in html
     assert "Log-ratio accuracy" in html and "Own accuracy" in html

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dyn_probe.errors import BadInput
 from dyn_probe.report.overview import overview
-from dyn_probe.report.ranked import COLUMNS, RANKINGS, available, ranked_pairs
+from dyn_probe.report.ranked import COLUMNS, RANKINGS, available, chosen_ranking, ranked_pairs, ranking_words
 from dyn_probe.report.summary import summary_lines
 from dyn_probe.report.verdicts import verdicts
 from dyn_probe.trace.reader import Trace, load_trace
@@ -54,7 +54,9 @@ def test_one_step_can_be_ranked_alone(trace: Trace) -> None:
 def test_wrong_wishes_are_answered_with_the_choices(trace: Trace, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="excess, cosine"):
         ranked_pairs(trace, "beauty")
-    with pytest.raises(BadInput, match=r"nearest are 117, 118, 119"):
+    with pytest.raises(BadInput, match=r"did you mean cosine\?"):
+        ranked_pairs(trace, "Cosin")
+    with pytest.raises(BadInput, match=r"nearest recorded steps are 117, 118, 119"):
         ranked_pairs(trace, step=500)
     bare = new_trace(tmp_path / "bare", Options(steps=3, realised=False))
     assert "realised" not in available(bare)
@@ -62,12 +64,67 @@ def test_wrong_wishes_are_answered_with_the_choices(trace: Trace, tmp_path: Path
         ranked_pairs(bare, "realised")
 
 
-def test_without_gradients_the_next_ranking_is_taken(tmp_path: Path) -> None:
-    tables = simulate(Options(steps=30))
-    tables["pairs"] = tables["pairs"].drop(columns=["grad_inner"])
+def measured_falls(trace: Trace) -> dict[str, float]:
+    """Each pair's change of chosen per token from before its first recorded update to after its last, by a loop."""
+    first: dict[str, float] = {}
+    fall: dict[str, float] = {}
+    for row in trace.pairs.sort_values("step").to_dict("records"):
+        start = first.setdefault(row["pair_id"], row["logp_chosen"])
+        fall[row["pair_id"]] = (row["logp_chosen"] + row["realised_delta_chosen"] - start) / row["len_chosen"]
+    return fall
+
+
+def test_pairs_are_ranked_by_their_measured_fall_and_say_so(trace: Trace) -> None:
+    slow = measured_falls(trace)
+    table = ranked_pairs(trace, top=None)
+    assert list(table.pair_id) == sorted(slow, key=lambda name: slow[name])
+    assert table.recorded_change_chosen.tolist() == pytest.approx([slow[name] for name in table.pair_id])
+    assert chosen_ranking(trace) == "fall" and ranking_words(trace).startswith("fall: largest measured fall")
+
+
+def test_one_update_is_a_measured_fall_where_pairs_do_not_recur(tmp_path: Path) -> None:
+    tables = simulate(DEFAULT)
+    tables["pairs"] = tables["pairs"].drop_duplicates("pair_id")
+    table = ranked_pairs(load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT))), top=None)
+    once = tables["pairs"].set_index("pair_id").loc[table.pair_id]
+    np.testing.assert_allclose(table.recorded_change_chosen, once.realised_delta_chosen / once.len_chosen)
+    assert table.recorded_change_chosen.is_monotonic_increasing
+
+
+@pytest.mark.parametrize(
+    ("missing", "once", "expected"),
+    [
+        (["realised_delta"], False, "fall"),  # first to last recorded row
+        (["realised_delta"], True, "reference"),
+        (["realised_delta", "ref_logp"], True, "update"),
+        (["realised_delta", "ref_logp", "update_delta"], True, "predicted"),
+        (["realised_delta", "ref_logp", "update_delta", "predicted_delta"], True, "excess"),
+        (["realised_delta", "ref_logp", "update_delta", "predicted_delta", "pull"], True, "margin"),
+    ],
+)
+def test_the_default_is_the_best_that_was_recorded(
+    missing: list[str], once: bool, expected: str, tmp_path: Path
+) -> None:
+    tables = simulate(DEFAULT)
+    pairs = tables["pairs"].drop_duplicates("pair_id") if once else tables["pairs"]
+    tables["pairs"] = pairs.drop(columns=[f"{name}_{side}" for name in missing for side in ("chosen", "rejected")])
     found = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
-    assert "excess" not in available(found)
-    assert ranked_pairs(found).since_first_chosen.dropna().is_monotonic_increasing
+    assert chosen_ranking(found) == expected
+    words = ranking_words(found)
+    assert words.startswith(f"{expected}: {RANKINGS[expected].meaning}")
+    assert ("no measured change was recorded" in words) is (expected in ("update", "predicted", "excess"))
+    key = ranked_pairs(found, top=None)[RANKINGS[expected].column]
+    assert key.notna().all()
+    assert key.is_monotonic_decreasing if RANKINGS[expected].largest_first else key.is_monotonic_increasing
+
+
+def test_a_number_that_few_pairs_have_ranks_nothing_by_default(tmp_path: Path) -> None:
+    tables = simulate(DEFAULT)
+    pairs = tables["pairs"].drop_duplicates("pair_id").copy()
+    pairs.loc[pairs.index[3:], ["realised_delta_chosen", "realised_delta_rejected"]] = np.nan
+    tables["pairs"] = pairs
+    found = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
+    assert "fall" in available(found) and chosen_ranking(found) == "reference"
 
 
 def test_pairs_without_text_are_still_ranked(tmp_path: Path) -> None:
@@ -90,11 +147,11 @@ def test_the_summary_holds_table_and_verdicts(trace: Trace) -> None:
 
 
 def test_the_overview_is_median_and_share_of_both_tenths(trace: Trace) -> None:
-    lines = {line.name: line for line in overview(trace)}
+    lines = {line.key: line for line in overview(trace)}
     first, last = trace.pairs[trace.pairs.step <= 11], trace.pairs[trace.pairs.step >= 108]
-    assert lines["log-prob of chosen"].first == pytest.approx((first.logp_chosen / first.len_chosen).median())
+    assert lines["logp_chosen"].first == pytest.approx((first.logp_chosen / first.len_chosen).median())
     assert lines["cosine"].last == pytest.approx(last.grad_cosine.median())
-    assert lines["case 2: both down"].last == pytest.approx((last.case_plain == 2).mean())
+    assert lines["case_2"].last == pytest.approx((last.case_plain == 2).mean())
     margin = last.logp_chosen - last.ref_logp_chosen - last.logp_rejected + last.ref_logp_rejected
     assert lines["accuracy"].last == pytest.approx((margin > 0).mean())
 
@@ -134,7 +191,7 @@ def test_data_text_is_never_markup_or_control(tmp_path: Path) -> None:
 
 def test_the_summary_of_an_unclosed_empty_trace(tmp_path: Path) -> None:
     text = plain(summary_lines(load_trace(write_tables(tmp_path / "run", {}, {}, "recording"))))
-    assert "recording" in text and "did not close" in text
+    assert "recording" in text and "was not closed" in text
 
 
 def test_the_start_is_left_out_with_one_step(tmp_path: Path) -> None:

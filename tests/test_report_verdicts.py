@@ -12,9 +12,11 @@ from report_checks import only, value
 from report_frames import DEFAULT, Options, simulate
 from report_runs import manifest, new_trace, write_tables
 
-from dyn_probe.report.verdicts import TOPICS, VERDICTS, percent, sig, signed, verdicts
+from dyn_probe.objectives import OBJECTIVES, SHAPINGS
+from dyn_probe.report.verdicts import TOPICS, VERDICTS, knobs, percent, sig, signed, verdicts
 from dyn_probe.report.verdicts.cases import shares, turning
 from dyn_probe.report.verdicts.data_read import left_out, tokens
+from dyn_probe.report.verdicts.knobs import IN_USE, KNOBS
 from dyn_probe.report.verdicts.movement import hidden, overall
 from dyn_probe.report.verdicts.reference import turn
 from dyn_probe.trace.reader import Trace, load_trace
@@ -38,9 +40,9 @@ def test_both_fall_and_how_far(falling: Trace) -> None:
     early = pairs[pairs.step <= 11].groupby("pair_id").per.mean()
     late = pairs[pairs.step >= 108].groupby("pair_id").per.mean()
     moved = (late - early).dropna()
-    assert value(verdict, "change of chosen, median") == pytest.approx(moved.median())
-    assert value(verdict, "pairs whose chosen fell") == pytest.approx((moved < 0).mean())
-    assert value(verdict, "factor on a chosen token's probability") == pytest.approx(math.exp(moved.median()))
+    assert value(verdict, "change_chosen") == pytest.approx(moved.median())
+    assert value(verdict, "fell_chosen") == pytest.approx((moved < 0).mean())
+    assert value(verdict, "factor_chosen") == pytest.approx(math.exp(moved.median()))
     assert value(verdict, "n") == len(moved)
     assert verdict.sentence.startswith("Chosen and rejected both fell")
     assert "not measured" in verdict.sentence and "harmless" in verdict.sentence
@@ -53,15 +55,15 @@ def test_a_large_fall_is_a_warning(falling: Trace, tmp_path: Path) -> None:
     tables["pairs"].loc[late, "logp_chosen"] -= 0.5 * tables["pairs"].len_chosen
     verdict = only(overall(load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))))
     assert verdict.level == "warning"
-    assert value(verdict, "change of chosen, median") < -0.4
+    assert value(verdict, "change_chosen") < -0.4
 
 
 def test_the_margin_hides_falling_chosen(falling: Trace) -> None:
     verdict = only(hidden(falling))
-    assert value(verdict, "pairs with growing margin and falling chosen") > 0.5
-    assert "cannot show" in verdict.sentence and verdict.level == "warning"
+    assert value(verdict, "hidden_fall") > 0.5
+    assert "do not show" in verdict.sentence and verdict.level == "warning"
     rising = only(hidden(new_like(falling, "case1")))
-    assert "cannot show" not in rising.sentence and rising.level == "ok"
+    assert "do not show" not in rising.sentence and rising.level == "ok"
 
 
 def new_like(trace: Trace, regime: str) -> Trace:
@@ -69,7 +71,7 @@ def new_like(trace: Trace, regime: str) -> Trace:
 
 
 def test_chosen_turns_where_it_was_highest(falling: Trace, tmp_path: Path) -> None:
-    assert "from the start" in only(turn(falling)).sentence
+    assert "since the start" in only(turn(falling)).sentence
     tables = simulate(DEFAULT)
     pairs = tables["pairs"]
     rise = np.where(pairs.step < 60, pairs.step, 120 - pairs.step) / 100  # up to +0.6 nats/token at step 60
@@ -77,19 +79,19 @@ def test_chosen_turns_where_it_was_highest(falling: Trace, tmp_path: Path) -> No
     found = only(turn(load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))))
     tenth = [rise[(pairs.step >= 12 * k) & (pairs.step < 12 * k + 12)] for k in range(10)]
     medians = [float(np.median(part)) for part in tenth]
-    assert value(found, "change of chosen since its highest tenth") == pytest.approx(medians[-1] - max(medians))
-    assert "its highest tenth, steps 48–59" in found.sentence or "steps 60–71" in found.sentence
+    assert value(found, "since_peak_chosen") == pytest.approx(medians[-1] - max(medians))
+    assert "its peak in steps 48–59" in found.sentence or "its peak in steps 60–71" in found.sentence
     assert "still falling" in found.sentence and found.level == "warning"
 
 
 def test_the_turning_point_and_its_reason(turned: Trace) -> None:
     verdict = only(turning(turned))
-    pairs, first = turned.pairs, value(verdict, "first step of the lasting majority")
+    pairs, first = turned.pairs, value(verdict, "first_step")
     assert first == 36
     after = pairs[pairs.step >= first]
     outweighed = after.grad_inner > after.pull_chosen / after.pull_rejected * after.grad_norm_chosen**2
-    assert value(verdict, "rows in case 2") == pytest.approx((after.case_plain == 2).mean())
-    assert value(verdict, "rows in which ⟨g_w,g_l⟩ exceeds (d_w/d_l)‖g_w‖²") == pytest.approx(outweighed.mean())
+    assert value(verdict, "case_2") == pytest.approx((after.case_plain == 2).mean())
+    assert value(verdict, "condition_fails_chosen") == pytest.approx(outweighed.mean())
     assert verdict.sentence.startswith(
         f"From step 36 on, {percent((after.case_plain == 2).mean())} of the pair rows are"
     )
@@ -101,17 +103,15 @@ def test_no_turning_point_without_a_lasting_majority(tmp_path: Path) -> None:
     tables["pairs"]["case_plain"] = np.where(tables["pairs"].step % 12 < 6, 1, 2)
     trace = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
     assert turning(trace) == []
-    assert only(shares(trace)).sentence.startswith("Predicted in steps 108–119: 50 %")
+    assert only(shares(trace)).sentence.startswith("Predicted cases in steps 108–119: 50% in case ")
 
 
 def test_case_shares_of_both_tenths(turned: Trace) -> None:
     verdict, pairs = only(shares(turned)), turned.pairs
     for number in (1, 2, 3, 4):
-        assert value(verdict, f"rows in case {number}") == pytest.approx(
-            (pairs[pairs.step >= 108].case_plain == number).mean()
-        )
+        assert value(verdict, f"case_{number}") == pytest.approx((pairs[pairs.step >= 108].case_plain == number).mean())
         early = (pairs[pairs.step <= 11].case_plain == number).mean()
-        assert value(verdict, f"rows in case {number}, first tenth") == pytest.approx(early)
+        assert value(verdict, f"case_{number}_first") == pytest.approx(early)
 
 
 def test_what_was_not_measured_is_not_spoken_of(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_what_was_not_measured_is_not_spoken_of(tmp_path: Path) -> None:
     tables["layers"] = tables["layers"].head(0)
     found = verdicts(load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT))))
     assert {verdict.topic for verdict in found} == {"movement", "pairs", "trust"}
-    for word in ("cosine", "case ", "pull", "realised change in", "Measured", "layers carry", "Against the reference"):
+    for word in ("cosine", "case ", "pull", "realised change in", "Measured across", "layers", "Relative to"):
         assert not any(word in verdict.sentence for verdict in found if verdict.topic != "trust")
     missing = next(verdict for verdict in found if verdict.sentence.startswith("Not measured"))
     assert "--realised" in missing.sentence and "reference policy" in missing.sentence
@@ -145,8 +145,35 @@ def test_every_verdict_is_whole(options: Options, tmp_path: Path) -> None:
         assert verdict.topic in TOPICS and verdict.formula
         assert verdict.sentence.endswith(".") and "nan" not in verdict.sentence
         assert all(
-            math.isfinite(number.value) for number in verdict.numbers if not number.name.startswith(("r,", "ρ,"))
+            math.isfinite(number.value)
+            for number in verdict.numbers
+            if not number.key.startswith(("pearson", "spearman"))
         )
+        keys = [number.key for number in verdict.numbers]
+        assert len(set(keys)) == len(keys) and all(key.isidentifier() for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("objective", "key"),
+    [
+        ({"name": "dpo", "shaping": ["pairwise-normalised: {}"]}, "normalise"),
+        ({"name": "dpo", "shaping": [{"name": "pairwise-normalised", "options": {}}]}, "normalise"),
+        ({"name": "cpo", "shaping": []}, "sft"),
+    ],
+)
+def test_advice_that_the_run_follows_already_is_not_given(objective: dict, key: str, tmp_path: Path) -> None:
+    plain = verdicts(new_trace(tmp_path / "plain", DEFAULT))
+    shaped = verdicts(new_trace(tmp_path / "shaped", DEFAULT, objective=objective))
+    assert any(KNOBS[key] in verdict.knobs for verdict in plain)
+    assert not any(KNOBS[key] in verdict.knobs for verdict in shaped)
+    assert [verdict.sentence for verdict in shaped] == [verdict.sentence for verdict in plain]
+
+
+def test_all_advice_is_used_and_names_methods_that_exist() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(knobs.__file__).parent.glob("*.py"))
+    assert all(source.count(f'"{key}"') > 1 for key in KNOBS)
+    assert set(IN_USE) <= set(KNOBS)
+    assert {name for names in IN_USE.values() for name in names} <= {*OBJECTIVES, *SHAPINGS}
 
 
 def test_topics_and_statements_are_the_same_table() -> None:
@@ -164,11 +191,11 @@ def test_numbers_are_written_shortly(number: float, text: str) -> None:
 def test_signs_and_shares_are_written_honestly() -> None:
     assert (signed(0.5), signed(-0.5), signed(0.0)) == ("+0.500", "−0.500", "0")
     assert (percent(1.0), percent(0.999), percent(0.0), percent(0.001), percent(0.634)) == (
-        "100 %",
-        "over 99 %",
-        "0 %",
-        "under 1 %",
-        "63 %",
+        "100%",
+        "over 99%",
+        "0%",
+        "under 1%",
+        "63%",
     )
 
 

@@ -85,8 +85,8 @@ def test_each_claim_fails_on_its_own(runs, tmp_path):
     tokens = mixed["prefix-suffix"][0].tokens
     tokens["cosine"] = [-np.asarray(values) for values in tokens["cosine"]]
     assert set(verdicts(mixed)) == {
-        "differing tokens tell the pair apart (Fig. 4b)",
-        "identical tokens behind them do not (Fig. 4b)",
+        "differing tokens have a negative cosine (Fig. 4b)",
+        "identical tokens after them have a positive one (Fig. 4b)",
     }
 
 
@@ -174,14 +174,14 @@ def test_settings_and_refusals(tmp_path):
 @pytest.mark.slow
 def test_a_small_study_trains_and_is_judged(tmp_path):
     study = Study(seeds=1)
-    runs = train_styles(tmp_path, study, lambda _: None)
+    runs = train_styles(tmp_path, study)
     traces = {style: [load_trace(path) for path in paths] for style, paths in runs.items()}
     page, judged = write_study(traces, tmp_path / "report", {})
     assert page.is_file()
     open_here = {
         "chosen rises for single-token (Fig. 3)",
         "and stays so (Fig. 4a)",
-        "differing tokens tell the pair apart (Fig. 4b)",
+        "differing tokens have a negative cosine (Fig. 4b)",
     }
     assert {one.claim for one in judged if not one.holds} <= open_here, judged
     assert len(judged) == 12

@@ -34,11 +34,10 @@ from dyn_probe.report.study_squeezing_figures import FIGURES, PRINTED
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.display import Display
 from dyn_probe.train.objective import Method
+from dyn_probe.train.presets import PRESETS, preset_named
 from dyn_probe.train.study_squeezing import (
     KINDS,
-    PRESETS,
     left_out,
-    preset_named,
     read_data,
     run_config,
     train_methods,
@@ -121,9 +120,9 @@ def test_a_study_like_the_published_one_holds() -> None:
 @pytest.mark.parametrize(
     ("method", "values", "fails"),
     [
-        ("DPO", {"delta_argmax": -0.1}, ["while the argmax tokens rise under DPO"]),
+        ("DPO", {"delta_argmax": -0.1}, ["the argmax tokens rise under DPO"]),
         ("DPO", {"index": -0.1}, ["DPO squeezes"]),
-        ("DPO", {"delta_chosen": 0.5}, ["DPO lowers chosen"]),
+        ("DPO", {"delta_chosen": 0.5}, ["chosen falls under DPO"]),
         ("Cal-DPO", {"delta_chosen": -0.5}, ["Cal-DPO prevents squeezing"]),
         (
             "Gate-DPO q10",
@@ -152,7 +151,7 @@ def test_figures_and_lines_show_every_method() -> None:
     assert all(any(line.startswith(name) for line in lines) for name in PUBLISHED)
     assert any("−11.90 | −11.96" in line for line in lines) and sum(line.startswith("holds") for line in lines) == 13
     broken = study_lines(edited("DPO", 1, delta_chosen=0.5))
-    assert any(line.startswith("FAILS  DPO lowers chosen") and "+0.50" in line for line in broken)
+    assert any(line.startswith("FAILS  chosen falls under DPO") and "+0.50" in line for line in broken)
     assert (nats(-1.5), nats(2.0), nats(float("nan"))) == ("−1.50", "+2.00", "–")
 
 
@@ -204,11 +203,13 @@ def test_what_a_probe_file_lacks_is_shown_and_listed_in_the_report(
 
 
 def test_the_report_says_how_it_was_tuned_and_what_signs_are_worth(tmp_path: Path) -> None:
-    page, _ = write_study(ALL, tmp_path / "report", {})
+    page, _ = write_study(ALL, tmp_path / "report", {"preset": "cpu"})
     text = " ".join(page.read_text(encoding="utf-8").split())
     assert "rate was chosen on seed 0 under DPO alone" in text and "five epochs" in text
     assert PRESETS["cpu"].lr == 7e-4 and PRESETS["cpu"].epochs == 1
-    assert "In Δ rejected, margin, Δ others every published value has the same sign" in text
+    assert "For Δ rejected, margin, Δ others every published value has the same sign" in text
+    page, _ = write_study(ALL, tmp_path / "tiny", {"preset": "tiny"})
+    assert "rate was chosen on seed 0" not in page.read_text(encoding="utf-8")
     assert one_sign() == ["delta_rejected", "margin", "delta_others"]
     assert any("(Δ rejected, margin, Δ others: every published" in line for line in study_lines(like_the_paper()))
 
@@ -253,8 +254,8 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     def said(*words: str) -> str:
         return str(CliRunner().invoke(app, ["reproduce", *words]).exception)
 
-    assert "squeezing has no --statements" in said("squeezing", "--statements", "x.jsonl")
-    assert "sentiment has no --preset" in said("sentiment", "--preset", "tiny")
+    assert "squeezing has no option --statements" in said("squeezing", "--statements", "x.jsonl")
+    assert "sentiment has no option --preset" in said("sentiment", "--preset", "tiny")
     assert "unknown preset 'vast'" in said("squeezing", "--preset", "vast", "--out", str(tmp_path / "a"))
     missing = said("squeezing", "--probe-file", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "b"))
     assert "cannot read the probe file" in missing
@@ -268,4 +269,4 @@ def test_the_tiny_preset_runs_by_command(tmp_path: Path) -> None:
     words = ["reproduce", "squeezing", "--preset", "tiny", "--out", str(tmp_path / "study")]
     result: Any = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    assert "DPO lowers chosen" in result.output and (tmp_path / "study" / "report" / "report.html").is_file()
+    assert "chosen falls under DPO" in result.output and (tmp_path / "study" / "report" / "report.html").is_file()

@@ -100,7 +100,7 @@ def test_a_table_reads_back():
     found = recorded_heats(table, "p1")
     assert [heat.step for heat in found] == [0, 5] and len(recorded_heats(table)) == 4
     np.testing.assert_array_equal(found[1].inner, heats[3].inner)
-    with pytest.raises(BadInput, match=r"no token rows of pair 'nobody'; recorded are: p"):
+    with pytest.raises(BadInput, match=r"no token rows of pair 'nobody'; recorded: p"):
         recorded_heats(table, "nobody")
     broken = pd.DataFrame([{**rows[0], "inner": [1.0]}])
     with pytest.raises(BadInput, match="wanted 8 × 8 numbers, got 1"):

@@ -282,7 +282,7 @@ def test_a_forked_child_neither_writes_nor_unlocks(tmp_path: Path) -> None:
             os._exit(0 if "forked" in str(error) else 2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert recorded_steps(tmp_path / "run") == []
-    with pytest.raises(TraceError, match="another recorder is at work"):
+    with pytest.raises(TraceError, match="another process is recording into it"):
         TraceWriter(tmp_path / "run", {}, resume=True)
     writer.close()
     assert recorded_steps(tmp_path / "run") == [0]

@@ -170,7 +170,7 @@ def test_fields_that_run_json_cannot_hold_are_refused(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "run", {}) as writer:
         with pytest.raises(TraceError, match="fills itself: resumes"):
             writer.update_manifest(resumes=[])
-        with pytest.raises(TraceError, match="status closed or stopped; came 'done'"):
+        with pytest.raises(TraceError, match="status closed or stopped; got 'done'"):
             writer.close("done")
 
 
@@ -197,11 +197,11 @@ def test_a_closed_writer_takes_nothing_more(tmp_path: Path) -> None:
         (_no_trace, r"has no run\.json"),
         (_broken_json, "cannot be read as JSON"),
         (lambda folder: (folder / "run.json").write_bytes(b"\xff\xfe"), "cannot be read as JSON"),
-        (lambda folder: (folder / "run.json").write_text("[1]"), "something else"),
-        (_foreign_json, "something else"),
+        (lambda folder: (folder / "run.json").write_text("[1]"), "is not that of a trace"),
+        (_foreign_json, "is not that of a trace"),
         (
             _newer,
-            f"schema_version {SCHEMA_VERSION + 1}, and this version reads up to {SCHEMA_VERSION}; install",
+            f"schema_version {SCHEMA_VERSION + 1}, but this version reads up to {SCHEMA_VERSION}; install",
         ),
     ],
 )

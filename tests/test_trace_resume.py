@@ -133,7 +133,7 @@ def test_arguments_that_contradict_each_other_are_refused(tmp_path: Path) -> Non
     TraceWriter(tmp_path / "run", {}).close()
     for arguments, wanted in (
         ({"resume": True, "force": True}, "only one of them"),
-        ({"resume_step": 3}, "write resume=True with it"),
+        ({"resume_step": 3}, "it needs resume=True"),
         ({"resume": True, "rank": 1}, "write session="),
         ({"rank": -1}, "wanted rank >= 0"),
         ({"flush_rows": 0}, "flush_rows >= 1"),
@@ -147,7 +147,7 @@ def test_arguments_that_contradict_each_other_are_refused(tmp_path: Path) -> Non
 def test_one_recorder_at_a_time(tmp_path: Path) -> None:
     writer = TraceWriter(tmp_path / "run", {})
     for arguments in ({"resume": True}, {"force": True}):
-        with pytest.raises(TraceError, match="another recorder is at work in it"):
+        with pytest.raises(TraceError, match="another process is recording into it"):
             TraceWriter(tmp_path / "run", {}, **arguments)
     writer.add("pairs", step_rows(0))
     writer.close()

@@ -75,8 +75,8 @@ def test_everything_wrong_is_listed_at_once(tmp_path: Path) -> None:
     message = str(raised.value)
     assert "'grad_iner' does not exist (in 1 of 3 rows); did you mean 'grad_inner'?" in message
     assert "'unheard' does not exist" in message
-    assert "'loss': wanted float64, came 'high' (str) in row 1" in message
-    assert "'step': wanted a value in every row, came none in row 1" in message
+    assert "'loss': wanted float64, got 'high' (str) in row 1" in message
+    assert "'step': wanted a value in every row, got none in row 1" in message
     assert "'case_plain': wanted int32" in message
 
 
@@ -114,8 +114,8 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, table: str, column: 
 def test_a_truth_value_is_no_number(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "run", {}) as writer, pytest.raises(TraceError) as raised:
         writer.add("pairs", [{"step": True, "loss": np.bool_(True)}])
-    assert "'step': wanted int64, came True (bool) in row 0" in str(raised.value)
-    assert "'loss': wanted float64, came np.True_ (bool) in row 0" in str(raised.value)
+    assert "'step': wanted int64, got True (bool) in row 0" in str(raised.value)
+    assert "'loss': wanted float64, got np.True_ (bool) in row 0" in str(raised.value)
 
 
 def test_nan_is_stored_as_null(tmp_path: Path) -> None:
@@ -128,9 +128,11 @@ def test_what_is_no_row_or_no_table_is_refused(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "run", {}) as writer:
         with pytest.raises(TraceError, match="row 0: wanted a mapping"):
             writer.add("pairs", ["step"])  # type: ignore[list-item]
-        with pytest.raises(TraceError, match=r"no table 'pair'; write one of: pairs, pushes"):
+        with pytest.raises(
+            TraceError, match=r"unknown table 'pair' \(did you mean pairs\?\); choose one of: pairs, steps"
+        ):
             writer.add("pair", [])
-    with pytest.raises(TraceError, match="no table 'pair'"):
+    with pytest.raises(TraceError, match="unknown table 'pair'"):
         load_trace(tmp_path / "run").table("pair")
 
 
@@ -226,7 +228,7 @@ def test_a_column_that_an_older_file_lacks_is_null(tmp_path: Path, monkeypatch: 
         frame = load_trace(tmp_path / "run").pairs
         assert as_values(frame[["step", "surprise"]]) == [{"step": 0, "surprise": None}]
         _stored(tmp_path / "newer", "pairs", {"step": 0, "surprise": 1.0})
-    with pytest.raises(TraceError, match=r"pairs\.parquet has columns that table 'pairs' does not: surprise"):
+    with pytest.raises(TraceError, match=r"pairs\.parquet has columns that table 'pairs' does not have: surprise"):
         _ = load_trace(tmp_path / "newer").pairs
 
 

@@ -1,7 +1,7 @@
-"""Answers in many wordings: what the built-in model reads before it meets the task.
+"""Answers in many wordings: what the built-in model is pretrained on before it sees the task.
 
-A model that has only ever seen one wording is certain of every word of it, and certainty leaves no gradient. Having
-read the same judgement said in many ways, it knows the label and leaves the wording open, as a pretrained model does.
+A model that has only seen one wording is certain of every word of it, and certainty leaves no gradient. Having seen
+the same judgement expressed in many ways, it knows the label but not the wording, as a pretrained model does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def varied_answer(label: str, draw: random.Random) -> str:
 
 
 def corpus(count: int, seed: int) -> list[tuple[str, str]]:
-    """``count`` prompts with a true answer each, in a wording drawn from ``seed``."""
+    """``count`` prompts with a correct answer each, in a wording drawn from ``seed``."""
     draw = random.Random(f"{seed}:answers")
     statements = generate_statements(count)
     return [(sentiment_prompt(s.text), varied_answer(s.sentiment, draw)) for s in statements]

@@ -1,4 +1,4 @@
-"""The built-in model and tokenizer: small, seeded, made on the spot, so that everything runs offline."""
+"""The built-in model and tokenizer: small, seeded, created on the fly, so that everything runs offline."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 @lru_cache(maxsize=1)
 def _tokenizer_json() -> str:
-    """A tokenizer learnt from the generated statements and answers."""
+    """A tokenizer trained on the generated statements and answers."""
     return learnt_tokenizer((prompt + answer for prompt, answer in corpus(2000, seed=0)), VOCABULARY)
 
 
 def learnt_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
-    """A byte-level BPE tokenizer learnt from ``texts``, as JSON; it can write any text. Texts begin with ``<s>``."""
+    """A byte-level BPE tokenizer trained on ``texts``, as JSON; it can encode any text. Texts begin with ``<s>``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())

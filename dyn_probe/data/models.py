@@ -42,7 +42,7 @@ def load_model(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        BadInput: a name is unknown, the model or its tokenizer cannot be loaded, or the two do not fit.
+        BadInput: a name is unknown, the model or its tokenizer cannot be loaded, or the two do not match.
     """
     if dtype not in DTYPES:
         raise BadInput(unknown("dtype", dtype, DTYPES))
@@ -52,7 +52,7 @@ def load_model(
         model, tokenizer = model.to(DTYPES[dtype]), built_in_tokenizer()
     else:
         model, tokenizer = _pretrained(name, DTYPES[dtype], trust_remote_code)
-    tokenizer.model_max_length = int(1e9)  # our own max_length decides, with a message of its own
+    tokenizer.model_max_length = int(1e9)  # our own max_length applies, with its own message
     check_vocabulary(tokenizer, model)
     if lora_rank:
         model = add_lora(model, lora_rank, seed)

@@ -105,7 +105,7 @@ def check_model(name: str) -> bool:
             raise BadInput(f"the folder {name} holds no model: no config.json; write the folder of save_pretrained")
         return False
     if path.is_file():
-        raise BadInput(f"{name} is a file; write the folder that it lies in")
+        raise BadInput(f"{name} is a file; write the folder that contains it")
     near = did_you_mean(name, [BUILT_IN]) or nearest_path(path)
     if looks_local(name) or name.count("/") > 1 or not name.strip():
         wanted = f"{BUILT_IN}, a folder with a model, or a hub id"

@@ -1,7 +1,7 @@
-"""English statements with a binary sentiment, made from word lists: the data that needs no download.
+"""English statements with a binary sentiment, generated from word lists: data that needs no download.
 
-A statement is an opener, a core sentence, and sometimes a closing sentence, all about one subject. Most cores carry
-one judgement; some first concede the opposite ("The staff was rude, but ..."), so that single words do not decide.
+A statement is an opener, a core sentence, and sometimes a closing sentence, all about one subject. Most cores express
+one judgement; some first concede the opposite ("The staff was rude, but ..."), so that no single word decides.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ def measured_texts(pair: EncodedPair, tokenizer: Any) -> tuple[str, str, str]:
 
 
 def token_strings(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Each token as the text it stands for, its leading space included; the vocabulary's own name where it stands for
-    no text of its own (part of a character)."""
+    """Each token as the text it stands for, its leading space included; the vocabulary's name for it where it is only
+    part of a character."""
     return [_string(tokenizer, i, str(name)) for i, name in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)]
 
 

@@ -143,11 +143,11 @@ class Recording:
         fits = logps.shape == (rows,) if mask is None else logps.shape == mask.shape and len(logps) == rows
         if not fits or rows % 2:
             raise BadInput(
-                f"probe.pairs wants the [2B] sequence log-probabilities of the {rows} rows that the model was called "
+                f"probe.pairs needs the [2B] sequence log-probabilities of the {rows} rows that the model was called "
                 f"with, B chosen and then B rejected; got {list(logps.shape)}"
             )
         if logps.grad_fn is None:
-            raise BadInput("probe.pairs wants log-probabilities that carry a gradient; these are detached")
+            raise BadInput("probe.pairs needs log-probabilities that carry a gradient; these are detached")
         self.logps = logps if mask is None else (logps * mask).sum(1)
         self._mask = None if mask is None else mask.bool()
         with self.quiet():

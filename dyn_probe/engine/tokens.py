@@ -93,7 +93,7 @@ def token_gram(
         UnsupportedUse: a parameter's use cannot be explained.
     """
     if not 0 <= pair < batch.pairs:
-        raise BadInput(f"token_gram wants a pair between 0 and {batch.pairs - 1}; got {pair}")
+        raise BadInput(f"token_gram needs a pair between 0 and {batch.pairs - 1}; got {pair}")
     names = select_parameters(model, params)
     sides = Side.both(batch, pair)
     n = len(sides[0].positions)

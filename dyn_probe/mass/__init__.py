@@ -1,4 +1,4 @@
-"""Mass: where the probability goes during training, read on a fixed set of probe responses.
+"""Mass: where the probability mass goes during training, measured on a fixed set of probe responses.
 
 The names below load on first use: run-level figures and the toy need no torch, measuring a model does.
 """

@@ -1,4 +1,4 @@
-"""Building a probe set from preference records, unrelated and shuffled kinds included. No torch."""
+"""A probe set built from preference records, with unrelated and shuffled kinds. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dyn_probe.mass.kinds import kinds_of
 from dyn_probe.mass.probes import ABSENT, ProbePrompt, ProbeSet, SkippedResponse
 
 DERIVED = ("irr_train", "random_permute", "random_nonhum")
-"""Kinds that are made of other responses."""
+"""Kinds that are made from other responses."""
 
 
 class PreferenceRecord(Protocol):
@@ -63,8 +63,8 @@ def build_probe_set(
 
 
 def with_unrelated(probe_set: ProbeSet, *, seed: int = 0) -> ProbeSet:
-    """The same set with irr_train, random_permute and random_nonhum made of its chosen responses, where it has no
-    unrelated or shuffled kind at all: a file of preference pairs has none. Any other set comes back as it is."""
+    """The same set with irr_train, random_permute and random_nonhum made from its chosen responses, if it has no
+    unrelated or shuffled kind, as a file of preference pairs has none. Any other set is returned unchanged."""
     if set(probe_set.kinds) & set(kinds_of("others")) or "chosen" not in probe_set.kinds:
         return probe_set
     skipped = [one for one in probe_set.skipped if not (one.kind in DERIVED and one.reason.startswith(ABSENT))]
@@ -77,7 +77,7 @@ def with_unrelated(probe_set: ProbeSet, *, seed: int = 0) -> ProbeSet:
 
 
 def shuffle_words(text: str, seed: str) -> str | None:
-    """``text`` with its words in another order, its leading space kept; None if no other order exists."""
+    """``text`` with its words in a different order, keeping its leading space; None if there is no other order."""
     words = text.split()
     if len(set(words)) < 2:
         return None
@@ -103,11 +103,11 @@ def _usable(
             skipped += [SkippedResponse(source, name, said) for name, said in broken.items() if said]
         elif wrong:
             skipped += [
-                SkippedResponse(source, name, "wanted non-empty text or a conversation, its answer one message")
+                SkippedResponse(source, name, "wanted non-empty text, or a conversation whose answer is one message")
                 for name in wrong
             ]
         elif fields["prompt"] in found:
-            skipped.append(SkippedResponse(source, "*", f"the same prompt as {found[fields['prompt']].source}"))
+            skipped.append(SkippedResponse(source, "*", f"same prompt as {found[fields['prompt']].source}"))
         else:
             responses = {"chosen": fields["chosen"], "rejected": fields["rejected"]}
             found[fields["prompt"]] = ProbePrompt(fields["prompt"], responses, source)
@@ -128,7 +128,7 @@ def _derived(
     for kind, text in answers.items():
         if text is None:
             none_left = not others and kind != "random_permute"
-            reason = "no other prompt has another answer" if none_left else "fewer than two different words"
+            reason = "no other prompt has a different answer" if none_left else "fewer than two different words"
             skipped.append(SkippedResponse(prompt.source, kind, f"cannot be built: {reason}"))
     return {kind: text for kind, text in answers.items() if text is not None}
 

@@ -1,4 +1,4 @@
-"""Conversations as a prompt text and an answer text: probe sets are made of text. No torch."""
+"""Conversations as a prompt text and an answer text, since probe sets consist of text. No torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 def prompt_text(
     prompt: Any, tokenizer: Any, tools: Sequence[Any] = (), options: Mapping[str, Any] | None = None
 ) -> Any:
-    """A conversation up to where the answer begins, by the chat template; anything else as it is.
+    """A conversation up to the beginning of the answer, by the chat template; anything else unchanged.
 
     Without a template: ``User: …`` lines and ``Assistant:``. A beginning-of-sequence token that the tokenizer adds
-    by itself is left to it.
+    itself is removed.
 
     Args:
         tools: schemas of functions that the template shows.
@@ -32,7 +32,7 @@ def prompt_text(
 
 
 def answer_text(answer: Any, tokenizer: Any) -> Any:
-    """The content of an answer of one message; anything else, such as an answer of several turns, as it is."""
+    """The content of an answer of one message; anything else, such as an answer of several turns, unchanged."""
     if not _is_conversation(answer) or len(answer) != 1:
         return answer
     content = answer[0]["content"]

@@ -1,4 +1,4 @@
-"""What the model would say next at a place of a probe response, before and after training: read from a trace. No torch.
+"""Next-token distributions at positions of probe responses before and after training, read from a trace. No torch.
 
 Letters: ``π_t`` the model's distribution at a position, ``y_t`` the target, the response's own token there.
 """
@@ -19,14 +19,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class PlaceChange:
-    """One place at the first and the last measurement.
+    """One position at the first and the last measurement.
 
     Args:
         position: which token of the response is next, counted from 0.
         tokens: the target and the most probable tokens of either measurement.
-        target: place of the target in ``tokens``.
+        target: index of the target in ``tokens``.
         before, after: their probabilities; NaN where the measurement is not recorded.
-        rest_before, rest_after: what all other tokens have.
+        rest_before, rest_after: probability of all other tokens together.
     """
 
     prompt_id: str
@@ -52,7 +52,7 @@ class PlaceChange:
 
 
 def recorded_places(distributions: pd.DataFrame) -> list[PlaceChange]:
-    """Every place of the table, from its last row on, in the order of recording."""
+    """Every position in the table, each by its last row, in the order of recording."""
     keys = ["prompt_id", "kind", "position"]
     rows = distributions.sort_values("step", kind="stable").drop_duplicates(keys, keep="last")
     order = {name: k for k, name in enumerate(dict.fromkeys(distributions["prompt_id"]))}
@@ -71,7 +71,7 @@ def find_place(
         position: token of the response, counted from 0; None is the first that is recorded.
 
     Raises:
-        BadInput: no such place; names those that are recorded.
+        BadInput: no such position; the message names those that are recorded.
     """
     places = recorded_places(distributions)
     prompts = list(dict.fromkeys(one.prompt_id for one in places))
@@ -81,7 +81,7 @@ def find_place(
     if found is None:
         there = ", ".join(f"{one.kind} {one.position}" for one in places if one.prompt_id == wanted)
         at = "" if position is None else f" at position {position}"
-        raise BadInput(f"no distribution of kind {kind!r}{at} of prompt {wanted}; recorded are: {there}")
+        raise BadInput(f"no distribution of kind {kind!r}{at} for prompt {wanted}; recorded: {there}")
     return found
 
 
@@ -94,7 +94,7 @@ def _prompt(prompts: list[str], wanted: str | int) -> str:
     if len(fitting) == 1:
         return fitting[0]
     raise BadInput(
-        f"{wanted!r} names {len(fitting) or 'no'} prompts with distributions; recorded are: "
+        f"{wanted!r} matches {len(fitting) or 'no'} prompts with distributions; recorded: "
         f"{', '.join(prompts) or 'none'}"
     )
 

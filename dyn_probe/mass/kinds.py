@@ -1,4 +1,4 @@
-"""The kinds of probe response: one row per kind, with the group it is averaged in. No torch.
+"""The kinds of probe response: one row per kind, with the group in which it is averaged. No torch.
 
 Names and meanings are those of Ren & Sutherland 2024 (arXiv 2407.10490, §4 and its published probe files).
 """
@@ -20,14 +20,14 @@ KINDS: dict[str, Kind] = {
     "chosen": Kind("chosen", "the preferred response"),
     "chosen_initial": Kind("near", "the model's own answer before training"),
     "chosen_gptsemantic": Kind("near", "chosen, rephrased"),
-    "chosen_gptformat": Kind("near", "the form of chosen with another meaning"),
+    "chosen_gptformat": Kind("near", "same form as chosen, different meaning"),
     "rejected": Kind("rejected", "the dispreferred response"),
     "reject_gptsemantic": Kind("near", "rejected, rephrased"),
-    "reject_gptformat": Kind("near", "the form of rejected with another meaning"),
+    "reject_gptformat": Kind("near", "same form as rejected, different meaning"),
     "irr_train": Kind(
-        "others", "chosen of another prompt of the same data; in the published files, of a training prompt"
+        "others", "chosen response of another prompt of the same data; in the published files, of a training prompt"
     ),
-    "irr_test": Kind("others", "chosen of a held-out prompt"),
+    "irr_test": Kind("others", "chosen response of a held-out prompt"),
     "irr_hum": Kind("others", "an unrelated human sentence"),
     "random_permute": Kind("others", "the words of chosen, shuffled"),
     "random_nonhum": Kind("others", "the words of an unrelated response, shuffled"),

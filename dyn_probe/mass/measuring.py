@@ -32,8 +32,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows of the mass table, one per probe response in the order of the set, measured without gradients.
 
-    The model is put into evaluation mode and back; parameters, gradients and random state stay as they were.
-    Numbers do not depend on ``batch_size`` or ``chunk`` beyond rounding.
+    The model is put into evaluation mode and back; parameters, gradients and random state are left as they were.
+    The numbers do not depend on ``batch_size`` or ``chunk`` beyond rounding.
 
     Args:
         model: a causal language model on any one device.
@@ -41,14 +41,14 @@ def measure(
             them. Encode once per run: skipped responses are listed there.
         step: optimizer step that the rows are written for.
         batch_size: responses per forward.
-        chunk: positions whose logits stand in memory at once; default: 16 MiB of float32 on a CPU.
+        chunk: positions whose logits are in memory at once; default: 16 MiB of float32 on a CPU.
         max_length: see :func:`encode_probes`; used only with a probe set of text. Default: the number of
             positions that the model has.
         progress: called with (responses done, responses in all) after every forward.
-        watch: keeps the next-token distributions of its places.
+        watch: keeps the next-token distributions at its positions.
 
     Raises:
-        BadInput: tokenizer and model do not fit, or a response has a token id or length beyond the model.
+        BadInput: tokenizer and model do not match, or a response has a token id or length beyond the model.
     """
     probes = _as_tokens(probe_set, tokenizer, model, max_length)
     readout = Readout(model, chunk)
@@ -100,9 +100,9 @@ def _tables(batch: Sequence[TokenResponse]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _batches(responses: Sequence[TokenResponse], size: int) -> Iterator[list[int]]:
-    """Places of the responses in groups of ``size``, the longest first: little padding, the peak at once."""
+    """Indices of the responses in groups of ``size``, the longest first: little padding, and the memory peak first."""
     if size < 1:
-        raise BadInput(f"batch_size wants the number of responses per forward, at least 1; got {size}")
+        raise BadInput(f"batch_size is the number of responses per forward, at least 1; got {size}")
     order = sorted(range(len(responses)), key=lambda i: -len(responses[i].ids))
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -114,7 +114,7 @@ def _as_tokens(
     if isinstance(probe_set, TokenProbes):
         return probe_set
     if tokenizer is None:
-        raise BadInput("measure wants a tokenizer with a probe set of text, or the result of encode_probes()")
+        raise BadInput("measure needs a tokenizer for a probe set of text, or the result of encode_probes()")
     check_vocabulary(tokenizer, model)
     return encode_probes(probe_set, tokenizer, max_length=max_length or position_limit(model))
 

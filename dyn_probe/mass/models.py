@@ -1,4 +1,4 @@
-"""A user's model as an observer meets it: unwrapped, looked at unchanged, asked for its vocabulary."""
+"""A user's model as an observer needs it: unwrapped, in evaluation mode for a while, with its vocabulary size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dyn_probe.errors import UnsupportedUse
 
 @contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode and the random state are put back after."""
+    """Evaluation mode without gradients; every module's mode and the random state are restored afterwards."""
     modes = {module: module.training for module in model.modules()}
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -27,7 +27,7 @@ def observing(model: nn.Module) -> Iterator[None]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The language model inside the wrappers of DDP, ``torch.compile`` and PEFT; FSDP's stays."""
+    """The language model inside the wrappers of DDP, ``torch.compile`` and PEFT; FSDP is not unwrapped."""
     while type(model).__name__ != "FullyShardedDataParallel":
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if hasattr(model, "get_base_model"):
@@ -53,7 +53,7 @@ def vocabulary_size(model: nn.Module) -> int:
     if hasattr(config, "vocab_size"):
         return int(config.vocab_size)
     raise UnsupportedUse(
-        f"{type(model).__name__} names no vocabulary; "
+        f"{type(model).__name__} does not say how large its vocabulary is; "
         "wanted get_output_embeddings(), get_input_embeddings() or config.vocab_size"
     )
 

@@ -1,4 +1,4 @@
-"""Places of probe responses whose whole next-token distribution is kept, and the rows of the table of them."""
+"""Positions of probe responses whose full next-token distribution is kept, and the rows of their table."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Floats = NDArray[np.float64]
 
 KINDS_SHOWN = ("chosen", "rejected")
 TOP = 10
-"""Most probable tokens of a distribution that a row names."""
+"""Number of most probable tokens of a distribution that a row lists."""
 
 
 class Place(NamedTuple):
-    """One position of a probe response: which of its tokens is next, counted from 0."""
+    """One position of a probe response: the index of its next token, from 0."""
 
     prompt_id: str
     kind: str
@@ -42,13 +42,13 @@ def choose_places(probes: TokenProbes, prompts: int = 4) -> dict[Place, int]:
 
 @dataclass
 class Watch:
-    """Keeps the distributions ``[V]`` of some places while a measurement reads logits chunk by chunk."""
+    """Keeps the distributions ``[V]`` at some positions while a measurement reads logits chunk by chunk."""
 
     places: Mapping[Place, int]
     seen: dict[Place, Floats] = field(default_factory=dict)
 
     def look(self, batch: Sequence[TokenResponse], rows: Sequence[int], at: int, logits: Tensor) -> None:
-        """Keep what is wanted of one chunk.
+        """Keep the wanted distributions of one chunk.
 
         Args:
             batch: responses of the forward.

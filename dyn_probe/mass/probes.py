@@ -13,11 +13,11 @@ from dyn_probe.errors import BadInput
 from dyn_probe.mass.kinds import KINDS
 
 UNFINISHED = "unfinished"
-"""Field of a probe file: the kinds of its line that were cut."""
+"""Field of a probe file: the kinds of the line that were cut off."""
 
 
 ABSENT = "in none"
-"""How the reason begins where no line of a file has the kind."""
+"""Beginning of the reason where no line of a file has the kind."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ProbeSet:
     """Prompts × response kinds, and what had to be left out of them.
 
     Args:
-        built: kinds that were made from the other responses of a file that has none of them.
+        built: kinds that were made from the other responses, because the file has none of them.
 
     Raises:
         BadInput: no response remains; the message says what was skipped.
@@ -65,7 +65,7 @@ class ProbeSet:
     def __post_init__(self) -> None:
         if not any(prompt.responses for prompt in self.prompts):
             raise BadInput(
-                f"a probe set wants at least one prompt with a response; none remains. {listed(self.skipped)}"
+                f"a probe set needs at least one prompt with a response; none remains. {listed(self.skipped)}"
             )
 
     @property
@@ -92,7 +92,7 @@ class ProbeSet:
         path = Path(path)
         text = "".join(json.dumps(_fields(prompt), ensure_ascii=False) + "\n" for prompt in self.prompts)
         if path.exists() and not force and path.read_text(encoding="utf-8") != text:
-            raise BadInput(f"{path} holds another probe set; choose another path, or pass force=True")
+            raise BadInput(f"{path} holds a different probe set; choose another path, or pass force=True")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         partial.write_text(text, encoding="utf-8")
@@ -110,4 +110,4 @@ def listed(skipped: tuple[SkippedResponse, ...], most: int = 8) -> str:
     """The first few skipped responses as one line of text."""
     lines = [f"{s.source} [{s.kind}]: {s.reason}" for s in skipped[:most]]
     more = [f"and {len(skipped) - most} more"] if len(skipped) > most else []
-    return "Skipped: " + "; ".join([*lines, *more]) if lines else "Nothing was skipped: it was empty"
+    return "Skipped: " + "; ".join([*lines, *more]) if lines else "Nothing was skipped; the set was empty"

@@ -44,4 +44,4 @@ COLUMNS: dict[str, str] = {
     "delta_others": "Δ others",
     "delta_argmax": "Δ argmax",
 }
-"""Run-level figure → its title; Δ argmax is in no published row."""
+"""Run-level figure → its title; Δ argmax was not published."""

@@ -37,7 +37,7 @@ def read_probe_set(path: str | Path, *, kinds: Sequence[str] | None = None, prom
         elif broken := half_character(prompt):
             skipped.append(SkippedResponse(source, "*", f"prompt {broken}"))
         elif prompt in found:
-            skipped.append(SkippedResponse(source, "*", f"the same prompt as {found[prompt].source}"))
+            skipped.append(SkippedResponse(source, "*", f"same prompt as {found[prompt].source}"))
         else:
             responses = _responses(row, wanted, source, skipped)
             found[prompt] = ProbePrompt(prompt, responses, source, _unfinished(row, source, skipped))
@@ -121,7 +121,7 @@ def _gathered(
 
 
 def _why_ignored(name: str) -> str:
-    reason = IGNORED_FIELDS.get(name, "a kind that was not asked for" if name in KINDS else "not a response kind")
+    reason = IGNORED_FIELDS.get(name, "a kind that was not requested" if name in KINDS else "not a response kind")
     return f"field ignored ({reason})"
 
 

@@ -1,11 +1,11 @@
 """Logits of response positions, a chunk at a time: the full ``[positions, vocabulary]`` table never exists.
 
 The base model runs once and its hidden states are kept. Then the model's own ``forward`` runs again for
-every chunk of positions, on a shallow copy of the model in which a relay stands in the base model's
+every chunk of positions, on a shallow copy of the model in which a relay takes the base model's
 place and answers with the kept hidden states. So whatever a family does after its base model (head bias,
-soft-capping, logit scaling) is done by the family's own code, and nothing is planted on the user's
+soft-capping, logit scaling) is done by the family's own code, and nothing is attached to the user's
 model. Before its first use the route is compared with a plain forward on a few tokens; a model for which
-it does not hold is read row by row, with a warning.
+the two differ is read row by row, with a warning.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from dyn_probe.errors import BadInput, UnsupportedUse
 from dyn_probe.mass.models import observing, plain_logits, unwrapped, vocabulary_size
 
 TABLE_ELEMENTS = {"cpu": 2**22}
-"""Default size of one chunk's logits in numbers, by device type: 16 MiB of float32. With a vocabulary of 128k, tables
-four times as large took a CPU twice the time."""
+"""Default size of one chunk's logits in numbers, by device type: 16 MiB of float32. With a vocabulary of 128k, chunks
+four times as large took twice as long on a CPU."""
 
 TABLE_ELEMENTS_ELSEWHERE = 2**25
 """The same on any other device: 128 MiB of float32."""
@@ -41,13 +41,13 @@ class Readout:
     """Reads logits of chosen positions from ``model``, at most ``chunk`` positions at a time.
 
     Args:
-        model: a causal language model; wrappers (DDP, ``torch.compile``, PEFT) are seen through.
+        model: a causal language model; wrappers (DDP, ``torch.compile``, PEFT) are unwrapped.
         chunk: positions per chunk; default: so many that one table holds :data:`TABLE_ELEMENTS`.
     """
 
     def __init__(self, model: nn.Module, chunk: int | None = None) -> None:
         if chunk is not None and chunk < 1:
-            raise BadInput(f"chunk wants the number of positions per chunk, at least 1; got {chunk}")
+            raise BadInput(f"chunk is the number of positions per chunk, at least 1; got {chunk}")
         self.model = unwrapped(model)
         self.vocabulary = vocabulary_size(self.model)
         elements = TABLE_ELEMENTS.get(next(self.model.parameters()).device.type, TABLE_ELEMENTS_ELSEWHERE)
@@ -76,7 +76,7 @@ class Readout:
             relay.forget()
 
     def _plain(self, input_ids: Tensor, attention_mask: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The slow route: one plain forward per row, so that one row's table stands in memory."""
+        """The slow route: one plain forward per row, so that only one row's logits are in memory."""
         for row, length in enumerate(attention_mask.sum(1).tolist()):
             here = (slice(row, row + 1), slice(length))
             table = plain_logits(self.model, input_ids[here], attention_mask[here])
@@ -110,12 +110,12 @@ class Readout:
                 plain = _forward(self.model, ids, mask).flatten(0, 1)
                 read = relay.head(twin, ids, relay.run(twin, ids, mask).flatten(0, 1))
             except RELAY_FAILURES as error:
-                return f"its head does not run by itself ({type(error).__name__}: {error})"
+                return f"its head does not run separately ({type(error).__name__}: {error})"
             finally:
                 relay.forget()
         allowed = ROUNDING[plain.dtype] * float(plain.abs().max())
         if read.shape != plain.shape or float((read - plain).abs().max()) > allowed:
-            return "its head by itself gives other logits than a plain forward"
+            return "its head run separately gives different logits from a plain forward"
         return ""
 
 
@@ -153,7 +153,7 @@ class Relay:
         self.forget()
         _forward(model, input_ids, attention_mask)
         if self.kept.asked != 1:
-            raise UnsupportedUse(f"one forward wants one call of the base model; came {self.kept.asked}")
+            raise UnsupportedUse(f"one forward should call the base model once; it was called {self.kept.asked} times")
         return _hidden(self.kept.output)
 
     def head(self, model: nn.Module, input_ids: Tensor, hidden: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def run_figures(mass: pd.DataFrame) -> Squeezing:
 def trajectories(mass: pd.DataFrame, columns: Sequence[str] = ("logp", "argmax_logp")) -> pd.DataFrame:
     """Mean of ``columns`` per (step, kind), over the prompts that are measured at every step of that kind.
 
-    So that a line moves because the model moved, never because the prompts under it changed.
+    Lines therefore move only because the model changes, never because the set of prompts does.
     """
     steps = mass.groupby("kind")["step"].transform("nunique")
     whole = mass[mass.groupby(_KEYS)["step"].transform("nunique") == steps]
@@ -129,11 +129,11 @@ def compare_runs(runs: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
 def _changes(mass: pd.DataFrame) -> pd.DataFrame:
     """Last minus first per probe response: prompt_id, kind, group, and the change of each of ``_COLUMNS``."""
     if mass["step"].nunique() < 2:
-        raise BadInput(f"run figures want a mass table of two steps or more; got {mass['step'].nunique()}")
+        raise BadInput(f"run-level figures need a mass table of at least two steps; got {mass['step'].nunique()}")
     first, last = (_measured(mass, step) for step in (mass["step"].min(), mass["step"].max()))
     both = first.index.intersection(last.index)
     if both.empty:
-        raise BadInput("run figures want probe responses measured at the first and the last step; none is")
+        raise BadInput("run-level figures need probe responses measured at the first and the last step; none is")
     changes = (last.loc[both] - first.loc[both]).reset_index()
     groups = {kind: group for group in GROUPS for kind in kinds_of(group)}
     return changes.assign(group=changes["kind"].map(groups))
@@ -148,6 +148,6 @@ def _measured(mass: pd.DataFrame, step: int) -> pd.DataFrame:
 
 
 def _means(changes: pd.DataFrame, group: str) -> dict[str, float]:
-    """Mean change of each of ``_COLUMNS`` over one group; NaN where one of its responses has no number."""
+    """Mean change of each of ``_COLUMNS`` over one group; NaN where one of its responses is NaN."""
     kept = changes.loc[changes["group"] == group, list(_COLUMNS)].to_numpy(dtype=np.float64)
     return dict(zip(_COLUMNS, kept.mean(0).tolist(), strict=True))

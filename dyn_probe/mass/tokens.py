@@ -11,7 +11,7 @@ from dyn_probe.mass.probes import ProbeSet, SkippedResponse, listed
 
 @dataclass(frozen=True)
 class TokenResponse:
-    """One probe response as tokens: ``ids`` of prompt and response, the response from place ``start`` on."""
+    """One probe response as tokens: ``ids`` of prompt and response; the response begins at index ``start``."""
 
     prompt_id: str
     kind: str
@@ -21,7 +21,7 @@ class TokenResponse:
 
 @dataclass(frozen=True)
 class TokenProbes:
-    """A probe set as tokens, and all that was skipped on the way.
+    """A probe set as tokens, and everything that was skipped.
 
     Raises:
         BadInput: no response remains; the message says what was skipped.
@@ -41,7 +41,7 @@ class TokenProbes:
 def encode_probes(
     probes: ProbeSet, tokenizer: Any, *, max_length: int | None = None, append_eos: bool = True
 ) -> TokenProbes:
-    """Token ids of every response; those longer than ``max_length`` are skipped and listed, never cut.
+    """Token ids of every response; those longer than ``max_length`` are skipped and listed, never truncated.
 
     The response begins where the tokens of prompt and of prompt+response first differ, and ends with the
     end-of-sequence token, as in the preference trainers.
@@ -49,8 +49,8 @@ def encode_probes(
     Args:
         tokenizer: a Hugging Face tokenizer.
         max_length: most tokens of prompt and response together.
-        append_eos: end every response with the tokenizer's end-of-sequence token, where it has one; those that
-            were cut (``ProbePrompt.unfinished``) stay open.
+        append_eos: end every response with the tokenizer's end-of-sequence token, if it has one, except those that
+            were cut off (``ProbePrompt.unfinished``).
     """
     responses, skipped = [], list(probes.skipped)
     end = getattr(tokenizer, "eos_token_id", None) if append_eos else None
@@ -73,14 +73,14 @@ def _unusable(length: int, start: int, max_length: int | None) -> str | None:
     if start >= length:
         return "empty response: it adds no token to the prompt"
     if start == 0:
-        return "no token stands before the response"
+        return "there is no token before the response"
     if max_length is not None and length > max_length:
         return f"prompt and response have {length} tokens, more than {max_length}"
     return None
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of ``text``, without an end-of-sequence token that the tokenizer adds by itself."""
+    """Ids of ``text``, without an end-of-sequence token that the tokenizer itself adds."""
     ids = [int(i) for i in tokenizer(text)["input_ids"]]
     end = getattr(tokenizer, "eos_token_id", None)
     return ids[:-1] if len(ids) > 1 and ids[-1] == end else ids

@@ -50,7 +50,7 @@ class ToyCase:
 
 @dataclass(frozen=True)
 class Statement:
-    """One of the five statements, whether the toy bears it out, and the numbers that say so."""
+    """One of the five statements, whether it holds in the toy, and the numbers that show it."""
 
     text: str
     holds: bool
@@ -131,7 +131,7 @@ def statements() -> tuple[Statement, ...]:
 
 
 def _out_of_order(case: ToyCase) -> int:
-    """Neighbours in the order of π, y⁻ apart, of which the richer one gained less (beyond rounding)."""
+    """Neighbours in the order of π, without y⁻, of which the richer one gained less (beyond rounding)."""
     kept = np.delete(np.arange(len(case.before)), case.negative)
     ordered = kept[np.argsort(case.before[kept])]
     return int((np.diff(case.change[ordered]) < -1e-12).sum())

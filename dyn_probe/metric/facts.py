@@ -30,6 +30,7 @@ class StepFacts:
         unmoved_share: share of the weights that the step left as they were.
         agreement: how half-precision weights, as they are stored, compare with the formula's step.
         gradient_squared: ``‖G‖²`` of the gradient that the optimizer saw.
+        other_terms: share of ``‖G‖²`` that the recorded rows do not explain; None where it was not asked for.
         factor: ``κ`` that the optimizer's gradient had over the backward's; None where it could not be read.
         reason: why there are no pushes, or no own parts; "" where nothing is missing.
     """
@@ -39,6 +40,7 @@ class StepFacts:
     unmoved_share: float | None = None
     agreement: Agreement | None = None
     gradient_squared: float | None = None
+    other_terms: float | None = None
     factor: float | None = None
     reason: str = ""
 

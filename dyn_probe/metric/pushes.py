@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dyn_probe.engine.assembly import pair_columns
 from dyn_probe.engine.held import Held
 from dyn_probe.metric.applied import AppliedStep, RankOne, wide
 from dyn_probe.metric.split import SplitMomentum
@@ -51,7 +52,8 @@ class StepRows:
 class Pushes:
     """``[2B]`` each (float64, nats): what a step did to each row's log-probability, to first order.
 
-    ``gram [2B, 2B]`` (nats) is ``⟨g_i, ωP g_j⟩``, where it was asked for.
+    ``entries [B, 3]`` (nats) are ``⟨g_w, ωP g_w⟩``, ``⟨g_l, ωP g_l⟩`` and ``⟨g_w, ωP g_l⟩`` of each pair,
+    ``gram [2B, 2B]`` all products ``⟨g_i, ωP g_j⟩``, where it was asked for.
     ``all_chosen`` and ``all_rejected`` are the pushes of all chosen and all rejected responses of this step and of
     those before it; None without a split momentum.
     """
@@ -64,6 +66,7 @@ class Pushes:
     total: Tensor
     all_chosen: Tensor | None = None
     all_rejected: Tensor | None = None
+    entries: Tensor | None = None
     gram: Tensor | None = None
 
     @staticmethod
@@ -94,12 +97,49 @@ class Moved:
     after: Tensor
 
 
-def take_apart(batches: Sequence[StepRows], moves: Iterable[Moved], split: SplitMomentum | None = None) -> list[Pushes]:
+class Explained:
+    """How much of the gradient that the optimizer saw is a sum of recorded rows' gradients, ``S = Σ_j c_j g_j``.
+
+    ``1 − ⟨G, S⟩²/(‖G‖²‖S‖²)`` is the share of ``‖G‖²`` that no multiple of ``S`` explains: other terms of the loss, and
+    pairs that other processes or unrecorded micro-batches brought. The factor κ cancels in it.
+    """
+
+    def __init__(self) -> None:
+        self._sums = [0.0, 0.0, 0.0]
+
+    def add(self, batches: Sequence[StepRows], move: Moved) -> None:
+        """One parameter's share of the three products."""
+        gradient = wide(move.gradient)
+        rows = torch.zeros_like(gradient)
+        for batch in batches:
+            found = batch.held.weighted(move.name, batch.coefficients, gradient.shape)
+            rows = rows if found is None else rows + found.to(rows)
+        self._sums = [
+            total + float((one * other).sum(dtype=torch.float64))
+            for total, (one, other) in zip(
+                self._sums, ((gradient, rows), (gradient, gradient), (rows, rows)), strict=True
+            )
+        ]
+
+    @property
+    def other_terms(self) -> float | None:
+        """The share, from 0 to 1; None where either is 0."""
+        both, gradient, rows = self._sums
+        return None if gradient * rows == 0 else max(0.0, 1.0 - both**2 / (gradient * rows))
+
+
+def take_apart(
+    batches: Sequence[StepRows],
+    moves: Iterable[Moved],
+    split: SplitMomentum | None = None,
+    explained: Explained | None = None,
+) -> list[Pushes]:
     """The pushes on every row of every batch.
 
     Args:
         moves: every parameter that the step moved.
         split: the momentum of chosen and rejected gradients, brought up to date with this step.
+        explained: how much of the gradient is the recorded rows'; completed here.
     """
     found = [Pushes.empty(b.held.rows, b.coefficients.device, split is not None) for b in batches]
     with torch.no_grad():
@@ -108,6 +148,8 @@ def take_apart(batches: Sequence[StepRows], moves: Iterable[Moved], split: Split
             metric = _dense(move.step, move.before)
             for batch, pushes in zip(batches, found, strict=True):
                 _add(batch, pushes, move, directions, metric)
+            if explained is not None:
+                explained.add(batches, move)
     return found
 
 
@@ -165,8 +207,10 @@ def _own(batch: StepRows, pushes: Pushes, name: str, metric: Tensor, weight: flo
         whole = batch.held.gram(name, 1, metric)[0] * weight
         pushes.gram = whole if pushes.gram is None else pushes.gram + whole
         gram = whole.unflatten(0, (2, pairs)).unflatten(2, (2, pairs)).diagonal(dim1=1, dim2=3).permute(2, 0, 1)
-    elif batch.factor is not None:
+    else:
         gram = batch.held.gram(name, pairs, metric) * weight
+    entries = pair_columns(gram)
+    pushes.entries = entries if pushes.entries is None else pushes.entries + entries
     if batch.factor is None:
         return torch.full((2, 2 * pairs), float("nan"), dtype=torch.float64, device=batch.coefficients.device)
     return own_parts(gram, batch.factor * batch.coefficients)

@@ -18,7 +18,7 @@ from dyn_probe.engine.held import Held
 from dyn_probe.engine.uses import is_split, trained_parameters
 from dyn_probe.metric.applied import wide
 from dyn_probe.metric.facts import StepCounts, StepFacts
-from dyn_probe.metric.pushes import Moved, Pushes, StepRows, take_apart
+from dyn_probe.metric.pushes import Explained, Moved, Pushes, StepRows, take_apart
 from dyn_probe.metric.reading import StepReader
 from dyn_probe.metric.split import SplitMomentum, side_gradients
 from dyn_probe.metric.whole import whole, whole_step
@@ -176,7 +176,10 @@ class StepWatch:
             self._finish([Pushes.empty(w.held.rows, w.coefficients.device) for w in self._waiting], None)
             return
         rows = [StepRows(w.held, w.coefficients, factor, w.full) for w in self._waiting]
-        pushes = take_apart(rows, moves, self.split)
+        explained = Explained() if any(one.full for one in rows) else None
+        pushes = take_apart(rows, moves, self.split, explained)
+        if explained is not None:
+            self.facts = replace(self.facts, other_terms=explained.other_terms)
         self._finish(pushes, pushes)
 
     def _moves(self, reader: StepReader, factor: float | None) -> Iterator[Moved]:

@@ -1,4 +1,4 @@
-"""The two tables as plain rows of text, for ``dyn-probe methods`` and the documentation."""
+"""The two tables as plain rows of text, for ``dyn-probe methods`` and the documentation. No torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ class MethodText:
     """One objective, warm-up stage or shaping as text; ``kind`` says which.
 
     ``options`` has one line per option: ``name=default: letter, meaning, values``; ``common`` one per option that every
-    objective has. ``needs`` names what it
-    reads beside log-probabilities and lengths; ``score`` what an objective compares of a response;
-    ``composes_with`` an objective's shapings, or a shaping's objectives.
+    objective has. ``needs`` names what it reads besides log-probabilities and lengths; ``score`` what an objective
+    compares of a response; ``composes_with`` an objective's shapings, or a shaping's objectives.
     """
 
     kind: str

@@ -1,6 +1,6 @@
 """Loss and pulls of any objective under any shaping: one piece of code for every row of both tables.
 
-The pulls d_w = −∂ℓ/∂a and d_l = ∂ℓ/∂b are all that a pair's update keeps of the objective:
+The pulls d_w = −∂ℓ/∂a and d_l = ∂ℓ/∂b are all that the update sees of the objective:
 −∇ℓ = d_w g_w − d_l g_l (docs/notation.md).
 """
 
@@ -71,7 +71,7 @@ def pair_scores(name: str | Objective, terms: Terms, hyper: Hyper = None) -> Col
 
 
 def check_terms(name: str | Objective, terms: Terms, hyper: Hyper = None, shapings: Shapings = ()) -> None:
-    """Refuse terms that do not belong to the objective, before training with it.
+    """Refuse terms that do not match the objective, before training with it.
 
     Raises:
         BadInput: a term is missing (all are listed), or an objective without a reference is given one.
@@ -79,8 +79,8 @@ def check_terms(name: str | Objective, terms: Terms, hyper: Hyper = None, shapin
     row, *_ = _resolved(name, terms, hyper, shapings)
     if terms.r_w is not None and not row.needs_reference:
         raise BadInput(
-            f"objective {row.name} has no reference policy, but reference log-probabilities were given: "
-            "leave r_w and r_l out"
+            f"objective {row.name} uses no reference policy, but reference log-probabilities were given; leave out r_w "
+            "and r_l"
         )
 
 
@@ -95,7 +95,7 @@ def _resolved(
     missing = [f"{n} ({MEANINGS[n]})" for n in needed if getattr(terms, n) is None]
     if missing:
         method = " + ".join([row.name, *(one.name for one in chosen)])
-        raise BadInput(f"{method} wants terms that are missing: {'; '.join(missing)}")
+        raise BadInput(f"{method} needs terms that are missing: {'; '.join(missing)}")
     return row, values, chosen
 
 

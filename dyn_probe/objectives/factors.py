@@ -66,7 +66,7 @@ def adadpo_misfit(objective: Objective, options: Options) -> str:
     """Why these options do not fit the objective; empty where they do."""
     name = objective.name
     if options["space"] == "ratio" and not objective.needs_reference:
-        return f"adadpo:space=ratio wants an objective with a reference; {name} has none: space=policy"
+        return f"adadpo:space=ratio needs an objective with a reference; {name} has none: write space=policy"
     if objective.balance is not None and (options["space"], options["stable"]) != ("auto", True):
-        return f"adadpo on {name} balances log-odds of per-token means; leave space and stable at their defaults"
+        return f"adadpo on {name} balances the log-odds of per-token means; leave space and stable at their defaults"
     return ""

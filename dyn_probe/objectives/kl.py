@@ -1,7 +1,7 @@
 """The reference point of KTO: a KL estimate from responses to other prompts of the same batch.
 
 The rule is TRL's (``KTOTrainer``): prompts keep their place and responses are rotated by one. Here it is done
-within each side, so that with two pairs or more no prompt meets either of its own responses.
+within each side, so that with two pairs or more no prompt is combined with either of its own responses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def mismatched_rows(pairs: int) -> list[int]:
     rejected for rejected: the set of responses stays that of the batch.
     """
     if pairs < 2:
-        raise BadInput(f"the KL estimate of kto wants at least 2 pairs in a batch; got {pairs}: raise the batch size")
+        raise BadInput(f"the KL estimate of kto needs at least 2 pairs in a batch; got {pairs}: raise the batch size")
     return [side * pairs + (i - 1) % pairs for side in (0, 1) for i in range(pairs)]
 
 

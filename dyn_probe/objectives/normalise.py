@@ -22,8 +22,8 @@ class NormalisedPulls(NamedTuple):
 def normalised_pulls(d_w: Tensor, d_l: Tensor, norm_w: Tensor, norm_l: Tensor) -> NormalisedPulls:
     """Pulls with which −∇ℓ = C·(g_w/‖g_w‖ − g_l/‖g_l‖), C = √(d_w d_l) (Yuan et al. 2024, §5.1).
 
-    Where d_w = d_l, C is the objective's own scalar; the root is a reconstruction for the others, as is that
-    each pull keeps its sign, with C = √|d_w d_l|. Where a pull is 0 so is C, and the pair gets no update; a
+    Where d_w = d_l, C is the objective's own scalar; for other objectives the root is a reconstruction, and so is
+    that each pull keeps its sign, with C = √|d_w d_l|. Where a pull is 0 so is C, and the pair gets no update; a
     response without a gradient gets the coefficient 0.
 
     Args:
@@ -46,6 +46,6 @@ def normalise(measured: Measured, options: Options, memory: Memory) -> Reweighte
 def surrogate_loss(a: Tensor, b: Tensor, d_w: Tensor, d_l: Tensor) -> Tensor:
     """``[B]`` −d_w a + d_l b with the pulls detached: its gradient is that of any loss with these pulls.
 
-    What a training loop runs backward through when pulls were changed after the loss.
+    A training loop backpropagates it where the pulls are changed after the loss.
     """
     return -d_w.detach() * a + d_l.detach() * b

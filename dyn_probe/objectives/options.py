@@ -1,4 +1,4 @@
-"""Options of objectives and shapings: the text form ``name:key=value,…``, and what values are allowed."""
+"""Options of objectives and shapings: the text form ``name:key=value,…``, and the allowed values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, did_you_mean
 
 Value = float | bool | str
 
@@ -30,17 +30,17 @@ def _not_negative(value: float) -> bool:
     return 0 <= value < math.inf
 
 
-_SCALE = ("a number above 0", _above_zero)
-_WEIGHT = ("a number from 0", _not_negative)
+_SCALE = ("a number > 0", _above_zero)
+_WEIGHT = ("a number ≥ 0", _not_negative)
 
-# An entry "owner.key" goes before "key".
+# An entry "owner.key" takes precedence over "key".
 OPTIONS: dict[str, Option] = {
     "beta": Option("β", "how strongly log-ratios are held near the reference", *_SCALE),
     "sppo.beta": Option("β", "1/η of the paper: the targets of the hard form are ±1/(2β)", *_SCALE),
     "simpo.beta": Option("β", "scale of the margin of per-token means", *_SCALE),
     "cpo.beta": Option("β", "scale of the margin of log-probabilities", *_SCALE),
     "label_smoothing": Option(
-        "ε", "assumed share of flipped labels", "a number from 0 to below 0.5", lambda v: 0 <= v < 0.5
+        "ε", "assumed share of flipped labels", "a number in [0, 0.5)", lambda v: 0 <= v < 0.5
     ),
     "alpha": Option("α", "strength of the length penalty (nats per token)"),
     "gamma": Option("γ", "target margin"),
@@ -49,7 +49,7 @@ OPTIONS: dict[str, Option] = {
     "dpop.lambda": Option("λ", "weight of the penalty on a chosen response below its reference", *_WEIGHT),
     "orpo.lambda": Option("λ", "weight of the odds-ratio term", *_WEIGHT),
     "dpo_shift.lambda": Option(
-        "λ", "factor on the rejected log-ratio", "a number above 0, up to 1", lambda v: 0 < v <= 1
+        "λ", "factor on the rejected log-ratio", "a number in (0, 1]", lambda v: 0 < v <= 1
     ),
     "lambda_w": Option("λ_w", "weight of the chosen term", *_WEIGHT),
     "lambda_l": Option("λ_l", "weight of the rejected term", *_WEIGHT),
@@ -66,29 +66,29 @@ OPTIONS: dict[str, Option] = {
     "schedule": Option("", "raise λ linearly to 1 over training"),
     "form": Option(
         "",
-        "value: scale the rejected contribution; gradient: scale its gradient alone",
+        "value: scale the rejected contribution; gradient: scale only its gradient",
         choices=("value", "gradient"),
     ),
     "gate-seq.alpha": Option("α", "slope of the gate", *_SCALE),
     "gate-q10.alpha": Option("α", "slope of the gate", *_SCALE),
     "tau": Option(
-        "τ", "probability at which the gate is half open", "a number from 0 to 1", lambda v: 0 <= v <= 1
+        "τ", "probability at which the gate is ½", "a number in [0, 1]", lambda v: 0 <= v <= 1
     ),
     "space": Option(
         "",
-        "balance ratios to the reference or bare probabilities; auto: ratio if there is a reference",
+        "balance ratios to the reference or the policy's probabilities; auto: ratio if there is a reference",
         choices=("auto", "ratio", "policy"),
     ),
     "per": Option("", "one factor α for all pairs, or one for each pair", choices=("batch", "pair")),
     "ema": Option(
         "", "decay of the average over steps (per=batch)", "a number from 0 to below 1", lambda v: 0 <= v < 1
     ),
-    "stable": Option("", "balance per-token quantities instead of whole sequences"),
+    "stable": Option("", "balance per-token quantities instead of per-sequence ones"),
     "ceiling": Option("C", "largest ρ", *_SCALE),
     "penalty": Option("η_s", "weight of the mean mask", *_WEIGHT),
     "slope": Option("k", "slope of the mask", *_SCALE),
-    "threshold": Option("r", "read-out at which the mask is one half"),
-    "through_hidden": Option("", "let the mask's gradient reach the model through the hidden states"),
+    "threshold": Option("r", "read-out at which the mask is ½"),
+    "through_hidden": Option("", "let the gradient of the mask reach the model through the hidden states"),
 }  # fmt: skip
 
 
@@ -107,7 +107,8 @@ def resolve(owner: str, defaults: Mapping[str, Value], given: Mapping[str, Value
     values = dict(defaults)
     for key, value in (given or {}).items():
         if key not in defaults:
-            wrong.append(f"unknown option {key!r}; {owner} takes {', '.join(defaults) or 'no options'}")
+            hint = did_you_mean(key, defaults)
+            wrong.append(f"unknown option {key!r}{hint}; {owner} takes {', '.join(defaults) or 'no options'}")
             continue
         values[key], complaint = _coerce(owner, key, defaults[key], value)
         wrong += [complaint] if complaint else []
@@ -120,17 +121,18 @@ def _coerce(owner: str, key: str, default: Value, value: Value) -> tuple[Value, 
     """``value`` in the type of ``default``, and what is wrong with it (empty where nothing is)."""
     known = option(owner, key)
     if isinstance(default, str):
-        bad = value not in known.choices
-        return value, f"{key} wants {' or '.join(known.choices)}; got {value!r}" if bad else ""
+        if value in known.choices:
+            return value, ""
+        return value, f"{key} must be {' or '.join(known.choices)}; got {value!r}{did_you_mean(value, known.choices)}"
     if isinstance(default, bool):
         read = {"true": True, "false": False}.get(str(value).lower())
-        return (value, f"{key} wants true or false; got {value!r}") if read is None else (read, "")
+        return (value, f"{key} must be true or false; got {value!r}") if read is None else (read, "")
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     bad = not (math.isfinite(number) and known.allows(number))
-    return number, f"{key} wants {known.wanted}; got {value!r}" if bad else ""
+    return number, f"{key} must be {known.wanted}; got {value!r}" if bad else ""
 
 
 def parse(text: str) -> tuple[str, dict[str, Value]]:
@@ -140,6 +142,6 @@ def parse(text: str) -> tuple[str, dict[str, Value]]:
     for part in (p.strip() for p in rest.split(",") if p.strip()):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not (key and equals and value) or key in options:
-            raise BadInput(f"{text!r}: wanted NAME:KEY=VALUE,KEY=VALUE with each key once; could not read {part!r}")
+            raise BadInput(f"{text!r}: wanted NAME:KEY=VALUE,KEY=VALUE with each key once; could not parse {part!r}")
         options[key] = value
     return name.strip(), options

@@ -51,7 +51,7 @@ class Score:
 
 def _ratio(logps: Tensor, reference: Tensor | None) -> Tensor:
     if reference is None:
-        raise BadInput("this objective's score is a log-ratio and wants reference log-probabilities; got none")
+        raise BadInput("this objective's score is a log-ratio and needs reference log-probabilities; got none")
     return logps - reference.detach().to(logps)
 
 

@@ -1,15 +1,16 @@
-"""One table: shapings of a pair's gradients, each composed with the objectives it fits.
+"""One table: shapings of a pair's gradients, each with its options, and the objectives it composes with. No torch.
 
-Letters as in terms.py; ``sg[·]`` is a stop-gradient. A shaping is a function ``(objective, terms, options)
-→ (terms, columns)`` and one row of SHAPINGS, which also says what it asks of the loop and which objectives it fits.
-Columns are named as in trace/schema.py.
+Letters as in docs/notation.md; ``sg[·]`` is a stop-gradient. A shaping is a function ``(objective, terms, options)
+→ (terms, columns)`` and one row of SHAPINGS, which also says what it asks of the loop and which objectives it composes
+with. Columns are named as in trace/schema.py.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
 from dyn_probe.objectives.calibrate import calibrate, observe, remember
 from dyn_probe.objectives.factors import adadpo, adadpo_misfit, gate_q10, gate_seq
 from dyn_probe.objectives.losses import OBJECTIVES
@@ -19,17 +20,26 @@ from dyn_probe.objectives.options import Value, parse, resolve
 from dyn_probe.objectives.table import ChosenShaping, Objective, Reweighting, Shaping
 
 _GATE_DYNAMICS = (
-    "g multiplies the pull on rejected, so the condition for chosen to rise loosens by 1/g; rejected "
-    "responses that are already improbable are left alone, which keeps mass from going to the argmax token."
+    "g multiplies the pull on rejected, which relaxes the condition for chosen to rise by a factor of 1/g; rejected "
+    "responses that are already improbable are hardly pushed, which keeps mass from going to the argmax token."
 )
 _GATE_NOTES = (
-    "form=value scales the rejected contribution before the loss (the printed description; reconstructed), "
-    "which also moves the loss's argument; form=gradient keeps the loss value. The author's results are "
+    "form=value scales the rejected contribution inside the loss (reconstructed from the paper's description), "
+    "which also changes the value of the loss; form=gradient does not. The author reports results "
     "for dpo, ipo, cal_dpo and dpo_shift; on other objectives the same rule is a reconstruction."
 )
 
 _BALANCED = ("dpo", "rdpo", "simpo", "ipo", "cpo", "orpo")
 """Objectives whose pair term adadpo can balance: both contributions enter one margin with equal weight."""
+
+_Q10: dict[str, Value] = {"form": "value", "alpha": 50.0, "tau": 0.005}
+
+
+def _lowest_gate(options: Mapping[str, Value]) -> str:
+    """g at s = 0, in words."""
+    x = -float(options["alpha"]) * float(options["tau"])
+    return f"σ(−ατ) = {1 / (1 + math.exp(-x)):.3f}"
+
 
 _ROWS = (
     Shaping(
@@ -40,13 +50,13 @@ _ROWS = (
         dynamics=_GATE_DYNAMICS, notes=_GATE_NOTES,
     ),
     Shaping(
-        "gate-q10", gate_q10, {"form": "value", "alpha": 50.0, "tau": 0.005}, ("gate", "gate_statistic"),
+        "gate-q10", gate_q10, _Q10, ("gate", "gate_statistic"),
         formula="h_l → g·h_l, g = σ(α(s − τ)) detached, s = 0.10-quantile of the rejected token "
         "probabilities",
         paper="Mouiche 2026, Gate-DPO (arXiv 2605.02626)",
-        when="As gate-seq, where a few very improbable tokens matter more than the average one.",
+        when="As gate-seq, if a few very improbable tokens matter more than the average.",
         dynamics=_GATE_DYNAMICS,
-        notes=_GATE_NOTES + " With these constants g cannot fall below σ(−0.25) = 0.438.",
+        notes=f"{_GATE_NOTES} By default g cannot fall below {_lowest_gate(_Q10)}.",
         needs=("token_logps", "response_mask"),
     ),
     Shaping(
@@ -54,22 +64,22 @@ _ROWS = (
         formula="h_w → ρ·h_w, ρ = min(exp(sg[u_w − u_l]), C), u = h/n (ratio) or u = ā, b̄ (policy)",
         paper="Chen et al. 2026, AdaDPO (arXiv 2605.28440)",
         when="When rejected falls much faster than chosen rises.",
-        dynamics="ρ multiplies the pull on chosen: pulls on probabilities are equal (d_w/p_w = d_l/p_l) "
-        "while ρ < C. A chosen response ahead of rejected is pulled up to C times harder; one that falls "
-        "behind is pulled less.",
-        notes="On objectives other than dpo the same principle is a reconstruction; where the loss "
-        "averages per token the balance holds for pulls on the averages. For orpo, u is the log-odds.",
+        dynamics="ρ multiplies the pull on chosen, so that the pulls on probabilities are equal (d_w/p_w = d_l/p_l) "
+        "while ρ < C. A chosen response ahead of rejected is pulled up to C times harder; one that has fallen behind "
+        "is pulled less.",
+        notes="On objectives other than dpo the same principle is a reconstruction; if the loss averages per token, "
+        "the balance holds for the pulls on the averages. For orpo, u is the log-odds.",
         fits=lambda objective: objective.name in _BALANCED, misfit=adadpo_misfit,
     ),
     Shaping(
         "pairwise-normalised", None, {}, ("normaliser_chosen", "normaliser_rejected"),
         formula="−∇ℓ = C·(g_w/‖g_w‖ − g_l/‖g_l‖), C = √(d_w d_l)",
         paper="Yuan et al. 2024, Gradient Entanglement §5.1 (arXiv 2410.13828)",
-        when="When the two gradient norms are far apart and both log-probabilities move the same way.",
-        dynamics="With pulls above 0, both conditions hold for every pair (Cauchy–Schwarz): to first order "
-        "and on its own, no pair lowers chosen or raises rejected.",
+        when="When the two gradient norms differ a lot and both log-probabilities move in the same direction.",
+        dynamics="With positive pulls, both conditions hold for every pair (Cauchy–Schwarz): to first order, a pair "
+        "alone neither lowers its chosen response nor raises its rejected one.",
         notes="C is the objective's own scalar where d_w = d_l; √(d_w d_l) elsewhere is a reconstruction. "
-        "Each pull keeps its sign. A pair with one pull at 0 (a hinge that is satisfied) gets no update. "
+        "Each pull keeps its sign. A pair with a pull of 0 (a satisfied hinge) gets no update. "
         "Needs gradient norms: normalised_pulls.",
         reweight=Reweighting(normalise), meets_conditions=lambda options: True,
     ),
@@ -97,11 +107,12 @@ _ROWS = (
         formula="h → Σ_t m^t·h^t, ℓ + η_s(mean m_w + mean m_l), m = σ(k(u − r))",
         paper="Yuan et al. 2024, Gradient Entanglement §5.2 (arXiv 2410.13828)",
         when="When a few tokens decide the preference and the shared ones entangle the gradients.",
-        dynamics="Tokens with a small mask leave both gradients; once the shared tokens are masked, "
-        "⟨g_w,g_l⟩ is that of the tokens that differ.",
-        notes="Penalty: means instead of the printed l1 norms, free of length (reconstructed). The numbers "
-        "k, r and η_s are ours. Pulls are on the masked sums, and the recorded gradients are those of the "
-        "masked log-probabilities Σ_t m^t·log π^t; no change of the plain ones is predicted from them.",
+        dynamics="Tokens with a small mask drop out of both gradients; once the shared tokens are masked, ⟨g_w,g_l⟩ is "
+        "that of the tokens that differ.",
+        notes="Penalty: means instead of the printed l1 norms, so that it does not depend on length (reconstructed). "
+        "The defaults of k, r and η_s are ours. Pulls are those on the masked sums, and the recorded gradients are "
+        "those of the masked log-probabilities Σ_t m^t·log π^t, so no change of the unmasked ones is predicted from "
+        "them.",
         fits=lambda objective: objective.needs_reference,
         needs=("token_logps", "ref_token_logps", "response_mask", "token_mask"),
         rows="masked_logps", module=make_token_mask, around=lambda options: options["through_hidden"],
@@ -128,7 +139,7 @@ def parse_shaping(text: str | ChosenShaping) -> ChosenShaping:
         return text
     name, given = parse(text)
     if name not in SHAPINGS:
-        raise BadInput(f"unknown shaping {name!r}; choose from: {', '.join(SHAPINGS)}")
+        raise BadInput(unknown("shaping", name, SHAPINGS))
     row = SHAPINGS[name]
     return ChosenShaping(row, resolve(row.name, row.defaults, given))
 
@@ -139,8 +150,8 @@ def parse_shapings(
     """All of them, checked against the objective, its hyper-parameters and each other.
 
     Raises:
-        BadInput: a shaping does not compose with the objective (the message names those it does compose
-            with), two fill the same columns, or an option asks for what the objective does not have.
+        BadInput: a shaping does not compose with the objective (the message names those it composes with), two fill
+            the same columns, or an option needs what the objective does not have.
     """
     chosen = tuple(parse_shaping(s) for s in shapings)
     wrong = [c for one in chosen for c in _misfits(one, objective)]
@@ -164,7 +175,8 @@ def _conflicts(chosen: Iterable[ChosenShaping]) -> list[str]:
     learned = [one.name for one in chosen if one.shaping.module is not None]
     reweighted = [one.name for one in chosen if one.shaping.reweight is not None]
     return [
-        f"{first} learns a module by a backward of the loss, and {second} updates have none: choose one of them"
+        f"{first} learns a module from the backward pass of the loss, which {second} updates do not have: choose one "
+        "of them"
         for first in learned
         for second in reweighted
     ]

@@ -1,4 +1,4 @@
-"""What a line of the two tables says: an objective, a shaping, and a shaping with its options chosen."""
+"""The rows of the two tables: an objective, a shaping, and a shaping with its options. No torch."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Objective:
         terms: further terms it needs; TERMS says what each asks of the loop. ``terms_if[option]``: those it needs where
             a switch is on.
         columns: trace columns of its coefficients that are no constants, with their values.
-        target: what the loss aims at, in words, where a pull reverses once that is passed.
+        target: what the loss aims at, in words, where a pull reverses beyond it.
         balance: ``u_w, u_l`` that adadpo balances, where they are no log-ratios or log-probabilities.
         reads_rejected: whether the rejected response enters.
-        stage: whether it is a warm-up stage (--sft-objective) and no objective of preference training.
-        when, dynamics, notes: for the reader: when to use it, how its pulls behave, and choices we made.
+        stage: whether it is a warm-up stage (--sft-objective) rather than an objective of preference training.
+        when, dynamics, notes: for the reader: when to use it, how its pulls behave, and choices that we made.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Objective:
     stage: bool = False
 
     def needs(self, hyper: Mapping[str, Value]) -> tuple[str, ...]:
-        """Names of the terms the loss reads beside a, b, n_w and n_l."""
+        """Names of the terms the loss reads besides a, b, n_w and n_l."""
         extra = tuple(t for switch, names in self.terms_if.items() if hyper[switch] for t in names)
         return (("r_w", "r_l") if self.needs_reference else ()) + self.terms + extra
 
@@ -120,7 +120,7 @@ class Shaping:
         defaults: options and their values where none are given.
         columns: names of the trace columns it fills.
         fits: the objectives of preference training that it composes with.
-        needs: names of the terms it reads beside the objective's.
+        needs: names of the terms it reads besides those of the objective.
         rows: name of the term whose gradients are recorded, where they are no longer the responses' own
             log-probabilities; its columns are then applied last.
         module: ``(hidden size, options) -> module`` that is learned on the head's inputs together with the policy.

@@ -1,4 +1,4 @@
-"""What an objective sees of a batch: a few numbers per pair, never a model.
+"""What an objective sees of a batch: a few numbers per pair, never the model.
 
 Letters (docs/notation.md): ``a``, ``b`` chosen and rejected log-probability (nats, summed over response
 tokens), ``r_w``, ``r_l`` the same under the reference policy, ``n_w``, ``n_l`` response lengths (tokens).
@@ -18,12 +18,12 @@ from dyn_probe.errors import BadInput
 
 @dataclass(frozen=True)
 class Term:
-    """One term that a loss or a shaping may read beside a, b, n_w and n_l.
+    """One term that a loss or a shaping may read besides a, b, n_w and n_l.
 
     Args:
         meaning: what it is, with its shape.
-        live_reference: whether it takes a forward of the reference policy in every step, so that log-probabilities
-            from before the training do not do.
+        live_reference: whether it takes a forward pass of the reference policy in every step, so that
+            log-probabilities from before the training do not do.
         least_pairs: pairs that a batch needs for it.
     """
 
@@ -46,7 +46,7 @@ TERMS: dict[str, Term] = {
     ),
     "response_mask": Term("1 on response tokens, [2B, L]"),
     "token_mask": Term("mask m of every token, 0 to 1, [2B, L]"),
-    "masked_logps": Term("masked log-probabilities Σ_t m^t·log π^t, [2B], where they are computed already"),
+    "masked_logps": Term("masked log-probabilities Σ_t m^t·log π^t, [2B], if already computed"),
 }
 MEANINGS: dict[str, str] = {name: term.meaning for name, term in TERMS.items()}
 
@@ -56,7 +56,7 @@ _PER_TOKEN = ("token_logps", "ref_token_logps", "response_mask", "token_mask")
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """The numbers of ``B`` pairs that losses and shapings may read; ``None`` where not known.
+    """The numbers of ``B`` pairs that losses and shapings may read; ``None`` where unknown.
 
     ``a`` and ``b`` may be live (part of a graph): losses are differentiable in them. Lengths are kept in the
     precision of ``a``, float32 at least. ``gate``, ``gate_form`` and ``rho`` are written by shapings; a loss
@@ -94,16 +94,16 @@ class Terms:
             wrong += self._misshapen(_PER_TOKEN, rows)
         if wrong:
             raise BadInput(
-                f"Terms wants per-pair terms of one shape [B] and per-token terms [2B, L]; with a "
+                f"Terms needs per-pair terms of one shape [B] and per-token terms [2B, L]; with a "
                 f"{tuple(self.a.shape)}, these differ: {', '.join(wrong)}"
             )
         if (self.r_w is None) != (self.r_l is None):
-            raise BadInput("Terms wants both reference terms r_w and r_l, or neither; got one of them")
+            raise BadInput("Terms needs both reference terms r_w and r_l, or neither; got one of them")
         kind = torch.promote_types(self.a.dtype, torch.float32)
         for name in ("n_w", "n_l"):  # whole numbers would turn 1/n and α·n into float32
             object.__setattr__(self, name, getattr(self, name).to(kind))
         if self.progress is not None and not 0 <= self.progress <= 1:
-            raise BadInput(f"Terms wants progress between 0 and 1; got {self.progress}")
+            raise BadInput(f"Terms needs a progress between 0 and 1; got {self.progress}")
 
     def _misshapen(self, names: tuple[str, ...], shape: tuple[int, ...]) -> list[str]:
         given = ((name, getattr(self, name)) for name in names)
@@ -113,7 +113,7 @@ class Terms:
     def from_rows(cls, logps: Tensor, lengths: Tensor, reference: Tensor | None = None, **more: Any) -> Terms:
         """Terms from row tensors ``[2B]``, chosen rows first; ``more`` names further terms."""
         if logps.dim() != 1 or logps.shape[0] % 2 or logps.shape[0] == 0:
-            raise BadInput(f"Terms.from_rows wants logps [2B], chosen then rejected; got {tuple(logps.shape)}")
+            raise BadInput(f"Terms.from_rows needs logps [2B], chosen then rejected; got {tuple(logps.shape)}")
         (a, b), (n_w, n_l) = logps.chunk(2), lengths.to(logps.device).chunk(2)
         r_w, r_l = (None, None) if reference is None else reference.detach().chunk(2)
         return cls(a=a, b=b, n_w=n_w, n_l=n_l, r_w=r_w, r_l=r_l, **more)

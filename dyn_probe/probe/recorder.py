@@ -13,25 +13,17 @@ from torch import Tensor, nn
 
 from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
-from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.module_copy import eval_mode
 from dyn_probe.engine.recording import Products, Recording, distributed
-from dyn_probe.engine.uses import Claims, trained_parameters
+from dyn_probe.engine.uses import Claims, is_split, trained_parameters
 from dyn_probe.errors import BadInput
-from dyn_probe.metric.facts import tolerance_of
-from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
-from dyn_probe.pairs import PairBatch, sequence_logps
+from dyn_probe.pairs import PairBatch, sequence_logps, trimmed
+from dyn_probe.probe.following import Following
 from dyn_probe.probe.row_store import Row, RowStore
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
-from dyn_probe.probe.trace_rows import BatchRecord, Given, gram_rows, numbers, pair_columns, push_rows, step_facts
+from dyn_probe.probe.trace_rows import BatchRecord, Given, numbers
 from dyn_probe.trace.writer import TraceWriter
-
-NO_GRADIENT = (
-    "not recorded: the step's batch is more than one recorded forward (several processes, or micro-batches), and "
-    "probe.before_update() was not called between the last backward and optimizer.step()"
-)
-"""Why ``batch_delta_*`` is empty."""
 
 
 class Probe:
@@ -49,9 +41,9 @@ class Probe:
         split_momentum: also tell all chosen from all rejected pushes of the present and past steps: every step is held
             then, and two more buffers of the model's size are kept.
         layers: also write the ``layers`` table.
-        certify: on the first recorded step, compute one pair again by plain autograd and stop if it disagrees.
+        certify: on the first recorded step, recompute one pair by plain autograd and stop if it disagrees.
         tolerance: largest relative error of that check (default: by dtype, ``certificate.TOLERANCES``).
-        separate: measure by a separate backward always: for losses that reach the model by other ways too.
+        separate: always measure in a separate backward pass: for losses that also reach the model in other ways.
         update: also record ``update_delta_*``, the first-order change under the optimizer's real step, at every
             recorded step; it holds the same as ``metric_every`` does.
         micro_batches: recorded forwards that share one optimizer step. With several, or in several processes, the batch
@@ -103,17 +95,15 @@ class Probe:
         self._check = SelfCheck(tolerance)
         self._check.done = not certify
         self._claims: Claims = {}
-        self._layers: dict[str, Layer] = {}
         self._recording: Recording | None = None
         self._given: Given | None = None
-        self._armed = self._random = self._predicts = False
+        self._armed = self._random = False
         self._arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self._noted: dict[str, Any] = {}
         self._in_parts = micro_batches > 1 or distributed()
-        self._follows = bool(metric_every or split_momentum or update)
-        follows = self._follows or (gram_every > 0 and self._in_parts)
-        averaged = averaged_over(model) if averaged is None else averaged
-        self._watch = StepWatch(model, optimizer, split_momentum, averaged) if follows else None
+        self._following = Following(
+            model, optimizer, self._rows, self.schedule,
+            split=split_momentum, update=update, in_parts=self._in_parts, averaged=averaged,
+        )  # fmt: skip
 
     @property
     def writer(self) -> TraceWriter | None:
@@ -149,8 +139,7 @@ class Probe:
         try:
             self.flush()
         finally:
-            if self._watch is not None:
-                self._watch.close()
+            self._following.close()
 
     @contextmanager
     def step(
@@ -180,8 +169,7 @@ class Probe:
             self.flush()
         full = self.schedule.full_gram(step)
         unused = all(p.grad is None for p in trained_parameters(self.model).values())
-        moves = self.split_momentum or (self._armed and (self.update or self.schedule.takes_apart(step)))
-        hold = moves or (full and self._in_parts)
+        hold = self._following.holds(step)
         try:
             with Recording(self.model, full, self.separate, self._claims, hold, segments) as recording:
                 self._recording = recording
@@ -195,12 +183,14 @@ class Probe:
                 self._arithmetic = partial(computing_in, recording.capture.around, device)
                 record = None
                 if self._armed:
-                    record = self._take(step, pair_ids, learning_rate, recording, products)
+                    rate, whole = self._rate(learning_rate), not self._in_parts
+                    record = BatchRecord.of(step, self.rank, pair_ids, self._given, products, rate, whole)
+                    self._rows.add(record, products, recording.capture.uses if self.layers else None)
                     alone = unused and not (self.separate or distributed()) and len(self._rows.batches) == 1
                     if products.gram is not None and alone:
                         error = law_one(self.model, products.gram, products.coefficients)
                         self._rows.step(step)["law1_error"] = error
-                self._expect(record, recording, products, moves, pushes=self.schedule.takes_apart(step))
+                self._following.expect(step, record, recording, products)
         finally:
             self._recording = self._given = None
 
@@ -231,12 +221,11 @@ class Probe:
         if self._recording is None:
             return
         self._recording.watch(logps)
-        if self._follows and not predict:
+        if self._following.of_changes and not predict:
             raise BadInput(
                 "the optimizer's step is followed for the responses' own log-probabilities, and with predict=False the "
                 "rows are others; write Probe(update=False, metric_every=0, split_momentum=False)"
             )
-        self._predicts = predict
         self._given = Given.of(logps, reference, lengths, losses, loss_scale, predict, columns)
         if not self._check.done:
             self._check.prepare(self._recording)
@@ -266,7 +255,7 @@ class Probe:
             columns: ``[B]`` further columns of the ``pairs`` table.
         """
         if self._recording is None or self._given is None:
-            raise BadInput("probe.backward wants probe.measure before it, in the same step")
+            raise BadInput("probe.backward needs probe.measure before it, in the same step")
         self._recording.reweight(coefficients)
         self._given.columns.update({name: numbers(value) for name, value in columns.items()})
 
@@ -278,8 +267,7 @@ class Probe:
         (DDP and FSDP2 do that), summed over micro-batches, unscaled. Where parameters are split over processes, all of
         them must call.
         """
-        if self._watch is not None:
-            self._watch.before_update()
+        self._following.before_update()
 
     def log(self, step: int, **fields: Any) -> None:
         """Add columns of the ``steps`` table to a step (loss, grad_norm, grad_norm_clipped, …), recorded or not."""
@@ -290,6 +278,21 @@ class Probe:
         """``[2B]`` log-probabilities in eval mode, without gradients; modes and random state are left as they were."""
         with eval_mode(self.model):
             return sequence_logps(self.model, batch)
+
+    def measure_noise(self, step: int, batch: PairBatch) -> None:
+        """Compute the batch's log-probabilities twice from the same weights, together and each pair alone without its
+        padding, and keep the largest difference as ``noise_floor`` of the step: no change below it is called one.
+
+        Costs a forward for each pair and one more; does nothing where parameters are split over processes.
+        """
+        if is_split(self.model):
+            return
+        with self._arithmetic():
+            together = self.evaluate(batch).unflatten(0, (2, -1))
+            alone = [self.evaluate(trimmed(batch.select([pair]))) for pair in range(batch.pairs)]
+        floor = (together - torch.stack(alone, 1)).abs().max()
+        self._rows.floor = float(floor)
+        self._rows.step(step)["noise_floor"] = float(floor)
 
     def after_update(self, batch: PairBatch | None = None, before: Tensor | None = None) -> None:
         """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.
@@ -302,8 +305,7 @@ class Probe:
         Raises:
             BadInput: the training forward drew random numbers, and ``before`` is missing.
         """
-        if self._watch is not None and not self._watch.hooked:
-            self._watch.end()
+        self._following.end()
         if batch is None or not self._armed or not self._rows.unrealised(batch.ids):
             return
         if before is None and self._random:
@@ -335,10 +337,7 @@ class Probe:
 
     def flush(self) -> None:
         """Hand the rows of the steps done so far to the writer."""
-        if self._watch is not None:
-            self._watch.drop()
-            if self._watch.missed:
-                self._rows.manifest(batch_delta=NO_GRADIENT)
+        self._following.drop()
         self._rows.flush()
         self._random = False
 
@@ -353,78 +352,3 @@ class Probe:
         if learning_rate is not None or self.optimizer is None:
             return learning_rate
         return float(self.optimizer.param_groups[0]["lr"])
-
-    def _take(
-        self,
-        step: int,
-        pair_ids: Sequence[str] | None,
-        learning_rate: float | None,
-        recording: Recording,
-        products: Products,
-    ) -> BatchRecord:
-        """What one batch gave: its record, its layers, its part of the step."""
-        assert self._given is not None
-        rate, size = self._rate(learning_rate), len(self._given.logps) // 2
-        ids = list(pair_ids) if pair_ids is not None else [f"{step}-{self.rank}-{i}" for i in range(size)]
-        if len(ids) != size:
-            raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
-        record = BatchRecord(step, self.rank, ids, pair_columns(self._given, products, rate, whole=not self._in_parts))
-        entries = products.pair_entries()
-        if self.layers and not self._layers:
-            self._layers = layers_of(list(entries), recording.capture.uses)
-        self._rows.add(record, sum_layers(entries, self._layers) if self.layers else None)
-        row = self._rows.step(step)
-        row.setdefault("learning_rate", rate)
-        row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.sum())
-        return record
-
-    def _expect(
-        self, record: BatchRecord | None, recording: Recording, products: Products, moves: bool, pushes: bool
-    ) -> None:
-        """Have the optimizer's step fill the batch's record (None: only followed), where it is held."""
-        held = None if self._watch is None else recording.held()
-        if self._watch is None or held is None:
-            if record is not None and products.gram is not None:
-                self._rows.write("grams", gram_rows(record, products.gram))
-            return
-        predicted = None
-        if record is not None and self._in_parts and products.gram is not None and self._predicts:
-            predicted = partial(self._predicted, record)
-        waiting = Waiting(
-            held,
-            recording.coefficients,
-            partial(self._moved, record, products) if moves else None,
-            full=pushes and products.gram is not None,
-            along_gradient=predicted,
-        )
-        if record is not None and products.gram is not None and not moves:
-            self._rows.write("grams", gram_rows(record, products.gram))
-        self._watch.expect(waiting, pushes)
-        self._watch.backward_ended()
-        if moves and not self._watch.hooked:
-            self._watch.begin()
-
-    def _predicted(self, record: BatchRecord, along: Tensor) -> None:
-        """The step's whole gradient is known: ``batch_delta_*`` of a batch's rows, −η⟨g_i, G⟩."""
-        rate = self._rows.step(record.step).get("learning_rate")
-        if rate is not None:
-            record.fill("batch_delta", numbers(-rate * along))
-
-    def _moved(self, record: BatchRecord | None, products: Products, outcome: StepOutcome) -> None:
-        """The optimizer's step has been made: what it did to a batch's rows."""
-        if record is None or self._watch is None:
-            return
-        facts, pushes = self._watch.facts, outcome.pushes
-        record.fill("update_delta", numbers(outcome.total))
-        if products.gram is not None:
-            self._rows.write("grams", gram_rows(record, products.gram, None if pushes is None else pushes.gram))
-        if pushes is not None:
-            self._rows.write("pushes", push_rows(record, pushes))
-            alone = len(self._rows.batches) == 1 and not distributed()
-            self._rows.step(record.step).update(step_facts(facts, products if alone else None))
-        note: dict[str, Any] = {"reason": facts.reason} if facts.reason and self.schedule.metric_every else {}
-        if not facts.trusted(tolerance_of(self.model)):
-            note |= {"trusted": False, "step": record.step, "law7_error": facts.law7_error}
-        if note and note != self._noted:
-            self._noted = note
-            self._rows.manifest(pushes=note)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dyn_probe.engine.layers import Layer
+from dyn_probe import entanglement
+from dyn_probe.engine.layers import Layer, layers_of, sum_layers
+from dyn_probe.engine.recording import Products
+from dyn_probe.engine.uses import Use
 from dyn_probe.probe.row_store import Row, RowStore
 from dyn_probe.probe.trace_rows import BatchRecord, layer_rows, step_means
 from dyn_probe.trace.writer import TraceWriter
@@ -32,7 +35,10 @@ class RunRows:
     def __init__(self, writer: TraceWriter | None, rank: int, keep: bool = True) -> None:
         self.writer, self.rank = writer, rank
         self.batches: list[BatchRecord] = []
+        self.floor = 0.0
+        """Change (nats) of a log-probability that numerics alone can make."""
         self._steps: dict[int, Row] = {}
+        self._layers: dict[str, Layer] = {}
         self._realised: set[bool] = set()
         self._store = RowStore(keep)
 
@@ -40,11 +46,20 @@ class RunRows:
         """Whether the step is one of those in progress."""
         return step in self._steps
 
-    def add(self, record: BatchRecord, layers: Mapping[Layer, Any] | None = None) -> None:
-        """A batch, and its ``[B, 3]`` products by layer."""
+    def add(self, record: BatchRecord, products: Products, uses: Sequence[Use] | None = None) -> None:
+        """A batch and what it adds to its step.
+
+        Args:
+            uses: the model's, where its layers are recorded too.
+        """
         self.batches.append(record)
-        if layers is not None and self.writer is not None:
-            self.writer.add("layers", layer_rows(record.step, record.ids, layers))
+        if uses is not None and self.writer is not None:
+            entries = products.pair_entries()
+            self._layers = self._layers or layers_of(list(entries), uses)
+            self.writer.add("layers", layer_rows(record.step, record.ids, sum_layers(entries, self._layers)))
+        row = self.step(record.step)
+        row.setdefault("learning_rate", record.rate)
+        row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.sum())
 
     def write(self, table: str, rows: Sequence[Row]) -> None:
         """Rows of another table, at once."""
@@ -79,9 +94,13 @@ class RunRows:
         for k, pair in enumerate(ids):
             if rows := waiting.get(pair):
                 record, i = rows.pop(0)
+                changes = []
                 for side, j in (("chosen", k), ("rejected", k + len(ids))):
                     start = record.columns[f"logp_{side}"][i] if before is None else before[j]
-                    record.put(f"realised_delta_{side}", i, float(after[j] - start))
+                    changes.append(float(after[j] - start))
+                    record.put(f"realised_delta_{side}", i, changes[-1])
+                if min(map(abs, changes)) > self.floor:
+                    record.put("case_realised", i, int(entanglement.cases(*changes)))
         if (how := before is not None) not in self._realised:
             self._realised.add(how)
             self.manifest(realised_change="; ".join(sorted(REALISED[one] for one in self._realised)))

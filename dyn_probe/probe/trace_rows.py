@@ -51,7 +51,7 @@ class Given:
         wanted = (("reference", reference, rows), ("lengths", lengths, rows), ("losses", losses, rows // 2))
         for name, value, size in wanted:
             if value is not None and value.shape != (size,):
-                raise BadInput(f"probe.pairs wants {name} of shape [{size}]; got {list(value.shape)}")
+                raise BadInput(f"probe.pairs needs {name} of shape [{size}]; got {list(value.shape)}")
         found = {name: None if value is None else numbers(value) for name, value, _ in wanted}
         more = {name: numbers(value) for name, value in columns.items()}
         return Given(numbers(logps), **found, scale=scale, predict=predict, columns=more)
@@ -67,6 +67,38 @@ class BatchRecord:
     columns: dict[str, Any]
     known: dict[str, np.ndarray] = field(default_factory=dict)
     """Column → which of its rows have a value, where that is not all of them."""
+    rate: float | None = None
+
+    @staticmethod
+    def of(
+        step: int,
+        rank: int,
+        ids: Sequence[str] | None,
+        given: Given,
+        products: Products,
+        rate: float | None,
+        whole: bool,
+    ) -> BatchRecord:
+        """What the loop gave and the recording found.
+
+        Args:
+            ids: the pairs' ids; None numbers them.
+            rate: η of the predictions; None leaves them out.
+            whole: whether the batch is all that the optimizer's step is made of.
+
+        Raises:
+            BadInput: not one id for each pair.
+        """
+        size = len(given.logps) // 2
+        ids = [f"{step}-{rank}-{i}" for i in range(size)] if ids is None else list(ids)
+        if len(ids) != size:
+            raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
+        return BatchRecord(step, rank, ids, pair_columns(given, products, rate, whole), rate=rate)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the rows are the responses' own log-probabilities, so that their changes are predicted."""
+        return "case_plain" in self.columns
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,6 +121,23 @@ class BatchRecord:
         """``values [2B]`` as the columns ``…_chosen`` and ``…_rejected``."""
         half = len(self)
         self.columns |= {f"{side_columns}_chosen": values[:half], f"{side_columns}_rejected": values[half:]}
+
+    def add_update(self, total: np.ndarray, entries: np.ndarray | None) -> None:
+        """The optimizer's step has been made.
+
+        Args:
+            total: ``[2B]`` ``⟨g_i, Δθ⟩``.
+            entries: ``[B, 3]`` ``⟨g_w, ωP g_w⟩``, ``⟨g_l, ωP g_l⟩``, ``⟨g_w, ωP g_l⟩``, where the step was taken apart.
+        """
+        half = len(self)
+        self.fill("update_delta", total)
+        self.columns["case_update"] = entanglement.cases(total[:half], total[half:])
+        if entries is not None:
+            chosen, rejected = np.sqrt(np.maximum(entries[:, :2], 0.0)).T
+            slack = entanglement.band_slack(
+                self.columns["pull_chosen"], self.columns["pull_rejected"], chosen, rejected, entries[:, 2]
+            )
+            self.columns["band_slack_metric"] = slack
 
     def put(self, name: str, i: int, value: float) -> None:
         """One row's value of a column that other rows may lack."""
@@ -142,11 +191,12 @@ def pair_columns(given: Given, products: Products, rate: float | None, whole: bo
         "grad_inner": entries[:, 2],
         "grad_cosine": entanglement.cosine(norm_w, norm_l, entries[:, 2]),
         "case_plain": entanglement.cases(up, down),
+        "band_slack": entanglement.band_slack(d_w, d_l, norm_w, norm_l, entries[:, 2]),
         "separate_backward": products.separate.numpy(),
         **given.columns,
     }
     if not given.predict:
-        del columns["case_plain"]
+        del columns["case_plain"], columns["band_slack"]
     elif rate is not None:
         columns |= {"predicted_delta_chosen": up, "predicted_delta_rejected": down}
         if products.gram is not None and whole and given.scale == 1.0:
@@ -159,6 +209,9 @@ def pair_columns(given: Given, products: Products, rate: float | None, whole: bo
         columns["loss"] = given.losses
     return columns
 
+
+OTHER_TERMS = 1e-4
+"""Share of the squared gradient from which on the loss has other terms, so that ``‖G‖² = κ²cᵀKc`` is no law."""
 
 PUSHES = ("own_chosen", "own_rejected", "others", "all_chosen", "all_rejected", "past", "decay", "rounding", "total")
 """Columns of the ``pushes`` table that are pushes."""
@@ -189,7 +242,9 @@ def step_facts(facts: StepFacts, products: Products | None) -> Row:
     Args:
         products: those of the step's only batch, where it has one.
     """
-    row: Row = {name: getattr(facts, name) for name in ("law7_error", "law7_share", "unmoved_share")}
+    row: Row = {name: getattr(facts, name) for name in ("law7_error", "law7_share", "unmoved_share", "other_terms")}
+    if facts.other_terms is None or facts.other_terms > OTHER_TERMS:
+        return row
     if products is not None and products.gram is not None and facts.factor is not None and facts.gradient_squared:
         c = products.coefficients
         predicted = facts.factor**2 * float(c @ products.gram @ c)

@@ -1,4 +1,4 @@
-"""How well one series of changes tells another: share of equal signs, linear and rank correlation, scale."""
+"""How well one series of changes predicts another: share of equal signs, linear and rank correlation, scale."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Agreement:
 
 
 def agreement(x: Floats, y: Floats, ranks: bool = True) -> Agreement:
-    """Compare two columns [rows]; a prediction of 0 agrees with nothing but 0. Ranks cost a sort: NaN without."""
+    """Compare two columns [rows]; a prediction of 0 agrees with 0 alone. Ranks cost a sort: NaN without them."""
     both = np.isfinite(x) & np.isfinite(y)
     x, y = x[both], y[both]
     if not len(x):

@@ -46,14 +46,14 @@ def build_report(
         held_out: what a grid found on the held-out pairs (``train.grid.outcome_data``), for a comparison.
 
     Returns:
-        Path of report.html: one file that needs nothing else. PNG, SVG and CSV files lie beside it.
+        Path of report.html: one file that needs nothing else. PNG, SVG and CSV files are written beside it.
 
     Raises:
         TraceError: a run cannot be read.
         BadInput: no runs, or `out` may not be written.
     """
     if not runs:
-        raise BadInput("wanted the folder of at least one run, came none; write: dyn-probe report RUN")
+        raise BadInput("wanted the folder of at least one run, got none; write: dyn-probe report RUN")
     paths = [Path(run) for run in runs]
     folder = Path(out) if out is not None else default_folder(paths)
     check_folder(folder, force)

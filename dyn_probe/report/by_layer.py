@@ -21,7 +21,7 @@ def cosine_parts(frame: pd.DataFrame) -> pd.Series:
     """Mean over pair rows of ⟨g_w,g_l⟩ of the layer / (‖g_w‖‖g_l‖ of the whole model), layers from input to output.
 
     Inner products and squared norms add up over layers, so the parts add up to the pairs' mean cosine. Unlike sums of
-    ⟨g_w,g_l⟩ they are not ruled by the few pairs with the largest gradients.
+    ⟨g_w,g_l⟩ they are not dominated by the few pairs with the largest gradients.
     """
     codes, names = layer_codes(frame)
     row = _pair_rows(frame)

@@ -1,9 +1,7 @@
-"""How far each pair's log-probabilities moved over the run: the one basis for verdicts, tables and
-comparisons.
+"""How far each pair's log-probabilities moved over the run: the one basis for verdicts, tables and comparisons.
 
-The best available basis is taken, and its name goes into every sentence: the same pairs seen in the first
-and in the last tenth of the steps; else the log-ratio to the reference in the last tenth; else different
-pairs of the two tenths.
+The best available basis is taken, and every sentence names it: the same pairs, seen in the first and in the last
+tenth of the steps; else the log-ratio to the reference in the last tenth; else different pairs of the two tenths.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from dyn_probe.report import derived
 from dyn_probe.report.frames import Floats, Tenths, finite, numbers, tenths
 
 LEAST_PAIRS = 5
-"""With fewer pairs in both tenths the same-pair basis is not used if there is another one."""
+"""With fewer pairs in both tenths another basis is preferred, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def _same_pairs(pairs: pd.DataFrame, parts: Tenths) -> Change | None:
     moved = (late - early).dropna()
     if not len(moved):
         return None
-    basis = f"same {len(moved)} pairs, {spans(parts)}"
+    basis = f"the same {len(moved)} pairs, {spans(parts)}"
     return Change(basis, moved["chosen"].to_numpy(), moved["rejected"].to_numpy(), True, len(moved))
 
 
@@ -69,7 +67,7 @@ def _against_reference(pairs: pd.DataFrame, parts: Tenths | None) -> Change | No
     moved = frame.groupby(late["pair_id"].to_numpy()).mean().dropna()
     if not len(moved):
         return None
-    basis = f"{len(moved)} pairs of {span(parts.last_steps)} against the reference, which is the starting model"
+    basis = f"{len(moved)} pairs of {span(parts.last_steps)} relative to the reference, which is the starting model"
     return Change(basis, moved["chosen"].to_numpy(), moved["rejected"].to_numpy(), True, len(moved))
 
 
@@ -108,4 +106,4 @@ def step_span(rows: pd.DataFrame) -> str:
 
 def spans(parts: Tenths) -> str:
     """Both tenths in words."""
-    return f"{span(parts.first_steps)} to {span(parts.last_steps)}"
+    return f"from {span(parts.first_steps)} to {span(parts.last_steps)}"

@@ -35,6 +35,7 @@ JOINED: dict[str, str] = {
 class DeltaLine:
     """One measure at the end of every run, and its difference to the first run."""
 
+    key: str
     name: str
     unit: str
     formula: str
@@ -73,14 +74,14 @@ def joined(traces: Mapping[str, Trace]) -> pd.DataFrame:
 
 def deltas(traces: Mapping[str, Trace]) -> list[DeltaLine]:
     """Every measure that some run has, at the end of each run (last tenth of its steps)."""
-    tables = {label: {line.name: line for line in every_line(trace)} for label, trace in traces.items()}
-    names = dict.fromkeys(name for table in tables.values() for name in table)
+    tables = {label: {line.key: line for line in every_line(trace)} for label, trace in traces.items()}
+    keys = dict.fromkeys(key for table in tables.values() for key in table)
     lines = []
-    for name in names:
-        known = next(table[name] for table in tables.values() if name in table)
-        values = {label: table[name].last if name in table else float("nan") for label, table in tables.items()}
-        said = f"{name}, by each run's own score" if name in OWN else name
-        lines.append(DeltaLine(said, known.unit, known.formula, values))
+    for key in keys:
+        known = next(table[key] for table in tables.values() if key in table)
+        values = {label: table[key].last if key in table else float("nan") for label, table in tables.items()}
+        name = f"{known.name}, by each run's own score" if key in OWN else known.name
+        lines.append(DeltaLine(key, name, known.unit, known.formula, values))
     return lines
 
 

@@ -72,7 +72,7 @@ def delta_entry(line: DeltaLine) -> Data:
         for label, value in line.values.items()
     ]  # fmt: skip
     unit = "" if line.unit in ("share", "1") else line.unit
-    return {"name": line.name, "unit": unit, "formula": line.formula, "runs": runs}
+    return {"key": line.key, "name": line.name, "unit": unit, "formula": line.formula, "runs": runs}
 
 
 def _delta_text(value: float, unit: str) -> str:
@@ -80,5 +80,5 @@ def _delta_text(value: float, unit: str) -> str:
         return ""
     sign = "+" if value > 0 else "−" if value < 0 else "±"
     if unit == "share":
-        return f"{sign}{abs(100 * value):.0f} points"
+        return f"{sign}{abs(100 * value):.0f} pp"
     return sign + value_text(abs(value), unit)

@@ -14,7 +14,7 @@ from dyn_probe.report.frames import Bins, Floats, bands, median
 from dyn_probe.report.style import LABEL, short
 
 HEAVY = 20.0
-"""Tails over HEAVY times the median size get a scale that is logarithmic beyond it."""
+"""Tails over HEAVY times the median size get a scale that is logarithmic beyond the median."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def widen(ax: Axes, name: str, values: Floats, reach: float) -> None:
 
 
 def decades(typical: float, reach: float, most: int = 3) -> list[float]:
-    """0 and at most `most` powers of ten on either side, none so near to 0 that the labels would touch."""
+    """0 and at most `most` powers of ten on either side, none so close to 0 that labels would overlap."""
     powers = range(int(np.ceil(np.log10(2 * typical))), int(np.floor(np.log10(reach))) + 1)
     kept = [10.0**power for power in list(powers)[:: -max(1, -(-len(powers) // most))]]
     return [*(-value for value in kept), 0.0, *reversed(kept)]
@@ -101,7 +101,7 @@ def fit_steps(ax: Axes, bins: Bins) -> None:
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.075) -> None:
-    """Write each curve's label beside its last value, moved apart where they would touch."""
+    """Write each curve's label beside its last value, moved so that labels do not overlap."""
     heights = [_height(ax, value) for value, _, _ in ends]
     for (_, text, colour), height in zip(ends, spread(heights, gap), strict=True):
         ax.annotate(
@@ -126,7 +126,7 @@ def _height(ax: Axes, value: float) -> float:
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights at least `gap` apart, in the same order and with the same mean as the given ones."""
+    """Heights with at least `gap` between them, in the same order and with the same mean as the given ones."""
     placed = list(heights)
     order = sorted(range(len(placed)), key=lambda i: placed[i])
     for below, above in itertools.pairwise(order):

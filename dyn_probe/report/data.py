@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Data = dict[str, Any]
 
-TILES = ("accuracy", "cosine", "case 2: both down")
+TILES = ("accuracy", "cosine", "case_2")
+"""Measures at the head of the page, by key."""
 
 
 def report_data(trace: Trace) -> Data:
@@ -57,17 +58,17 @@ def status(trace: Trace) -> Data:
 
 def tiles(trace: Trace) -> list[Data]:
     """The few numbers at the head of the page: change of both sides, then accuracy, cosine and case 2."""
-    moved, lines = change(trace.pairs), {line.name: line for line in overview(trace)}
+    moved, lines = change(trace.pairs), {line.key: line for line in overview(trace)}
     found = []
     for side in SIDES:
         if moved is not None:
             value = signed(median(moved.side(side)))
             found.append({"label": f"change of {side}", "text": value, "note": "nats/token over the run"})
-    for name in TILES:
-        if name in lines:
-            entry = _line_entry(lines[name])
+    for key in TILES:
+        if key in lines:
+            entry = _line_entry(lines[key])
             since = f"from {entry['first']}" if entry["first"] != "–" else "one recorded step"
-            found.append({"label": name, "text": entry["last"], "note": since})
+            found.append({"label": entry["name"], "text": entry["last"], "note": since})
     return found
 
 
@@ -89,7 +90,10 @@ def worst(group: list[Data]) -> str:
 
 def verdict_entry(verdict: Verdict) -> Data:
     """One verdict with its numbers written out."""
-    numbers = [{"name": n.name, "text": written(n), "value": float(n.value), "unit": n.unit} for n in verdict.numbers]
+    numbers = [
+        {"key": n.key, "name": n.name, "text": written(n), "value": float(n.value), "unit": n.unit}
+        for n in verdict.numbers
+    ]
     return {
         "level": verdict.level,
         "sentence": verdict.sentence,
@@ -119,6 +123,7 @@ def overview_table(trace: Trace) -> Data:
 
 def _line_entry(line: Line) -> Data:
     return {
+        "key": line.key,
         "name": line.name,
         "unit": "" if line.unit in ("share", "1") else line.unit,
         "formula": line.formula,
@@ -129,8 +134,8 @@ def _line_entry(line: Line) -> Data:
 
 
 def value_text(value: float, unit: str) -> str:
-    """A value without its unit, which has its own column; shares in per cent; "–" where there is none."""
-    return "–" if np.isnan(value) else written(Number("", value, "share" if unit == "share" else ""))
+    """A value without its unit, which has its own column; shares as percentages; "–" where there is none."""
+    return "–" if np.isnan(value) else written(Number("", "", value, "share" if unit == "share" else ""))
 
 
 def figure_entry(name: str, row: FigureRow, trace: Trace) -> Data:

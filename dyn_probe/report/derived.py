@@ -83,6 +83,19 @@ def since_first(pairs: pd.DataFrame, side: str) -> Floats:
     return change
 
 
+def recorded_change(pairs: pd.DataFrame, side: str) -> Floats:
+    """Measured change per token from before the pair's first recorded update to after this row's; nats/token.
+
+    Without a realised change the row's own update is not in it, and a pair's first row is NaN.
+    """
+    first = first_rows(pairs)
+    logp, realised = numbers(pairs, f"logp_{side}"), numbers(pairs, f"realised_delta_{side}")
+    measured = np.isfinite(realised)
+    change = _divide(np.where(measured, logp + realised, logp) - logp[first], numbers(pairs, f"len_{side}"))
+    change[~measured & (first == np.arange(len(first)))] = np.nan
+    return change
+
+
 def since_reference(pairs: pd.DataFrame, side: str) -> Floats:
     """Log-ratio to the reference per token, (a − r_w)/n_w or (b − r_l)/n_l; nats/token."""
     ratio = numbers(pairs, f"logp_{side}") - numbers(pairs, f"ref_logp_{side}")
@@ -161,6 +174,14 @@ DERIVED: dict[str, Derived] = {
     **{
         f"since_first_{side}": Derived(
             _side(since_first, side), "nats/token", f"change of {form} since the pair's first recorded step"
+        )
+        for side, form in zip(SIDES, ("a/n_w", "b/n_l"), strict=True)
+    },
+    **{
+        f"recorded_change_{side}": Derived(
+            _side(recorded_change, side),
+            "nats/token",
+            f"change of {form} from before the pair's first recorded update to after its last",
         )
         for side, form in zip(SIDES, ("a/n_w", "b/n_l"), strict=True)
     },

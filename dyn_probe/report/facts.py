@@ -25,7 +25,7 @@ FACTS: dict[str, tuple[Fact, ...]] = {
     "Parameters": (lambda about: about.model.parameters, lambda about: about.model.trained_parameters),
     "Data": (lambda about: about.data.name, option("data")),
     "Objective": (lambda about: about.objective.name, option("objective")),
-    "Shaping": (lambda about: [shaping_text(one) for one in about.objective.shaping], option("shaping")),
+    "Shaping": (lambda about: "; ".join(map(shaping_text, about.objective.shaping)), option("shaping")),
     "Margin and accuracy of": (lambda about: about.objective.score and about.objective.score.meaning,),
     "β": (lambda about: about.objective.hyper.get("beta"), option("beta")),
     "Learning rate": (option("lr"),),
@@ -49,8 +49,9 @@ def known(about: Manifest, label: str) -> Any:
 
 
 def shaping_text(shaping: ShapingInfo) -> str:
-    """A shaping with its options: gate-seq (form value, tau 0.1)."""
-    return f"{shaping.name} ({plain_text(shaping.options)})" if shaping.options else shaping.name
+    """A shaping as one types it: ``gate-seq:form=value,alpha=50``."""
+    values = (f"{key}={_typed(value)}" for key, value in shaping.options.items())
+    return f"{shaping.name}:{','.join(values)}" if shaping.options else shaping.name
 
 
 def plain_text(value: Any) -> str:
@@ -68,6 +69,11 @@ def plain_text(value: Any) -> str:
     return str(value)
 
 
+def shaping_options(about: Manifest) -> dict[str, dict[str, Any]]:
+    """Shaping → its options as the run was recorded with; empty where run.json does not say."""
+    return {one.name: one.options for one in about.objective.shaping}
+
+
 def facts(trace: Trace) -> list[tuple[str, str]]:
     """The main facts in reading order: label and text, only those that are known."""
     about = trace.about
@@ -75,6 +81,12 @@ def facts(trace: Trace) -> list[tuple[str, str]]:
     for position, row in enumerate(_size(trace)):
         found.insert(min(len(found), 3 + position), row)
     return found
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _size(trace: Trace) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a figure or statement needs from a trace, and what to say where it was not recorded."""
+"""Which columns a figure or statement needs, and what to say where they were not recorded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
 REMEDIES: dict[str, str] = {
-    "pairs.realised": "the same pairs measured again after the update (--realised)",
-    "pairs.update": "the change under the optimizer's own update (--update)",
+    "pairs.realised": "the pairs evaluated again after the update (--realised)",
+    "pairs.update": "the first-order change along the optimizer's update (--update)",
     "pairs.batch_delta": "the prediction for the whole batch (--gram-every)",
     "pairs.logp": "log-probabilities of the pairs",
     "pairs.ref_logp": "a reference policy",
@@ -30,8 +30,8 @@ REMEDIES: dict[str, str] = {
     "steps.grad_norm": "gradient norms of the steps",
     "layers": "per-layer gradients",
     "mass": "probe responses (--mass-every)",
-    "distributions": "probe responses of chosen or rejected (--mass-every)",
-    "tokens": "token heat maps of followed pairs (record --tokens-every)",
+    "distributions": "probe responses that are chosen or rejected (--mass-every)",
+    "tokens": "token heat maps (--tokens-every)",
 }
 """Beginning of a column's name → what has to be recorded for it."""
 

@@ -30,16 +30,16 @@ def check_folder(out: Path, force: bool) -> None:
         BadInput: says what stands there and what to write instead.
     """
     if out.exists() and not out.is_dir():
-        raise BadInput(f"wanted a folder for the report, came the file {out}; write --out FOLDER")
+        raise BadInput(f"the report needs a folder, and {out} is a file; write --out FOLDER")
     if out.is_dir() and any(out.iterdir()) and not force and not own_files(out):
         raise BadInput(
-            f"{out} is not empty and no report of dyn-probe; write --out with another folder, or --force to add "
-            "the report to it (files with the report's names are replaced, nothing else is touched)"
+            f"{out} is not empty and does not hold a report of dyn-probe; name another folder with --out, or write "
+            "--force to add the report to it (only files with the report's own names are replaced)"
         )
 
 
 def own_files(out: Path) -> list[Path]:
-    """Files of the report in this folder by its own list; empty if it is no report."""
+    """Files of the report in this folder by its own list; empty if it is not a report."""
     try:
         content = json.loads((out / MARK).read_text(encoding="utf-8"))
         names = content["files"] if content["written_by"] == WRITER else []

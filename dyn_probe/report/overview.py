@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number over some rows of the table `pairs`: its name, unit, formula and how it is summarised."""
+    """One number over some rows of the table `pairs`: its key for programs, name, unit, formula and summary."""
 
+    key: str
     name: str
     unit: str
     formula: str
@@ -32,6 +33,7 @@ class Measure:
 class Line:
     """A measure of a run: over the first and the last tenth of its steps (`first` NaN with a single step)."""
 
+    key: str
     name: str
     unit: str
     formula: str
@@ -63,46 +65,57 @@ SIDE_LETTERS = {"chosen": ("a", "r_w", "n_w", "g_w", "d_w"), "rejected": ("b", "
 
 MEASURES: tuple[Measure, ...] = (
     *(
-        Measure(f"log-prob of {side}", "nats/token", f"median {logp}/{length}", _per_token(side))
+        Measure(f"logp_{side}", f"log-prob of {side}", "nats/token", f"median {logp}/{length}", _per_token(side))
         for side, (logp, _, length, _, _) in SIDE_LETTERS.items()
     ),
     *(
-        Measure(f"{side} against reference", "nats/token", f"median ({logp} − {ref})/{length}", _against(side))
+        Measure(
+            f"reference_{side}", f"{side} vs. reference", "nats/token", f"median ({logp} − {ref})/{length}",
+            _against(side),
+        )
         for side, (logp, ref, length, _, _) in SIDE_LETTERS.items()
     ),
     Measure(
+        "margin",
         "margin",
         "nats",
         "median score_chosen − score_rejected; no score recorded: (a − r_w) − (b − r_l), no reference: a − b",
         derived.margin,
     ),
-    Measure("accuracy", "share", "share of rows with margin > 0", derived.margin, _positive),
+    Measure("accuracy", "accuracy", "share", "share of rows with margin > 0", derived.margin, _positive),
     Measure(
+        "log_ratio_margin",
         "log-ratio margin",
         "nats/sequence",
         "median (a − r_w) − (b − r_l); no reference: change of a − b since the pair was first recorded",
         derived.log_ratio_margin,
     ),
     Measure(
+        "log_ratio_accuracy",
         "log-ratio accuracy",
         "share",
         "share of rows with log-ratio margin > 0",
         derived.log_ratio_margin,
         _positive,
     ),
-    Measure("loss", "nats", "median ℓ", _column("loss")),
+    Measure("loss", "loss", "nats", "median ℓ", _column("loss")),
     *(
-        Measure(f"gradient norm of {side}", "nats/parameter unit", f"median ‖{grad}‖", _column(f"grad_norm_{side}"))
+        Measure(
+            f"grad_norm_{side}", f"gradient norm of {side}", "nats/parameter unit", f"median ‖{grad}‖",
+            _column(f"grad_norm_{side}"),
+        )
         for side, (_, _, _, grad, _) in SIDE_LETTERS.items()
     ),
-    Measure("cosine", "1", "median ⟨g_w,g_l⟩/(‖g_w‖‖g_l‖)", _column("grad_cosine")),
+    Measure("cosine", "cosine", "1", "median ⟨g_w,g_l⟩/(‖g_w‖‖g_l‖)", _column("grad_cosine")),
     *(
-        Measure(f"pull on {side}", "1", f"median {pull}", _column(f"pull_{side}"))
+        Measure(f"pull_{side}", f"pull on {side}", "1", f"median {pull}", _column(f"pull_{side}"))
         for side, (_, _, _, _, pull) in SIDE_LETTERS.items()
     ),
     *(
         Measure(
-            f"case {number}: {name}", "share", f"share of rows in case {number}", _column("case_plain"), _equal(number)
+            f"case_{number}", f"case {number}: {name}", "share", f"share of rows in case {number}",
+            _column("case_plain"),
+            _equal(number),
         )
         for number, name in CASES.items()
     ),
@@ -110,38 +123,37 @@ MEASURES: tuple[Measure, ...] = (
 
 
 HELD_OUT: tuple[tuple[str, str, str, str], ...] = (
-    ("held-out log-prob of chosen", "nats/sequence", "mean a", "eval_logp_chosen"),
-    ("held-out log-prob of rejected", "nats/sequence", "mean b", "eval_logp_rejected"),
-    ("held-out margin", "nats", "mean score_chosen − score_rejected", "eval_margin"),
-    ("held-out accuracy", "share", "share with margin > 0", "eval_accuracy"),
+    ("eval_logp_chosen", "held-out log-prob of chosen", "nats/sequence", "mean a"),
+    ("eval_logp_rejected", "held-out log-prob of rejected", "nats/sequence", "mean b"),
+    ("eval_margin", "held-out margin", "nats", "mean score_chosen − score_rejected"),
+    ("eval_accuracy", "held-out accuracy", "share", "share with margin > 0"),
     (
+        "eval_log_ratio_margin",
         "held-out log-ratio margin",
         "nats/sequence",
         "mean (a − r_w) − (b − r_l); no reference: change of a − b since the start of training",
-        "eval_log_ratio_margin",
     ),
-    ("held-out log-ratio accuracy", "share", "share with log-ratio margin > 0", "eval_log_ratio_accuracy"),
+    ("eval_log_ratio_accuracy", "held-out log-ratio accuracy", "share", "share with log-ratio margin > 0"),
 )
-"""Name, unit, formula and column of what is evaluated on the held-out pairs."""
+"""Key (its column in the table `steps`), name, unit and formula of what is evaluated on the held-out pairs."""
 
-OWN = ("margin", "accuracy", "held-out margin", "held-out accuracy")
-"""Measures by the objective's own score: runs of different objectives are not compared by them."""
+OWN = ("margin", "accuracy", "eval_margin", "eval_accuracy")
+"""Keys of the measures by the objective's own score: runs of different objectives are not compared by them."""
 
-
-COMMON = "log-ratio "
-"""How the name of a measure by log-ratios begins, whatever the objective's own score is."""
+COMMON = "log_ratio_"
+"""What the key of a measure by log-ratios has over that of the same measure by the objective's own score."""
 
 
 def overview(trace: Trace) -> list[Line]:
     """Every measure that was recorded, at the start and at the end of the run; measures by log-ratios only where the
     objective's own score is another."""
     lines = every_line(trace)
-    known = {line.name: (line.first, line.last) for line in lines}
+    known = {line.key: (line.first, line.last) for line in lines}
     return [
         line
         for line in lines
-        if COMMON not in line.name
-        or not np.array_equal(known[line.name], known.get(line.name.replace(COMMON, ""), ()), equal_nan=True)
+        if COMMON not in line.key
+        or not np.array_equal(known[line.key], known.get(line.key.replace(COMMON, ""), ()), equal_nan=True)
     ]
 
 
@@ -153,12 +165,12 @@ def every_line(trace: Trace) -> list[Line]:
 def _held_out(trace: Trace) -> list[Line]:
     """The held-out pairs at their first and last evaluation; the one after the last step stands in run.json."""
     lines = []
-    for name, unit, formula, column in HELD_OUT:
-        values = finite(numbers(trace.steps.sort_values("step"), column))
+    for key, name, unit, formula in HELD_OUT:
+        values = finite(numbers(trace.steps.sort_values("step"), key))
         if len(values):
-            end = getattr(trace.about.held_out, column, None)
+            end = getattr(trace.about.held_out, key, None)
             end = values[-1] if end is None else end
-            lines.append(Line(name, unit, f"{formula}, first and last evaluation", float(values[0]), float(end)))
+            lines.append(Line(key, name, unit, f"{formula}, first and last evaluation", float(values[0]), float(end)))
     return lines
 
 
@@ -171,5 +183,5 @@ def _recorded(trace: Trace) -> list[Line]:
     for measure in MEASURES:
         early, late = (measure.summary(measure.values(rows)) for rows in (first, last))
         if np.isfinite(early) or np.isfinite(late):
-            lines.append(Line(measure.name, measure.unit, measure.formula, early, late))
+            lines.append(Line(measure.key, measure.name, measure.unit, measure.formula, early, late))
     return lines

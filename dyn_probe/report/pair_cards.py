@@ -1,4 +1,4 @@
-"""Ranked pairs as the report shows them: numbers as text, responses with their differing words marked."""
+"""Ranked pairs as the report shows them: numbers as text, and responses with the words that differ marked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from dyn_probe.errors import BadInput
 from dyn_probe.report.derived import DERIVED
 from dyn_probe.report.frames import numbers
-from dyn_probe.report.ranked import RANKINGS, available, chosen_ranking, ranked_pairs
+from dyn_probe.report.ranked import available, chosen_ranking, ranked_pairs, ranking_words
 from dyn_probe.report.verdicts import sig
 from dyn_probe.trace.schema import PAIRS
 
@@ -24,29 +24,28 @@ LONGEST = 600
 TEXTS = ("prompt", "chosen", "rejected")
 UNITS = {column.name: column.unit for column in PAIRS.columns} | {name: row.unit for name, row in DERIVED.items()}
 HEAD = {
-    "case_plain": "case",
-    "excess": "excess",
-    "grad_cosine": "cosine",
+    "recorded_change_chosen": "Δ chosen/token",
+    "recorded_change_rejected": "Δ rejected/token",
+    "since_reference_chosen": "chosen vs. reference",
     "predicted_delta_chosen": "predicted Δ chosen",
-    "since_first_chosen": "chosen since first",
-    "since_reference_chosen": "chosen against ref.",
+    "grad_cosine": "cosine",
+    "case": "case",
 }
-"""Numbers in a pair's closed card; the open one has all."""
+"""Numbers on a pair's collapsed card; the expanded one has all of them."""
 
 
 def pair_cards(trace: Trace, top: int = TOP) -> dict[str, Any]:
-    """The first pairs by the preferred ranking, with numbers and texts; no cards where none can be ranked."""
+    """The first pairs of the default ranking, with numbers and texts; no cards where nothing can be ranked."""
     try:
         name = chosen_ranking(trace)
     except BadInput as error:
-        return {"by": "", "meaning": str(error), "heads": [], "cards": [], "rankings": []}
+        return {"by": "", "words": str(error), "heads": [], "cards": [], "rankings": []}
     frame = ranked_pairs(trace, name, top)
     heads = [column for column in HEAD if frame[column].notna().any()]
     cards = [_card(frame.iloc[[place]], heads) for place in range(len(frame))]
-    ranking = RANKINGS[name]
     return {
         "by": name,
-        "meaning": ranking.meaning,
+        "words": ranking_words(trace),
         "heads": [HEAD[name] for name in heads],
         "cards": cards,
         "rankings": available(trace),

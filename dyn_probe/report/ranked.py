@@ -1,4 +1,4 @@
-"""Ranked pairs: which pairs do it, with their numbers and their text."""
+"""Ranked pairs: which pairs fall furthest, with their numbers and their text."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
 from dyn_probe.report import derived
-from dyn_probe.report.frames import Floats, numbers, recorded
+from dyn_probe.report.frames import numbers
 from dyn_probe.report.unfit import naming_runs
 
 if TYPE_CHECKING:
@@ -27,26 +27,39 @@ class Ranking:
 
 
 RANKINGS: dict[str, Ranking] = {
-    "excess": Ranking("excess", True, "⟨g_w,g_l⟩ furthest above (d_w/d_l)‖g_w‖²: chosen most outweighed"),
+    "fall": Ranking(
+        "recorded_change_chosen", False, "largest measured fall of chosen per token, over its recorded rows"
+    ),
+    "reference": Ranking("since_reference_chosen", False, "chosen furthest below the reference, per token"),
+    "realised": Ranking("realised_delta_chosen", False, "largest fall of chosen in one update"),
+    "update": Ranking(
+        "update_delta_chosen", False, "largest fall of chosen along the optimizer's update (first order)"
+    ),
+    "batch": Ranking("batch_delta_chosen", False, "largest predicted fall of chosen, from the whole batch"),
+    "predicted": Ranking("predicted_delta_chosen", False, "largest predicted fall of chosen, from the pair alone"),
+    "excess": Ranking(
+        "excess", True, "⟨g_w,g_l⟩ furthest above (d_w/d_l)‖g_w‖²: the condition of chosen most violated"
+    ),
     "cosine": Ranking("grad_cosine", True, "most aligned gradients"),
     "inner": Ranking("grad_inner", True, "largest ⟨g_w,g_l⟩"),
-    "predicted": Ranking("predicted_delta_chosen", False, "chosen predicted to fall most (pair alone)"),
-    "batch": Ranking("batch_delta_chosen", False, "chosen predicted to fall most (whole batch)"),
-    "realised": Ranking("realised_delta_chosen", False, "chosen fell most in the update"),
-    "fall": Ranking("since_first_chosen", False, "chosen fell most since the pair was first recorded"),
-    "reference": Ranking("since_reference_chosen", False, "chosen furthest below the reference"),
     "margin": Ranking("margin", False, "smallest margin, by what the objective compares"),
     "norm": Ranking("pair_grad_norm", True, "largest gradient of the pair's loss"),
     "loss": Ranking("loss", True, "largest loss"),
 }
 """Name → ranking; `dyn-probe pairs --by` takes these names."""
 
-PREFERRED = ("excess", "fall", "reference", "margin")
+PREFERRED = ("fall", "reference", "update", "predicted", "excess", "margin")
+"""From what was measured to what was only predicted: the first that ENOUGH of the pairs have is taken by default."""
+MEASURED = ("fall", "reference", "margin")
+"""Those of PREFERRED that rank by a measured change rather than by a first-order prediction."""
+ENOUGH = 0.5
+"""Share of the pairs that must have a ranking's number."""
 
 COLUMNS = (
     "pair_id", "step", "rows", "case_plain", "excess", "grad_inner", "grad_cosine", "grad_norm_chosen",
     "grad_norm_rejected", "pull_chosen", "pull_rejected", "predicted_delta_chosen", "predicted_delta_rejected",
-    "batch_delta_chosen", "batch_delta_rejected", "realised_delta_chosen", "realised_delta_rejected",
+    "batch_delta_chosen", "batch_delta_rejected", "update_delta_chosen", "update_delta_rejected",
+    "realised_delta_chosen", "realised_delta_rejected", "recorded_change_chosen", "recorded_change_rejected",
     "since_first_chosen", "since_first_rejected", "since_reference_chosen", "since_reference_rejected", "logp_chosen",
     "logp_rejected", "len_chosen", "len_rejected", "score_chosen", "score_rejected", "margin", "log_ratio_margin",
     "loss", "pair_grad_norm", "prompt", "chosen", "rejected", "source",
@@ -59,7 +72,7 @@ def ranked_pairs(trace: Trace, by: str | None = None, top: int | None = 20, step
 
     Args:
         trace: a recorded run.
-        by: a name of RANKINGS; by default the first of PREFERRED that was recorded.
+        by: a name of RANKINGS; by default that of ``chosen_ranking``: measured falls where they were recorded.
         top: how many pairs, None for all.
         step: only the rows of this step.
 
@@ -83,7 +96,9 @@ def pair_rows(pairs: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
     if step is not None and not (steps == step).any():
         recorded_steps = np.unique(steps)
         near = recorded_steps[np.argsort(np.abs(recorded_steps - step))[:3]].astype(int)
-        raise BadInput(f"wanted a recorded step, came {step}; the nearest are {', '.join(map(str, sorted(near)))}")
+        raise BadInput(
+            f"step {step} was not recorded; the nearest recorded steps are {', '.join(map(str, sorted(near)))}"
+        )
     table = known.assign(
         rows=known.groupby("pair_id")["pair_id"].transform("size"),
         **{name: row.compute(known) for name, row in derived.DERIVED.items()},
@@ -94,25 +109,39 @@ def pair_rows(pairs: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
 
 def available(trace: Trace) -> list[str]:
     """Names of the rankings whose numbers this trace has."""
-    return [name for name, ranking in RANKINGS.items() if len(_values(trace, ranking))]
+    return [name for name, part in covered(trace).items() if part > 0]
 
 
-def _values(trace: Trace, ranking: Ranking) -> Floats:
-    if ranking.column in derived.DERIVED:
-        values = derived.DERIVED[ranking.column].compute(trace.pairs)
-        return values[np.isfinite(values)]
-    return np.ones(int(recorded(trace.pairs, ranking.column)))
+def covered(trace: Trace) -> dict[str, float]:
+    """Name of each ranking → share of the pairs that have its number at their last recorded row."""
+    rows = pair_rows(trace.pairs)
+    shares = {
+        name: np.isfinite(numbers(rows, row.column)).mean() if len(rows) else 0.0 for name, row in RANKINGS.items()
+    }
+    return {name: float(part) for name, part in shares.items()}
 
 
 def chosen_ranking(trace: Trace, by: str | None = None) -> str:
-    """Name of the ranking: `by` if it can be used, else the first of PREFERRED that was recorded."""
+    """Name of the ranking: `by` if it can be used, else the first of PREFERRED that ENOUGH of the pairs have (failing
+    that, the one that most of them have)."""
     if by is not None and by not in RANKINGS:
-        raise BadInput(f"wanted one of {', '.join(RANKINGS)}, came {by!r}")
-    there = available(trace)
+        raise BadInput(unknown("ranking", by, RANKINGS))
+    part = covered(trace)
+    there = [name for name in RANKINGS if part[name] > 0]
     if by is not None and by not in there:
-        have = f"write one of {', '.join(there)}" if there else "it has no pair numbers at all"
+        have = f"choose one of: {', '.join(there)}" if there else "it has no pair numbers at all"
         raise BadInput(f"this trace did not record what a ranking by {by} needs; {have}")
-    names = [by] if by else [name for name in PREFERRED if name in there]
+    if by is not None:
+        return by
+    names = [name for name in PREFERRED if part[name] > 0]
     if not names:
-        raise BadInput("this trace has no rows that pairs could be ranked by; record a run with pairs")
-    return names[0]
+        raise BadInput("this trace has no rows by which pairs could be ranked; record a run with pairs")
+    return next((name for name in names if part[name] >= ENOUGH), max(names, key=lambda name: part[name]))
+
+
+def ranking_words(trace: Trace, by: str | None = None) -> str:
+    """What the pairs are ranked by, in words; and where no measured change was recorded, that this is why."""
+    name = chosen_ranking(trace, by)
+    fallback = by is None and name not in MEASURED
+    lack = "; no measured change was recorded (record with --realised, or let pairs recur)" if fallback else ""
+    return f"{name}: {RANKINGS[name].meaning}{lack}"

@@ -1,4 +1,4 @@
-"""A study's statements, judged: numbers of each seed with their standard errors, and one of three verdicts."""
+"""A study's claims, judged: the numbers of each seed with their standard errors, and one of three verdicts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dyn_probe.report.frames import Floats
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not distinguishable from"
 ERRORS = 2.0
-"""Standard errors that a number must stand away from its limit to be told apart from it."""
+"""Standard errors by which a number must differ from its limit to be distinguished from it."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement of a paper, and what these runs say: ``by_seed`` are the numbers that must all fit."""
+    """One claim of a paper, and what these runs show: ``by_seed`` are the numbers that must all agree with it."""
 
     claim: str
     expected: str
@@ -67,8 +67,8 @@ def differences(left: Sequence[Estimate], right: Sequence[Estimate]) -> list[Est
 
 
 def verdict(seeds: Sequence[Estimate], above: bool, limit: float = 0.0) -> str:
-    """Holds where every seed stands on the right side of ``limit``, two standard errors away; does not hold where any
-    stands so far on the wrong side; otherwise not distinguishable."""
+    """Holds if every seed is on the right side of ``limit`` by ERRORS standard errors; does not hold if any is on the
+    wrong side by as much; otherwise not distinguishable."""
     away = [(one.value - limit) * (1 if above else -1) for one in seeds]
     if all(far >= ERRORS * one.error for far, one in zip(away, seeds, strict=True)) and min(away) > 0:
         return HOLDS
@@ -86,11 +86,11 @@ def finding(
     limit: float = 0.0,
     extremes: bool = False,
 ) -> Finding:
-    """A claim that every seed's number stands above (or below) the limit.
+    """The claim that every seed's number is above (or below) the limit.
 
     Args:
         name: what the number is.
-        extremes: show the smallest (largest, where the claim is "below") single value of a seed, too.
+        extremes: also show the smallest (largest, where the claim is "below") single value of each seed.
     """
     values = np.array([one.value for one in seeds])
     spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from dyn_probe.report.curves import Curve, draw_line, label_ends
 from dyn_probe.report.frames import Floats, numbers
 from dyn_probe.report.output import check_folder, csv_bytes, write_files
-from dyn_probe.report.study_claims import Estimate, Finding, differences, finding
+from dyn_probe.report.study_claims import ERRORS, Estimate, Finding, differences, finding
 from dyn_probe.report.study_page import draw_all, page
 from dyn_probe.report.style import RUN_COLOURS, name_panel, new_figure, rule
 from dyn_probe.report.token_draw import heat_figure
@@ -25,8 +25,8 @@ Runs = Mapping[str, Sequence[Trace]]
 """Style → its traces, one per seed."""
 
 COLOURS = dict(zip(("single-token", "short-suffix", "long-suffix", "prefix-suffix"), RUN_COLOURS, strict=False))
-LATE = 0.25
-"""The last share of the recorded steps over which "at the end" is a mean."""
+LATE, EARLY = 0.25, 0.125
+"""Shares of the recorded steps, the last and the first, over which "at the end" and "at the start" are means."""
 
 
 def by_step(traces: Sequence[Trace], value: Callable[[Trace], Floats]) -> tuple[Floats, Floats]:
@@ -59,13 +59,13 @@ def at_start(traces: Sequence[Trace], value: Callable[[Trace], Floats]) -> list[
 def _mean_of_steps(trace: Trace, value: Callable[[Trace], Floats], last: bool) -> Estimate:
     at = numbers(trace.pairs, "step")
     steps = np.unique(at)
-    kept = steps[-max(1, round(LATE * len(steps))) :] if last else steps[: max(1, round(LATE / 2 * len(steps)))]
+    kept = steps[-max(1, round(LATE * len(steps))) :] if last else steps[: max(1, round(EARLY * len(steps)))]
     return Estimate.of(value(trace)[np.isin(at, kept)])
 
 
 def token_cosines(traces: Sequence[Trace], same: bool) -> list[Estimate]:
-    """Each seed's mean cosine, over followed pairs at the first record, of aligned tokens that differ, or that are the
-    same and stand behind the first difference (those before it have the same gradient, so a cosine of 1)."""
+    """Each seed's mean cosine, over the tracked pairs at the first record, of aligned tokens that differ, or that are
+    the same and come after the first difference (those before it have the same gradient, hence a cosine of 1)."""
     return [_aligned_cosine(trace, same) for trace in traces]
 
 
@@ -121,11 +121,12 @@ def claims(runs: Runs) -> list[Finding]:
             first["long-suffix"], above=True,
         ),
         finding(
-            "differing tokens tell the pair apart (Fig. 4b)", "token cosine < 0 before the first update", "cosine",
+            "differing tokens have a negative cosine (Fig. 4b)", "token cosine < 0 before the first update", "cosine",
             differ, above=False, extremes=True,
         ),
         finding(
-            "identical tokens behind them do not (Fig. 4b)", "token cosine > 0.5 before the first update", "cosine",
+            "identical tokens after them have a positive one (Fig. 4b)", "token cosine > 0.5 before the first update",
+            "cosine",
             same, above=True, limit=0.5, extremes=True,
         ),
     ]  # fmt: skip
@@ -156,19 +157,19 @@ def figure_4b(runs: Runs) -> Figure:
 
 
 def first_heat(runs: Runs) -> TokenHeat:
-    """The first followed pair's first map in the prefix-suffix style."""
+    """The first map of the first tracked pair in the prefix-suffix style."""
     return recorded_heats(runs["prefix-suffix"][0].tokens)[0]
 
 
 FIGURES: dict[str, tuple[Callable[[Runs], Figure], str]] = {
-    "figure_3": (figure_3, "Figure 3: log-probabilities through training"),
+    "figure_3": (figure_3, "Figure 3: log-probabilities over training"),
     "figure_4a": (figure_4a, "Figure 4a: cosine of the gradients"),
     "figure_4b": (figure_4b, "Figure 4b: cosines of single tokens"),
 }
 
 
 def _lines(ax: Axes, runs: Runs, value: Callable[[Trace], Floats]) -> None:
-    """Mean over seeds as a line, their range as a band; means of three steps, against a batch's noise."""
+    """Mean over seeds as a line, their range as a band; smoothed over three steps."""
     ends = []
     for style, traces in runs.items():
         steps, means = by_step(traces, value)
@@ -184,7 +185,7 @@ def write_study(runs: Runs, out: Path, settings: Mapping[str, Any], force: bool 
     """Judge and draw; returns the page (report.html, its figures and claims.csv beside it) and the claims.
 
     Raises:
-        BadInput: ``out`` is a folder of something else.
+        BadInput: ``out`` holds something other than a report.
     """
     check_folder(out, force)
     judged = claims(runs)
@@ -194,6 +195,9 @@ def write_study(runs: Runs, out: Path, settings: Mapping[str, Any], force: bool 
         "claims": [asdict(one) for one in judged],
         "settings": {name: str(value) for name, value in settings.items()},
         "seeds": len(next(iter(runs.values()))),
+        "errors": f"{ERRORS:g}",
+        "late": f"{LATE:.0%}",
+        "early": f"{EARLY:.1%}",
     }
     files["report.html"] = page("study.html.j2", data, images)
     write_files(out, files, data)

@@ -21,7 +21,7 @@ from dyn_probe.report.study_squeezing_figures import FIGURES, PRINTED, published
 from dyn_probe.trace.reader import Trace
 
 ABOVE_DPO = ("Gate-DPO seq", "Gate-DPO q10", "Cal-DPO", "Gate-Cal-DPO seq", "Gate-Cal-DPO q10")
-"""Methods whose Δ chosen stands above that of DPO."""
+"""Methods whose Δ chosen is above that of DPO in the paper."""
 
 
 def measured(runs: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
@@ -75,12 +75,12 @@ def agreement(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_sign() -> list[str]:
-    """Columns in which every published value has the same sign: agreement of signs says little there."""
+    """Columns in which every published value has the same sign, so that agreement of signs says little."""
     return [name for name in PRINTED if len(set(np.sign(published()[name]))) == 1]
 
 
 def claims(frame: pd.DataFrame) -> list[Claim]:
-    """The study's statements, judged: a statement holds where every seed agrees."""
+    """The study's claims, judged: a claim holds where every seed agrees."""
     wide = frame.pivot(index="method", columns="seed")
     value = {name: wide.loc[name] for name in wide.index}
 
@@ -89,9 +89,9 @@ def claims(frame: pd.DataFrame) -> list[Claim]:
 
     dpo = seeds("DPO", "delta_chosen")
     found = [
-        _claim("DPO lowers chosen", "Δ chosen < 0", dpo, dpo < 0),
+        _claim("chosen falls under DPO", "Δ chosen < 0", dpo, dpo < 0),
         _claim(
-            "while the argmax tokens rise under DPO", "Δ argmax > 0",
+            "the argmax tokens rise under DPO", "Δ argmax > 0",
             seeds("DPO", "delta_argmax"), seeds("DPO", "delta_argmax") > 0,
         ),
         _claim(
@@ -125,14 +125,14 @@ def write_study(
     force: bool = False,
     left_out: Sequence[str] = (),
 ) -> tuple[Path, pd.DataFrame]:
-    """Judge and draw; returns the page and the measured rows. CSV tables and figures lie beside the page.
+    """Judge and draw; returns the page and the measured rows. CSV tables and figures are written beside the page.
 
     Args:
         settings: shown as they are.
-        left_out: lines on what of the probe file could not be used.
+        left_out: a line for each entry of the probe file that could not be used.
 
     Raises:
-        BadInput: ``out`` is a folder of something else, or a run holds no probe responses.
+        BadInput: ``out`` holds something other than a report, or a run holds no probe responses.
     """
     check_folder(out, force)
     if "DPO" not in runs:
@@ -178,7 +178,7 @@ def study_lines(frame: pd.DataFrame) -> list[str]:
         cells = (f"{r['same_sign']}/{r['methods']}, {nats(r['rho'])}" for r in rows.to_dict("records"))
         lines.append(f"{'same sign, ρ: ' + str(of):22}" + "".join(f"{cell:>20}" for cell in cells))
     little = ", ".join(COLUMNS[name] for name in one_sign())
-    lines.append(f"({little}: every published value has the same sign, so equal signs say little there)")
+    lines.append(f"({little}: every published value has the same sign, so agreement in sign says little)")
     judged = claims(frame)
     wide = max(len(one.claim) for one in judged)
     return [*lines, ""] + [

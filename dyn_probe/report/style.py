@@ -52,7 +52,7 @@ def name_panel(ax: Axes, title: str, y: str = "", x: str = "optimizer step") -> 
 
 
 def say(ax: Axes, text: str) -> None:
-    """Write why the panel is empty, in its middle."""
+    """Write in the middle of the panel why it is empty."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.grid(visible=False)

@@ -54,7 +54,7 @@ def _table(trace: Trace) -> list[str]:
 
 def _row(line: Line) -> tuple[str, str, str, str]:
     values = (
-        "" if np.isnan(value) else written(Number(line.name, value, "share" if line.unit == "share" else ""))
+        "" if np.isnan(value) else written(Number("", "", value, "share" if line.unit == "share" else ""))
         for value in (line.first, line.last)
     )
     return (line.name, *values, "" if line.unit in ("share", "1") else line.unit)  # type: ignore[return-value]

@@ -53,20 +53,28 @@ def verdict_rows(topic: str, verdicts: list[dict[str, Any]]) -> list[dict[str, o
             "topic": topic,
             "level": verdict["level"],
             "sentence": verdict["sentence"],
+            "key": number["key"],
             "number": number["name"],
             "value": number["value"],
             "unit": number["unit"],
             "formula": verdict["formula"],
         }
         for verdict in verdicts
-        for number in verdict["numbers"] or [{"name": "", "value": "", "unit": ""}]
+        for number in verdict["numbers"] or [{"key": "", "name": "", "value": "", "unit": ""}]
     ]
 
 
 def overview_rows(data: Mapping[str, Any]) -> list[dict[str, object]]:
     """The measures at the start and at the end."""
     return [
-        {"name": row["name"], "unit": row["unit"], "first": first, "last": last, "formula": row["formula"]}
+        {
+            "key": row["key"],
+            "name": row["name"],
+            "unit": row["unit"],
+            "first": first,
+            "last": last,
+            "formula": row["formula"],
+        }
         for row in data["overview"]["rows"]
         for first, last in [row["values"]]
     ]
@@ -76,6 +84,7 @@ def delta_rows(data: Mapping[str, Any]) -> list[dict[str, object]]:
     """The measures of every run, each with its difference to the first run."""
     return [
         {
+            "key": line["key"],
             "name": line["name"],
             "unit": line["unit"],
             "run": run["label"],
@@ -102,7 +111,7 @@ def curve_rows(trace: Trace) -> list[dict[str, object]]:
             if len(part):
                 steps = {"first_step": int(bins.low[place]), "last_step": int(bins.high[place])}
                 value = {"value": measure.summary(part), "rows": len(part)}
-                rows.append({"measure": measure.name, "unit": measure.unit, **steps, **value})
+                rows.append({"key": measure.key, "measure": measure.name, "unit": measure.unit, **steps, **value})
     return rows
 
 

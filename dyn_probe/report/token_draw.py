@@ -1,4 +1,4 @@
-"""Drawing token heat maps: readable tokens on both axes, colours around 0, legible for 5 tokens and for 200."""
+"""Drawing token heat maps: tokens on both axes, colours centred on 0, legible for 5 tokens and for 200."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def tick_text(token: str, most: int = 14) -> str:
-    """A token for a tick: visible, and what the figures' font cannot write by its number."""
+    """A token as a tick label: visible, with characters that the figures' font lacks written as U+XXXX."""
     drawn = "".join(c if ord(c) in _glyphs() else f"U+{ord(c):04X}" for c in visible(token, 200))
     return drawn if len(drawn) <= most else drawn[: most - 1] + "…"
 
@@ -53,7 +53,7 @@ def draw_heat(ax: Axes, heat: TokenHeat, small: bool = False) -> AxesImage:
     image = ax.imshow(
         heat.cosine, cmap=DIVERGING, vmin=-1, vmax=1, aspect="equal", interpolation="nearest", rasterized=True
     )
-    ax.set_facecolor("#D9DDE3")  # where a cosine is no number
+    ax.set_facecolor("#D9DDE3")  # where a cosine is undefined
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     kept = 12 if small else LABELLED

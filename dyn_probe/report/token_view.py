@@ -1,4 +1,4 @@
-"""Token heat maps as plain data for the page that shows them by hand: pairs, steps, numbers, rounded and bounded."""
+"""Token heat maps as plain data for the interactive page: pairs, steps, numbers, rounded and limited in size."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
 MOST_CELLS = 240_000
-"""Entries (of all pairs and steps) that a page carries; beyond, steps are thinned out, then pairs left out."""
+"""Most entries (over all pairs and steps) on a page; beyond that steps are thinned out, then pairs left out."""
 MOST_GROUPS = 20
 
 
 def token_view(trace: Trace) -> dict[str, Any] | None:
-    """Everything that the page shows of the ``tokens`` table; None where nothing was recorded."""
+    """Everything that the page shows from the ``tokens`` table; None where nothing was recorded."""
     if trace.tokens.empty:
         return None
     heats = recorded_heats(trace.tokens)
@@ -92,7 +92,7 @@ def _group(group: Any) -> dict[str, Any]:
 
 
 def rounded(values: np.ndarray) -> list[float | None]:
-    """All entries, row by row, with four digits; None where one is no number."""
+    """All entries, row by row, with four digits; None where one is not finite."""
     return [_number(value) for value in values.ravel()]
 
 
@@ -101,5 +101,5 @@ def _number(value: float) -> float | None:
 
 
 def script_hash(script: str) -> str:
-    """What a Content-Security-Policy names to let this inline script run and no other."""
+    """What a Content-Security-Policy lists so that this inline script may run and no other."""
     return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii") + "'"

@@ -1,4 +1,4 @@
-"""Rows on their way to disk: gathered per table, flushed by number, by age, and by a timer."""
+"""Rows on their way to disk: collected per table, flushed by number, by age, and by a timer."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Buffer:
         run: folder of the trace.
         rank: number of this process.
         segment: 0 in the first recording, N after the N-th resume.
-        flush_seconds: longest time that a row stays in memory alone; 0 writes at every ``add``.
-        flush_rows: largest number of rows of one table that stay in memory alone, and in one batch.
+        flush_seconds: longest time that a row is only in memory; 0 writes at every ``add``.
+        flush_rows: largest number of rows of one table that are only in memory, and in one batch.
         failures: what becomes of writes that fail.
     """
 

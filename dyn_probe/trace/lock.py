@@ -31,8 +31,8 @@ class FolderLock:
         except BlockingIOError:
             self._close()
             raise TraceError(
-                f"wanted to record into {run}, but another recorder is at work in it; "
-                f"wait for it or close it, or name another folder"
+                f"cannot record into {run}, because another process is recording into it; "
+                f"wait for it, close it, or name another folder"
             ) from None
         except OSError:
             self._close()

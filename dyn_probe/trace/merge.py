@@ -1,7 +1,7 @@
-"""The rows of one table, wherever they lie: Parquet file, streams of all ranks, before and after resumes.
+"""The rows of one table, wherever they are: Parquet file, streams of all ranks, before and after resumes.
 
-A Parquet file names the streams that are in it, so no row is read twice: not after a crash between writing the file and
-removing the streams, and not when a closed trace is resumed.
+A Parquet file lists the streams that it contains (metadata key ``dyn_probe``), so no row is read twice, neither
+after a crash between writing the file and removing the streams, nor when a closed trace is resumed.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Rows:
 def collect(run: Path, table: Table, wanted: Selection = EVERYTHING) -> Rows:
     """Rows of ``table``: by step, then recording and rank, else as recorded; nothing twice.
 
-    Streams are read first, then ``run.json``, then the Parquet file. Whoever merges at the same time writes
-    the Parquet file first and removes the streams last, so every row is met, and where it is met twice the
-    Parquet file names its stream.
+    Streams are read first, then ``run.json``, then the Parquet file. A process that merges at the same time writes
+    the Parquet file first and removes the streams last, so every row is found, and if it is found twice the
+    Parquet file lists its stream.
     """
     streams = {name: rows for name in list_streams(run) if name.table == table.name and (rows := _stream(run, name))}
     manifest = typed(read_manifest(run))
@@ -139,7 +139,7 @@ def _conform(data: pa.Table | None, table: Table, file: str, names: Sequence[str
     if unknown or len(set(data.column_names)) < len(data.column_names):
         named = ", ".join(on_one_line(name, 60) for name in unknown[:5]) + (", …" if len(unknown) > 5 else "")
         raise TraceError(
-            f"{file} has columns that table {table.name!r} does not: {named or 'one of them twice'}; "
+            f"{file} has columns that table {table.name!r} does not have: {named or 'one of them twice'}; "
             f"read it with the version of dyn-probe that wrote it"
         )
     columns = [

@@ -39,16 +39,16 @@ def open_folder(
     Args:
         run: folder of the trace.
         fields: what the recorder says about the run, as JSON values.
-        force: remove an older trace that lies there; other files stay.
-        resume: go on with the trace that lies there.
+        force: remove an older trace that is there; other files stay.
+        resume: continue the trace that is there.
         resume_step: recorded rows of this step and later are no longer read.
-        session: a name of this launch; None makes one up.
+        session: a name for this launch; None generates one.
 
     Returns:
         The lock on the folder, and the manifest as written.
     """
     if run.exists() and not run.is_dir():
-        raise TraceError(f"wanted a folder to record into; {run} is a file; name another folder")
+        raise TraceError(f"wanted a folder to record into, but {run} is a file; name another folder")
     if resume:
         read_manifest(run)
     lock: FolderLock | None = None
@@ -78,19 +78,21 @@ def _start_empty(run: Path, force: bool) -> dict[str, Any]:
     if not force:
         about = "holds a trace" if (run / RUN_FILE).exists() else "is not empty"
         raise TraceError(
-            f"wanted a new or empty folder to record into; {run} {about} ({', '.join(content[:5])}); "
-            f"name another folder, or resume the trace, or overwrite it with force (--force)"
+            f"wanted a new or empty folder to record into, but {run} {about} ({', '.join(content[:5])}); "
+            f"name another folder, resume the trace, or overwrite it with force (--force)"
         )
     _remove_trace(run)
     return {}
 
 
 def _remove_trace(run: Path) -> None:
-    """Remove a trace's own files, ``run.json`` last; what else lies in the folder stays."""
+    """Remove a trace's own files, ``run.json`` last; other files in the folder stay."""
     try:
         read_manifest(run)
     except TraceError as error:
-        raise TraceError(f"{run} is not removed, because it is not a trace that this version knows: {error}") from error
+        raise TraceError(
+            f"{run} is not overwritten, because it is not a trace that this version can read: {error}"
+        ) from error
     tables = [parquet_file(run, table) for table in TABLES]
     foreign = [path.name for path in tables if path.exists() and not is_own_parquet(path)]
     if foreign or (run / STREAMS).is_symlink():

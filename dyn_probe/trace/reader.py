@@ -18,13 +18,13 @@ from dyn_probe.trace.run_fields import Manifest
 from dyn_probe.trace.schema import TABLES
 from dyn_probe.trace.selection import EVERYTHING, Selection, select
 
-# Types with a null of their own; float64 has NaN, and step (int64) is never null.
+# Types with their own null; float64 has NaN, and step (int64) is never null.
 _PANDAS = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A recorded run. Tables are read when first asked for, and kept.
+    """A recorded run. Tables are read on first access and kept.
 
     Args:
         path: folder of the trace.
@@ -88,7 +88,7 @@ class Trace:
 
     @property
     def distributions(self) -> pd.DataFrame:
-        """One position of a probe response at the first or the last measurement: what the model would say next."""
+        """One position of a probe response at the first or the last measurement, with its next-token distribution."""
         return self.table("distributions")
 
     @property
@@ -152,7 +152,8 @@ def load_trace(
         steps: a step, steps, a range, or a slice; the tables have only the rows of these.
 
     Raises:
-        TraceError: there is no such folder, it is no trace, or a newer dyn-probe wrote it; a column that no table has.
+        TraceError: there is no such folder, it is not a trace, a newer dyn-probe wrote it, or no table has a column of
+            that name.
     """
     path = Path(path)
     return Trace(path, read_manifest(path), select(columns, steps))

@@ -1,8 +1,7 @@
-"""Rows of plain Python values → Arrow batches, checked against the schema; every misfit is named at once."""
+"""Rows of plain Python values → Arrow batches, checked against the schema; all errors are reported at once."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
@@ -10,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dyn_probe.errors import TraceError
+from dyn_probe.errors import TraceError, nearest, unknown
 from dyn_probe.trace.schema import TABLES, Column, Table
 
 _SCALARS: dict[str, pa.DataType] = {
@@ -25,7 +24,7 @@ _SCALARS: dict[str, pa.DataType] = {
 def find_table(name: str) -> Table:
     """The table of that name; an unknown name is an error that lists the known ones."""
     if name not in TABLES:
-        raise TraceError(f"a trace has no table {name!r}; write one of: {', '.join(TABLES)}")
+        raise TraceError(unknown("table", name, TABLES))
     return TABLES[name]
 
 
@@ -77,17 +76,17 @@ def _look_up(row: object, name: str, fill: Mapping[str, object]) -> object:
 
 
 def _misnamed(table: Table, rows: list[Mapping[str, object]]) -> Iterator[str]:
-    """A sentence for each column name that the schema does not know, and for rows that are no mapping."""
+    """A sentence for each column name that the schema does not have, and for rows that are not mappings."""
     unknown: dict[str, int] = {}
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            yield f"row {number}: wanted a mapping of column name to value, came {_show(row)}"
+            yield f"row {number}: wanted a mapping of column name to value, got {_show(row)}"
             continue
         for name in row.keys() - set(table.names):
             unknown[name] = unknown.get(name, 0) + 1
     for name, count in sorted(unknown.items(), key=str):
-        near = difflib.get_close_matches(str(name), table.names, n=1)
-        hint = f"; did you mean {table.aliases.get(str(name), *near[:1] or [''])!r}?" if near else ""
+        near = nearest(name, table.names)
+        hint = f"; did you mean {table.aliases.get(str(name), near)!r}?" if near or str(name) in table.aliases else ""
         yield f"column {name!r} does not exist (in {count} of {len(rows)} rows){hint}"
 
 
@@ -99,10 +98,10 @@ def _array(column: Column, values: list[object], problems: list[str]) -> pa.Arra
         try:
             plain.append(convert(value))
         except (ValueError, OverflowError):
-            problems.append(f"column {column.name!r}: wanted {column.type}, came {_show(value)} in row {number}")
+            problems.append(f"column {column.name!r}: wanted {column.type}, got {_show(value)} in row {number}")
             return None
     if column.required and None in plain:
-        problems.append(f"column {column.name!r}: wanted a value in every row, came none in row {plain.index(None)}")
+        problems.append(f"column {column.name!r}: wanted a value in every row, got none in row {plain.index(None)}")
         return None
     try:
         return pa.array(plain, arrow_type(column.type))

@@ -1,4 +1,4 @@
-"""Every column of every table: name, type, unit, meaning. The one source for writer, reader and docs.
+"""Every column of every table: name, type, unit, meaning. The single source for writer, reader and docs.
 
 Letters as in docs/notation.md: ``a``, ``b`` are the chosen and rejected log-probability, ``g_w``, ``g_l``
 their gradients over all trained parameters, ``d_w``, ``d_l`` the pulls, ``K`` the Gram of the batch.
@@ -85,7 +85,12 @@ PAIRS = Table(
             "",
             "the same by the signs of update_delta_*: the optimizer's own step, to first order",
         ),
-        Column("case_realised", "int32", "", "the same by the signs of realised_delta_*: what happened"),
+        Column(
+            "case_realised",
+            "int32",
+            "",
+            "the same by the signs of realised_delta_*: what happened; null where either is within noise_floor",
+        ),
         real(
             "predicted_delta_chosen",
             SEQ,
@@ -127,7 +132,7 @@ PAIRS = Table(
             "separate_backward",
             "bool",
             "",
-            "true where the gradients took a backward of their own: the loss gave no usable pull",
+            "true where the gradients were computed in a separate backward pass, because the pull was 0 or too small",
         ),
     ),
 )
@@ -142,7 +147,7 @@ STEPS = Table(
         real("loss", "nats", "mean loss over these pairs"),
         real("learning_rate", "1", "η of the step"),
         real("grad_norm", GRAD, "norm of the accumulated gradient before clipping"),
-        real("grad_norm_clipped", GRAD, "the same after clipping: what the optimizer saw"),
+        real("grad_norm_clipped", GRAD, "the same after clipping, as the optimizer sees it"),
         real("logp_chosen", SEQ, "mean a"),
         real("logp_rejected", SEQ, "mean b"),
         real(
@@ -168,19 +173,19 @@ STEPS = Table(
         real("law7_error", "1", "largest |rounding| / Σ|parts| of the step's pushes: parts against stored weights"),
         real("law7_share", "share", "share of the trained weights that this was checked on"),
         real("kappa_error", "1", "relative error of ‖G‖² = κ²cᵀKc, G the gradient that the optimizer saw"),
-        Column("separate_rows", "int32", "rows", "rows whose gradients needed a separate backward"),
+        Column("separate_rows", "int32", "rows", "rows whose gradients needed a separate backward pass"),
         real("unmoved_share", "share", "share of the trained weights that the step left as they were"),
         real(
             "noise_floor",
             SEQ,
-            "spread of a pair's log-probability between two evaluations of the same weights, in its own batch and in "
-            "another one, at step 0: a smaller change is numerics",
+            "largest difference of a log-probability that is computed twice from the same weights, in the batch and "
+            "with its pair alone, at the first step: a smaller change is numerics",
         ),
         real(
             "other_terms",
             "share",
-            "share of ‖∇loss‖² that the recorded rows do not explain: 1 − cᵀKc/‖∇loss‖², where the full Gram was "
-            "recorded",
+            "share of the squared gradient that is no multiple of the recorded rows' sum S, 1 − ⟨G,S⟩²/(‖G‖²‖S‖²): "
+            "other terms of the loss, pairs of other processes",
         ),
     ),
 )
@@ -197,7 +202,7 @@ LAYERS = Table(
             "",
             "embedding, block number, final_norm or head; a tied head counts as embedding",
         ),
-        Column("depth", "int32", "", "order of the layers from input to output, from 0"),
+        Column("depth", "int32", "", "position of the layer from input to output, from 0"),
         real("grad_norm_chosen", GRAD, "‖g_w‖ over the layer's parameters"),
         real("grad_norm_rejected", GRAD, "‖g_l‖ over the layer's parameters"),
         real("grad_inner", INNER, "⟨g_w, g_l⟩ over the layer's parameters"),
@@ -231,7 +236,7 @@ MASS = Table(
         real("argmax_logp", SEQ, "Σ_t log max_v π_t(v)"),
         real("not_argmax_logp", SEQ, "Σ_t log(1 − max_v π_t(v))"),
         real("entropy", "nats/token", "mean entropy of π_t"),
-        real("rank", "1", "mean number of tokens more probable than the target; one as probable counts ½"),
+        real("rank", "1", "mean number of tokens more probable than the target; an equally probable one counts ½"),
         real("top1", "share", "share of positions whose most probable token is the target; a tie is split"),
         real("residual", "1", "mean ‖π_t − e_y‖₂"),
         real("missing_mass", "1", "mean 1 − π_t(y)"),
@@ -246,7 +251,7 @@ DISTRIBUTIONS = Table(
     "one position of a probe response at the first or the last measurement: what the model would say next",
     (
         STEP,
-        Column("first_step", "int32", "step", "step of the first measurement, which the columns first_… are from"),
+        Column("first_step", "int32", "step", "step of the first measurement, to which the columns first_… belong"),
         Column("prompt_id", "string", "", "hash of the prompt's text"),
         Column("kind", "string", "", "response kind (chosen, rejected)"),
         Column("position", "int32", "tokens", "which token of the response is next, counted from 0"),
@@ -254,7 +259,7 @@ DISTRIBUTIONS = Table(
         Column("target", "int32", "", "place of the target, the response's own token, in tokens (from 0)"),
         Column("probabilities", "list<float64>", "probability", "π_t of these tokens"),
         Column("first_probabilities", "list<float64>", "probability", "the same at the first measurement"),
-        real("rest", "probability", "1 − their sum: what all other tokens have"),
+        real("rest", "probability", "1 − their sum: probability of all other tokens"),
         real("first_rest", "probability", "the same at the first measurement"),
     ),
 )

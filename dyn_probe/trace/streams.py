@@ -41,7 +41,7 @@ class StreamFile:
                 self._file = os.open(path, flags, 0o644)
             except FileExistsError as error:
                 raise TraceError(
-                    f"wanted to start the stream {path}, which exists: two processes record as the same rank; "
+                    f"cannot start the stream {path}, because it exists: two processes record as the same rank; "
                     f"give each process its own rank"
                 ) from error
         self._size = self._rows = 0

@@ -31,18 +31,18 @@ class TraceWriter:
         with TraceWriter("runs/mine", {"objective": {"name": "dpo"}}) as writer:
             writer.add("steps", [{"step": 0, "loss": 0.693}])
 
-    With several processes, each has its own writer. Rank 0 creates the folder, owns ``run.json`` and, when it
-    closes, waits for the others to close and merges all streams; the others wait for it to open the folder.
+    With several processes, each has its own writer. Rank 0 creates the folder, writes ``run.json`` and, when it
+    closes, waits for the others to close and merges all streams; the others wait until it has opened the folder.
 
     Args:
         out: folder of the trace: new or empty, unless ``force`` or ``resume``.
         manifest: what ``run.json`` says about the run (command, config, model, …); only rank 0's counts.
         rank: number of this process.
         force: overwrite an older trace; files in the folder that are not the trace's own stay.
-        flush_seconds: longest time that a row is in memory alone; 0 writes at every ``add``.
-        flush_rows: largest number of rows of one table that are in memory alone.
-        resume: go on with the trace in ``out``, closed or killed; ``manifest`` replaces the fields it names.
-        resume_step: the step training goes on with: rows of it and later, recorded earlier, are not read.
+        flush_seconds: longest time that a row is only in memory; 0 writes at every ``add``.
+        flush_rows: largest number of rows of one table that are only in memory.
+        resume: continue the trace in ``out``, closed or killed; ``manifest`` replaces the fields it names.
+        resume_step: the step at which training continues: earlier rows of this step and later are not read.
         session: one string per launch, the same in all its processes (broadcast it from rank 0). With it the
             other ranks never mistake an older trace in ``out`` for the one rank 0 is about to open; without
             it, let rank 0 open first. A rank that resumes must name it.
@@ -109,7 +109,7 @@ class TraceWriter:
         self._buffer.flush()
 
     def update_manifest(self, **fields: object) -> None:
-        """Set fields of ``run.json``, in one move. Does nothing on ranks other than 0."""
+        """Set fields of ``run.json`` atomically. Does nothing on ranks other than 0."""
         content = checked(fields)
         if self._done:
             raise TraceError(f"the trace {self.path} is closed; update_manifest before close")
@@ -151,7 +151,7 @@ class TraceWriter:
                 be called again.
         """
         if status not in _STATUSES:
-            raise TraceError(f"a trace is closed with status {' or '.join(_STATUSES)}; came {status!r}")
+            raise TraceError(f"a trace is closed with status {' or '.join(_STATUSES)}; got {status!r}")
         if self._done:
             return
         self._buffer.close()
@@ -245,18 +245,18 @@ def _check(
     resume_step: int | None,
     session: str | None,
 ) -> None:
-    """Arguments of the writer that do not fit one another are an error before anything is touched."""
+    """Refuse arguments that contradict each other before anything is touched."""
     if rank < 0 or flush_seconds < 0 or flush_rows < 1:
         raise TraceError(
-            f"wanted rank >= 0, flush_seconds >= 0 and flush_rows >= 1; came {rank}, {flush_seconds}, {flush_rows}"
+            f"wanted rank >= 0, flush_seconds >= 0 and flush_rows >= 1; got {rank}, {flush_seconds}, {flush_rows}"
         )
     if force and resume:
-        raise TraceError("force removes the older trace and resume goes on with it; write only one of them")
+        raise TraceError("force removes the older trace and resume continues it; write only one of them")
     if resume_step is not None and not resume:
-        raise TraceError(f"resume_step={resume_step} says where to go on; write resume=True with it")
+        raise TraceError(f"resume_step={resume_step} says where to continue; it needs resume=True")
     if rank and resume and session is None:
         raise TraceError(
-            f"rank {rank} cannot tell the resumed trace from the old one; write session=..., any string "
+            f"rank {rank} cannot distinguish the resumed trace from the old one; write session=..., any string "
             f"that is new for each launch and the same in all its processes"
         )
 

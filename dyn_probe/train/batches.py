@@ -9,18 +9,18 @@ from dyn_probe.errors import BadInput
 
 
 def step_order(pairs: int, per_step: int, step: int, seed: int) -> list[int]:
-    """Numbers of the pairs that ``step`` trains on: a function of its arguments alone, so a resumed run meets the
+    """Numbers of the pairs that ``step`` trains on: a function of its arguments alone, so a resumed run sees the
     same batches.
 
-    Every epoch goes through the pairs in a new order drawn from ``seed``; no pair comes twice in a step, and the
-    remainder of an epoch that does not fill a step is left out of it.
+    Every epoch goes through the pairs in a new order drawn from ``seed``; no pair occurs twice in a step, and the
+    remainder of an epoch that does not fill a step is dropped.
 
     Raises:
         BadInput: there are fewer pairs than a step needs.
     """
     if not 0 < per_step <= pairs:
         raise BadInput(
-            f"a step trains on {per_step} pairs (batch size × accumulation), but only {pairs} can be used; "
+            f"a step takes {per_step} pairs (batch size × accumulation), but only {pairs} are usable; "
             f"lower --batch-size or --gradient-accumulation, or add data"
         )
     epoch, place = divmod(step, pairs // per_step)

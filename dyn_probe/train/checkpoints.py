@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a resumed run needs to go on as if it had never stopped. Nothing is unpickled."""
+"""Checkpoints: everything that a resumed run needs to continue as if it had never stopped. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def _save(state: dict[str, Any], path: Path) -> None:
 
 
 def newest_checkpoint(run: Path) -> dict[str, Any]:
-    """The state of the newest checkpoint of a run, read without running code from it.
+    """The state of the newest checkpoint of a run, loaded without executing code from it.
 
     Raises:
         BadInput: the run has none, or it cannot be read.
     """
     found = sorted((run / FOLDER).glob("step-*.pt"), key=lambda p: int(p.stem.partition("-")[2]))
     if not found:
-        raise BadInput(f"{run} has no checkpoint to resume from; record with --checkpoint-every N to have them")
+        raise BadInput(f"{run} has no checkpoint to resume from; checkpoints are saved by --checkpoint-every N")
     try:
         return torch.load(found[-1], map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises several unrelated types
@@ -72,10 +72,10 @@ def newest_checkpoint(run: Path) -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any], model: nn.Module | None, optimizer: torch.optim.Optimizer | None) -> int:
-    """Put a checkpoint's state back, random numbers included; returns the number of steps that are done.
+    """Restore a checkpoint's state, random numbers included; returns the number of completed steps.
 
     Args:
-        model, optimizer: None where theirs is put back elsewhere.
+        model, optimizer: None where their state is restored elsewhere.
     """
     if model is not None:
         model.load_state_dict(state["model"])

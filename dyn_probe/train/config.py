@@ -19,15 +19,30 @@ def _option(default: Any, help: str, **more: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+BY_MODEL: dict[str, tuple[float, float, float]] = {
+    "lr": (2e-4, 1e-5, 1e-6),
+    "pretrain_steps": (600, 0, 0),
+    "sft_steps": (20, 0, 0),
+    "sft_lr": (2e-4, 1e-5, 1e-5),
+}
+"""Field → its default for the built-in model, for LoRA adapters on another model, for all weights of another model."""
+
+
+def _by_model(name: str) -> str:
+    """Such a default in words."""
+    own, lora, other = (f"{v:.0e}".replace("e-0", "e-") if 0 < v < 1 else f"{v:g}" for v in BY_MODEL[name])
+    return f"{own} for the built-in model, {f'{lora} with LoRA, ' if lora != other else ''}else {other}"
+
+
 @dataclass(frozen=True)
 class RunConfig:
-    """What a recorded run does. ``None`` stands for a default that depends on the model or the objective.
+    """The options of a recorded run. ``None`` stands for a default that depends on the model or the objective.
 
     Raises:
         BadInput: values of a wrong type or out of range; all of them are listed.
     """
 
-    out: str = _option("", "Folder of the trace, made by the run.", default_text="runs/OBJECTIVE-DATA")
+    out: str = _option("", "Folder of the trace, created by the run.", default_text="runs/OBJECTIVE-DATA")
     model: str = _option("built-in", "built-in, a local folder, or a hub id.")
     data: str = _option(
         "sentiment:long-suffix",
@@ -35,43 +50,41 @@ class RunConfig:
         "sentiment:STYLE@FILE), a file of pairs (JSON lines, a JSON array, CSV, Parquet), a folder[:SPLIT], or a hub "
         "id OWNER/NAME[:SPLIT].",
     )
-    objective: str = _option("dpo", "What is minimised; `dyn-probe methods` lists them. Also NAME:KEY=VALUE,…")
-    shaping: tuple[str, ...] = _option((), "Shaping of the pairs' gradients, NAME or NAME:KEY=VALUE,…; repeatable.")
-    hyper: dict[str, Any] = _option({}, "A hyper-parameter of the objective, NAME=VALUE; repeatable.", name="set")  # noqa: RUF009
+    objective: str = _option(
+        "dpo", "Objective of the training, NAME or NAME:KEY=VALUE,…; `dyn-probe methods` lists them."
+    )
+    shaping: tuple[str, ...] = _option((), "Gradient shaping, NAME or NAME:KEY=VALUE,…; repeatable.")
+    hyper: dict[str, Any] = _option({}, "Hyper-parameter of the objective, NAME=VALUE; repeatable.", name="set")  # noqa: RUF009
     beta: float | None = _option(None, "β of the objective; short for --set beta=…", default_text="the objective's")
 
     steps: int = _option(60, "Optimizer steps of preference training.", least=1)
-    batch_size: int = _option(8, "Pairs in one forward and backward.", least=1)
-    gradient_accumulation: int = _option(1, "Batches that one optimizer step adds up.", least=1)
-    lr: float | None = _option(
-        None, "Learning rate.", least=0.0, default_text="2e-4 for the built-in model, 1e-5 with LoRA, else 1e-6"
-    )
+    batch_size: int = _option(8, "Pairs per forward and backward pass, over all processes.", least=1)
+    gradient_accumulation: int = _option(1, "Batches accumulated per optimizer step.", least=1)
+    lr: float | None = _option(None, "Learning rate.", least=0.0, default_text=_by_model("lr"))
     optimizer: str = _option("adamw", "Optimizer.", choices=("adamw", "rmsprop", "sgd"))
     weight_decay: float = _option(0.0, "Weight decay of the optimizer.", least=0.0)
     schedule: str = _option("constant", "Learning rate after the warm-up.", choices=("constant", "linear", "cosine"))
-    warmup_steps: int = _option(10, "Steps over which the learning rate rises from 0.", least=0)
-    max_grad_norm: float = _option(1.0, "Clip the gradient to this norm; 0 does not clip.", least=0.0)
+    warmup_steps: int = _option(10, "Steps of linear learning-rate warm-up.", least=0)
+    max_grad_norm: float = _option(1.0, "Clip the gradient to this norm; 0 disables clipping.", least=0.0)
 
     pretrain_steps: int | None = _option(
         None,
-        "Steps in which the built-in model first reads generated text.",
+        "Steps of language modelling on generated text, before the supervised warm-up (built-in model only).",
         least=0,
-        default_text="600 for the built-in model, else 0",
+        default_text=_by_model("pretrain_steps"),
     )
     sft_steps: int | None = _option(
         None,
-        "Steps of supervised warm-up on the chosen responses, before the reference is frozen.",
+        "Steps of supervised warm-up, before the reference is frozen.",
         least=0,
-        default_text="20 for the built-in model, else 0",
+        default_text=_by_model("sft_steps"),
     )
     sft_objective: str = _option(
         "sft",
-        "What the warm-up trains on: the chosen responses, or both sides (against squeezing).",
+        "What the warm-up trains on: the chosen responses (sft), or both sides, against squeezing (extended_sft).",
         choices=("sft", "extended_sft"),
     )
-    sft_lr: float | None = _option(
-        None, "Learning rate of the warm-up.", least=0.0, default_text="2e-4 for the built-in model, else 1e-5"
-    )
+    sft_lr: float | None = _option(None, "Learning rate of the warm-up.", least=0.0, default_text=_by_model("sft_lr"))
 
     max_pairs: int | None = _option(None, "Read at most this many rows of the data.", least=1, default_text="all")
     columns: str = _option(
@@ -81,69 +94,92 @@ class RunConfig:
         default_text="as the file's shape says; `dyn-probe data` shows it",
     )
     strict_data: bool = _option(False, "Refuse data of which a row cannot be used, instead of leaving it out.")
-    max_length: int = _option(1024, "Most tokens of prompt and response together.", least=2)
+    max_length: int = _option(1024, "Most tokens of prompt and response together; longer rows are truncated.", least=2)
     truncation: str = _option(
         "keep_start",
-        "Which end of a longer row stays: its first tokens or its last.",
+        "Which end of a longer row is kept.",
         choices=("keep_start", "keep_end"),
     )
-    eval_fraction: float = _option(0.1, "Share of the pairs held out and only evaluated.", least=0.0, below=1.0)
-    eval_every: int = _option(20, "Evaluate the held-out pairs every so many steps, and at both ends.", least=1)
+    eval_fraction: float = _option(0.1, "Share of the pairs that is held out for evaluation.", least=0.0, below=1.0)
+    eval_every: int = _option(20, "Evaluate the held-out pairs every N steps, and at the start and end.", least=1)
 
-    every: int = _option(1, "Record every so many steps.", least=1)
+    every: int = _option(1, "Record every N-th step.", least=1)
     gram_every: int = _option(
         10,
-        "Record the batch's full Gram and the change it predicts every so many steps; 0 never does. With several "
+        "Record the batch's full Gram matrix and the change that it predicts every N steps; 0 never. With several "
         "processes or --gradient-accumulation the activations of these steps are kept until the update.",
         least=0,
     )
-    realised: bool = _option(True, "Evaluate recorded pairs again after the step: the realised change.")
+    metric_every: int | None = _option(
+        None,
+        "Take the optimizer's step apart every N steps: what moved each log-probability, part by part; 0 never. The "
+        "activations of these steps and a copy of the trained weights are kept until the update.",
+        least=0,
+        default_text="1 for the built-in model, else that of --gram-every",
+    )
+    split_momentum: bool | None = _option(
+        None,
+        "Keep the momentum of all chosen apart from that of all rejected gradients, so that their pushes over all "
+        "steps can be compared; two more buffers of the trained weights' size, at every step.",
+        default_text="on for the built-in model and with LoRA",
+    )
+    realised: bool | None = _option(
+        None,
+        "Record the realised change at every recorded step, or never: evaluate the recorded pairs again after the "
+        "update.",
+        default_text="at every step for the built-in model, else where --gram-every records",
+    )
+    final_pairs: int = _option(
+        512, "Evaluate this many of the pairs that were trained on once more at the end; 0 none.", least=0
+    )
     update: bool = _option(
         False,
-        "Also record the first-order change under the optimizer's own update; it keeps a copy of the trained "
+        "Also record the first-order change along the optimizer's own update; this keeps a copy of the trained "
         "weights and the activations of the step.",
     )
     precompute_reference: bool = _option(
-        True, "Take reference log-probabilities once, before training, instead of keeping a reference model."
+        True, "Compute the reference log-probabilities once, before training, instead of keeping a reference model."
     )
     tokens_every: int = _option(
-        0, "Record token-by-token gradient products every so many steps, and at the last; 0 never does.", least=0
+        0, "Record token-by-token inner products every N steps, and at the last step; 0 never.", least=0
     )
-    token_pairs: int = _option(4, "Pairs that --tokens-every follows, drawn by the seed; the same all along.", least=1)
+    token_pairs: int = _option(
+        4, "Number of pairs that --tokens-every tracks, drawn by the seed and the same throughout the run.", least=1
+    )
     mass_every: int = _option(
-        0, "Measure the probe responses every so many steps, and at both ends of the run; 0 never does.", least=0
+        0, "Measure the probe responses every N steps, and at the start and end; 0 never.", least=0
     )
     probe_set: str = _option(
         "",
-        "File of probe responses: JSON lines with a prompt and a field per kind of response.",
+        "File of probe responses: JSON lines with a prompt and one field per kind of response.",
         default_text="built from the held-out pairs, or from the training pairs where none are held out",
     )
     probe_size: int = _option(64, "Use at most this many prompts of the probe set.", least=1)
-    probe_initial: bool = _option(False, "Probe also what the model itself answers before preference training.")
+    probe_initial: bool = _option(False, "Also probe the model's own answers from before preference training.")
 
-    seed: int = _option(0, "Draws weights, warm-up and the order of the pairs.", least=0)
+    seed: int = _option(0, "Seed of the weights, the warm-up and the order of the pairs.", least=0)
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, …")
     dtype: str = _option(
         "float32",
-        "Type of the weights; autocast computes in bfloat16 over float32 weights.",
+        "Type of the weights; autocast: float32 weights, bfloat16 arithmetic.",
         choices=("float32", "float64", "bfloat16", "autocast"),
     )
     parallel: str = _option(
         "ddp",
-        "With several processes (torchrun, accelerate launch): whole copies that average their gradients, or split "
-        "parameters.",
+        "With several processes (torchrun, accelerate launch): replicate the model and average gradients (ddp), or "
+        "shard it (fsdp2).",
         choices=("ddp", "fsdp2"),
     )
     lora_rank: int = _option(0, "Train LoRA adapters of this rank; 0 trains all weights.", least=0)
-    gradient_checkpointing: bool = _option(False, "Less memory, more time: compute activations again in the backward.")
-    trust_remote_code: bool = _option(False, "Run code that comes with the model.")
+    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, more time.")
+    trust_remote_code: bool = _option(False, "Run code that ships with the model.")
 
-    checkpoint_every: int = _option(0, "Save a checkpoint every so many steps; 0 saves none.", least=0)
-    resume: bool = _option(False, "Go on with the run in --out from its last checkpoint.")
+    checkpoint_every: int = _option(0, "Save a checkpoint every N steps; 0 saves none.", least=0)
+    resume: bool = _option(False, "Continue the run in --out from its last checkpoint.")
     strict: bool = _option(
         False, "Stop where the trace cannot be written (full disk, file-size limit), instead of training on without it."
     )
-    force: bool = _option(False, "Replace an older trace in --out.")  # fmt: skip
+    force: bool = _option(False, "Replace an existing trace in --out.")  # fmt: skip
 
     def __post_init__(self) -> None:
         wrong = []
@@ -152,7 +188,7 @@ class RunConfig:
             object.__setattr__(self, name, value)
             wrong += [f"{option.name} {complaint}"] if complaint else []
         if self.force and self.resume:
-            wrong.append("force replaces the trace and resume goes on with it: write only one of them")
+            wrong.append("force replaces the trace and resume continues it: write only one of them")
         if wrong:
             raise BadInput("; ".join(wrong))
 
@@ -169,15 +205,17 @@ class RunConfig:
 
     def with_model_defaults(self) -> RunConfig:
         """The same with every default that depends on the model filled in."""
-        own = self.model == "built-in"
-        lr = 2e-4 if own else 1e-5 if self.lora_rank else 1e-6
-        found: dict[str, Any] = {
-            "lr": lr,
-            "pretrain_steps": 600 if own else 0,
-            "sft_steps": 20 if own else 0,
-            "sft_lr": 2e-4 if own else 1e-5,
-        }
+        place = 0 if self.model == "built-in" else 1 if self.lora_rank else 2
+        found: dict[str, Any] = {name: values[place] for name, values in BY_MODEL.items()}
+        found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2}
         return replace(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
+
+    def realises(self, step: int) -> bool:
+        """Whether the pairs of this step are evaluated again after the update."""
+        if self.realised is None:
+            every = 1 if self.model == "built-in" else self.gram_every
+            return step % self.every == 0 and every > 0 and step % every == 0
+        return self.realised and step % self.every == 0
 
     @property
     def hyper_values(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.values import read_value
 
 MAY_CHANGE = ("out", "checkpoint_every", "device", "strict", "resume")
-"""Fields that a resumed run may be given anew."""
+"""Fields that may differ in a resumed run."""
 
 
 def make_config(file: str | Path | None = None, given: Mapping[str, Any] | None = None) -> RunConfig:
@@ -37,7 +37,7 @@ def make_config(file: str | Path | None = None, given: Mapping[str, Any] | None 
 
 
 def without_overruled(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's ``values`` without the hyper-parameters that ``over`` gives in another way (``--beta``, ``--set`` or
+    """A file's ``values`` without the hyper-parameters that ``over`` gives in another form (``--beta``, ``--set`` or
     ``--objective NAME:KEY=VALUE``)."""
     inline = parse(over["objective"])[1] if isinstance(over.get("objective"), str) else {}
     named = {*inline, *_settings(over), *(["beta"] if over.get("beta") is not None else [])}
@@ -48,19 +48,19 @@ def without_overruled(values: Mapping[str, Any], over: Mapping[str, Any]) -> dic
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters that ``set`` gives; none where it cannot be read (``RunConfig`` says why)."""
+    """The hyper-parameters that ``set`` gives; none where it cannot be parsed (``RunConfig`` says why)."""
     read, complaint = read_value(OPTIONS["hyper"], values.get("hyper", {}))
     return {} if complaint else dict(read)
 
 
 def resumed(config: RunConfig, given: Sequence[str]) -> RunConfig:
-    """The configuration of the run in ``config.folder``, to go on with; options in MAY_CHANGE can be given anew.
+    """The configuration of the run in ``config.folder``, to continue it; options in MAY_CHANGE may differ.
 
     Args:
-        given: fields of ``config`` that were named and are no defaults.
+        given: fields of ``config`` that were given explicitly.
 
     Raises:
-        BadInput: the folder holds no run of this loop, or other options were given other values.
+        BadInput: the folder holds no run of this loop, or another option was given another value.
     """
     saved = _recorded(config.folder)
     old = RunConfig(**{name: value for name, value in saved.items() if name in OPTIONS} | {"force": False})
@@ -68,7 +68,7 @@ def resumed(config: RunConfig, given: Sequence[str]) -> RunConfig:
     if changed:
         said = "; ".join(f"{OPTIONS[n].name} was {getattr(old, n)!r}, now {getattr(config, n)!r}" for n in changed)
         free = ", ".join(OPTIONS[n].name for n in MAY_CHANGE)
-        raise BadInput(f"a resumed run keeps its options: {said}; leave them out (these may change: {free})")
+        raise BadInput(f"a resumed run keeps its options: {said}; leave them out (only these may change: {free})")
     fresh: dict[str, Any] = {n: getattr(config, n) for n in given if n in MAY_CHANGE}
     return replace(old, **fresh | {"out": str(config.folder), "resume": True})
 
@@ -78,9 +78,9 @@ def _recorded(folder: Path) -> dict[str, Any]:
     try:
         saved = typed(read_manifest(folder)).config
     except TraceError as error:
-        raise BadInput(f"--resume wants the folder of a run in --out: {error}") from error
+        raise BadInput(f"--resume needs the folder of a run in --out: {error}") from error
     if not saved:
-        raise BadInput(f"{folder} was not recorded by dyn-probe record: its run.json names no options to go on with")
+        raise BadInput(f"{folder} was not recorded by dyn-probe record: its run.json has no options to continue with")
     return saved
 
 
@@ -94,7 +94,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(f"no such file: {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())
-        raise BadInput(f"cannot read {path}: {said}; wanted YAML, one `option: value` per line") from error
+        raise BadInput(f"cannot read {path}: {said}; wanted YAML with one `option: value` per line") from error
     if content is None:
         return {}
     if not isinstance(content, Mapping):

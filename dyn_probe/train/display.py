@@ -1,10 +1,10 @@
-"""What a person sees while a run is recorded."""
+"""What a person sees while a run is recorded: bars in a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import IO, Any, cast
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from dyn_probe.data.printing import STYLES
 from dyn_probe.data.records import visible
 from dyn_probe.data.saying import Line
 from dyn_probe.probe.trace_rows import margins
+from dyn_probe.train.log_lines import stage_lines
 
 
 class StandardError:
@@ -43,7 +44,7 @@ class StandardError:
 
 
 class Display:
-    """Progress bars and notes on standard error; silent if asked."""
+    """Progress and notes on standard error; silent if asked."""
 
     def __init__(self, shown: bool = True) -> None:
         self.console = Console(file=cast(IO[str], StandardError()), quiet=not shown, highlight=False)
@@ -59,8 +60,20 @@ class Display:
 
     @contextmanager
     def bar(self, title: str, total: int, leave: bool = True) -> Iterator[Callable[..., None]]:
-        """A bar; what it yields is called with ``(advance, text)``. Without ``leave`` it goes when it is full, as the
-        bar of a stage within another one does."""
+        """A bar, or lines where there is no terminal; what it yields is called with ``(advance, text)``.
+
+        Args:
+            leave: False removes the bar when it is full, for a stage within another one.
+        """
+        shown = self._drawn if self.console.is_terminal or self.console.quiet else self._lines
+        with shown(title, total, leave) as advance:
+            yield advance
+
+    def _lines(self, title: str, total: int, leave: bool) -> AbstractContextManager[Callable[..., None]]:
+        return stage_lines(title, total, self.say, last_line=leave)
+
+    @contextmanager
+    def _drawn(self, title: str, total: int, leave: bool) -> Iterator[Callable[..., None]]:
         columns = (
             TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(title))),
             BarColumn(bar_width=10),
@@ -71,8 +84,8 @@ class Display:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         )
-        hidden = self.console.quiet or not (leave or self.console.is_terminal)
-        with Progress(*columns, console=self.console, expand=True, disable=hidden, transient=not leave) as progress:
+        silent = self.console.quiet
+        with Progress(*columns, console=self.console, expand=True, disable=silent, transient=not leave) as progress:
             task = progress.add_task(title, total=total, note="")
 
             def advance(by: float = 1, note: str = "") -> None:

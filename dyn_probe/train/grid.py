@@ -23,15 +23,15 @@ METHODS = (
     "dpo", "ipo", "simpo", "kto", "cal_dpo", "dpop", "dpo_shift", "dpo+gate-seq", "dpo+adadpo",
     "dpo+pairwise-normalised",
 )  # fmt: skip
-"""What is compared where nothing is named: OBJECTIVE, or OBJECTIVE+SHAPING, each with its default options."""
+"""The methods compared by default: OBJECTIVE, or OBJECTIVE+SHAPING, each with its default options."""
 ACCURACIES = (
-    "Log-ratio acc.: share of pairs with log-ratio of chosen above that of rejected, the same measure for every method "
-    "(against the reference, or the start of training). Own acc.: by the method's own score."
+    "Log-ratio acc.: share of pairs whose log-ratio of chosen is above that of rejected, the same measure for every "
+    "method (against the reference, or the start of training). Own acc.: by the method's own score."
 )
 OF_A_METHOD = ("objective", "shaping", "hyper", "beta")
-"""Fields that every method of a grid brings itself."""
+"""Fields that each method of a grid sets itself."""
 OF_A_RUN = ("out", "resume")
-"""Fields that the grid gives to every run."""
+"""Fields that the grid sets for each run."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ def base_config(file: Path | None, given: Mapping[str, Any]) -> RunConfig:
 
 
 def refuse_own(fields: Iterable[str], place: str = "") -> None:
-    """BadInput if a grid's common options name what each of its methods, or the grid itself, decides."""
+    """BadInput if a grid's common options include what each method, or the grid itself, sets."""
     fields = tuple(fields)
     of_method, of_run = ([OPTIONS[n].name for n in own if n in fields] for own in (OF_A_METHOD, OF_A_RUN))
     wrong = []
     if of_method:
-        what = f"{', '.join(of_method)}: every method of a grid brings its own"
-        wrong.append(f"{what}; write instead --methods OBJECTIVE:KEY=VALUE+SHAPING, e.g. --methods dpo:beta=0.05")
+        what = f"{', '.join(of_method)}: set separately by every method of a grid"
+        wrong.append(f"{what}; write --methods OBJECTIVE:KEY=VALUE+SHAPING, e.g. --methods dpo:beta=0.05")
     if of_run:
-        wrong.append(f"{', '.join(of_run)}: the grid names the runs' folders and starts anew; write --out of grid")
+        wrong.append(f"{', '.join(of_run)}: the grid names the runs' folders itself; use its own --out")
     if wrong:
         raise BadInput(place + "; ".join(wrong))
 
@@ -88,18 +88,18 @@ def refuse_own(fields: Iterable[str], place: str = "") -> None:
 def configurations(
     base: RunConfig, out: Path, methods: Sequence[str] = METHODS, seeds: int = 1
 ) -> dict[tuple[str, int], RunConfig]:
-    """``(method, seed)`` → its run, all seeds of a method apart and all else as in ``base``.
+    """``(method, seed)`` → its run; everything but method and seed is as in ``base``.
 
     Raises:
-        BadInput: a method is unknown, its parts do not compose, or it is named twice; or nothing is held out; or
-            ``base`` names options of a method.
+        BadInput: a method is unknown, does not compose, or is named twice; nothing is held out; or ``base`` sets
+            options of a method.
     """
     plain = RunConfig()
     refuse_own(name for name in OF_A_METHOD if getattr(base, name) != getattr(plain, name))
     if len(set(methods)) < len(methods):
-        raise BadInput(f"wanted each method once; got {', '.join(methods)}")
+        raise BadInput(f"each method may be named once; got {', '.join(methods)}")
     if not base.eval_fraction:
-        raise BadInput("the methods are compared on held-out pairs; write --eval-fraction above 0")
+        raise BadInput("a grid compares its methods on held-out pairs; write an --eval-fraction above 0")
     found = {}
     for seed in range(base.seed, base.seed + seeds):
         for method in methods:
@@ -155,7 +155,7 @@ def outcomes(runs: Mapping[tuple[str, int], RunConfig]) -> list[Outcome]:
 
 
 def outcome_lines(found: Sequence[Outcome]) -> list[str]:
-    """A table of means over seeds, and what it says about shapings that meet both conditions."""
+    """A table of means over seeds, and what it shows of shapings that meet both conditions."""
     means = mean_outcomes(found)
     title = "held-out pairs, end − start"
     width = max(len(name) for name in (title, *means))
@@ -195,8 +195,8 @@ def mean_outcome(found: Sequence[Outcome]) -> Outcome:
 
 
 def remedy_lines(means: Mapping[str, Outcome]) -> list[str]:
-    """Whether chosen rises under a shaping that meets both conditions where the same method without it lowers it: a
-    line for every method that was trained both ways."""
+    """Whether chosen rises under a shaping that meets both conditions where it falls under the same method without it:
+    a line for every method that was trained both ways."""
     lines = []
     for name in means:
         objective, *shapings = parts(name)
@@ -214,14 +214,16 @@ def parts(method: str) -> list[str]:
 
 
 def remedy_line(name: str, remedy: str, plain: Outcome, shaped: Outcome) -> str:
-    """What updates under the shaping did to chosen, against the same method without it."""
+    """What updates under the shaping did to chosen, compared with the same method without it."""
     numbers = f"{shaped.chosen:+.2f} against {plain.chosen:+.2f} nats/sequence"
     if shaped.chosen > 0 > plain.chosen:
-        return f"As theory says, chosen rises under {remedy} updates where {name} without them lowers it: {numbers}."
+        return f"As predicted, chosen rises under {remedy} updates where it falls under {name} without them: {numbers}."
     if plain.chosen >= 0:
         return (
-            f"Without them {name} does not lower chosen, so there was nothing for {remedy} updates to mend: {numbers}."
+            f"Chosen does not fall under {name} in the first place, so there is nothing for {remedy} updates to fix: "
+            f"{numbers}."
         )
     return (
-        f"Against what theory says of single pairs, chosen does not rise under {remedy} updates of {name}: {numbers}."
+        f"Chosen does not rise under {remedy} updates of {name} either, although each pair alone would raise it to "
+        f"first order: {numbers}."
     )

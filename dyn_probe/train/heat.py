@@ -1,4 +1,4 @@
-"""The token heat map of one pair under a model by name: what ``dyn-probe heatmap MODEL`` computes."""
+"""The token heat map of one pair under a named model, as ``dyn-probe heatmap MODEL`` computes it."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def pair_heat(
         columns: as ``record --columns``.
         max_length: most tokens of prompt and response together.
         progress: called with ``(tiles done, tiles in all)``.
-        say: called with a line that says which pair was chosen, and which rows were skipped.
+        say: called with lines of text: which pair was selected, which rows were skipped.
 
     Raises:
-        BadInput: model, data, pair or parameters are not there.
+        BadInput: model, data, pair or parameters cannot be found.
     """
     network, tokenizer = load_model(model, dtype=dtype, device=device)
     limit = fitting_limit(max_length, "keep_start", position_limit(network.config))
@@ -74,7 +74,7 @@ def find_pair(pairs: Sequence[EncodedPair], name: str, skipped: Sequence[Skipped
         row = rows[number]
         if isinstance(row, Skipped):
             raise BadInput(
-                f"--pair {name} is a row that cannot be used ({listed([row])}); write another number or an id"
+                f"--pair {name} is a row that cannot be used ({listed([row])}); write another number, or an id"
             )
         return row
     starting = [one for one in pairs if name and one.pair_id.startswith(name)]
@@ -82,7 +82,7 @@ def find_pair(pairs: Sequence[EncodedPair], name: str, skipped: Sequence[Skipped
         return starting[0]
     several = ", ".join(one.pair_id for one in (starting or pairs)[:3])
     raise BadInput(
-        f"--pair {name!r} names {len(starting) or 'no'} pairs; write a number from 0 to {len(rows) - 1} or an id, "
+        f"--pair {name!r} matches {len(starting) or 'no'} pairs; write a number from 0 to {len(rows) - 1} or an id, "
         f"for example {several}"
     )
 

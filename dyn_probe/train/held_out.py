@@ -32,7 +32,7 @@ def evaluate(run: Run) -> dict[str, float]:
     for k in range(0, len(setup.held_out), size):
         part = setup.held_out[k : k + size]
         own = part[setup.processes.rank :: setup.processes.count]
-        values = _measured(run, own or part[:1]).sum(1)  # a split model wants every process to call it
+        values = _measured(run, own or part[:1]).sum(1)  # every process must call a sharded model
         sums += values if own else 0.0 * values
     run.module.train(was)
     means = setup.processes.summed(sums) / len(setup.held_out)

@@ -1,4 +1,4 @@
-"""The reference loop, to be read from top to bottom: warm-up, reference, preference training, recorded."""
+"""The reference loop, readable from top to bottom: warm-up, reference, recorded preference training."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint, remove_checkpoints
 from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display, live_numbers
+from dyn_probe.train.final_rows import record_final
 from dyn_probe.train.held_out import evaluate
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
@@ -42,12 +43,12 @@ def record(config: RunConfig, progress: bool = True, warm: WarmStart | None = No
     Started by ``torchrun`` or ``accelerate launch``, every process trains on its slice of each batch.
 
     Args:
-        progress: whether to show bars and notes.
-        warm: takes the policy after the supervised stages from an earlier run, or keeps it for a later one.
+        progress: whether to show progress and notes.
+        warm: holds the policy after the supervised stages: reused from an earlier run, or kept for a later one.
 
     Raises:
         BadInput: the configuration or the data cannot be used; nothing has been written then.
-        Diverged: the loss became no number; what was recorded is kept.
+        Diverged: the loss is no longer finite; what was recorded is kept.
         WriteFailed: the trace cannot be begun; with ``strict`` also where the system refuses to write it later.
         StoppedBySignal: SIGTERM or SIGHUP came; as after Ctrl-C the trace is closed.
     """
@@ -83,7 +84,7 @@ def _record(config: RunConfig, processes: Processes, display: Display, warm: War
 
 
 def train(run: Run) -> None:
-    """Preference training, a checkpoint now and then, and the held-out pairs."""
+    """Preference training with its checkpoints and the evaluation of the held-out pairs."""
     config, setup = run.config, run.setup
     setup.model.train()
     with run.probe, run.display.bar(f"{setup.method.name:<12}", config.steps) as advance:
@@ -102,6 +103,7 @@ def train(run: Run) -> None:
         stop_if_lost(run, held_out)
         if held_out:
             run.writer.update_manifest(held_out=held_out)
+        record_final(run)
         record_mass(run, config.steps)
         finish_mass(run)
 
@@ -130,10 +132,13 @@ def train_step(run: Run, step: int) -> str:
     norm, clipped = clip(run)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient is not finite at step {step}; what was recorded before is kept. {calmer(config)}")
+    if step == run.first:
+        with setup.autocast():
+            run.probe.measure_noise(step, batches[0])
     befores = evaluated(run, step, batches)
     run.optimizer.step()
     if run.probe.records(step):
-        for again, before in zip(batches, befores, strict=True) if config.realised else ((None, None),):
+        for again, before in zip(batches, befores, strict=True) if config.realises(step) else ((None, None),):
             with setup.autocast():
                 run.probe.after_update(again, before)
     run.probe.log(
@@ -176,13 +181,13 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
 def evaluated(run: Run, step: int, batches: list[PairBatch]) -> list[Tensor | None]:
     """The batches' log-probabilities in eval mode before the update, where the training forward's are no baseline for
     the realised change, since it drew random numbers (dropout); None where they are one."""
-    wanted = run.config.realised and run.probe.records(step) and run.probe.draws_random_numbers
+    wanted = run.config.realises(step) and run.probe.records(step) and run.probe.draws_random_numbers
     with run.setup.autocast():
         return [run.probe.evaluate(batch) if wanted else None for batch in batches]
 
 
 def stop_if_not_finite(losses: Tensor, step: int, batch: PairBatch, processes: Processes, config: RunConfig) -> None:
-    """Stop all processes at the first loss that is no number, naming step and pairs."""
+    """Stop all processes at the first loss that is not finite, naming step and pairs."""
     own = [pair for pair, loss in zip(batch.ids, losses.tolist(), strict=True) if not math.isfinite(loss)]
     bad = [pair for part in processes.gathered(own) for pair in part]
     if bad:
@@ -193,7 +198,7 @@ def stop_if_not_finite(losses: Tensor, step: int, batch: PairBatch, processes: P
 
 
 def stop_if_lost(run: Run, held_out: dict[str, float]) -> None:
-    """Stop where the last update left a model that gives no numbers: no later loss would show it."""
+    """Stop if the last update left log-probabilities that are not finite: no later loss would show it."""
     realised = [row.get("realised_delta_chosen", 0.0) for row in run.probe.fresh]
     own = not all(math.isfinite(value) for value in (*held_out.values(), *realised))
     if any(run.setup.processes.gathered(own)):

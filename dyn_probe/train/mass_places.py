@@ -1,4 +1,4 @@
-"""The ``distributions`` table: what the model would say next at a few places, at both ends of the run."""
+"""The ``distributions`` table: next-token distributions at a few positions, at the start and end of the run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dyn_probe.data.token_text import token_strings
 from dyn_probe.mass.places import Floats, Place, Watch, place_rows
 
 FIRST_FILE = "probe_start.npz"
-"""File in the run's folder: the whole distributions of the first measurement, in float32. The last one names other
-tokens, and their first probabilities are wanted then, in a resumed run too."""
+"""File in the run's folder: the full distributions of the first measurement, in float32. The last measurement lists
+other tokens, whose first probabilities are needed then, in a resumed run too."""
 
 
 def distribution_rows(folder: Path, step: int, watch: Watch, tokenizer: Any) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def distribution_rows(folder: Path, step: int, watch: Watch, tokenizer: Any) -> 
 
 
 def save_first(path: Path, seen: Mapping[Place, Floats]) -> None:
-    """Write the distributions in one move."""
+    """Write the distributions atomically."""
     if not seen:
         return
     partial_file = path.with_suffix(".part.npz")

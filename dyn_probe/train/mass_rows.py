@@ -1,4 +1,4 @@
-"""The ``mass`` table: a fixed set of probe responses, read every so many steps and at both ends of the run."""
+"""The ``mass`` table: a fixed set of probe responses, measured every N steps and at the start and end of the run."""
 
 from __future__ import annotations
 
@@ -46,14 +46,16 @@ def choose_probes(
     out. A resumed run reads the one that was saved with it.
 
     Raises:
-        BadInput: no probe response can be measured; the message says what was skipped, by line and kind. Or an option
-            is given that does nothing here.
+        BadInput: no probe response can be measured (the message says what was skipped, by line and kind), or an option
+            is given that has no effect here.
     """
     check_measuring(config)
     if not config.mass_every:
         return None
     if processes.sharded:
-        raise BadInput("--mass-every reads whole weights, and --parallel fsdp2 splits them; write --parallel ddp")
+        raise BadInput(
+            "--mass-every needs unsharded weights, which --parallel fsdp2 does not have; write --parallel ddp"
+        )
     if config.resume:
         found = saved_set(config.folder)
     elif config.probe_set:
@@ -66,7 +68,7 @@ def choose_probes(
 
 
 def check_measuring(config: RunConfig) -> None:
-    """Refuse options of a measurement that is not made.
+    """Refuse options of a measurement that is switched off.
 
     Raises:
         BadInput: all of them, with the option that they need.
@@ -81,7 +83,7 @@ def check_measuring(config: RunConfig) -> None:
 
 
 def read_file(path: Path, prompts: int | None) -> ProbeSet:
-    """The probe set in a file. Kinds that it has on no line are no fault of it: they are named in one line."""
+    """The probe set in a file; kinds that occur on none of its lines are not listed as skipped (``name_kinds``)."""
     found = read_probe_set(path, prompts=prompts)
     return replace(found, skipped=tuple(s for s in found.skipped if not s.reason.startswith(ABSENT)))
 
@@ -90,12 +92,12 @@ def saved_set(folder: Path) -> ProbeSet:
     """The probe set that was saved with the run.
 
     Raises:
-        BadInput: there is none: the run was ended before its first step, or the file is gone.
+        BadInput: there is none: the run ended before its first step, or the file was removed.
     """
     if not (folder / PROBE_FILE).is_file():
         raise BadInput(
-            f"--resume wants {PROBE_FILE} in {folder}, which is written before the first step; where the run was ended "
-            "earlier nothing can be resumed: record it again with --force"
+            f"--resume needs {PROBE_FILE} in {folder}, which is written before the first step; a run that ended "
+            "earlier cannot be resumed: record it again with --force"
         )
     return read_file(folder / PROBE_FILE, None)
 
@@ -152,7 +154,7 @@ def record_mass(run: Run, step: int) -> None:
 
 
 def counted(advance: Callable[..., None]) -> Callable[[int, int], None]:
-    """A bar's ``advance`` as a callback that is told how many are done."""
+    """A bar's ``advance`` as a callback that receives how many are done."""
     done = 0
 
     def told(now: int, _: int) -> None:
@@ -199,11 +201,11 @@ def about(probes: TokenProbes, source: str, built: Sequence[str] = ()) -> dict[s
 
 
 def name_kinds(display: Display, probes: ProbeSet) -> None:
-    """One line: kinds that a probe file lacks, and those that were made of its chosen responses."""
+    """One line: kinds that a probe file lacks, and those that were made from its chosen responses."""
     absent = [kind for kind in KINDS if kind not in probes.kinds]
-    made = f"; {', '.join(probes.built)} are made of its chosen responses" if probes.built else ""
+    made = f"; {', '.join(probes.built)} are made from its chosen responses" if probes.built else ""
     if absent or made:
-        display.say(f"kinds that the probe set does not have: {', '.join(absent) or 'none'}{made}")
+        display.say(f"kinds missing from the probe set: {', '.join(absent) or 'none'}{made}")
 
 
 def warn_skipped(display: Display, probes: TokenProbes, most: int = 10) -> None:
@@ -220,7 +222,7 @@ def warn_skipped(display: Display, probes: TokenProbes, most: int = 10) -> None:
 
 
 def grouped(skipped: Sequence[SkippedResponse], few: int = 3) -> list[str]:
-    """A line for each of them; where one reason meets more than a few of one kind, a line for all of these."""
+    """One line each; where a reason applies to more than a few of one kind, one line for all of these."""
     groups: dict[tuple[str, str], list[SkippedResponse]] = {}
     for one in skipped:
         groups.setdefault((one.kind, one.reason), []).append(one)
@@ -241,5 +243,5 @@ def said(skipped: SkippedResponse) -> str:
 
 
 def plain(value: float | int | bool | None) -> float | int | bool | None:
-    """The value as JSON can hold it: no number is null."""
+    """The value as JSON can hold it: what is not finite becomes null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,7 @@
-"""Several processes: who this one is, which pairs are its own, and what all of them agree on.
+"""Several processes: the rank of this one, its slice of every batch, and what all of them agree on.
 
-Every process walks through the same batches and trains on its own slice of each; gradients are averaged (DDP), or
-averaged and split (FSDP2). The launchers are ``accelerate launch`` and ``torchrun``.
+Every process goes through the same batches and trains on its own slice of each; gradients are averaged (DDP), or
+averaged and sharded (FSDP2). The launchers are ``accelerate launch`` and ``torchrun``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 Item = TypeVar("Item")
 
 SHARDED = "fsdp2"
-"""The ``--parallel`` that splits parameters over processes."""
+"""The ``--parallel`` that shards parameters over processes."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Processes:
         rank: its number.
         count: how many there are.
         kind: ``ddp`` or ``fsdp2``; empty for one process alone.
-        device: where its model lives, as ``--device`` wants it; empty where that is left to the option.
+        device: device of its model, as for ``--device``; empty where the option decides.
     """
 
     rank: int = 0
@@ -41,7 +41,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that owns manifest, reference table, checkpoints and display."""
+        """Whether this process writes the manifest, the checkpoints and the display."""
         return self.rank == 0
 
     @property
@@ -88,7 +88,7 @@ class Processes:
                     parameter.grad /= self.count
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """The module that the steps call: the model alone, in DDP, or split in place by FSDP2."""
+        """The module that the steps call: the model itself, wrapped in DDP, or sharded in place by FSDP2."""
         if self.kind == "ddp":
             return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
         return shard(model) if self.sharded else model
@@ -99,7 +99,7 @@ ALONE = Processes()
 
 
 def start_processes(kind: str, device: str) -> Processes:
-    """Join the processes that a launcher started; one process alone where none did.
+    """Join the processes that a launcher started; a single process if none did.
 
     Args:
         kind: ``ddp`` or ``fsdp2``.
@@ -116,12 +116,12 @@ def start_processes(kind: str, device: str) -> Processes:
 
 
 def first_process() -> bool:
-    """Whether this process is the one that speaks and writes reports, also before it has joined the others."""
+    """Whether this process prints and writes reports; known before it has joined the others."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def wait_for_all(processes: Processes) -> None:
-    """Go on once all processes have come here. They stay together: another run may follow."""
+    """Continue once all processes have arrived. The group stays: another run may follow."""
     if processes.count > 1 and dist.is_initialized():
         dist.barrier()
 
@@ -134,7 +134,7 @@ def leave() -> None:
 
 @contextmanager
 def averaging(module: nn.Module, wanted: bool) -> Iterator[None]:
-    """Let DDP average gradients in this backward or not; every other module is left alone."""
+    """Let DDP average gradients in this backward or not; other modules are not affected."""
     if wanted or not isinstance(module, nn.parallel.DistributedDataParallel):
         yield
     else:
@@ -163,14 +163,14 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """States of a split model and its optimizer, put together on the CPU; every process must ask."""
+    """Unsharded states of a sharded model and its optimizer on the CPU; every process must call this."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
     return get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def full_weights(model: nn.Module) -> dict[str, Any]:
-    """Weights of a split model put together on the CPU; every process must ask."""
+    """Unsharded weights of a sharded model on the CPU; every process must call this."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -179,7 +179,7 @@ def full_weights(model: nn.Module) -> dict[str, Any]:
 def load_full_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Any], moments: dict[str, Any]
 ) -> None:
-    """Put states of ``full_state`` into a split model and its optimizer."""
+    """Load states of ``full_state`` into a sharded model and its optimizer."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
     options = StateDictOptions(full_state_dict=True)

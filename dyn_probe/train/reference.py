@@ -1,4 +1,4 @@
-"""The reference policy: evaluated once before training, or kept and asked in every step."""
+"""The reference policy: evaluated once before training, or kept and evaluated in every step."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Reference:
 
     Args:
         table: pair id → ``(r_w, r_l)``, where the reference was evaluated before training.
-        model: a frozen copy, where it is asked in every step.
-        autocast: the context in which the policy's own forward runs.
+        model: a frozen copy, where it is evaluated in every step.
+        autocast: the context of the policy's own forward.
     """
 
     def __init__(self, table: dict[str, tuple[float, float]], model: nn.Module | None, autocast: Autocast) -> None:
@@ -51,7 +51,6 @@ def live_reference(model: nn.Module, autocast: Autocast) -> Reference:
     return Reference({}, twin, autocast)
 
 
-@torch.no_grad()
 def precomputed_reference(
     model: nn.Module,
     pairs: Sequence[EncodedPair],
@@ -62,8 +61,25 @@ def precomputed_reference(
     progress: Callable[[int], None],
     processes: Processes,
 ) -> Reference:
-    """The policy's log-probabilities of all pairs as it is now, in eval mode, in batches of like length; the processes
-    take turns.
+    """The policy as it is now, as a table of its log-probabilities (``evaluate_pairs``)."""
+    table = evaluate_pairs(model, pairs, pad_id, batch_size, device, autocast, progress, processes)
+    return Reference(table, None, autocast)
+
+
+@torch.no_grad()
+def evaluate_pairs(
+    model: nn.Module,
+    pairs: Sequence[EncodedPair],
+    pad_id: int,
+    batch_size: int,
+    device: torch.device,
+    autocast: Autocast,
+    progress: Callable[[int], None],
+    processes: Processes,
+) -> dict[str, tuple[float, float]]:
+    """Pair id → log-probabilities ``(a, b)`` (nats) of all pairs in eval mode, in batches of similar length.
+
+    The processes take turns; where parameters are split over them, all of them run every batch.
 
     Args:
         progress: called with the number of pairs done in each batch.
@@ -75,7 +91,7 @@ def precomputed_reference(
     for turn, start in enumerate(range(0, len(ordered), batch_size)):
         part = ordered[start : start + batch_size]
         progress(len(part))
-        if turn % processes.count != processes.rank:
+        if not processes.sharded and turn % processes.count != processes.rank:
             continue
         batch = collate(part, pad_id).to(device)
         with autocast():
@@ -83,5 +99,4 @@ def precomputed_reference(
         for i, pair in enumerate(part):
             table[pair.pair_id] = (values[i], values[i + len(part)])
     model.train(training)
-    whole = {name: values for part in processes.gathered(table) for name, values in part.items()}
-    return Reference(whole, None, autocast)
+    return {name: values for part in processes.gathered(table) for name, values in part.items()}

@@ -20,8 +20,8 @@ from dyn_probe.train.setup import Setup
 
 @dataclass(eq=False)
 class WarmStart:
-    """The policy after its supervised stages. The first run fills it, later runs of the same model, data and seed
-    start from it."""
+    """The policy after its supervised stages: filled by the first run, reused by later runs of the same model, data
+    and seed."""
 
     weights: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class WarmStart:
 
 @dataclass(eq=False)
 class Run:
-    """A run in progress. ``module`` is the model as the steps call it: itself, in DDP, or split by FSDP2."""
+    """A run in progress. ``module`` is what the steps call: the model itself, wrapped in DDP, or sharded by FSDP2."""
 
     setup: Setup
     writer: TraceWriter
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """Every parameter that the optimizer moves, those of a learned module included."""
+        """Every parameter that the optimizer updates, those of a learned module included."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property

@@ -24,8 +24,8 @@ def make_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter], lr: fl
 def learning_rate(config: RunConfig, step: int) -> float:
     """η of step k of n, counted from 0, with w steps of warm-up.
 
-    In the warm-up (k+1)/(w+1) of the peak, so that already the first step moves; then, as in the schedules of
-    transformers, all of it (constant), its share (n−k)/(n−w) (linear), or ½(1 + cos π(k−w)/(n−w)) (cosine). The
+    In the warm-up (k+1)/(w+1) of the peak, so that even the first step is above 0; then, as in the schedules of
+    transformers, the peak (constant), (n−k)/(n−w) of it (linear), or ½(1 + cos π(k−w)/(n−w)) of it (cosine). The
     last step is above 0.
     """
     assert config.lr is not None, "with_model_defaults fills it in"

@@ -33,7 +33,7 @@ from dyn_probe.train.terms import with_data
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What ``prepare`` made: nothing of it has been written anywhere."""
+    """What ``prepare`` made; nothing has been written yet."""
 
     config: RunConfig
     method: Method
@@ -80,7 +80,7 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
     pairs, held_out = split(data.pairs, config.eval_fraction, config.seed)
     if config.pairs_per_step > len(pairs):
         raise BadInput(
-            f"a step takes {config.pairs_per_step} pairs (batch size × accumulation) and {len(pairs)} can be used; "
+            f"a step takes {config.pairs_per_step} pairs (batch size × accumulation), but {len(pairs)} are usable; "
             "lower --batch-size or --eval-fraction, or add data"
         )
     probes = choose_probes(config, processes, pairs, held_out, tokenizer, limit.tokens or 0)
@@ -99,10 +99,10 @@ def check_folder(config: RunConfig) -> None:
     """Refuse an existing run before any work is done (the trace's writer would refuse it later)."""
     folder = config.folder
     if config.resume and not (folder / "run.json").is_file():
-        raise BadInput(f"--resume wants the folder of a run in --out; {folder} is none")
+        raise BadInput(f"--resume needs the folder of a run in --out; {folder} does not hold one")
     taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
     if taken and not (config.resume or config.force):
-        raise TraceError(f"{folder} exists; write --force to replace the run in it, or another --out")
+        raise TraceError(f"{folder} exists; write --force to replace the run in it, or name another folder with --out")
 
 
 def check_batch(config: RunConfig, method: Method) -> None:
@@ -111,26 +111,26 @@ def check_batch(config: RunConfig, method: Method) -> None:
         least = TERMS[name].least_pairs
         if config.batch_size < least:
             raise BadInput(
-                f"{method.name} reads {name} ({TERMS[name].meaning}), which takes other pairs of the batch; write "
-                f"--batch-size {least} or more"
+                f"{method.name} needs {name} ({TERMS[name].meaning}), which is computed from other pairs of the batch; "
+                f"write --batch-size {least} or more"
             )
     if config.update and method.rows:
         shaping = ", ".join(one.name for one in method.shapings if one.shaping.rows)
         raise BadInput(
-            f"--update follows the responses' own log-probabilities, and with {shaping} the recorded gradients are "
-            f"those of others ({TERMS[method.rows].meaning}); leave --update off"
+            f"--update needs the gradients of the responses' own log-probabilities, and {shaping} records those of "
+            f"others ({TERMS[method.rows].meaning}); leave out --update"
         )
     if config.sft_objective != RunConfig().sft_objective and not config.sft_steps:
         raise BadInput(
-            f"--sft-objective {config.sft_objective} is for the warm-up, which has no steps; add --sft-steps 20"
+            f"--sft-objective {config.sft_objective} is for the warm-up, which has no steps; add e.g. --sft-steps 20"
         )
 
 
 def check_processes(config: RunConfig, method: Method, processes: Processes) -> None:
-    """Refuse what several processes cannot do exactly."""
+    """Refuse what cannot be done exactly with several processes."""
     if config.parallel == "fsdp2" and processes.count == 1:
         raise BadInput(
-            "--parallel fsdp2 splits parameters over processes, and there is one; start them with "
+            "--parallel fsdp2 shards the model over processes, but there is only one; start several with "
             "torchrun --nproc-per-node 2 -m dyn_probe_cli record …"
         )
     if config.batch_size % processes.count:
@@ -139,13 +139,14 @@ def check_processes(config: RunConfig, method: Method, processes: Processes) -> 
             f"{config.batch_size} pairs for {processes.count} processes"
         )
     if processes.sharded and config.tokens_every:
-        raise BadInput("--tokens-every reads whole weights, and --parallel fsdp2 splits them; write --parallel ddp")
+        raise BadInput(
+            "--tokens-every needs unsharded weights, which --parallel fsdp2 does not have; write --parallel ddp"
+        )
     own = [one.name for one in (method.reweighting, method.learned) if one is not None]
     if processes.sharded and own:
         names = ", ".join(own)
         raise BadInput(
-            f"--parallel fsdp2 splits every parameter, and {names} needs whole gradients of its own making; "
-            "write --parallel ddp"
+            f"--parallel fsdp2 shards every parameter, and {names} needs unsharded gradients; write --parallel ddp"
         )
 
 

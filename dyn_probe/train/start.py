@@ -1,4 +1,4 @@
-"""How a run begins: supervised warm-up and reference, or a checkpoint in their place; then optimizer and probe."""
+"""How a run begins: supervised warm-up and reference, or a checkpoint instead; then optimizer and probe."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from dyn_probe.train.setup import Setup
 from dyn_probe.train.warmup import reading_pairs, supervised_stage
 
 READING_RATE = 2e-3
-"""Learning rate at which the built-in model reads."""
+"""Learning rate of the built-in model's language modelling."""
 
 
 def start_run(
     setup: Setup, writer: TraceWriter, display: Display, state: dict[str, Any] | None, warm: WarmStart | None = None
 ) -> Run:
-    """Warm-up and reference, or a checkpoint's ``state`` in their place; then optimizer and probe."""
+    """Warm-up and reference, or a checkpoint's ``state`` instead; then optimizer and probe."""
     config, model, processes = setup.config, setup.model, setup.processes
     if state is None:
         warm_up(setup, display, writer, warm)
@@ -49,6 +49,8 @@ def start_run(
         optimizer=optimizer,
         every=config.every,
         gram_every=config.gram_every,
+        metric_every=0 if setup.method.rows else config.metric_every or 0,
+        split_momentum=bool(config.split_momentum) and not setup.method.rows,
         tolerance=TOLERANCES[torch.bfloat16] if config.dtype == "autocast" else None,
         separate=setup.method.around,
         micro_batches=config.gradient_accumulation,
@@ -65,7 +67,7 @@ def start_run(
 
 
 def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart | None) -> None:
-    """Supervised stages (every process does the same), or the weights that an earlier run left in ``warm``."""
+    """Supervised stages (every process runs the same), or the weights that an earlier run left in ``warm``."""
     config, model = setup.config, setup.model
     losses: dict[str, float] = {}
     if warm is not None and warm.weights:
@@ -74,7 +76,7 @@ def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart
     else:
         reading = reading_pairs(setup.tokenizer) if config.pretrain_steps else []
         stages = (
-            ("reading", reading, SUPERVISED, config.pretrain_steps, READING_RATE),
+            ("pretraining", reading, SUPERVISED, config.pretrain_steps, READING_RATE),
             ("SFT", setup.pairs, config.sft_objective, config.sft_steps, config.sft_lr),
         )
         for title, pairs, objective, steps, lr in stages:
@@ -108,18 +110,19 @@ def make_reference(setup: Setup, display: Display) -> Reference | None:
 
 
 def pairs_used(setup: Setup) -> list[EncodedPair]:
-    """The pairs that the run's steps meet, and the held-out ones."""
-    config = setup.config
-    met = {
-        i
-        for step in range(config.steps)
-        for i in step_order(len(setup.pairs), config.pairs_per_step, step, config.seed)
-    }
-    return [*(setup.pairs[i] for i in sorted(met)), *setup.held_out]
+    """The pairs that the run's steps use, and the held-out ones."""
+    return [*pairs_trained_on(setup), *setup.held_out]
+
+
+def pairs_trained_on(setup: Setup) -> list[EncodedPair]:
+    """The pairs that the run's steps use, in the order in which they are met."""
+    config, count = setup.config, len(setup.pairs)
+    met = (i for step in range(config.steps) for i in step_order(count, config.pairs_per_step, step, config.seed))
+    return [setup.pairs[i] for i in dict.fromkeys(met)]
 
 
 def resumed_reference(setup: Setup, state: dict[str, Any]) -> Reference | None:
-    """The reference of the run that is resumed: its table, or the weights it had."""
+    """The reference of the resumed run: its table, or its weights."""
     if not setup.method.objective.needs_reference:
         return None
     if "reference_model" in state:
@@ -139,7 +142,7 @@ def held_out_start(state: dict[str, Any]) -> dict[str, tuple[float, float]] | No
 def resume(
     state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, mask: nn.Module | None, sharded: bool
 ) -> int:
-    """Put a checkpoint's state back; returns the number of steps that are done."""
+    """Restore a checkpoint's state; returns the number of completed steps."""
     if sharded:
         load_full_state(model, optimizer, state["model"], state["optimizer"])
     done = restore(state, None if sharded else model, None if sharded else optimizer)

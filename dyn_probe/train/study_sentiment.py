@@ -1,9 +1,9 @@
-"""The sentiment study of Yuan et al. 2024, §4.3: the four styles trained alike, recorded, ready to be judged.
+"""The sentiment study of Yuan et al. 2024, §4.3: the four styles, trained and recorded with the same settings.
 
-Per seed the built-in model reads once; from there each style has its own supervised stage and DPO, all with the same
-settings: a larger learning rate than the paper's 5e-6 for GPT-2 small, since the model is smaller, and a short
+Per seed the built-in model is pretrained once; from there each style has its own supervised stage and DPO, all with the
+same settings: a larger learning rate than the paper's 5e-6 for GPT-2 small, since the model is smaller, and a short
 supervised stage, since a suffix that is certain has no gradient. They were chosen on seeds 0 and 1 so that the styles
-differ as in the paper; seed 2 was not looked at before.
+differ as in the paper; seed 2 was not used for this.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dyn_probe.data.sentiment import read_statements
 from dyn_probe.data.styles import STYLES
 from dyn_probe.errors import BadInput
 from dyn_probe.train.config import RunConfig
+from dyn_probe.train.display import Display
 from dyn_probe.train.loop import record
 from dyn_probe.train.setup import prepare
 from dyn_probe.train.warmup import reading_pairs, supervised_stage
@@ -45,34 +46,39 @@ class Study:
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
-            raise BadInput(f"--seeds wants 1 or more; got {self.seeds}")
+            raise BadInput(f"--seeds must be at least 1; got {self.seeds}")
         if self.statements:
             read_statements(self.statements)
 
 
-Progress = Callable[[str], None]
-
-
-def train_styles(folder: Path, study: Study, progress: Progress = print) -> dict[str, list[Path]]:
+def train_styles(folder: Path, study: Study, display: Display | None = None) -> dict[str, list[Path]]:
     """Train and record every style with every seed.
 
     Args:
         folder: holds one run per style and seed, ``STYLE-SEED``; older ones of the same names are replaced.
         study: the settings.
-        progress: called with a line before each part.
+        display: shows how far it is; silent without one.
 
     Returns:
         Style → its runs, by seed.
     """
     runs: dict[str, list[Path]] = {style: [] for style in STYLES}
+    shown = display or Display(False)
     for seed in range(study.seeds):
-        progress(f"seed {seed}: the model reads")
-        model = reading_model(folder / "models" / str(seed), study, seed)
-        for style in STYLES:
-            progress(f"seed {seed}: {style}")
-            with quiet():
-                runs[style].append(record(run_config(folder / f"{style}-{seed}", model, style, study, seed), False))
+        with shown.bar(f"seed {seed}: pretraining", study.reading_steps) as advance:
+            model = reading_model(folder / "models" / str(seed), study, seed, with_loss(advance))
+        with shown.bar(f"seed {seed}: styles", len(STYLES)) as advance:
+            for style in STYLES:
+                advance(0, style)
+                with quiet():
+                    runs[style].append(record(run_config(folder / f"{style}-{seed}", model, style, study, seed), False))
+                advance(1, style)
     return runs
+
+
+def with_loss(advance: Callable[..., None]) -> Callable[[float], None]:
+    """A bar's ``advance`` as a callback that is told the loss after every step."""
+    return lambda loss: advance(1, f"loss {loss:.2f}")
 
 
 def run_config(out: Path, model: Path, style: str, study: Study, seed: int) -> RunConfig:
@@ -87,11 +93,11 @@ def run_config(out: Path, model: Path, style: str, study: Study, seed: int) -> R
     )  # fmt: skip
 
 
-def reading_model(folder: Path, study: Study, seed: int) -> Path:
-    """The built-in model after its reading stage, saved where ``record`` can load it; styles of a seed share it."""
+def reading_model(folder: Path, study: Study, seed: int, progress: Callable[[float], None] = lambda _: None) -> Path:
+    """The built-in model after its pretraining, saved where ``record`` can load it; the styles of a seed share it."""
     config = RunConfig(out=str(folder / "none"), data="sentiment:single-token", seed=seed, max_pairs=study.batch_size)
     setup = prepare(replace(config, batch_size=1))
-    supervised_stage(setup, reading_pairs(setup.tokenizer), "sft", study.reading_steps, 2e-3, lambda _: None)
+    supervised_stage(setup, reading_pairs(setup.tokenizer), "sft", study.reading_steps, 2e-3, progress)
     model: Any = setup.model
     with quiet():
         model.save_pretrained(folder)

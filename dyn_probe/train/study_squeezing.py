@@ -1,18 +1,18 @@
-"""The squeezing study (Ren & Sutherland 2024; Mouiche 2026) at the scale of this machine, recorded.
+"""The squeezing study (Ren & Sutherland 2024; Mouiche 2026) with a small model, trained and recorded.
 
-Per seed one small model reads the text of the probe file and has its supervised stage on the chosen responses. Every
-method then starts from that same model and trains on the same pairs in the same order, with the same settings. The
-responses of the probe set are measured before and after.
+Per seed one small model is pretrained on the text of the probe file and has its supervised stage on the chosen
+responses. Every method then starts from that same model and trains on the same pairs in the same order, with the same
+settings. The responses of the probe set are measured before and after.
 
-The published protocol is five epochs; a small model learns a few hundred pairs by heart in that time, and chosen rises
-under every method. The cpu preset meets every pair once, at a learning rate chosen on seed 0 under DPO alone.
+The published protocol is five epochs; a small model memorises a few hundred pairs in that time, and chosen rises under
+every method. The cpu preset sees every pair once, at a learning rate chosen on seed 0 under DPO alone.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dyn_probe.data.built_in import fast_tokenizer, learnt_tokenizer, small_mode
 from dyn_probe.data.models import pick_device
 from dyn_probe.data.statements import SENTIMENTS, generate_statements
 from dyn_probe.data.styles import sentiment_prompt
-from dyn_probe.errors import BadInput, unknown
+from dyn_probe.errors import BadInput
 from dyn_probe.mass.building import build_probe_set, with_unrelated
 from dyn_probe.mass.kinds import GROUPS, kinds_of
 from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
@@ -33,6 +33,7 @@ from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display
 from dyn_probe.train.loop import record
 from dyn_probe.train.mass_rows import said
+from dyn_probe.train.presets import Preset
 from dyn_probe.train.schedule import set_rate
 from dyn_probe.train.setup import prepare
 from dyn_probe.train.study_sentiment import quiet
@@ -43,47 +44,7 @@ KINDS = tuple(kind for group in GROUPS for kind in kinds_of(group))
 
 
 PAIR = {"chosen", "rejected"}
-UNPAIRED = "left out: the study trains on chosen and rejected, and one of them is missing"
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings of the study, the same for every method."""
-
-    pairs: int
-    probes: int
-    seeds: int
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    reading_steps: int
-    sft_epochs: int
-    epochs: int
-    batch_size: int = 8
-    reading_lr: float = 2e-3
-    sft_lr: float = 5e-4
-    lr: float = 3e-4
-    beta: float = 0.1
-    prompt_length: int = 120
-    """Most characters of a prompt: its end is kept, from a whole word on."""
-    answer_length: int = 200
-    """Most characters of a response: its beginning is kept, to a whole word."""
-
-
-PRESETS: dict[str, Preset] = {
-    "tiny": Preset(24, 12, 1, 600, 64, 2, 4, 60, 2, 4),
-    "cpu": Preset(400, 32, 3, 2048, 128, 3, 4, 400, 1, 1, lr=7e-4),
-    "gpu": Preset(500, 200, 3, 8192, 512, 8, 8, 4000, 3, 5, 16, 1e-3, 2e-4, 1e-4, 0.1, 400, 600),
-}
-"""Name → settings: seconds to a minute, minutes on two cores, minutes on a GPU."""
-
-
-def preset_named(name: str, seeds: int | None = None) -> Preset:
-    """A row of PRESETS, with another number of seeds if one is given."""
-    if name not in PRESETS:
-        raise BadInput(unknown("preset", name, PRESETS))
-    return PRESETS[name] if seeds is None else replace(PRESETS[name], seeds=seeds)
+UNPAIRED = "left out: the study needs chosen and rejected, and one of them is missing"
 
 
 def train_methods(
@@ -99,7 +60,7 @@ def train_methods(
         Method → its runs, by seed.
 
     Raises:
-        BadInput: the probe file cannot be used. What of it cannot is shown, by line and kind.
+        BadInput: the probe file cannot be used. Unusable entries are shown by line and kind.
     """
     shown = display or Display(False)
     probes, texts = read_data(probe_file, preset)
@@ -130,11 +91,11 @@ def run_config(out: Path, model: Path, file: Path, method: Published, preset: Pr
 
 
 def warm_model(folder: Path, file: Path, texts: Sequence[str], preset: Preset, seed: int, display: Display) -> Path:
-    """The small model after reading and its supervised stage, saved where ``record`` can load it."""
+    """The small model after pretraining and its supervised stage, saved where ``record`` can load it."""
     tokenizer = fast_tokenizer(learnt_tokenizer(texts, preset.vocabulary))
     model = small_model(tokenizer, seed, width=preset.width, layers=preset.layers, heads=preset.heads)
     model.to(pick_device("auto"))  # type: ignore[arg-type]
-    with display.bar(f"seed {seed}: reading", preset.reading_steps) as advance:
+    with display.bar(f"seed {seed}: pretraining", preset.reading_steps) as advance:
         read(model, tokenizer, texts, preset, seed, lambda loss: advance(1, f"loss {loss:.2f}"))
     save(model, tokenizer, folder)
     config = RunConfig(out=str(folder / "none"), model=str(folder), data=str(file), max_pairs=preset.pairs, seed=seed)
@@ -176,12 +137,12 @@ def read(
 
 
 def read_data(file: Path | None, preset: Preset) -> tuple[ProbeSet, list[str]]:
-    """The probe set that is trained on and measured, cut to the preset's size, and the texts that the model reads."""
+    """The probe set that is trained on and measured, cut to the preset's size, and the texts of the pretraining."""
     whole = generated_set(4 * preset.pairs) if file is None else read_probe_set(file)
     paired = [p for p in whole.prompts if set(p.responses) >= PAIR]
     if len(paired) < preset.batch_size:
         raise BadInput(
-            f"the study wants at least {preset.batch_size} prompts with chosen and rejected; {file} has {len(paired)}"
+            f"the study needs at least {preset.batch_size} prompts with chosen and rejected; {file} has {len(paired)}"
         )
     lonely = tuple(SkippedResponse(p.source, "*", UNPAIRED) for p in whole.prompts if p not in paired)
     usable = with_unrelated(replace(whole, prompts=tuple(paired), skipped=(*whole.skipped, *lonely)))
@@ -192,8 +153,8 @@ def read_data(file: Path | None, preset: Preset) -> tuple[ProbeSet, list[str]]:
 
 
 def left_out(probes: ProbeSet) -> list[str]:
-    """What of a probe file is not in the study, a line each: place, kind, reason. Kinds that the study does not
-    measure are none of it."""
+    """Entries of a probe file that are not in the study, a line each: place, kind, reason. Kinds that the study does
+    not measure are not listed."""
     return [said(one) for one in probes.skipped if one.kind in (*KINDS, "*")]
 
 
@@ -209,7 +170,7 @@ def warn_left_out(display: Display, lines: Sequence[str], most: int = 10) -> Non
 
 
 def generated_set(count: int) -> ProbeSet:
-    """Statements with a sentiment: chosen states it, rejected its opposite, each in a wording of its own."""
+    """Statements with a sentiment: chosen states it, rejected its opposite, in independently drawn wordings."""
     draw = random.Random("squeezing")
     records = []
     for number, statement in enumerate(generate_statements(count)):

@@ -22,15 +22,15 @@ def follows(setup: Setup, step: int) -> bool:
 
 
 def followed_pairs(setup: Setup) -> list[EncodedPair]:
-    """``token_pairs`` of the training pairs, drawn by the run's seed and by nothing else."""
+    """``token_pairs`` of the training pairs, drawn by the run's seed alone."""
     count = min(setup.config.token_pairs, len(setup.pairs))
     order = random.Random(f"{setup.config.seed}:tokens").sample(range(len(setup.pairs)), count)
     return [setup.pairs[i] for i in order]
 
 
 def record_tokens(run: Run, step: int) -> None:
-    """Write the followed pairs' token Grams before the step's update. Gradients, random state and train mode stay as
-    they are. Of several processes the first does it, on its whole copy of the model."""
+    """Write the tracked pairs' token Grams before the step's update. Gradients, random state and train mode stay as
+    they are. With several processes the first does it, on its unsharded model."""
     setup = run.setup
     if not (setup.processes.first and follows(setup, step)):
         return

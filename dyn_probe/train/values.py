@@ -1,4 +1,4 @@
-"""Values of options, from the command line, YAML or Python: read into the type that an option wants."""
+"""Values of options, from the command line, YAML or Python, converted to the type that the option needs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dyn_probe.errors import did_you_mean
+
 
 @dataclass(frozen=True)
 class Option:
     """One option.
 
     Args:
-        help: what it does, for the reader.
+        help: what it does.
         name: as written after ``--`` and in YAML.
         kind: its Python type: ``int``, ``float``, ``bool``, ``str``, ``tuple[str, ...]`` or ``dict[str, Any]``,
             with `` | None`` where the default depends on other options.
@@ -48,33 +50,34 @@ def _read_number(option: Option, value: Any) -> tuple[Any, str]:
         number = math.nan
     fits = math.isfinite(number) and (option.least is None or number >= option.least) and number < option.below
     if not fits or (whole and number != int(number)):
-        return value, f"wants {wanted}; got {value!r}"
+        return value, f"must be {wanted}; got {value!r}"
     return (int(value) if whole and not isinstance(value, float) else int(number) if whole else number), ""
 
 
 def _range(noun: str, option: Option) -> str:
-    least = "" if option.least is None else f" from {option.least:g}"
-    below = "" if option.below == math.inf else f" to below {option.below:g}"
-    return noun + least + below
+    least = [] if option.least is None else [f"of at least {option.least:g}"]
+    below = [] if option.below == math.inf else [f"below {option.below:g}"]
+    return " ".join([noun, " and ".join([*least, *below])]).strip()
 
 
 def _read_bool(option: Option, value: Any) -> tuple[Any, str]:
-    return value, "" if isinstance(value, bool) else f"wants true or false; got {value!r}"
+    return value, "" if isinstance(value, bool) else f"must be true or false; got {value!r}"
 
 
 def _read_text(option: Option, value: Any) -> tuple[Any, str]:
     text = str(value) if hasattr(value, "__fspath__") else value
     if not isinstance(text, str):
-        return value, f"wants a text; got {value!r}"
+        return value, f"must be text; got {value!r}"
     if option.choices and text not in option.choices:
-        return value, f"wants {' or '.join(option.choices)}; got {value!r}"
+        hint = did_you_mean(value, option.choices)
+        return value, f"must be {' or '.join(option.choices)}; got {value!r}{hint}"
     return text, ""
 
 
 def _read_texts(option: Option, value: Any) -> tuple[Any, str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        return value, f"wants a list of texts; got {value!r}"
+        return value, f"must be a list of texts; got {value!r}"
     return tuple(texts), ""
 
 
@@ -84,12 +87,12 @@ def _read_mapping(option: Option, value: Any) -> tuple[Any, str]:
         return {str(key): item for key, item in value.items()}, ""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence):
-        return value, f"wants NAME=VALUE; got {value!r}"
+        return value, f"must be NAME=VALUE; got {value!r}"
     found = {}
     for text in texts:
         key, equals, item = str(text).partition("=")
         if not (key.strip() and equals and item.strip()):
-            return value, f"wants NAME=VALUE; got {text!r}"
+            return value, f"must be NAME=VALUE; got {text!r}"
         found[key.strip()] = item.strip()
     return found, ""
 

@@ -1,4 +1,4 @@
-"""Supervised stages before preference training: reading, for the built-in model, and SFT on the answers."""
+"""Supervised stages before preference training: language modelling for the built-in model, then SFT."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dyn_probe.train.schedule import set_rate
 from dyn_probe.train.setup import Setup
 
 BATCH = 16
-"""Pairs in a step of these stages (fewer where there are fewer); a forward takes no more rows than the run's own."""
+"""Pairs per step of these stages (fewer where there are fewer); a forward takes at most as many rows as the run's."""
 
 
 def reading_pairs(tokenizer: object, count: int = 2000, seed: int = 0) -> list[EncodedPair]:
-    """True answers in many wordings as the chosen side, for the built-in model to read (the other side is unused)."""
+    """Correct answers in many wordings as chosen, for the built-in model's language modelling (rejected is unused)."""
     texts = [PreferencePair(prompt, answer, answer + " ", "reading") for prompt, answer in corpus(count, seed)]
     return encode_pairs(texts, tokenizer)[0]
 
@@ -56,7 +56,7 @@ def supervised_stage(
         optimizer.zero_grad(set_to_none=True)
         value = sum(_backward(setup, chosen[i : i + part], objective, size) for i in range(0, size, part))
         if not value < float("inf"):
-            raise Diverged(f"the supervised warm-up diverged at step {step} (loss {value}); lower --sft-lr ({lr})")
+            raise Diverged(f"the supervised warm-up diverged at step {step} (loss {value}); lower --sft-lr (now {lr})")
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         progress(value)
@@ -84,7 +84,7 @@ def rows_of(model: nn.Module, batch: PairBatch, objective: str) -> Tensor:
 
 
 class _Half(PairBatch):
-    """Rows of one side, without the demand for two."""
+    """Rows of one side, without PairBatch's check that there are two."""
 
     def __post_init__(self) -> None:
         return None

@@ -1,9 +1,9 @@
 """The figures: one per file, one row each in FIGURES. A figure takes a trace, returns a Figure and changes
 nothing.
 
-A newcomer writes `def name(trace) -> Figure` in its own file, with a docstring in three paragraphs (Shows,
-How to read, Needs: printed under the figure), and adds a row here. Where columns are null the figure says
-what is missing.
+To add one, write `def name(trace) -> Figure` in its own file, with a docstring in three paragraphs (Shows,
+How to read, Needs: printed under the figure), and add a row here. Where columns are null the figure says
+what is missing. Its texts contain no number that an option of the run can change: such numbers belong in verdicts.
 """
 
 from __future__ import annotations
@@ -92,13 +92,11 @@ FIGURES: dict[str, FigureRow] = {
         mass_entropy, "Entropy and rank", ("mass.entropy", "mass.rank", "mass.top1"), optional=True
     ),
     "mass_distributions": FigureRow(
-        mass_distributions, "Before and after, token by token", ("distributions.probabilities",), optional=True
+        mass_distributions, "Next-token distributions before and after", ("distributions.probabilities",), optional=True
     ),
-    "squeezing_toy": FigureRow(squeezing_toy, "Squeezing with fifty classes", ("mass.logp_token",), optional=True),
+    "squeezing_toy": FigureRow(squeezing_toy, "Squeezing in a toy model", ("mass.logp_token",), optional=True),
     "token_heat": FigureRow(token_heat, "Token heat map", ("tokens.cosine",), optional=True),
-    "token_evolution": FigureRow(
-        token_evolution, "Token heat maps through training", ("tokens.cosine",), optional=True
-    ),
+    "token_evolution": FigureRow(token_evolution, "Token heat maps over training", ("tokens.cosine",), optional=True),
     "token_parts": FigureRow(token_parts, "Where entanglement comes from", ("tokens.inner",), optional=True),
 }
 

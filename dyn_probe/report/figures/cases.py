@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def cases(trace: Trace) -> Figure:
     """Shows: the share of pairs in each case. 1: chosen up, rejected down (ideal); 2: both down; 3: both up;
     4: chosen down, rejected up. Left: predicted for one plain gradient step on each pair alone; right: by
-    the changes that were measured after the optimizer's update.
+    the changes measured across the optimizer's update.
 
-    How to read: left is the pair's own doing (its gradients and pulls), right has everything in it: the
-    other pairs of the batch, the optimizer, clipping. Much case 2 on the left means that the objective
-    itself pushes chosen down; much case 2 on the right only means that other pairs or the optimizer do it.
+    How to read: the left panel reflects the pair's own gradients and pulls; the right one includes everything else:
+    the other pairs of the batch, the optimizer, clipping. A large share of case 2 on the left means that the objective
+    itself pushes chosen down; if it is large only on the right, other pairs or the optimizer do.
 
-    Needs: the cases (gradients of the pairs); the right panel realised changes.
+    Needs: the gradients of the pairs; for the right panel, realised changes.
     """
     figure, (left, right) = new_figure(2, height=3.2)
     bins = step_bins(trace.pairs)

@@ -19,12 +19,10 @@ MOST_POINTS = 4000
 
 
 def clipping(trace: Trace) -> Figure:
-    """Shows: the norm of the gradient of each optimizer step, before clipping and after it (what the
-    optimizer saw).
+    """Shows: the gradient norm of each optimizer step, before clipping and after it (what the optimizer saw).
 
-    How to read: where the two lines part, clipping shortened the step; from a clipped step on, "grad_norm"
-    no longer says how large the gradient was. Lone peaks are spikes; whether norms, pulls or the cosine
-    made them is said in the findings. With a flat line at 0 the loss pulls on nothing.
+    How to read: where the two lines differ, the gradient was clipped. Isolated peaks are spikes; the verdicts say
+    whether norms, pulls or less cancellation caused the largest. A flat line at 0 means that no pair has a pull.
 
     Needs: gradient norms of the steps.
     """

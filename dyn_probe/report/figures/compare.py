@@ -1,4 +1,4 @@
-"""Several runs in one figure: overlaid curves, and the shared pairs against each other."""
+"""Several runs in one figure: overlaid curves, and scatter plots of the pairs they share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Traces = Mapping[str, "Trace"]
 Reduce = Callable[[Bins, Floats], Floats]
 BASES = {
-    "since_reference": "nats per token, against the reference",
+    "since_reference": "nats per token, relative to the reference",
     "since_first": "nats per token, since first recorded",
     "per_token": "nats per token",
 }
@@ -31,11 +31,11 @@ BASES = {
 
 def compare_log_probs(traces: Traces) -> Figure:
     """Shows: the median log-probability of chosen (left) and rejected (right) per token over steps, one line
-    per run: against the reference if all runs have one, else since the pair was first recorded, else as
-    it is.
+    per run: relative to the reference if all runs have one, else since the pair was first recorded, else the
+    log-probability itself.
 
-    How to read: the run whose chosen line stays highest keeps the preferred answers most probable. A deeper
-    rejected line is no merit by itself.
+    How to read: the run whose chosen line stays highest keeps the preferred responses most probable. A lower
+    rejected line is not an advantage in itself.
 
     Needs: log-probabilities and lengths.
     """
@@ -55,8 +55,8 @@ def compare_margin(traces: Traces) -> Figure:
     b − r_l; in a run without a reference the change since the pair was first recorded.
 
     How to read: the left and the middle panel compare runs of any objective; the right one says how far each
-    objective has got by what it compares itself, and no two objectives by it. Runs that differ here by little
-    can differ a lot in the log-probabilities above.
+    objective has got by what it compares itself, and no two objectives by it. Runs that hardly differ here can
+    differ a lot in the log-probabilities above.
 
     Needs: log-probabilities.
     """
@@ -78,8 +78,8 @@ def compare_entanglement(traces: Traces) -> Figure:
     """Shows: median cosine of the chosen and rejected gradient (left), median ratio of the pulls (middle),
     and the share of pair rows in case 2, both down (right), one line per run.
 
-    How to read: an objective acts through the ratio of the pulls; the cosine belongs to the model and the
-    data. Less case 2 at the same cosine is the objective's doing.
+    How to read: an objective acts through the pulls; the cosine is a property of the model and the data. Less
+    case 2 at the same cosine is an effect of the objective.
 
     Needs: the gradients of the pairs and the pulls.
     """

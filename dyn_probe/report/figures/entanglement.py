@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 def entanglement(trace: Trace) -> Figure:
     """Shows: the inner product ⟨g_w,g_l⟩, its cosine, and the two conditions as ratios: chosen
-    d_l⟨g_w,g_l⟩/(d_w‖g_w‖²), rejected d_w⟨g_w,g_l⟩/(d_l‖g_l‖²). Line: median; dark band: 25–75 %, light
-    band: 5–95 % of the pairs.
+    d_l⟨g_w,g_l⟩/(d_w‖g_w‖²), rejected d_w⟨g_w,g_l⟩/(d_l‖g_l‖²). Line: median; dark band: 25th to 75th, light
+    band: 5th to 95th percentile of the pairs.
 
-    How to read: the inner product is what pushing rejected down takes away from chosen. In the right panel,
-    a chosen ratio above 1 means that the push on rejected outweighs the push on chosen, so chosen falls; a
-    rejected ratio above 1 means that rejected rises. Both below 1 is the ideal case 1. Values below 0 mean
-    that the two pushes help each other. The left axis is logarithmic beyond
-    the median size where the tails are long; the right axis ends at ±3.
+    How to read: the larger the inner product, the more chosen is pulled down when rejected is pushed down. In the
+    right panel, a chosen ratio above 1 means that the push on rejected outweighs the pull on chosen, so chosen falls;
+    a rejected ratio above 1 means that rejected rises. Both below 1 is case 1, the ideal one; below 0 the two pulls
+    reinforce each other. The left axis is logarithmic beyond the median size where the tails are long; the right axis
+    is cut off at ±3.
 
-    Needs: the gradients of the pairs; the right panel the pulls.
+    Needs: the gradients of the pairs; for the right panel, the pulls.
     """
     lack = why_absent(trace, "pairs.grad_inner")
     if lack:
@@ -40,7 +40,7 @@ def entanglement(trace: Trace) -> Figure:
     name_panel(middle, "Cosine", r"$\langle g_w, g_l\rangle \, / \, \Vert g_w\Vert\Vert g_l\Vert$")
     rule(middle, 0)
     draw_bands(middle, bins, [Curve("", numbers(pairs, "grad_cosine"), NEUTRAL)], wide=True)
-    name_panel(right, "Conditions", "share of its own push that is undone")
+    name_panel(right, "Conditions", "share of its own pull that is undone")
     ratios: dict[str, Floats] = {
         "chosen": derived.condition_chosen(pairs),
         "rejected": derived.condition_rejected(pairs),

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def grad_norms(trace: Trace) -> Figure:
     """Shows: ‖g_w‖ and ‖g_l‖, the norms of the gradients of the two log-probabilities over all trained
     parameters; their ratio; and ‖d_w g_w − d_l g_l‖, the norm of the gradient of one pair's loss. Line: median;
-    band: middle half.
+    band: interquartile range.
 
-    How to read: the gradients g_w and g_l do not contain the loss: they grow when a response becomes surprising.
-    The loss gradient is small when the pulls are small (the loss is satisfied) or when the two gradients cancel.
-    Where the pulls are equal (DPO), a ratio below the cosine means that chosen falls, one above 1/cosine that
-    rejected rises.
+    How to read: g_w and g_l do not depend on the loss; they grow as a response becomes less probable. The gradient of
+    the loss is small when the pulls are small (the loss is saturated) or when the two gradients cancel. Where the
+    pulls are equal (plain DPO), a ratio below the cosine means that chosen falls, one above 1/cosine that rejected
+    rises.
 
-    Needs: the gradients of the pairs; the right panel the pulls.
+    Needs: the gradients of the pairs; for the right panel, the pulls.
     """
     lack = why_absent(trace, "pairs.grad_norm_chosen", "pairs.grad_norm_rejected")
     if lack:

@@ -1,4 +1,4 @@
-"""Entanglement by layer: cosine over depth and time, and each layer's share of the inner product."""
+"""Entanglement by layer: cosine over depth and steps, and each layer's part of the mean cosine."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def layers(trace: Trace) -> Figure:
     bin), depth against steps; right, each layer's part of the whole cosine at the end (last tenth of the
     steps): ⟨g_w,g_l⟩ of the layer over ‖g_w‖‖g_l‖ of the whole model, mean over pairs.
 
-    How to read: red layers push both responses the same way, blue ones tell them apart. How much a layer
-    matters stands on the right: these parts add up to the mean cosine of the pairs. A head that is tied to
-    the embedding counts as embedding.
+    How to read: red layers move both responses in the same direction, blue ones in opposite directions. The right
+    panel shows how much each layer contributes: the parts add up to the mean cosine of the pairs. A head that is tied
+    to the embedding counts as embedding.
 
     Needs: per-layer gradients.
     """

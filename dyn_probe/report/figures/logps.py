@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 def log_probs(trace: Trace) -> Figure:
     """Shows: log-probability of the chosen and the rejected response; left summed over the response, middle
-    its change per token since the first step at which the pair was recorded, right per token against the
-    reference policy. Line: median over pairs; band: middle half of the pairs.
+    its change per token since the first step at which the pair was recorded, right per token relative to the
+    reference policy. Line: median over pairs; band: interquartile range.
 
-    How to read: a rising margin says nothing about these lines. Below 0 in the middle and right panels a
-    response has become less probable; −0.1 nats/token means that each token is on (geometric) average 0.90
-    times as probable, −0.7 half as probable. Both lines falling is case 2; compare their depth, not only
-    their gap.
+    How to read: a rising margin says nothing about the direction of either line. Below 0 in the middle and right
+    panels a response has become less probable: −0.1 nats/token means that its tokens are 0.90 times as probable
+    (geometric mean), −0.7 half as probable. Both lines falling is case 2; look at how far they fall, not only at the
+    gap between them.
 
-    Needs: log-probabilities and lengths; the right panel a reference; the middle one pairs that recur.
+    Needs: log-probabilities and lengths; for the right panel a reference, for the middle one pairs that recur.
     """
     figure, (left, middle, right) = new_figure(3, height=3.2)
     _draw(trace, left, "Log-probability", "nats per sequence", [_logp(trace, side) for side in derived.SIDES])
@@ -35,7 +35,7 @@ def log_probs(trace: Trace) -> Figure:
     _draw(trace, middle, "Change since first recorded", "nats per token", since, "no pair was recorded twice")
     against = [derived.since_reference(trace.pairs, side) for side in derived.SIDES]
     lack = why_absent(trace, "pairs.ref_logp_chosen") or ""
-    _draw(trace, right, "Against the reference", "nats per token", against, lack)
+    _draw(trace, right, "Relative to the reference", "nats per token", against, lack)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Loss, margin and accuracy over steps: what is usually watched."""
+"""Loss, margin and accuracy over steps: what is usually monitored."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 def margin(trace: Trace) -> Figure:
     """Shows: the margin score_chosen − score_rejected, where a score is what the objective compares of a
-    response (run.json names it; traces without scores: log-ratios, or log-probabilities where there is no
-    reference), the accuracy (share of pairs whose margin is above 0) and the loss per pair. Line: median
-    (accuracy: share); band: middle half of the pairs.
+    response (run.json names it; traces without scores: log-ratios, or log-probabilities without a reference),
+    the accuracy (share of pairs whose margin is above 0) and the loss per pair. Line: median (accuracy: share);
+    band: interquartile range.
 
-    How to read: these three curves look healthy in almost every run, also in one in which the chosen
+    How to read: these three curves look healthy in almost every run, including runs in which the chosen
     response becomes less and less probable: the margin grows whenever rejected falls faster. Read them
-    beside the log-probabilities.
+    together with the log-probabilities.
 
-    Needs: log-probabilities; the loss panel the pairs' losses.
+    Needs: log-probabilities; for the loss panel, the pairs' losses.
     """
     lack = why_absent(trace, "pairs.logp_chosen", "pairs.logp_rejected")
     if lack:

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def mass(trace: Trace) -> Figure:
-    """Shows: probe responses that are scored at every checkpoint but not all trained on. Left: mean change
-    of their log-probability per token since the first recorded step, one line per kind; right: the same
-    for the most probable token at each position (argmax) and for everything observed.
+    """Shows: probe responses, which are scored at every measurement whether or not they are trained on. Left: mean
+    change of their log-probability per token since the first measurement, one line per kind; right: the same for the
+    most probable token at each position (argmax) and for all probe responses together.
 
-    How to read: if all kinds fall while argmax rises, mass is being squeezed onto what the model would say
-    anyway: the early sign of repetition. Healthy training lifts chosen and leaves unrelated responses where
-    they are.
+    How to read: if all kinds fall while argmax rises, probability mass is being squeezed onto what the model would
+    say anyway, an early sign of repetition. Healthy training raises chosen and leaves unrelated responses where they
+    are.
 
-    Needs: probe responses (mass dynamics).
+    Needs: probe responses (--mass-every).
     """
     lack = why_absent(trace, "mass.logp_token")
     if lack:
@@ -41,7 +41,7 @@ def mass(trace: Trace) -> Figure:
     rule(right, 0)
     argmax = since_start(trace.mass, numbers(trace.mass, "argmax_logp") / numbers(trace.mass, "tokens"))
     observed = since_start(trace.mass, numbers(trace.mass, "logp_token"))
-    draw_bands(right, bins, [Curve("argmax", argmax, CASE_COLOURS[2]), Curve("observed", observed, NEUTRAL)])
+    draw_bands(right, bins, [Curve("argmax", argmax, CASE_COLOURS[2]), Curve("probe responses", observed, NEUTRAL)])
     return figure
 
 

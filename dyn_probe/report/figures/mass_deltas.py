@@ -31,15 +31,15 @@ def compare_deltas(traces: Mapping[str, Trace]) -> Figure:
     run, one column per method (objective and shaping), a bar at each method's mean. Panels: chosen, rejected,
     the unrelated and shuffled responses, and the most probable token at each position (argmax).
 
-    How to read: squeezing is prevented where Δ chosen is above 0. A method under which everything observed
-    falls far while Δ argmax rises pays for its margin with the whole distribution.
+    How to read: squeezing is prevented where Δ chosen is above 0. Where all responses fall far while Δ argmax rises,
+    the method gains its margin by squeezing the whole distribution.
 
-    Needs: probe responses at the first and the last step.
+    Needs: probe responses at the first and the last step (--mass-every).
     """
     runs, lacking = _figures(traces)
     if runs.empty:
         return empty_figure(
-            "Change per method", f"not recorded: needs probe responses (mass dynamics) at two steps: {lacking}"
+            "Change per method", f"not recorded: needs probe responses (--mass-every) at two steps: {lacking}"
         )
     figure, axes = new_figure(len(PANELS), height=3.2)
     for ax, (column, title) in zip(axes, PANELS.items(), strict=True):

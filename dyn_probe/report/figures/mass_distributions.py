@@ -1,4 +1,4 @@
-"""What the model would say next at a place of a probe response, before and after training."""
+"""The model's next-token distribution at positions of a probe response, before and after training."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ STAR = "★"
 
 
 def mass_distributions(trace: Trace) -> Figure:
-    """Shows: what the model would say next at the first, a middle and the last token of chosen (top) and rejected
+    """Shows: the model's next-token distribution at the first, a middle and the last token of chosen (top) and rejected
     (bottom) of one probe prompt: probabilities of single tokens before (grey) and after training (purple), at the first
-    and the last measurement. A star stands at the most probable token of each; the target, the token that the response
-    has there, is in colour; "all others" is what the tokens that are not named have together.
+    and the last measurement. A star marks the most probable token of each; the target, which is the token that the
+    response has there, is in colour; "all others" is the sum over the tokens that are not named.
 
-    How to read: squeezing at one place is a starred bar that grows while the target and all others shrink. In rejected
-    the target is meant to shrink: see which token took what it lost. In chosen it should grow. Other prompts and
-    places are drawn by place_figure (see "Where the probability goes").
+    How to read: at one position, squeezing is a starred bar that grows while the target and all others shrink. In
+    rejected the target is meant to shrink: see which token took the mass it lost. In chosen it should grow. Other
+    prompts and positions are drawn by place_figure (see "Where the probability goes" in the docs).
 
-    Needs: probe responses of chosen or rejected (mass dynamics).
+    Needs: probe responses that are chosen or rejected (--mass-every).
     """
     lack = why_absent(trace, "distributions.probabilities")
     if lack:
-        return empty_figure("Before and after", lack)
+        return empty_figure("Next-token distributions", lack)
     places = recorded_places(trace.distributions)
     return places_figure([one for one in places if one.prompt_id == places[0].prompt_id])
 
@@ -51,7 +51,7 @@ def place_figure(trace: Trace, prompt: str | int = 0, kind: str = "chosen", posi
         position: token of the response, counted from 0; None is the first that is recorded.
 
     Raises:
-        BadInput: no such place; names those that are recorded.
+        BadInput: no such position; the message names those that are recorded.
     """
     return places_figure([find_place(trace.distributions, prompt, kind, position)])
 

@@ -1,4 +1,4 @@
-"""How sure the model is at the positions of the probe responses, and where the target ranks."""
+"""How certain the model is at the positions of the probe responses, and where the target ranks."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ LABELS = {"chosen": "chosen", "rejected": "rejected", "others": "others", "near"
 COLOURS = {**{group: colour for group, (_, colour) in GROUPS.items()}, "near": "#5AA9C9"}
 PANELS = (
     ("entropy", "Entropy", "nats per position"),
-    ("rank", "Rank of the target", "tokens more probable"),
-    ("top1", "Target on top", "share of positions"),
+    ("rank", "Rank of the target", "more probable tokens"),
+    ("top1", "Target is the argmax", "share of positions"),
 )
 
 
 def mass_entropy(trace: Trace) -> Figure:
     """Shows: means over the probe responses of each group; the model's own first answers and the rephrased
-    responses are one. Left: entropy of the model's distribution at a
-    position; middle: rank of the target token (0 is the top), on a logarithmic scale from 1 up; right: share
-    of positions whose most probable token is the target.
+    responses form one group. Left: entropy of the model's distribution at a position; middle: rank of the target
+    token (0 is the top), on a logarithmic scale from 1 up; right: share of positions whose most probable token is
+    the target.
 
-    How to read: entropy that falls for every group while the target's rank does not improve is a model that
-    becomes sure of something else: squeezing. A healthy run improves rank and top share of chosen.
+    How to read: if entropy falls for every group while the target's rank does not improve, the model becomes certain
+    of something else, which is squeezing. In a healthy run rank and top-1 share of chosen improve.
 
-    Needs: probe responses (mass dynamics).
+    Needs: probe responses (--mass-every).
     """
     lack = why_absent(trace, "mass.entropy")
     if lack:

@@ -1,4 +1,4 @@
-"""Where the probability of a position stands: with the target, with its strongest rival, with the rest."""
+"""How the probability at a position is split: the target, its strongest rival, the rest."""
 
 from __future__ import annotations
 
@@ -29,15 +29,14 @@ RIVAL, REST = CASE_COLOURS[2], "#DDE2E8"
 
 
 def mass_split(trace: Trace) -> Figure:
-    """Shows: the probability of a position, averaged over the positions of the probe responses, in three parts
+    """Shows: the probability at a position, averaged over the positions of the probe responses, in three parts
     that add up to 1: the target token, the most probable other token (its rival), and all remaining tokens.
     One panel each for chosen, rejected, and the unrelated and shuffled responses.
 
-    How to read: healthy training widens the target's band in chosen. Where the rival's band widens while the
-    target and the rest shrink, in every panel alike, mass is being squeezed onto what the model would say
-    anyway.
+    How to read: healthy training widens the target's band in chosen. Where the rival's band widens in every panel
+    while the target and the rest shrink, probability mass is being squeezed onto what the model would say anyway.
 
-    Needs: probe responses (mass dynamics).
+    Needs: probe responses (--mass-every).
     """
     lack = why_absent(trace, "mass.missing_mass", "mass.rival_mass")
     if lack:

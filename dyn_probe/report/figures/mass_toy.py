@@ -1,4 +1,4 @@
-"""Squeezing in its smallest form, as numbers without a model: fifty classes and one negative gradient."""
+"""Squeezing in its smallest form, computed without a model: softmax regression and one negative gradient."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dyn_probe.report.style import CASE_COLOURS, INK, LABEL, REJECTED, name_pane
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
-TITLES = {"flat": "y⁻ in a flat distribution", "peak": "y⁻ on the peak", "valley": "y⁻ in a valley"}
+TITLES = {"flat": "y⁻ in a flat distribution", "peak": "y⁻ at the peak", "valley": "y⁻ in a valley"}
 BEFORE, AFTER, STEPS = "#C3CBD4", CASE_COLOURS[2], 3
 
 
 def squeezing_toy(_: Trace | None = None) -> Figure:
     """Shows: softmax regression with 50 classes under a negative gradient on one class, y⁻. Top: the distribution
-    before (grey) and after (purple) three steps, for a flat start, for y⁻ on the peak and for y⁻ in a valley.
+    before (grey) and after (purple) three steps, for a flat start, for y⁻ at the peak and for y⁻ in a valley.
     Bottom: mean fall of the bystanders, the classes that are neither y⁻ nor the most probable other class y★,
-    after one step: left against how peaky the distribution is, right against how probable y⁻ is.
+    after one step: left against how peaked the distribution is, right against how probable y⁻ is.
 
-    How to read: bystanders that fall (above 0) are squeezed. y⁻ falls and y★ rises in all three cases. With a
-    flat start everybody shares the freed mass; from a peaky one y★ takes it, and more from the bystanders. The
-    effect grows with the peak and with the improbability of y⁻: both are what preference training meets on
-    responses that the model would not give.
+    How to read: bystanders that fall (above 0) are squeezed. y⁻ falls and y★ rises in all three cases. From a flat
+    start all classes share the freed mass; from a peaked one y★ takes it, and takes more from the bystanders. The
+    effect grows with the peak and with the improbability of y⁻, and preference training meets both on responses that
+    the model would not give.
 
     Needs: nothing; the numbers are computed, not recorded.
     """
@@ -38,8 +38,8 @@ def squeezing_toy(_: Trace | None = None) -> Figure:
         _distribution(ax, case, "probability" if column == 0 else "")
     left = figure.add_subplot(grid[1, :3])
     right = figure.add_subplot(grid[1, 3:], sharey=left)
-    _sweep(left, by_sharpness(), "Peakier: stronger", "sharpness (0 is flat)")
-    _sweep(right, by_target_mass(), "Smaller π(y⁻): stronger", "π(y⁻) before the step")
+    _sweep(left, by_sharpness(), "The more peaked, the stronger", "sharpness (0 is flat)")
+    _sweep(right, by_target_mass(), "The smaller π(y⁻), the stronger", "π(y⁻) before the step")
     right.set_xscale("log")
     right.invert_xaxis()
     return figure

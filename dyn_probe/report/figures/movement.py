@@ -1,4 +1,4 @@
-"""Where each pair went: change of chosen against change of rejected."""
+"""How far each pair moved: change of chosen against change of rejected."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ MOST_POINTS = 3000
 
 def movement(trace: Trace) -> Figure:
     """Shows: one dot per pair: how far its chosen (vertical) and its rejected response (horizontal) moved
-    over the run, per token. The basis (same pairs at start and end, or the reference) is written under
+    over the run, per token. What is compared (the same pairs at start and end, or the reference) is written under
     the panel.
 
-    How to read: upper left is what preference training promises. Every dot right of the dashed diagonal has
-    lost margin per token; dots in the lower left above it gained margin only because rejected fell more.
+    How to read: the upper left is what preference training is for. Dots to the right of the dashed diagonal have
+    lost margin per token; dots in the lower left and above it have gained margin only because rejected fell further.
 
     Needs: log-probabilities, lengths, and pairs that recur or a reference equal to the starting model.
     """

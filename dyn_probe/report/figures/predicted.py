@@ -23,16 +23,16 @@ MOST_POINTS = 3000
 
 def predicted(trace: Trace) -> Figure:
     """Shows: for each pair and step, the first-order prediction (horizontal) against the change measured
-    after the update (vertical). Left: predicted from the pair alone; middle: from the whole batch. Both
-    predictions are one plain gradient step at the recorded learning rate; the optimizer's own scaling,
-    momentum and clipping are not in them. Right: along the optimizer's own update, with all of these in it.
+    across the update (vertical). Left: predicted from the pair alone; middle: from the whole batch. Both
+    assume one plain gradient step at the recorded learning rate, without the optimizer's scaling and momentum and
+    without clipping. Right: along the optimizer's own update, which includes all of these.
 
-    How to read: points in the shaded quadrants have the predicted sign. Look at signs and order: adaptive
+    How to read: points in the shaded quadrants have the predicted sign. Compare signs and order, not sizes: adaptive
     optimizers stretch the vertical axis. If the batch panel agrees and the pair panel does not, other pairs
-    of the batch move this one. Points beyond the 1st and 99th percentile are drawn on the border;
-    where the tails are long the axes are logarithmic beyond the median size.
+    of the batch move this one. Points beyond the 99th percentile of sizes are drawn on the border; where the tails
+    are long the axes are logarithmic beyond the median size.
 
-    Needs: realised changes; the middle panel the batch's prediction (--gram-every), the right one --update.
+    Needs: realised changes; for the middle panel the batch's prediction (--gram-every), for the right one --update.
     """
     figure, axes = new_figure(3, height=3.9, width=12.6)
     kinds = (("predicted", "Each pair alone"), ("batch", "Whole batch"), ("update", "The optimizer's update"))

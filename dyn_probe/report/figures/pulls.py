@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def pulls(trace: Trace) -> Figure:
-    """Shows: the pulls d_w = −∂ℓ/∂a (how strongly the loss pushes chosen up) and d_l = ∂ℓ/∂b (how strongly
-    it pushes rejected down), and their ratio. Line: median; band: middle half of the pairs.
+    """Shows: the pulls d_w = −∂ℓ/∂a (how strongly the loss pulls chosen up) and d_l = ∂ℓ/∂b (how strongly
+    it pushes rejected down), and their ratio. Line: median; band: interquartile range.
 
-    How to read: an objective acts on a pair through these two numbers only. Falling pulls mean that the
-    loss is content and training fades out; a pull of 0 leaves the pair untouched. DPO has d_w = d_l (ratio
-    1) for every pair; an SFT term or AdaDPO raises the ratio, a gate on the rejected side too. Negative
-    pulls mean that the loss has passed its target.
+    How to read: an objective acts on a pair through these two numbers alone. Falling pulls mean that the loss
+    saturates; where both pulls are 0 the pair contributes nothing. Plain DPO has d_w = d_l (ratio 1) for every pair; a
+    likelihood term on chosen or a gate on rejected raises the ratio. Negative pulls mean that a pair is past the
+    target of the loss.
 
     Needs: the pulls of the loss.
     """

@@ -30,13 +30,13 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
 
 
 def shaping(trace: Trace) -> Figure:
-    """Shows: the coefficients by which gradient shaping changed the pulls: gate and its statistic
+    """Shows: the coefficients by which gradient shaping changes the pulls: the gate and its statistic
     (Gate-DPO), ρ (AdaDPO), normalisers (pairwise-normalised updates, rc), mean token masks. Line: median;
-    band: middle half of the pairs.
+    band: interquartile range.
 
-    How to read: at 1 a factor leaves the objective as it is. A gate near 0 has switched the rejected
-    contribution off, because the rejected response is improbable already; ρ above 1 pulls chosen harder,
-    its ceiling is 2.
+    How to read: a factor of 1 leaves the objective unchanged. A gate near 0 switches the rejected contribution
+    off, because the rejected response is already improbable; ρ above 1 pulls chosen harder, up to its ceiling, and ρ
+    below 1 less hard.
 
     Needs: a run with shaping.
     """

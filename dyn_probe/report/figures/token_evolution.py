@@ -1,4 +1,4 @@
-"""Token heat maps through training, as small multiples."""
+"""Token heat maps over training, as small multiples."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def token_evolution(trace: Trace) -> Figure:
-    """Shows: the first followed pair's token cosines at up to six recorded steps, first and last among them.
+    """Shows: the token cosines of the first tracked pair at up to six recorded steps, the first and the last included.
 
-    How to read: chosen tokens down, rejected tokens across, the same colours in all panels. A diagonal that turns
-    from blue to red has lost what told the responses apart; grey is a token whose gradient has vanished.
+    How to read: chosen tokens down, rejected tokens across, the same colours in all panels. Where the diagonal turns
+    from blue to red, the update no longer separates the two tokens; grey is a token whose gradient has vanished.
 
-    Needs: token heat maps of followed pairs.
+    Needs: token heat maps (--tokens-every).
     """
     lack = why_absent(trace, "tokens.cosine")
     if lack:
-        return empty_figure("Token heat maps through training", lack)
+        return empty_figure("Token heat maps over training", lack)
     heats = recorded_heats(trace.tokens)
     return heats_figure(spread_steps([heat for heat in heats if heat.pair_id == heats[0].pair_id]))

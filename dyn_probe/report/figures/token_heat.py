@@ -1,4 +1,4 @@
-"""Token heat map: the cosines of a followed pair's tokens at its last recorded step."""
+"""Token heat map: the cosines of a tracked pair's tokens at its last recorded step."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 def token_heat(trace: Trace) -> Figure:
-    """Shows: for the first followed pair, at its last recorded step, the cosine of every chosen token's gradient
+    """Shows: for the first tracked pair, at its last recorded step, the cosine of every chosen token's gradient
     (down) with every rejected token's (across).
 
-    How to read: red entries push both responses the same way, blue ones tell them apart. Thin lines stand where the
-    responses first differ. On the diagonal, a blue label with a red suffix is entanglement made by the suffix: the
-    inner product of the responses is the sum of all entries, weighted by the tokens' gradient norms.
+    How to read: red entries move both responses in the same direction, blue ones in opposite directions. Thin lines
+    mark where the responses first differ. On the diagonal, a blue label followed by a red suffix means that the suffix
+    causes the entanglement: the inner product of the responses is the sum of all entries, weighted by the tokens'
+    gradient norms.
 
-    Needs: token heat maps of followed pairs.
+    Needs: token heat maps (--tokens-every).
     """
     lack = why_absent(trace, "tokens.cosine")
     if lack:

@@ -22,15 +22,16 @@ MOST_STEPS, MOST_GROUPS = 24, 14
 
 
 def token_parts(trace: Trace) -> Figure:
-    """Shows: left, ⟨g_w,g_l⟩ of the followed pairs (mean over pairs) split by where the later of two tokens stands:
-    before, at or after the first difference; right, the aligned token strings that carry most of it over the run,
+    """Shows: left, ⟨g_w,g_l⟩ of the tracked pairs (mean over pairs), split by the position of the later of two tokens:
+    before, at or after the first difference; right, the aligned token strings that contribute most to it over the run,
     each with its share and, as colour, its mean cosine.
 
-    How to read: parts above 0 pull the responses together, parts below 0 tell them apart; they add up to the dot.
-    A large part after the first difference means that what follows the decisive token causes the entanglement. Shares
-    on the right are of the run's whole inner product; what two tokens that are not aligned contribute has none.
+    How to read: parts above 0 move the responses in the same direction, parts below 0 in opposite directions; they add
+    up to the dot. A large part after the first difference means that what follows the decisive token causes the
+    entanglement. Shares on the right are of the run's whole inner product; pairs of tokens that are not aligned are
+    not listed.
 
-    Needs: token heat maps of followed pairs.
+    Needs: token heat maps (--tokens-every).
     """
     lack = why_absent(trace, "tokens.inner")
     if lack:

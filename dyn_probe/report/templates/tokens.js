@@ -15,7 +15,7 @@
       return /[\p{C}\p{Z}]/u.test(c) ? "\\u" + c.codePointAt(0).toString(16).padStart(4, "0") : c;
     }).join("");
   }
-  function number(value) { return value === null ? "no number" : String(value); }
+  function number(value) { return value === null ? "undefined" : String(value); }
   function colour(value) {
     if (value === null) return "#d9dde3";
     var end = value > 0 ? [178, 24, 43] : [33, 102, 172], part = Math.min(1, Math.abs(value));

@@ -1,5 +1,4 @@
-"""Verdicts: what happened in a run, in sentences with their numbers, formulas and knobs. Pure functions of a
-trace.
+"""Verdicts: what happened in a run, in sentences with their numbers, formulas and advice. Pure functions of a trace.
 
 A statement is `def name(trace) -> list[Verdict]`: empty where what it needs was not measured or where there
 is nothing to say. Its row in VERDICTS gives it a topic and its place in the report.
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dyn_probe.report.facts import shaping_options
 from dyn_probe.report.verdicts import (
     cases,
     data_read,
@@ -26,6 +26,7 @@ from dyn_probe.report.verdicts import (
     spread,
     status,
 )
+from dyn_probe.report.verdicts.knobs import IN_USE, KNOBS
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, percent, sig, signed, written
 
 if TYPE_CHECKING:
@@ -72,22 +73,29 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
 TOPICS: dict[str, str] = {
     "movement": "Chosen and rejected",
     "cases": "Why: the cases",
-    "change": "What another balance would do",
+    "change": "What a different balance would do",
     "pairs": "Which pairs",
     "mass": "Where the probability goes",
     "gradient": "Gradient norm and pulls",
     "layers": "Which layers",
     "shaping": "Gradient shaping",
-    "prediction": "Does the first-order story hold?",
+    "prediction": "Do first-order predictions hold?",
     "trust": "Can the trace be trusted?",
 }
 
 
 def verdicts(trace: Trace) -> list[Verdict]:
-    """Everything that can be said about the run, topic by topic."""
+    """Everything that can be said about the run, topic by topic; advice that it follows already is left out."""
+    useless = followed(trace)
     return [
-        replace(verdict, topic=topic)
+        replace(verdict, topic=topic, knobs=tuple(knob for knob in verdict.knobs if knob not in useless))
         for topic, statements in VERDICTS.items()
         for statement in statements
         for verdict in statement(trace)
     ]
+
+
+def followed(trace: Trace) -> set[str]:
+    """The advice that the run's own objective and shapings follow already."""
+    used = {str(trace.about.objective.name), *shaping_options(trace.about)}
+    return {KNOBS[key] for key, methods in IN_USE.items() if used & set(methods)}

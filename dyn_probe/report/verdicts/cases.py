@@ -27,14 +27,14 @@ FEW = 8
 LEVELS: dict[int, Level] = {1: "ok", 2: "warning", 3: "note", 4: "warning"}
 REMEDIES: dict[int, tuple[str, ...]] = {
     1: (),
-    2: ("sft", "chosen", "rejected", "normalise"),
+    2: ("normalise", "chosen", "rejected", "sft"),
     3: ("normalise", "objective"),
     4: ("objective",),
 }
 
 
 def broken(pairs: pd.DataFrame) -> tuple[Mask, Mask, Mask]:
-    """(chosen's condition fails, rejected's condition fails, both can be told): [rows] each."""
+    """(chosen's condition fails, rejected's condition fails, both are known): [rows] each."""
     names = ("pull_chosen", "pull_rejected", "grad_norm_chosen", "grad_norm_rejected", "grad_inner")
     columns = [numbers(pairs, name) for name in names]
     known = np.asarray(np.isfinite(columns).all(0))
@@ -47,17 +47,17 @@ def reason(pairs: pd.DataFrame, case: int) -> tuple[str, list[Number]]:
     chosen, rejected, known = broken(pairs)
     if case not in (2, 3) or not known.any():
         return "", []
-    what, test, mask = {
-        2: ("chosen falls", "⟨g_w,g_l⟩ exceeds (d_w/d_l)‖g_w‖²", chosen),
-        3: ("rejected rises", "⟨g_w,g_l⟩ exceeds (d_l/d_w)‖g_l‖²", rejected),
+    what, test, mask, side = {
+        2: ("chosen falls", "⟨g_w,g_l⟩ exceeds (d_w/d_l)‖g_w‖²", chosen, "chosen"),
+        3: ("rejected rises", "⟨g_w,g_l⟩ exceeds (d_l/d_w)‖g_l‖²", rejected, "rejected"),
     }[case]
     part = share(mask, known)
     words = f"{what} because {test} in {percent(part)} of these rows"
-    return words, [Number(f"rows in which {test}", part, "share")]
+    return words, [Number(f"condition_fails_{side}", f"rows in which {test}", part, "share")]
 
 
 def turning(trace: Trace) -> list[Verdict]:
-    """The first step from which one case holds the majority to the end; nothing if there is none."""
+    """The first step from which one case holds the majority to the end of the run."""
     bins, case = step_bins(trace.pairs), numbers(trace.pairs, "case_plain")
     found = lasting_majority(bins, case)
     if found is None:
@@ -67,18 +67,18 @@ def turning(trace: Trace) -> list[Verdict]:
     now, before = share(case == most, after & known), share(case == most, ~after & known)
     why, figures = reason(trace.pairs[after], most)
     when = "Over the whole run" if start == 0 else f"From step {int(bins.low[start])} on"
-    sentence = f"{when}, {percent(now)} of the pair rows are predicted in case {most} ({CASES[most]})"
+    sentence = f"{when}, {percent(now)} of the pair rows are predicted to be in case {most} ({CASES[most]})"
     sentence += f": {why}" if why else ""
-    sentence += f". It holds the majority in each of the {len(bins) - start} step bins"
-    sentence += "." if start == 0 else f" since; before, {percent(before)} were in it."
+    sentence += f". Case {most} has the majority in each of the {len(bins) - start} step bins"
+    sentence += "." if start == 0 else f" from there on; before that step {percent(before)} of the rows were in it."
     return say(
         LEVELS[most],
         sentence,
         f"first bin of steps from which every bin has over half of its rows in one case; {FORMULA}",
-        Number("first step of the lasting majority", bins.low[start], "step"),
-        Number(f"rows in case {most}", now, "share"),
+        Number("first_step", "first step of the lasting majority", bins.low[start], "step"),
+        Number(f"case_{most}", f"rows in case {most}", now, "share"),
         *figures,
-        Number("n", int((after & known).sum()), "rows"),
+        Number("n", "n", int((after & known).sum()), "rows"),
         change=REMEDIES[most],
     )
 
@@ -96,7 +96,7 @@ def lasting_majority(bins: Bins, case: Floats) -> tuple[int, int] | None:
 
 
 def shares(trace: Trace) -> list[Verdict]:
-    """Share of every case at the end, against the start; with the reason if no case lasts (`turning`)."""
+    """Share of every case at the end and at the start; with the reason where no case holds the majority for long."""
     parts = tenths(trace.pairs)
     rows = trace.pairs if parts is None else trace.pairs[parts.last]
     case = _known(rows)
@@ -105,7 +105,7 @@ def shares(trace: Trace) -> list[Verdict]:
     most = max(CASES, key=lambda number: (case == number).mean())
     lasting = lasting_majority(step_bins(trace.pairs), numbers(trace.pairs, "case_plain"))
     why, figures = reason(rows, most) if lasting is None else ("", [])
-    sentence = f"Predicted in {step_span(rows)}: {listed(case)}" + (f": {why}" if why else "")
+    sentence = f"Predicted cases in {step_span(rows)}: {listed(case)}" + (f": {why}" if why else "")
     early = _known(trace.pairs[parts.first]) if parts is not None else np.empty(0)
     sentence += f"; in {span(parts.first_steps)}: {listed(early)}." if parts and len(early) else "."
     clear = lasting is None and share(case == most) > 0.5 and len(case) >= FEW
@@ -114,10 +114,14 @@ def shares(trace: Trace) -> list[Verdict]:
         level,
         sentence,
         FORMULA,
-        *(Number(f"rows in case {number}", share(case == number), "share") for number in CASES),
-        *(Number(f"rows in case {n}, first tenth", share(early == n), "share") for n in CASES if len(early)),
+        *(Number(f"case_{n}", f"rows in case {n}", share(case == n), "share") for n in CASES),
+        *(
+            Number(f"case_{n}_first", f"rows in case {n}, first tenth", share(early == n), "share")
+            for n in CASES
+            if len(early)
+        ),
         *figures,
-        Number("n", len(case), "rows"),
+        Number("n", "n", len(case), "rows"),
         change=REMEDIES[most] if lasting is None else (),
     )
 
@@ -128,6 +132,6 @@ def _known(rows: pd.DataFrame) -> Floats:
 
 
 def listed(case: Floats) -> str:
-    """Cases that occur, most frequent first: `96 % in case 2 (both down), 4 % in case 1 (…)`."""
+    """Cases that occur, most frequent first: `96% in case 2 (both down), 4% in case 1 (…)`."""
     found = sorted(CASES, key=lambda number: -(case == number).mean())
     return ", ".join(f"{percent(share(case == n))} in case {n} ({CASES[n]})" for n in found if (case == n).any())

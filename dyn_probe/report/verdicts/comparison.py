@@ -38,17 +38,16 @@ def _overlap(traces: Mapping[str, Trace]) -> list[Verdict]:
     found = []
     for label in others:
         shared = len(ids[first] & ids[label])
-        words = (
-            f"{count(shared, 'pair')} of {first} ({len(ids[first]):,}) and {label} ({len(ids[label]):,}) are the same"
-        )
-        apart = f"{first} and {label} have no pair in common: only run-level numbers compare, on different pairs"
+        both = f"{first} ({count(len(ids[first]), 'pair')}) and {label} ({count(len(ids[label]), 'pair')})"
+        words = f"{both} have {count(shared, 'pair')} in common"
+        none = f"{both} have no pair in common, so only run-level numbers can be compared, over different pairs"
         found += say(
             "ok" if shared else "warning",
-            f"{words if shared else apart}.",
+            f"{words if shared else none}.",
             "pair_id recorded in both runs; it is a hash of the token ids",
-            Number("pairs in both", shared, "pairs"),
-            Number(f"pairs of {first}", len(ids[first]), "pairs"),
-            Number(f"pairs of {label}", len(ids[label]), "pairs"),
+            Number("pairs_shared", "pairs in both", shared, "pairs"),
+            Number("pairs_of_first", f"pairs of {first}", len(ids[first]), "pairs"),
+            Number("pairs_of_other", f"pairs of {label}", len(ids[label]), "pairs"),
         )
     return found
 
@@ -72,7 +71,7 @@ def _same_pairs(traces: Mapping[str, Trace]) -> list[Verdict]:
         for column, what, unit in SPOKEN:
             gap = finite((rows[label][column] - rows[first][column]).to_numpy(dtype=float))
             if len(gap):
-                found += _gap(label, first, f"{what} {when}", unit, gap)
+                found += _gap(column, label, first, f"{what} {when}", unit, gap)
     return found
 
 
@@ -86,7 +85,7 @@ def _rows_to_compare(table: pd.DataFrame, traces: Mapping[str, Trace], *pair: st
     return (table[late], "ends") if late.sum() >= FEW else (table, "is, when the pair was last recorded,")
 
 
-def _gap(label: str, first: str, what: str, unit: str, gap: np.ndarray) -> list[Verdict]:
+def _gap(column: str, label: str, first: str, what: str, unit: str, gap: np.ndarray) -> list[Verdict]:
     middle, higher = median(gap), share(gap > 0)
     direction = "higher" if middle >= 0 else "lower"
     part = higher if middle >= 0 else share(gap < 0)
@@ -97,17 +96,17 @@ def _gap(label: str, first: str, what: str, unit: str, gap: np.ndarray) -> list[
     return say(
         "note",
         sentence,
-        "difference at the pair's last recorded step of each run (of pairs seen in both last tenths, if there are "
-        "enough); per token for chosen and rejected",
-        Number(f"difference to {first}, median", middle, unit),
-        Number("pairs in which it is higher", higher, "share"),
-        Number("n", len(gap), "pairs"),
+        "difference at the pair's last recorded step in each run (over pairs seen in the last tenth of both, if there "
+        "are enough); per token for chosen and rejected",
+        Number(f"difference_{column}", f"difference to {first}, median", middle, unit),
+        Number(f"higher_{column}", "pairs in which it is higher", higher, "share"),
+        Number("n", "n", len(gap), "pairs"),
     )
 
 
 def _case_two(traces: Mapping[str, Trace]) -> list[Verdict]:
-    lines = {line.name: line for line in deltas(traces)}
-    line = lines.get("case 2: both down")
+    lines = {line.key: line for line in deltas(traces)}
+    line = lines.get("case_2")
     if line is None or pd.isna(list(line.values.values())).any():
         return []
     words = ", ".join(f"{label} {percent(value)}" for label, value in line.values.items())
@@ -119,5 +118,8 @@ def _case_two(traces: Mapping[str, Trace]) -> list[Verdict]:
         "note",
         f"Share of pair rows in case 2 (both down) at the end: {words}{more}.",
         "last tenth of the steps of each run; case as predicted for each pair alone",
-        *(Number(f"case 2, {label}", value, "share") for label, value in line.values.items()),
+        *(
+            Number(f"case_2_of_run_{place}", f"case 2, {label}", value, "share")
+            for place, (label, value) in enumerate(line.values.items(), start=1)
+        ),
     )

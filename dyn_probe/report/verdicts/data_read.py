@@ -30,13 +30,13 @@ def left_out(trace: Trace) -> list[Verdict]:
     more = "; …" if len(reasons) > SHOWN else ""
     every, unexpected = data.rows or 0, len(rows) - (data.left_out_by_design or 0)
     loud = 0 < LOUD * every < unexpected
-    part = [Number("share of all rows", len(rows) / every, "share")] if every else []
+    part = [Number("skipped_share", "share of all rows", len(rows) / every, "share")] if every else []
     of = f" of {every:,} ({percent(len(rows) / every)})" if every else ""
     return say(
         "warning" if loud else "note",
-        f"{count(len(rows), 'row')}{of} of the data skipped: {words}{more}.",
+        f"{count(len(rows), 'row')}{of} of the data {'was' if len(rows) == 1 else 'were'} skipped: {words}{more}.",
         "skipped_rows in run.json",
-        Number("skipped rows", len(rows), "rows"),
+        Number("skipped", "skipped rows", len(rows), "rows"),
         *part,
     )
 
@@ -55,6 +55,6 @@ def _fact(fact: DataFact) -> list[Verdict]:
         "warning" if fact.level == "warning" else "note",
         f"{sentence[:1].upper()}{sentence[1:]}.",
         "data.facts in run.json, counted when the data were read",
-        Number("pairs", number, "pairs"),
-        Number("share of all pairs", number / of, "share"),
+        Number("pairs", "pairs", number, "pairs"),
+        Number("pairs_share", "share of all pairs", number / of, "share"),
     )

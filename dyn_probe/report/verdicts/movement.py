@@ -1,4 +1,4 @@
-"""How far chosen and rejected moved over the run, per token: harmless or not, and what the margin hides."""
+"""How far chosen and rejected moved over the run, per token; and what the margin does not show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE = 0.1
 STILL = 0.001
 """A smaller change, in nats/token, is called no movement: 0.1 % of a token's probability."""
 
-FALL = ("lr", "beta", "sft", "rejected", "chosen")
+FALL = ("normalise", "chosen", "rejected", "sft", "lr", "beta")
 
 
 def overall(trace: Trace) -> list[Verdict]:
@@ -42,18 +42,16 @@ def overall(trace: Trace) -> list[Verdict]:
         level,
         sentence,
         "median of a/n_w at the end − a/n_w at the start (rejected: b/n_l); factor = exp(change of chosen)",
-        Number("change of chosen, median", chosen, "nats/token"),
-        Number("change of rejected, median", rejected, "nats/token"),
-        Number("factor on a chosen token's probability", factor, "1"),
-        *([Number("pairs whose chosen fell", fell, "share")] if moved.paired else []),
-        Number("n", moved.n, "pairs" if moved.paired else "rows"),
+        Number("change_chosen", "change of chosen, median", chosen, "nats/token"),
+        Number("change_rejected", "change of rejected, median", rejected, "nats/token"),
+        Number("factor_chosen", "factor on a chosen token's probability", factor, "1"),
+        *([Number("fell_chosen", "pairs whose chosen fell", fell, "share")] if moved.paired else []),
+        Number("n", "n", moved.n, "pairs" if moved.paired else "rows"),
         change=FALL if chosen <= -STILL else (),
     )
 
 
 def _headline(chosen: float, rejected: float) -> str:
-    if abs(chosen) < STILL:
-        return f"Chosen hardly moved and rejected {_verb(rejected)}"
     if _verb(chosen) == _verb(rejected):
         return f"Chosen and rejected both {_verb(chosen)}"
     return f"Chosen {_verb(chosen)} and rejected {_verb(rejected)}"
@@ -68,25 +66,26 @@ def _how_many(moved: Change, fell: float) -> str:
 
 
 def _judge(trace: Trace, chosen: float, rejected: float) -> tuple[Level, str]:
-    """Level, and what can be said about harm: size against LARGE, and whether the lost mass was followed."""
+    """Level; how the fall compares with LARGE; and whether it is known where the lost mass went."""
     if chosen > -STILL:
         return ("ok" if rejected < STILL else "note"), ""
     size = "more" if chosen < -LARGE else "less"
     words = f" That is {size} than the {LARGE} nats/token that this report calls a large fall."
     if missing(trace, ("mass.logp_token",)):
-        words += " Where the lost probability went was not measured, so it cannot be called harmless."
+        words += " Where the lost probability mass went was not measured (--mass-every), so the fall cannot be called "
+        words += "harmless."
     return ("warning" if chosen < -LARGE else "note"), words
 
 
 def hidden(trace: Trace) -> list[Verdict]:
-    """Pairs whose margin grew while chosen fell: what margin and accuracy cannot show."""
+    """Pairs whose margin grew although chosen fell, which margin and accuracy do not show."""
     moved, parts = change(trace.pairs), tenths(trace.pairs)
     if moved is None or not moved.paired or parts is None:
         return []
     margin = derived.margin(trace.pairs)
     before, after = (share(finite(margin[mask]) > 0) for mask in (parts.first, parts.last))
     unseen = share((moved.chosen < 0) & (moved.chosen > moved.rejected))
-    remark = ": margin and accuracy cannot show that" if unseen > 0.1 else ""
+    remark = ", which margin and accuracy do not show" if unseen > 0.1 else ""
     sentence = (
         f"In {percent(unseen)} of the pairs the margin per token grew although chosen fell{remark} "
         f"(accuracy {percent(before)} in the first tenth of the steps, {percent(after)} in the last)."
@@ -95,9 +94,9 @@ def hidden(trace: Trace) -> list[Verdict]:
         "warning" if unseen > 0.5 else "note" if unseen > 0.1 else "ok",
         sentence,
         "pairs with Δ(a/n_w) < 0 and Δ(a/n_w) > Δ(b/n_l); accuracy = share of rows with margin > 0",
-        Number("pairs with growing margin and falling chosen", unseen, "share"),
-        Number("accuracy, first tenth", before, "share"),
-        Number("accuracy, last tenth", after, "share"),
-        Number("n", moved.n, "pairs"),
-        change=("sft", "objective") if unseen > 0.1 else (),
+        Number("hidden_fall", "pairs with growing margin and falling chosen", unseen, "share"),
+        Number("accuracy_first", "accuracy, first tenth", before, "share"),
+        Number("accuracy", "accuracy, last tenth", after, "share"),
+        Number("n", "n", moved.n, "pairs"),
+        change=FALL[:4] if unseen > 0.1 else (),
     )

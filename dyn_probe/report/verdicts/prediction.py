@@ -1,4 +1,4 @@
-"""How far the first-order story holds in this run."""
+"""How well first-order predictions hold in this run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ GOOD, POOR, FEW = 0.8, 0.6, 20
 
 
 def alone(trace: Trace) -> list[Verdict]:
-    """The prediction from each pair alone against the realised change."""
+    """The prediction from each pair alone compared with the realised change."""
     return _compare(trace, "predicted", "from each pair alone", _footing(trace))
 
 
 def batch(trace: Trace) -> list[Verdict]:
-    """The prediction from the whole batch against the realised change."""
+    """The prediction from the whole batch compared with the realised change."""
     return _compare(trace, "batch", "from the whole batch", "")
 
 
 def update(trace: Trace) -> list[Verdict]:
-    """The first-order change along the optimizer's own update against the realised change."""
+    """The first-order change along the optimizer's own update compared with the realised change."""
     return _compare(trace, "update", "along the optimizer's own update", "")
 
 
@@ -38,7 +38,7 @@ def _compare(trace: Trace, kind: str, source: str, footing: str) -> list[Verdict
     for side in SIDES:
         realised = numbers(trace.pairs, f"realised_delta_{side}")
         found[side] = agreement(numbers(trace.pairs, f"{kind}_delta_{side}"), realised)
-        base[side] = commoner(realised)
+        base[side] = majority(realised)
     if not all(entry.n for entry in found.values()):
         return []
     worst = min(entry.same_sign for entry in found.values())
@@ -46,17 +46,15 @@ def _compare(trace: Trace, kind: str, source: str, footing: str) -> list[Verdict
     good = worst >= GOOD and all(entry.pearson >= 0.3 for entry in found.values())
     level: Level = "ok" if good else "warning" if poor else "note"
     words = " and ".join(
-        f"{percent(entry.same_sign)} of {count(entry.n, side + ' row')} ({_correlation(entry)}; "
-        "always guessing "
-        f"the commoner sign: {percent(base[side])})"
+        f"{percent(entry.same_sign)} of {count(entry.n, side + ' row')} ({_correlation(entry)}; always predicting the "
+        f"majority sign: {percent(base[side])})"
         for side, entry in found.items()
     )
-    advice = " Read the cases of this run as tendencies only." if poor else ""
+    advice = " Read this prediction as a tendency only." if poor else ""
     return say(
         level,
-        (f"The first-order prediction {source} has the sign of the realised change in {words}.{footing}{advice}"),
-        "rows with equal signs of prediction and realised Δ; r Pearson, ρ Spearman; scale = median "
-        "|realised| "
+        f"The first-order prediction {source} has the sign of the realised change in {words}.{footing}{advice}",
+        "rows in which prediction and realised Δ have the same sign; r Pearson, ρ Spearman; scale = median |realised| "
         "/ median |predicted|",
         *(number for side, entry in found.items() for number in _numbers(side, entry)),
     )
@@ -68,16 +66,16 @@ def _correlation(found: Agreement) -> str:
 
 def _numbers(side: str, found: Agreement) -> list[Number]:
     return [
-        Number(f"same sign, {side}", found.same_sign, "share"),
-        Number(f"r, {side}", found.pearson, "1"),
-        Number(f"ρ, {side}", found.spearman, "1"),
-        Number(f"scale, {side}", found.scale, "1"),
-        Number(f"n, {side}", found.n, "rows"),
+        Number(f"same_sign_{side}", f"same sign, {side}", found.same_sign, "share"),
+        Number(f"pearson_{side}", f"r, {side}", found.pearson, "1"),
+        Number(f"spearman_{side}", f"ρ, {side}", found.spearman, "1"),
+        Number(f"scale_{side}", f"scale, {side}", found.scale, "1"),
+        Number(f"n_{side}", f"n, {side}", found.n, "rows"),
     ]
 
 
-def commoner(realised: Floats) -> float:
-    """Share of the most frequent sign: what guessing it every time would score; NaN without values."""
+def majority(realised: Floats) -> float:
+    """Share of the most frequent sign: what always predicting it would score; NaN without values."""
     signs = np.sign(finite(realised))
     return max(float((signs == sign).mean()) for sign in (-1, 0, 1)) if len(signs) else float("nan")
 
@@ -85,9 +83,8 @@ def commoner(realised: Floats) -> float:
 def _footing(trace: Trace) -> str:
     """What the prediction leaves out, with the run's optimizer where the manifest names it."""
     name = trace.about.config.get("optimizer")
-    whose = f"of the run's optimizer ({name})" if name else "of the optimizer"
+    whose = f"the run's optimizer ({name})" if name else "the optimizer"
     return (
-        " It is one plain gradient step at the recorded learning rate: scaling, momentum and "
-        f"clipping {whose} "
-        "are not in it."
+        " It assumes one plain gradient step at the recorded learning rate, without the scaling and momentum of "
+        f"{whose} and without clipping."
     )

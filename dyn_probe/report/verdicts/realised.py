@@ -1,4 +1,4 @@
-"""What the updates really did to the pairs, and whether a fall of chosen was the pair's own doing."""
+"""What the updates did to the pairs, and whether a fall of chosen was predicted from the pair's own gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FEW = 20
 
 
 def measured(trace: Trace) -> list[Verdict]:
-    """Cases by the measured changes of every update that was recorded."""
+    """Cases by the measured changes of every recorded update."""
     deltas = (numbers(trace.pairs, f"realised_delta_{side}") for side in SIDES)
     case = entanglement.cases(*deltas)
     known = case[case > 0].astype(np.float64)
@@ -31,21 +31,20 @@ def measured(trace: Trace) -> list[Verdict]:
     level: Level = "warning" if fell > 0.5 and len(known) >= FEW else "note"
     return say(
         level,
-        f"Measured before and after each update: {listed(known)}; chosen fell in {percent(fell)} of "
-        f"{count(len(known), 'row')}.",
+        f"Measured across each update: {listed(known)}; chosen fell in {percent(fell)} of {count(len(known), 'row')}.",
         "signs of the realised Δa and Δb: log-probability after the optimizer's update minus before it",
         *(
-            Number(f"rows in case {number}", share(known == number), "share")
+            Number(f"case_{number}", f"rows in case {number}", share(known == number), "share")
             for number in CASES
             if (known == number).any()
         ),
-        Number("rows in which chosen fell", fell, "share"),
-        Number("n", len(known), "rows"),
+        Number("fell_chosen", "rows in which chosen fell", fell, "share"),
+        Number("n", "n", len(known), "rows"),
     )
 
 
 def origin(trace: Trace) -> list[Verdict]:
-    """Of the measured falls of chosen: how many the pair's own gradients predicted, and who did the others."""
+    """Of the measured falls of chosen: how many the pair's own gradients predict, and what made the others."""
     fell = numbers(trace.pairs, "realised_delta_chosen") < 0
     own, batch = (numbers(trace.pairs, f"{name}_delta_chosen") for name in ("predicted", "batch"))
     falls = fell & np.isfinite(own)
@@ -54,30 +53,30 @@ def origin(trace: Trace) -> list[Verdict]:
     alone = share(own < 0, falls)
     others, more = _others(falls & (own >= 0), batch)
     sentence = (
-        f"Of {count(int(falls.sum()), 'measured fall')} of chosen, {percent(alone)} were predicted from the pair's own "
-        f"gradients; the rest came from other pairs of the batch or from the optimizer{others}."
+        f"Of {count(int(falls.sum()), 'measured fall')} of chosen, the pair's own gradients predict {percent(alone)}; "
+        f"the others came from other pairs of the batch or from the optimizer{others}."
     )
     return say(
         "note",
         sentence,
         "rows with realised Δa < 0: own where the predicted Δa of the pair alone is < 0; other pairs where only the "
         "batch prediction is < 0; optimizer (scaling, momentum, step size) where neither is",
-        Number("falls predicted from the pair alone", alone, "share"),
+        Number("falls_own", "falls predicted from the pair alone", alone, "share"),
         *more,
-        Number("n", int(falls.sum()), "rows"),
-        change=("sft", "chosen", "rejected") if alone >= 0.5 else ("others", "lr"),
+        Number("n", "n", int(falls.sum()), "rows"),
+        change=("normalise", "chosen", "rejected", "sft", "lr"),
     )
 
 
 def _others(falls: Mask, batch: np.ndarray) -> tuple[str, list[Number]]:
     """Falls that the pair alone does not predict, split by the batch prediction where the full Gram was recorded."""
-    told = falls & np.isfinite(batch)
-    if told.sum() < FEW:
+    known = falls & np.isfinite(batch)
+    if known.sum() < FEW:
         return "", []
-    pairs = share(batch < 0, told)
-    rows = count(int(told.sum()), "row")
+    pairs = share(batch < 0, known)
+    rows = count(int(known.sum()), "row")
     words = f" (of {rows} with a full Gram: other pairs {percent(pairs)}, optimizer {percent(1 - pairs)})"
     return words, [
-        Number("of the other falls, by other pairs", pairs, "share"),
-        Number("n of these", int(told.sum()), "rows"),
+        Number("falls_other_pairs", "of the other falls, by other pairs", pairs, "share"),
+        Number("n_others", "n of these", int(known.sum()), "rows"),
     ]

@@ -1,4 +1,4 @@
-"""Distance to the reference per token: how far at the end, and when chosen turned."""
+"""Log-ratio to the reference per token: at the end of the run, and since chosen peaked."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ from dyn_probe.report import derived
 from dyn_probe.report.changes import span, step_span
 from dyn_probe.report.frames import Floats, finite, last_tenth, median, numbers
 from dyn_probe.report.verdicts.movement import LARGE, STILL
-from dyn_probe.report.verdicts.verdict import Number, Verdict, count, say, sig, signed
+from dyn_probe.report.verdicts.verdict import Number, Verdict, count, quartiles, say, sig, signed
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
 MENTIONED = 0.01
-"""A smaller fall of the medians, in nats/token, is not spoken of."""
+"""A smaller fall of the medians, in nats/token, is not mentioned."""
 
 
 def distance(trace: Trace) -> list[Verdict]:
-    """Distance to the reference per token at the end of the run."""
+    """Log-ratio to the reference per token at the end of the run."""
     rows = last_tenth(trace.pairs)
     values = {side: finite(derived.since_reference(rows, side)) for side in derived.SIDES}
     if not all(len(value) for value in values.values()):
         return []
-    quartiles = {side: np.quantile(value, (0.25, 0.5, 0.75)) for side, value in values.items()}
-    words = (
-        f"{side} {signed(middle)} (middle half {signed(low)} to {signed(high)})"
-        for side, (low, middle, high) in quartiles.items()
-    )
-    chosen, n = float(quartiles["chosen"][1]), len(values["chosen"])
+    found = {side: np.quantile(value, (0.25, 0.5, 0.75)) for side, value in values.items()}
+    words = (f"{side} {signed(middle)} ({quartiles(low, high)})" for side, (low, middle, high) in found.items())
+    chosen, n = float(found["chosen"][1]), len(values["chosen"])
     return say(
         "ok" if chosen > -STILL else "note" if chosen >= -LARGE else "warning",
-        f"Against the reference, in {step_span(rows)}: {' and '.join(words)} nats/token, {count(n, 'row')}.",
+        f"Relative to the reference, in {step_span(rows)}: {' and '.join(words)} nats/token (medians of "
+        f"{count(n, 'row')}).",
         "median of (a − r_w)/n_w and of (b − r_l)/n_l",
-        *(Number(f"{side} against the reference, median", q[1], "nats/token") for side, q in quartiles.items()),
-        Number("n", n, "rows"),
-        change=("beta", "lr") if chosen <= -STILL else (),
+        *(
+            Number(f"reference_{side}", f"{side} relative to the reference, median", q[1], "nats/token")
+            for side, q in found.items()
+        ),
+        Number("n", "n", n, "rows"),
+        change=("lr", "beta") if chosen <= -STILL else (),
     )
 
 
 def turn(trace: Trace) -> list[Verdict]:
-    """When chosen turned: its highest tenth of the run against the reference, and how it went on."""
+    """When chosen peaked relative to the reference, and whether it was still falling at the end."""
     levels = tenth_medians(trace)
     if levels is None:
         return []
@@ -53,23 +54,21 @@ def turn(trace: Trace) -> list[Verdict]:
         return []
     last = float(values[-1] - values[-2])
     steady = fall / (len(values) - 1 - peak)
-    top = f"since its highest tenth, {span(spots[peak])} ({signed(values[peak])})"
+    top = f"since its peak in {span(spots[peak])} ({signed(values[peak])})"
     sentence = (
-        f"Against the reference, chosen lost {sig(-fall)} nats/token "
-        f"{'from the start' if peak == 0 else top}; "
-        f"{'it was still falling at the end' if last < steady / 2 else 'the fall had slowed or ended'} "
-        f"({signed(values[-2])} and {signed(values[-1])} in the last two tenths)."
+        f"Relative to the reference, chosen has lost {sig(-fall)} nats/token "
+        f"{'since the start' if peak == 0 else top}; "
+        f"{'it was still falling at the end' if last < steady / 2 else 'the fall had slowed or stopped by the end'} "
+        f"({signed(values[-2])} and {signed(values[-1])} in the last two tenths of the run)."
     )
     return say(
         "warning" if fall < -LARGE else "note",
         sentence,
-        (
-            "medians of (a − r_w)/n_w over each tenth of the steps; still falling: the last change "
-            "is over half of an even fall"
-        ),
-        Number("change of chosen since its highest tenth", fall, "nats/token"),
-        Number("change of chosen in the last tenth", last, "nats/token"),
-        Number("n", len(finite(derived.since_reference(trace.pairs, "chosen"))), "rows"),
+        "medians of (a − r_w)/n_w over each tenth of the steps; still falling: the last change is over half of an even "
+        "fall",
+        Number("since_peak_chosen", "change of chosen since its highest tenth", fall, "nats/token"),
+        Number("last_change_chosen", "change of chosen in the last tenth", last, "nats/token"),
+        Number("n", "n", len(finite(derived.since_reference(trace.pairs, "chosen"))), "rows"),
         change=("early", "lr"),
     )
 

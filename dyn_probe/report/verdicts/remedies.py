@@ -1,4 +1,4 @@
-"""What another ratio of the pulls, or an NLL term, would do to the pairs as recorded (first order)."""
+"""What a different ratio of the pulls, or a likelihood term, would do to the recorded pairs (first order)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ WORTH = 0.05
 """A gain in the share of case 1 that is worth a sentence."""
 FEW = 5
 """With fewer rows nothing is said."""
+KEPT = 0.9
+"""Share of the rows in which the likelihood term is to keep chosen from falling."""
 
 
 def last_rows(trace: Trace) -> pd.DataFrame:
-    """Rows of the last tenth with both pulls above 0 and gradients of the responses themselves recorded."""
+    """Rows of the last tenth with both pulls above 0; none where the gradients are those of masked responses."""
     rows = last_tenth(trace.pairs)
     if masked(trace):
         return rows.iloc[:0]
@@ -53,24 +55,23 @@ def common_factor(trace: Trace) -> list[Verdict]:
     gain = then - now >= WORTH
     where = f"{count(len(rows), 'row')} ({step_span(rows)})"
     better = (
-        f"With d_w/d_l {sig(factor)} times as large, {percent(then)} of {where} would be in case 1 instead "
+        f"If d_w/d_l were {sig(factor)} times as large, {percent(then)} of {where} would be in case 1 instead "
         f"of {percent(now)} (first order, each pair alone)."
     )
     same = (
-        f"{percent(now)} of {where} have d_w/d_l inside the limits of case 1; no common factor on it would "
-        f"gain {percent(WORTH)} (first order, each pair alone)."
+        f"In {percent(now)} of {where} d_w/d_l is within the limits of case 1; no common factor on it would "
+        f"gain {100 * WORTH:.0f} percentage points (first order, each pair alone)."
     )
-    upwards = ("sft", "chosen", "rejected", "normalise")
     return say(
         "note" if gain or now <= 0.5 else "ok",
         better if gain else same,
         "case 1 ⇔ ⟨g_w,g_l⟩/‖g_w‖² ≤ d_w/d_l ≤ ‖g_l‖²/⟨g_w,g_l⟩ (no upper limit where ⟨g_w,g_l⟩ ≤ 0); "
         "factors from 1/16 to 16",
-        Number("rows in case 1 as recorded", now, "share"),
-        Number("best common factor on d_w/d_l", factor, "1"),
-        Number("rows in case 1 with it", then, "share"),
-        Number("n", len(rows), "rows"),
-        change=() if not gain else upwards if factor > 1 else ("normalise", "objective"),
+        Number("case_1", "rows in case 1 as recorded", now, "share"),
+        Number("factor", "best common factor on d_w/d_l", factor, "1"),
+        Number("case_1_then", "rows in case 1 with it", then, "share"),
+        Number("n", "n", len(rows), "rows"),
+        change=() if not gain else ("sft", "rejected") if factor > 1 else ("normalise", "objective"),
     )
 
 
@@ -81,32 +82,30 @@ def _nearest_to_one(reached: Floats) -> int:
 
 
 def nll_weight(trace: Trace) -> list[Verdict]:
-    """Weight of an NLL term that would keep chosen from falling in nine of ten pairs, and its price."""
+    """The weight of a likelihood term that would keep chosen from falling in nine pairs of ten, and what it costs."""
     rows = last_rows(trace)
     weight = needed_weight(rows)
     falling = share(weight > 0)
     if len(rows) < FEW or falling < 0.1:
         return []
-    most = float(np.quantile(weight, 0.9))
-    per_token = float(np.quantile(weight * numbers(rows, "len_chosen"), 0.9))
+    most = float(np.quantile(weight, KEPT))
+    per_token = float(np.quantile(weight * numbers(rows, "len_chosen"), KEPT))
     rising = share((numbers(rows, "pull_chosen") + most) * numbers(rows, "grad_inner") > _held(rows))
     mean_form = "" if np.isnan(per_token) else f" ({sig(per_token)} on the per-token mean)"
     sentence = (
-        f"An NLL term −λa on chosen with λ = {sig(most)}{mean_form} would keep chosen from falling in "
-        "90 % of "
-        f"{count(len(rows), 'row')} ({step_span(rows)}), where it falls in {percent(falling)} now; rejected "
-        "would then "
-        f"rise in {percent(rising)} (first order, each pair alone)."
+        f"A likelihood term −λa on chosen with λ = {sig(most)}{mean_form} would keep chosen from falling in "
+        f"{percent(KEPT)} of {count(len(rows), 'row')} ({step_span(rows)}); without it, chosen falls in "
+        f"{percent(falling)}. Rejected would then rise in {percent(rising)} (first order, each pair alone)."
     )
     return say(
         "note",
         sentence,
-        "90th percentile of max(0, d_l⟨g_w,g_l⟩/‖g_w‖² − d_w); times n_w for the per-token mean",
-        Number("rows in which chosen falls", falling, "share"),
-        Number("λ on the summed log-probability", most, "1"),
-        Number("λ on the per-token mean", per_token, "1"),
-        Number("rows in which rejected would rise", rising, "share"),
-        Number("n", len(rows), "rows"),
+        f"{100 * KEPT:.0f}th percentile of max(0, d_l⟨g_w,g_l⟩/‖g_w‖² − d_w); times n_w for the per-token mean",
+        Number("falls_chosen", "rows in which chosen falls", falling, "share"),
+        Number("weight", "λ on the summed log-probability", most, "1"),
+        Number("weight_per_token", "λ on the per-token mean", per_token, "1"),
+        Number("rises_rejected", "rows in which rejected would rise", rising, "share"),
+        Number("n", "n", len(rows), "rows"),
         change=("sft",),
     )
 

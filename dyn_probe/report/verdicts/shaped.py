@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dyn_probe.report.changes import span
+from dyn_probe.report.facts import shaping_options
 from dyn_probe.report.frames import finite, median, numbers, share, tenths
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def gate(trace: Trace) -> list[Verdict]:
-    """How often Gate-DPO's gate was more closed than open."""
+    """How often Gate-DPO's gate was below ½."""
     parts, value = tenths(trace.pairs), numbers(trace.pairs, "gate")
     known = finite(value if parts is None else value[parts.last])
     if not len(known):
@@ -25,43 +26,55 @@ def gate(trace: Trace) -> list[Verdict]:
         "" if parts is None else (f" ({percent(share(finite(value[parts.first]) < 0.5))} in {span(parts.first_steps)})")
     )
     sentence = (
-        f"The gate was more closed than open in {percent(closed)} of {count(len(known), 'row')} at "
-        f"the end{early}; "
-        f"its median is {sig(median(known))}."
+        f"At the end the gate{gate_constants(trace, 'alpha', 'tau')} was below ½ in {percent(closed)} of "
+        f"{count(len(known), 'row')}{early}; its median is {sig(median(known))}."
     )
     return say(
         "note",
         sentence,
-        "share of rows with g < 0.5 in the last tenth of the steps",
-        Number("rows with g < 0.5", closed, "share"),
-        Number("g, median", median(known), "1"),
-        Number("n", len(known), "rows"),
+        "share of rows with g < ½ in the last tenth of the steps",
+        Number("gate_closed", "rows with g < ½", closed, "share"),
+        Number("gate", "g, median", median(known), "1"),
+        Number("n", "n", len(known), "rows"),
     )
+
+
+def gate_constants(trace: Trace, *names: str) -> str:
+    """The run's own α and τ in brackets; nothing where run.json does not say."""
+    letters = {"alpha": "α", "tau": "τ"}
+    known = next((o for name, o in shaping_options(trace.about).items() if name.startswith("gate-")), {})
+    values = {letters[name]: known.get(name) for name in names}
+    said = [f"{letter} = {value:g}" for letter, value in values.items() if isinstance(value, int | float)]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def rho(trace: Trace) -> list[Verdict]:
-    """How hard AdaDPO pulled on chosen, and how often ρ stood at its largest value."""
+    """How hard AdaDPO pulled on chosen, and how often ρ was at its ceiling."""
     value = finite(numbers(trace.pairs, "rho"))
     if not len(value):
         return []
-    top = float(np.max(value))
-    ceiling = share(value >= top * (1 - 1e-9))
+    ceiling = shaping_options(trace.about).get("adadpo", {}).get("ceiling")
+    known = isinstance(ceiling, int | float)
+    top = float(ceiling if isinstance(ceiling, int | float) else np.max(value))
+    reached = share(value >= top * (1 - 1e-6))  # ρ was computed in float32
+    where = f"at its ceiling of {top:g}" if known else f"at its largest value, {sig(top)},"
     sentence = (
-        f"AdaDPO's ρ has median {sig(median(value))}; it is at its largest value, {sig(top)}, in "
-        f"{percent(ceiling)} of {count(len(value), 'row')}."
+        f"AdaDPO's ρ has a median of {sig(median(value))} and is {where} in {percent(reached)} of "
+        f"{count(len(value), 'row')}."
     )
     return say(
         "note",
         sentence,
-        "median of ρ; share of rows with ρ = max ρ",
-        Number("ρ, median", median(value), "1"),
-        Number("rows at the largest ρ", ceiling, "share"),
-        Number("n", len(value), "rows"),
+        "median of ρ; share of rows with ρ = C" if known else "median of ρ; share of rows with ρ = max ρ",
+        Number("rho", "ρ, median", median(value), "1"),
+        Number("rho_largest", "ceiling C" if known else "largest ρ", top, "1"),
+        Number("rho_at_largest", "rows at it", reached, "share"),
+        Number("n", "n", len(value), "rows"),
     )
 
 
 def mask(trace: Trace) -> list[Verdict]:
-    """How far the token mask closed, and that the gradients are those of the masked responses."""
+    """How far the token mask is closed; and that the recorded gradients are those of the masked responses."""
     parts, chosen, rejected = (
         tenths(trace.pairs),
         *(numbers(trace.pairs, f"mask_{s}") for s in ("chosen", "rejected")),
@@ -71,17 +84,17 @@ def mask(trace: Trace) -> list[Verdict]:
         return []
     kept = [float(np.mean(side)) for side in late]
     sentence = (
-        f"The mean token mask at the end is {sig(kept[0])} on chosen and {sig(kept[1])} on rejected tokens. Gradient "
-        "norms, inner products and pulls of this run are those of the masked log-probabilities, so they predict no "
-        "change of the plain ones."
+        f"The mean token mask at the end is {sig(kept[0])} on chosen and {sig(kept[1])} on rejected tokens. The "
+        "gradient norms, inner products and pulls of this run are those of the masked log-probabilities, so they "
+        "predict nothing about the unmasked ones."
     )
     return say(
         "note",
         sentence,
         "mean of m over response tokens, last tenth of the steps; rows are Σ_t m^t·log π^t",
-        Number("m_w, mean", kept[0], "1"),
-        Number("m_l, mean", kept[1], "1"),
-        Number("n", len(late[0]), "rows"),
+        Number("mask_chosen", "m_w, mean", kept[0], "1"),
+        Number("mask_rejected", "m_l, mean", kept[1], "1"),
+        Number("n", "n", len(late[0]), "rows"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Spikes and zeros of the gradient norm, split into norms, pulls and cancellation."""
+"""Spikes and zeros of the gradient norm, attributed to norms, pulls or cancellation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from dyn_probe.report import derived
 from dyn_probe.report.frames import Floats, finite, median, numbers, share
-from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, sig
+from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -33,34 +33,38 @@ def step_norms(trace: Trace) -> pd.Series:
 
 
 def spikes(trace: Trace) -> list[Verdict]:
-    """Steps whose gradient norm stands out from the steps around them, and what made the largest."""
+    """Steps whose gradient norm stands out from the steps around them, and what caused the largest."""
     norms = step_norms(trace)
     if len(norms) < 10:
         return []
     usual = norms.rolling(WINDOW, center=True, min_periods=1).median()
     times = (norms / usual.where(usual > 0)).fillna(0).to_numpy()
-    over, largest, n = int((times > TIMES).sum()), int(times.argmax()), Number("n", len(norms), "steps")
+    over, largest, n = int((times > TIMES).sum()), int(times.argmax()), Number("n", "n", len(norms), "steps")
     if not over:
         calm = (
             f"The gradient norm has no spikes: none of {len(norms)} steps exceeds {TIMES:g} times the running median."
         )
-        return say("ok", calm, FORMULA, Number("largest norm over running median", times[largest], "1"), n)
+        return say("ok", calm, FORMULA, _largest_over_median(times[largest]), n)
     step, norm = int(norms.index[largest]), float(norms.iloc[largest])
     cause, parts = _cause(trace.pairs, step)
     sentence = (
-        f"The gradient norm spikes in {over} of {len(norms)} steps, most at step {step}: {sig(norm)} "
-        f"nats/parameter unit, {sig(times[largest])} times the running median. {cause}"
+        f"The gradient norm spikes in {over} of {len(norms)} steps, most strongly at step {step}: {sig(norm)}, "
+        f"{sig(times[largest])} times the running median. {cause}"
     )
     return say(
         "note",
         sentence,
         FORMULA,
-        Number("largest norm over running median", times[largest], "1"),
-        Number("spikes", over, "steps"),
+        _largest_over_median(times[largest]),
+        Number("spikes", "spikes", over, "steps"),
         *parts,
         n,
         change=("data", "lr"),
     )
+
+
+def _largest_over_median(times: float) -> Number:
+    return Number("largest", "largest norm over running median", float(times), "1")
 
 
 def _cause(pairs: pd.DataFrame, step: int) -> tuple[str, list[Number]]:
@@ -69,16 +73,19 @@ def _cause(pairs: pd.DataFrame, step: int) -> tuple[str, list[Number]]:
     here, around = pairs[steps == step], pairs[(steps != step) & (np.abs(steps - step) <= WINDOW)]
     strength = derived.pair_grad_norm(here)
     if not np.isfinite(strength).any() or not len(around):
-        return "No pair gradients were recorded at this step, so the cause is not known.", []
+        return "No pair gradients were recorded at this step, so the cause is unknown.", []
     top = here.iloc[[int(np.nanargmax(strength))]]
-    usual = {name: median(part(around)) for name, part in PARTS.items()}
-    factors = {name: float(PARTS[name](top)[0]) / value for name, value in usual.items() if value > 0}
-    figures = [Number(f"{name}, strongest pair over usual", value, "1") for name, value in factors.items()]
-    name = max(factors, key=lambda key: factors[key], default="")
-    if not name or factors[name] < CLEAR:
-        words = "No recorded pair of it has unusual norms, pulls or cancellation: the cause was not recorded."
+    usual = {key: median(part(around)) for key, (_, part) in PARTS.items()}
+    factors = {key: float(PARTS[key][1](top)[0]) / value for key, value in usual.items() if value > 0}
+    figures = [
+        Number(f"{key}_factor", f"{PARTS[key][0]}, largest pair over usual", v, "1") for key, v in factors.items()
+    ]
+    key = max(factors, key=lambda key: factors[key], default="")
+    if not key or factors[key] < CLEAR:
+        words = "None of its recorded pairs has unusual norms, pulls or cancellation: the cause was not recorded."
         return words, figures
-    words = f"Its strongest pair is {top['pair_id'].iloc[0]}: {name} {sig(factors[name])} times the usual."
+    pair = top["pair_id"].iloc[0]
+    words = f"The pair with the largest gradient is {pair}: its {PARTS[key][0]} is {sig(factors[key])} times the usual."
     return words, figures
 
 
@@ -89,19 +96,20 @@ def _largest(name: str) -> Callable[[pd.DataFrame], Floats]:
 def _left_over(rows: pd.DataFrame) -> Floats:
     """‖d_w g_w − d_l g_l‖ over its norm at cosine 0: small where the two gradients cancel."""
     sides = (numbers(rows, f"pull_{side}") * numbers(rows, f"grad_norm_{side}") for side in derived.SIDES)
-    apart = np.hypot(*sides)
-    return np.divide(derived.pair_grad_norm(rows), apart, out=np.full(len(apart), np.nan), where=apart > 0)
+    whole = np.hypot(*sides)
+    return np.divide(derived.pair_grad_norm(rows), whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
-PARTS: dict[str, Callable[[pd.DataFrame], Floats]] = {
-    "gradient norms max(‖g_w‖, ‖g_l‖)": _largest("grad_norm"),
-    "pulls max(|d_w|, |d_l|)": _largest("pull"),
-    "what the cosine leaves of the two": _left_over,
+PARTS: dict[str, tuple[str, Callable[[pd.DataFrame], Floats]]] = {
+    "norm": ("gradient norm max(‖g_w‖, ‖g_l‖)", _largest("grad_norm")),
+    "pull": ("pull max(|d_w|, |d_l|)", _largest("pull")),
+    "uncancelled": ("uncancelled share of d_w g_w and d_l g_l", _left_over),
 }
+"""Key → what it is in words, and its value in each row."""
 
 
 def zeros(trace: Trace) -> list[Verdict]:
-    """Steps without any gradient and rows without any pull: is it the pulls or the norms?"""
+    """Steps, pulls and gradients that are exactly 0."""
     norms = step_norms(trace)
     still = int((norms == 0).sum())
     pulls = [numbers(trace.pairs, f"pull_{side}") for side in derived.SIDES]
@@ -112,16 +120,16 @@ def zeros(trace: Trace) -> list[Verdict]:
     if not (still or idle > 0 or flat > 0):
         return []
     said = [
-        f"the norm of the step is 0 in {still} of {len(norms)} steps" if len(norms) else "",
-        f"{percent(idle)} of {int(known.sum())} pair rows have no pull: d_w = d_l = 0" if known.any() else "",
-        (f"{percent(flat)} of {len(responses)} responses have a gradient of exactly 0") if len(responses) else "",
+        f"the gradient norm of the step is 0 in {still} of {len(norms)} steps" if len(norms) else "",
+        f"both pulls are 0 in {percent(idle)} of {count(int(known.sum()), 'pair row')}" if known.any() else "",
+        f"{percent(flat)} of {len(responses)} responses have a gradient of exactly 0" if len(responses) else "",
     ]
     return say(
         "warning" if still > len(norms) / 2 or flat > 0.01 else "note",
-        f"Gradients of 0: {'; '.join(filter(None, said))}.",
+        f"Zero gradients: {'; '.join(filter(None, said))}.",
         "grad_norm = 0; d_w = d_l = 0; ‖g_w‖ = 0 or ‖g_l‖ = 0",
-        Number("steps with gradient norm 0", still, "steps"),
-        Number("rows with d_w = d_l = 0", idle, "share"),
-        Number("responses with gradient norm 0", flat, "share"),
+        Number("zero_steps", "steps with gradient norm 0", still, "steps"),
+        Number("zero_pulls", "rows with d_w = d_l = 0", idle, "share"),
+        Number("zero_gradients", "responses with gradient norm 0", flat, "share"),
         change=("objective", "data"),
     )

@@ -1,4 +1,4 @@
-"""Which pairs do it, whether length does it, and which layers."""
+"""Which pairs carry the fall, whether the margin follows length, and which layers carry the cosine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dyn_probe.report.agreement import spearman
 from dyn_probe.report.by_layer import cosine_parts
 from dyn_probe.report.changes import span, step_span
 from dyn_probe.report.frames import finite, last_tenth, median, numbers, recorded, share, tenths
+from dyn_probe.report.ranked import RANKINGS, chosen_ranking, pair_rows
 from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, sig, signed
 
 if TYPE_CHECKING:
@@ -20,31 +21,54 @@ if TYPE_CHECKING:
 CLEAR = 0.4
 """A rank correlation with length that is worth acting on."""
 ENTANGLED = 0.05
-"""A mean cosine from which it is worth saying which layers carry it."""
+"""A mean cosine from which it is worth saying which layers it comes from."""
 
 
 def concentration(trace: Trace) -> list[Verdict]:
-    """How much of chosen's predicted fall a tenth of the pairs carries."""
-    fall = pd.Series(np.fmax(-numbers(trace.pairs, "predicted_delta_chosen"), 0))
-    by_pair = fall.groupby(trace.pairs["pair_id"].to_numpy()).sum().sort_values(ascending=False)
+    """How much of the fall of chosen a tenth of the pairs carries: measured per token, or predicted."""
+    by_pair, what, formula, unit = falls(trace)
+    by_pair = by_pair.sort_values(ascending=False, kind="stable")
     if len(by_pair) < 10 or not by_pair.sum() > 0:
         return []
     top = int(np.ceil(len(by_pair) / 10))
     carried = float(by_pair.iloc[:top].sum() / by_pair.sum())
     sentence = (
-        f"{top} of {len(by_pair)} pairs carry {percent(carried)} of all of chosen's predicted fall; "
-        "the first "
-        f"is {by_pair.index[0]} (see the ranked pairs)."
+        f"{top} of {len(by_pair)} pairs carry {percent(carried)} of the summed {what}, {by_pair.index[0]} the most "
+        "(see the ranked pairs)."
     )
     return say(
         "note" if carried > 0.3 else "ok",
         sentence,
-        "Σ max(0, −predicted Δa) over a pair's rows, pairs in descending order: first tenth over all",
-        Number("share of the fall in a tenth of the pairs", carried, "share"),
-        Number("predicted fall of the first pair, summed over its steps", float(by_pair.iloc[0]), "nats"),
-        Number("n", len(by_pair), "pairs"),
+        f"Σ {formula}, pairs in descending order: first tenth over all",
+        Number("carried", "share of the fall in a tenth of the pairs", carried, "share"),
+        Number("largest_fall_chosen", "fall of the first pair", float(by_pair.iloc[0]), unit),
+        Number("n", "n", len(by_pair), "pairs"),
         change=("data",) if carried > 0.3 else (),
     )
+
+
+def falls(trace: Trace) -> tuple[pd.Series, str, str, str]:
+    """(fall of chosen by pair, what it is, its formula, its unit): what pairs are ranked by where that was measured,
+    else the predicted fall."""
+    ranking = chosen_ranking(trace) if len(trace.pairs) else ""
+    if ranking in MEASURED_FALLS:
+        what, formula = MEASURED_FALLS[ranking]
+        rows = pair_rows(trace.pairs).set_index("pair_id")
+        fall = np.fmax(-numbers(rows, RANKINGS[ranking].column), 0)
+        return pd.Series(fall, index=rows.index).dropna(), what, formula, "nats/token"
+    predicted = pd.Series(np.fmax(-numbers(trace.pairs, "predicted_delta_chosen"), 0))
+    by_pair = predicted.groupby(trace.pairs["pair_id"].to_numpy()).sum()
+    return by_pair, "predicted fall of chosen", "max(0, −predicted Δa) over a pair's rows", "nats"
+
+
+MEASURED_FALLS = {
+    "fall": (
+        "measured fall of chosen per token",
+        "max(0, −Δ(a/n_w)), Δ from before the pair's first recorded update to after its last",
+    ),
+    "reference": ("fall of chosen per token below the reference", "max(0, −(a − r_w)/n_w)"),
+}
+"""Ranking → what its number says of chosen, and the formula."""
 
 
 def length(trace: Trace) -> list[Verdict]:
@@ -59,7 +83,7 @@ def length(trace: Trace) -> list[Verdict]:
     before = float("nan") if first is None else spearman(gap[first], margin[first])
     early = "" if np.isnan(before) or parts is None else f" ({signed(before, 2)} in {span(parts.first_steps)})"
     strong, kind = abs(now) >= CLEAR, "longer" if now > 0 else "shorter"
-    effect = (f"pairs with a {kind} chosen response have the larger margin") if strong else "no clear length bias"
+    effect = f"pairs with a {kind} chosen response have the larger margin" if strong else "no clear length bias"
     longer, typical = share(finite(gap[last]) > 0), median(gap[last])
     sentence = (
         f"The log-ratio margin's rank correlation with the length difference n_w − n_l is {signed(now, 2)} at the "
@@ -71,48 +95,52 @@ def length(trace: Trace) -> list[Verdict]:
         sentence,
         "Spearman's ρ of n_w − n_l with (a − r_w) − (b − r_l) (without a reference: with the change of a − b since the "
         "pair was first recorded), last tenth of the steps",
-        Number("rank correlation of margin and n_w − n_l", now, "1"),
-        Number("rows with chosen longer", longer, "share"),
-        Number("n_w − n_l, median", typical, "tokens"),
-        Number("n", n, "rows"),
+        Number("length_correlation", "rank correlation of margin and n_w − n_l", now, "1"),
+        Number("longer_chosen", "rows with chosen longer", longer, "share"),
+        Number("length_difference", "n_w − n_l, median", typical, "tokens"),
+        Number("n", "n", n, "rows"),
         change=("length",) if strong else (),
     )
 
 
 def layers(trace: Trace) -> list[Verdict]:
-    """Which layers carry the cosine at the end of the run."""
+    """Which layers the mean cosine at the end of the run comes from."""
     if not recorded(trace.layers, "grad_inner"):
         return []
     rows = last_tenth(trace.layers)
     parts = cosine_parts(rows)
     if not parts.notna().any():
         return []
-    whole = Number("mean cosine", float(parts.sum()), "1")
+    whole = Number("cosine", "mean cosine", float(parts.sum()), "1")
     formula = (
         "mean over pairs of ⟨g_w,g_l⟩ of the layer / (‖g_w‖‖g_l‖ of the whole model); the parts add up to the mean "
         "cosine; share = part / sum of the parts above 0"
     )
-    where = f"the mean cosine in {step_span(rows)}, {sig(whole.value)},"
+    where = f"{sig(whole.value)} in {step_span(rows)}"
     if whole.value < ENTANGLED:
         low, high = (layer_words(str(name)) for name in (parts.idxmin(), parts.idxmax()))
         sentence = (
-            f"There is no entanglement to share out: {where} has parts from {signed(float(parts.min()))} ({low}) to "
-            f"{signed(float(parts.max()))} ({high})."
+            f"There is no entanglement to attribute to layers: the mean cosine is {where}, with contributions from "
+            f"{signed(float(parts.min()))} ({low}) to {signed(float(parts.max()))} ({high})."
         )
         return say("ok", sentence, formula, whole)
     positive = parts.clip(lower=0)
     top = (positive / positive.sum()).sort_values(ascending=False, kind="stable").iloc[:3]
     words = ", ".join(f"{layer_words(str(name))} {percent(value)}" for name, value in top.items())
     against = [layer_words(str(name)) for name, value in parts.items() if value < 0]
-    less = f"; against it work {', '.join(against[:3])}{' and others' if len(against) > 3 else ''}" if against else ""
+    names = f"{', '.join(against[:3])}{' and others' if len(against) > 3 else ''}"
+    less = f" Negative contributions come from {names}." if against else ""
     return say(
         "note",
-        f"What makes up {where} comes to {percent(float(top.sum()))} from {len(top)} of {len(parts)} layers: "
-        f"{words}{less}.",
+        f"{len(top)} of {len(parts)} layers contribute {percent(float(top.sum()))} of the mean cosine ({where}): "
+        f"{words}.{less}",
         formula,
-        *(Number(f"share of {layer_words(str(name))}", float(value), "share") for name, value in top.items()),
+        *(
+            Number(f"layer_{name}", f"share of {layer_words(str(name))}", float(value), "share")
+            for name, value in top.items()
+        ),
         whole,
-        Number("n", len(rows) // len(parts), "pair rows"),
+        Number("n", "n", len(rows) // len(parts), "pair rows"),
     )
 
 

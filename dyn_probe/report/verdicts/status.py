@@ -27,7 +27,7 @@ WANTED = (
 
 
 def ending(trace: Trace) -> list[Verdict]:
-    """How the recording ended and how much it holds."""
+    """How the recording ended and how many rows it holds."""
     rows, pairs = len(trace.pairs), int(trace.pairs["pair_id"].nunique())
     steps = numbers(trace.pairs if rows else trace.steps, "step")
     held = f"{count(rows, 'row')} of {count(pairs, 'pair')}" if rows else "no pair rows"
@@ -35,14 +35,14 @@ def ending(trace: Trace) -> list[Verdict]:
     status, reason = trace.about.status, trace.about.reason
     how = {
         "closed": "The run was recorded to its end",
-        "stopped": f"The run stopped early because: {reason or 'no reason was recorded'}. It holds",
-    }.get(status, "The run did not close: it is still recording, or its process was killed. It holds")
+        "stopped": f"The run stopped early ({reason or 'no reason was recorded'})",
+    }.get(status, "The trace was not closed: the run is still recording, or its process was killed")
     return say(
         "ok" if status == "closed" else "warning",
-        f"{how}{':' if status == 'closed' else ''} {held}.",
+        f"{how}. The trace holds {held}.",
         "status and reason in run.json",
-        Number("pair rows", rows, "rows"),
-        Number("pairs", pairs, "pairs"),
+        Number("rows", "pair rows", rows, "rows"),
+        Number("pairs", "pairs", pairs, "pairs"),
     )
 
 
@@ -60,8 +60,8 @@ def certificate(trace: Trace) -> list[Verdict]:
         f"The recorder {'agrees' if good else 'disagrees'} with plain autograd: largest relative error "
         f"{sig(error, 2)}, tolerance {sig(tolerance, 2)}.",
         "largest relative difference of norms and inner products on the first recorded step (run.json)",
-        Number("largest relative error", float(error), "1"),
-        Number("tolerance", float(tolerance), "1"),
+        Number("error", "largest relative error", float(error), "1"),
+        Number("tolerance", "tolerance", float(tolerance), "1"),
     )
 
 
@@ -74,36 +74,35 @@ def law1(trace: Trace) -> list[Verdict]:
     good = worst < LAW1_LIMIT
     return say(
         "ok" if good else "warning",
-        f"The Gram {'agrees' if good else 'disagrees'} with the gradient of the loss: cᵀKc = ‖∇loss‖² to "
-        f"{sig(worst, 2)} (relative, the worst of {len(errors)} steps).",
+        f"The Gram {'agrees' if good else 'disagrees'} with the gradient of the loss: cᵀKc = ‖∇loss‖² up to a relative "
+        f"error of {sig(worst, 2)} (the largest of {count(len(errors), 'step')}).",
         "|cᵀKc − ‖∇loss‖²| / ‖∇loss‖², the largest over steps",
-        Number("largest relative error", worst, "1"),
-        Number("n", len(errors), "steps"),
+        Number("error", "largest relative error", worst, "1"),
+        Number("n", "n", len(errors), "steps"),
     )
 
 
 def fallbacks(trace: Trace) -> list[Verdict]:
-    """Rows whose gradients needed a backward pass of their own."""
+    """Rows whose gradients needed a separate backward pass."""
     values = finite(numbers(trace.pairs, "separate_backward"))
     part, rows = share(values == 1), int((values == 1).sum())
     if not rows:
         return []
     return say(
         "note",
-        f"{count(rows, 'pair row')} ({percent(part)}) got their gradients from a backward pass of their "
-        "own, because "
-        "the loss gave them no usable pull.",
+        f"The gradients of {count(rows, 'pair row')} ({percent(part)}) come from a separate backward pass, because the "
+        "pulls of the loss were zero or too small to divide by.",
         "separate_backward in the table pairs",
-        Number("rows with a separate backward", rows, "rows"),
-        Number("share of all rows", part, "share"),
+        Number("separate_rows", "rows with a separate backward", rows, "rows"),
+        Number("separate", "share of all rows", part, "share"),
     )
 
 
 def torn(trace: Trace) -> list[Verdict]:
-    """Streams whose last batch was lost."""
+    """Streams whose last batch was lost in a crash."""
     lost = len(trace.torn)
-    sentence = f"{count(lost, 'stream')} cut off by a crash: the rows of the last batch are lost."
-    return say("note", sentence, "torn streams", Number("torn streams", lost, "streams")) if lost else []
+    sentence = f"A crash cut off {count(lost, 'stream')}; the rows of the last batch of each are lost."
+    return say("note", sentence, "torn streams", Number("torn", "torn streams", lost, "streams")) if lost else []
 
 
 def damaged(trace: Trace) -> list[Verdict]:
@@ -117,8 +116,8 @@ def damaged(trace: Trace) -> list[Verdict]:
         "warning",
         f"Parts of the trace are damaged, and the report is made without them: {'; '.join(map(str, found[:3]))}{more}.",
         "CRC-32 of every batch, page and footer, SHA-256 of every closed file",
-        Number("damaged parts", len(found), "parts"),
-        Number("rows known to be missing", missing, "rows"),
+        Number("damaged", "damaged parts", len(found), "parts"),
+        Number("missing", "rows known to be missing", missing, "rows"),
     )
 
 
@@ -133,12 +132,12 @@ def unwritten(trace: Trace) -> list[Verdict]:
         "warning",
         f"Rows are missing{since} because they could not be written ({counts}): {lost.reason}.",
         "lost in run.json",
-        *(Number(f"rows lost, {table}", rows, "rows") for table, rows in lost.rows.items()),
+        *(Number(f"lost_{table}", f"rows lost, {table}", rows, "rows") for table, rows in lost.rows.items()),
     )
 
 
 def unmeasured(trace: Trace) -> list[Verdict]:
-    """What was not recorded, so that no sentence above can speak of it."""
+    """What was not recorded, so that nothing above is about it."""
     words = "; ".join(dict.fromkeys(remedy(need) for need in missing(trace, WANTED)))
     sentence = f"Not measured in this run: {words}."
     return say("note", sentence, "columns without a value", change=("record",)) if words else []

@@ -14,8 +14,15 @@ Level = Literal["ok", "note", "warning"]
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a sentence: what it is, its value and its unit (`share` is printed in per cent)."""
+    """One number of a sentence.
 
+    Args:
+        key: its name for programs, the same in every version: `change_chosen`. A number of one side ends in its name.
+        name: what it is, for the reader.
+        unit: `share` is printed as a percentage.
+    """
+
+    key: str
     name: str
     value: float
     unit: str
@@ -23,7 +30,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One statement about a run: the sentence, its numbers, how they are computed, what could be changed.
+    """One statement about a run: the sentence, its numbers, how they are computed, what to change.
 
     `ok`: as it should be; `note`: worth knowing; `warning`: worth acting on. `topic` is its row in VERDICTS.
     """
@@ -69,15 +76,15 @@ def count(number: int, noun: str) -> str:
 
 
 def percent(value: float) -> str:
-    """A share in per cent without decimals; rounding never makes everything or nothing of something."""
+    """A share as a percentage without decimals; a part is never rounded to all or nothing."""
     if math.isnan(value):
         return "an unknown share"
     rounded = round(100 * value)
     if rounded == 100 and value < 1:
-        return "over 99 %"
+        return "over 99%"
     if rounded == 0 and value > 0:
-        return "under 1 %"
-    return f"{rounded} %"
+        return "under 1%"
+    return f"{rounded}%"
 
 
 def written(number: Number) -> str:
@@ -86,3 +93,8 @@ def written(number: Number) -> str:
         return percent(number.value)
     unit = "" if number.unit in ("", "1") else f" {number.unit}"
     return sig(number.value) + unit
+
+
+def quartiles(low: float, high: float) -> str:
+    """The interquartile range in words."""
+    return f"interquartile range {sig(low)} to {sig(high)}"

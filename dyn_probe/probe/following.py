@@ -1,0 +1,135 @@
+"""From the optimizer's steps to the trace: recorded batches wait for their step, and what it did is filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.metric.facts import tolerance_of
+from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
+from dyn_probe.probe.run_rows import RunRows
+from dyn_probe.probe.schedule import Schedule
+from dyn_probe.probe.trace_rows import BatchRecord, gram_rows, numbers, push_rows, step_facts
+
+NO_GRADIENT = (
+    "not recorded: the step's batch is more than one recorded forward (several processes, or micro-batches), and "
+    "probe.before_update() was not called between the last backward and optimizer.step()"
+)
+"""Why ``batch_delta_*`` is empty."""
+
+
+class Following:
+    """What recorded batches are still to learn from the step that is made with their gradients.
+
+    Args:
+        model: whose parameters are followed.
+        optimizer: the one whose steps are followed; None where the loop says so itself (``end``).
+        rows: what is filled in.
+        split: follow every step, for the momentum of chosen and rejected gradients.
+        update: the total change at every recorded step.
+        in_parts: whether a step is made of more than one recorded forward.
+        averaged: over how many processes gradients are averaged; None: read off the wrapper.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        rows: RunRows,
+        schedule: Schedule,
+        *,
+        split: bool,
+        update: bool,
+        in_parts: bool,
+        averaged: int | None,
+    ) -> None:
+        self.model, self.rows, self.schedule = model, rows, schedule
+        self.split, self.update, self.in_parts = split, update, in_parts
+        self._noted: dict[str, Any] = {}
+        averaged = averaged_over(model) if averaged is None else averaged
+        wanted = self.of_changes or (schedule.gram_every > 0 and in_parts)
+        self._watch = StepWatch(model, optimizer, split, averaged) if wanted else None
+
+    @property
+    def of_changes(self) -> bool:
+        """Whether any step's change of the weights is recorded."""
+        return bool(self.schedule.metric_every or self.split or self.update)
+
+    def changes(self, step: int) -> bool:
+        """Whether the change of the weights in this step is followed."""
+        return self.split or (self.schedule.records(step) and (self.update or self.schedule.takes_apart(step)))
+
+    def holds(self, step: int) -> bool:
+        """Whether the batches of this step hold their gradients until the step is made."""
+        return self.changes(step) or (self.in_parts and self.schedule.full_gram(step))
+
+    def expect(self, step: int, record: BatchRecord | None, recording: Recording, products: Products) -> None:
+        """Have the optimizer's step fill in a batch's record (None: only followed), where it is held."""
+        held = None if self._watch is None else recording.held()
+        changes, apart = self.changes(step), self.schedule.takes_apart(step)
+        waits = self._watch is not None and held is not None
+        if record is not None and products.gram is not None and not (waits and changes):
+            self.rows.write("grams", gram_rows(record, products.gram))
+        if self._watch is None or held is None:
+            return
+        predicted: Callable[[Tensor], None] | None = None
+        if record is not None and self.in_parts and products.gram is not None and record.predicts:
+            predicted = partial(self._predicted, record)
+        done = partial(self._moved, record, products) if changes else None
+        full = apart and products.gram is not None
+        self._watch.expect(Waiting(held, recording.coefficients, done, full, predicted), apart)
+        self._watch.backward_ended()
+        if changes and not self._watch.hooked:
+            self._watch.begin()
+
+    def before_update(self) -> None:
+        """The step's gradient is complete, and not clipped yet."""
+        if self._watch is not None:
+            self._watch.before_update()
+
+    def end(self) -> None:
+        """The step has been made, where no optimizer says so."""
+        if self._watch is not None and not self._watch.hooked:
+            self._watch.end()
+
+    def drop(self) -> None:
+        """Let go of batches whose step never came."""
+        if self._watch is not None:
+            self._watch.drop()
+            if self._watch.missed:
+                self.rows.manifest(batch_delta=NO_GRADIENT)
+
+    def close(self) -> None:
+        """Let go of the optimizer."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def _predicted(self, record: BatchRecord, along: Tensor) -> None:
+        """The step's whole gradient is known: ``batch_delta_*`` of a batch's rows, −η⟨g_i, G⟩."""
+        if record.rate is not None:
+            record.fill("batch_delta", numbers(-record.rate * along))
+
+    def _moved(self, record: BatchRecord | None, products: Products, outcome: StepOutcome) -> None:
+        """The optimizer's step has been made: what it did to a batch's rows."""
+        if record is None or self._watch is None:
+            return
+        facts, pushes = self._watch.facts, outcome.pushes
+        entries = None if pushes is None or pushes.entries is None else numbers(pushes.entries)
+        record.add_update(numbers(outcome.total), entries)
+        if products.gram is not None:
+            self.rows.write("grams", gram_rows(record, products.gram, None if pushes is None else pushes.gram))
+        if pushes is not None:
+            self.rows.write("pushes", push_rows(record, pushes))
+            alone = len(self.rows.batches) == 1 and not distributed()
+            self.rows.step(record.step).update(step_facts(facts, products if alone else None))
+        note: dict[str, Any] = {"reason": facts.reason} if facts.reason and self.schedule.metric_every else {}
+        if not facts.trusted(tolerance_of(self.model)):
+            note |= {"trusted": False, "step": record.step, "law7_error": facts.law7_error}
+        if note and note != self._noted:
+            self._noted = note
+            self.rows.manifest(pushes=note)

@@ -1,0 +1,50 @@
+"""Sizes of the squeezing study: one row per preset. No torch, so that the command line can name them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dyn_probe.errors import BadInput, unknown
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of the study, the same for every method."""
+
+    pairs: int
+    probes: int
+    seeds: int
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    reading_steps: int
+    sft_epochs: int
+    epochs: int
+    batch_size: int = 8
+    reading_lr: float = 2e-3
+    sft_lr: float = 5e-4
+    lr: float = 3e-4
+    beta: float = 0.1
+    prompt_length: int = 120
+    """Most characters of a prompt: its end is kept, from a whole word on."""
+    answer_length: int = 200
+    """Most characters of a response: its beginning is kept, to a whole word."""
+
+
+USUAL = "cpu"
+"""The preset that is used where none is named."""
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(24, 12, 1, 600, 64, 2, 4, 60, 2, 4),
+    "cpu": Preset(400, 32, 3, 2048, 128, 3, 4, 400, 1, 1, lr=7e-4),
+    "gpu": Preset(500, 200, 3, 8192, 512, 8, 8, 4000, 3, 5, 16, 1e-3, 2e-4, 1e-4, 0.1, 400, 600),
+}
+"""Name → settings: seconds to a minute, minutes on two cores, minutes on a GPU."""
+
+
+def preset_named(name: str, seeds: int | None = None) -> Preset:
+    """A row of PRESETS, with another number of seeds if one is given."""
+    if name not in PRESETS:
+        raise BadInput(unknown("preset", name, PRESETS))
+    return PRESETS[name] if seeds is None else replace(PRESETS[name], seeds=seeds)
