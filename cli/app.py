@@ -18,7 +18,7 @@ from dyn_probe_cli.reproduce import reproduce
 from dyn_probe_cli.summary import summary
 
 from dyn_probe import __version__
-from dyn_probe.errors import DynProbeError
+from dyn_probe.errors import DynProbeError, on_one_line
 
 app = typer.Typer(
     name="dyn-probe",
@@ -70,6 +70,8 @@ def main() -> None:
         _fail(f"{error.format_message()} See: {_command_of(error)} --help", 2)
     except DynProbeError as error:
         _fail(str(error), getattr(error, "exit_code", 2))
+    except OSError as error:  # a name that is too long, a folder that may not be entered, a disk that fails
+        _fail(on_one_line(error), 1)
     except (typer.Abort, KeyboardInterrupt) as stop:
         signal = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
         _fail(f"stopped by {str(signal or '') or 'Ctrl-C'}", getattr(signal, "exit_code", 130))

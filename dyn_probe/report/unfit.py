@@ -36,5 +36,6 @@ def naming_runs(runs: Sequence[Path]) -> Iterator[None]:
 
 def _place(error: BaseException) -> str:
     """File and function of the innermost line of this package."""
-    frames = [one for one in extract_tb(error.__traceback__) if Path(one.filename).is_relative_to(PACKAGE)]
-    return f"{Path(frames[-1].filename).relative_to(PACKAGE)}, {frames[-1].name}" if frames else "a library"
+    files = [(Path(one.filename), one.name) for one in extract_tb(error.__traceback__)]
+    ours = [(path, name) for path, name in files if path.is_relative_to(PACKAGE) and path != Path(__file__)]
+    return f"{ours[-1][0].relative_to(PACKAGE)}, {ours[-1][1]}" if ours else "code outside of it"

@@ -21,7 +21,12 @@ Files are checked when they are read. Each batch of a stream carries the CRC-32 
 Parquet file has the format's page checksums, the CRC-32 of every column chunk and of its footer, and its SHA-256
 digest in `run.json`. A batch or row group whose check fails is left out and named, with its file, its place and the
 rows that are missing, in a `RuntimeWarning`, in `trace.damage` and in the report; the rest is read. Other readers of
-Arrow and Parquet pass over these checks. Traces of schema version 1 have none."""
+Arrow and Parquet pass over these checks. Traces of schema version 1 have none.
+
+Of a long run, read what you need: `load_trace(run, columns=["pairs.step", "pairs.loss"], steps=slice(1000, None))`
+reads these columns alone, and only the row groups that hold such steps. Streams are read whole, because their checks
+cover whole batches. What others wrote is not trusted: nothing is unpickled, links and pipes are refused, and a trace
+that is not what it says ends in one `TraceError`."""
 
 _RUN_FILE = """`trace.manifest` is the file as plain JSON values, `trace.about` the same with types
 (`trace.about.objective.name`), older traces included. A recorder may add fields of its own; those below are checked

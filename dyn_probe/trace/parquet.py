@@ -110,8 +110,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, steps: Steps 
             if about is None:
                 raise TraceError(f"{path} was not written by dyn-probe: it names no streams; move it out of the trace")
             groups = [group for group in range(file.num_row_groups) if steps is None or _holds(file, group, steps)]
-            names = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
-            found = _read_groups(Part(file, handle, checks, names, path.name), groups)
+            schema = file.schema_arrow
+            names = [name for name in schema.names if columns is None or name in columns]
+            found = _read_groups(Part(file, handle, checks, schema, names, path.name), groups)
         except REFUSED as error:
             raise TraceError(f"{path} cannot be read as Parquet: {on_one_line(error)}") from error
     unchecked = about.schema_version > 1 and checks is None
@@ -170,12 +171,9 @@ class Part:
     file: pq.ParquetFile
     handle: BinaryIO
     checks: Checks | None
-    columns: list[str] | None
+    schema: pa.Schema
+    columns: list[str]
     name: str
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.file.schema_arrow.names) if self.columns is None else self.columns
 
 
 def _read_groups(part: Part, groups: list[int]) -> FileRows:
@@ -204,7 +202,8 @@ def _chunks(part: Part, group: int) -> list[tuple[int, str]]:
     """(number, column) of the chunks of a row group that are wanted; a list column has its own path."""
     about = part.file.metadata.row_group(group)
     tops = [about.column(number).path_in_schema.partition(".")[0] for number in range(about.num_columns)]
-    return [(number, top) for number, top in enumerate(tops) if top in part.names]
+    wanted = set(part.columns)
+    return [(number, top) for number, top in enumerate(tops) if top in wanted]
 
 
 def _spoilt(part: Part, group: int) -> list[int]:
@@ -239,9 +238,9 @@ def _place(part: Part, group: int, number: int) -> str:
 
 def _rows(part: Part, groups: list[int]) -> pa.Table:
     """Row groups, read in parts: what a footer declares takes no memory before its pages bear it out."""
-    file, names = part.file, part.names
+    file, names = part.file, part.columns
     batches = list(file.iter_batches(_GROUP_ROWS, row_groups=groups, columns=names)) if groups else []
-    schema = pa.schema([file.schema_arrow.field(name) for name in names])
+    schema = pa.schema([part.schema.field(name) for name in names])
     table = pa.Table.from_batches([batch.select(names) for batch in batches], schema=schema)
     table.validate(full=True)
     declared = sum(file.metadata.row_group(group).num_rows for group in groups)
