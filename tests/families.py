@@ -83,12 +83,18 @@ def double_throughout():
     def soft(x, dim=None, dtype=None, **kwargs):
         return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **kwargs)
 
-    single = torch.Tensor.float
+    single, matmul = torch.Tensor.float, torch.Tensor.__matmul__
+
+    def common(left, right):
+        wide = torch.promote_types(left.dtype, right.dtype)
+        return matmul(left.to(wide), right.to(wide))
+
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(torch.Tensor, "to", kept))
         patches.enter_context(
             mock.patch.object(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else single(x))
         )
+        patches.enter_context(mock.patch.object(torch.Tensor, "__matmul__", common))
         patches.enter_context(mock.patch.object(F, "softmax", soft))
         patches.enter_context(mock.patch.object(nn.functional, "softmax", soft))
         yield

@@ -8,6 +8,7 @@ import pandas as pd
 from report_frames import DEFAULT, Options, simulate
 
 from dyn_probe.trace.reader import Trace, load_trace
+from dyn_probe.trace.schema import TABLES
 from dyn_probe.trace.writer import TraceWriter
 
 
@@ -45,7 +46,8 @@ def write_tables(path: Path, tables: dict[str, pd.DataFrame], about: dict[str, o
     """Record tables with the trace writer, null columns left out; status `recording` leaves it unclosed."""
     writer = TraceWriter(path, about, flush_rows=100_000)
     for name, frame in tables.items():
-        present = frame.dropna(axis=1, how="all")
+        known = frame.drop(columns=[alias for alias in TABLES[name].aliases if alias in frame])
+        present = known.dropna(axis=1, how="all")
         writer.add(name, present.to_dict("records"))
     if status == "recording":
         writer.flush()

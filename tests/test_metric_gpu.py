@@ -15,13 +15,16 @@ CAPTURABLE = {
 }
 ALL = {**SETUPS, **CAPTURABLE}
 UNITS = 16.0
-"""Fused kernels contract products and sums, and capturable forms compute their scalars in float32."""
+"""Kernels contract products and sums, and capturable forms compute their scalars in float32."""
+FUSED_UNITS = 512.0
+"""Fused and 8-bit kernels compute 1 − β₂ᵗ in float32 too, where at the first steps only eps/(1 − β₂) of it is left."""
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ALL)
 def test_the_step_is_the_change_of_the_stored_weights(name: str) -> None:
-    assert max(map(law_error, train(ALL[name], torch.float32, device="cuda"))) < UNITS
+    most = FUSED_UNITS if "fused" in name else UNITS
+    assert max(map(law_error, train(ALL[name], torch.float32, device="cuda"))) < most
 
 
 @pytest.mark.gpu
@@ -39,4 +42,4 @@ def test_bitsandbytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     optim = pytest.importorskip("bitsandbytes", reason="the extra bitsandbytes is not installed").optim
     monkeypatch.setattr(metric_runs, "SHAPES", {**metric_runs.SHAPES, "matrix": (80, 64), "block": (3, 37, 41)})
-    assert max(map(law_error, train(Setup(getattr(optim, name), {}), torch.float32, device="cuda"))) < 64
+    assert max(map(law_error, train(Setup(getattr(optim, name), {}), torch.float32, device="cuda"))) < FUSED_UNITS

@@ -47,8 +47,8 @@ def test_every_figure_says_what_it_shows_how_to_read_it_and_what_it_needs(name: 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("predicted", "needs the same pairs measured again"),
-        ("cases", "needs the same pairs measured again"),
+        ("predicted", "needs the pairs evaluated again after the update"),
+        ("cases", "needs the pairs evaluated again after the update"),
         ("log_probs", "needs a reference policy"),
         ("shaping", "no gradient shaping"),
         ("mass", "needs probe responses"),

@@ -18,6 +18,7 @@ from dyn_probe.report.verdicts.data_read import left_out, tokens
 from dyn_probe.report.verdicts.knobs import IN_USE, KNOBS
 from dyn_probe.report.verdicts.movement import hidden, overall
 from dyn_probe.report.verdicts.reference import turn
+from dyn_probe.trace.manifest import typed
 from dyn_probe.trace.reader import Trace, load_trace
 
 
@@ -156,7 +157,7 @@ def test_every_verdict_is_whole(options: Options, tmp_path: Path) -> None:
     ("objective", "key"),
     [
         ({"name": "dpo", "shaping": [{"name": "pairwise-normalised", "options": {}}]}, "normalise"),
-        ({"name": "dpo", "shaping": ["rc: {'per': 'pair'}"]}, "normalise"),
+        ({"name": "dpo", "shaping": [{"name": "rc", "options": {"per": "pair"}}]}, "normalise"),
         ({"name": "cpo", "shaping": []}, "sft"),
         ({"name": "dpo", "hyper": {"nll": 0.5}, "shaping": []}, "sft"),
     ],
@@ -180,7 +181,7 @@ def test_all_advice_is_used_and_names_methods_that_exist() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in Path(knobs.__file__).parent.glob("*.py"))
     assert all(source.count(f'"{key}"') > 1 for key in KNOBS)
     assert set(IN_USE) <= set(KNOBS)
-    assert not any(follows({}) for follows in IN_USE.values())
+    assert not any(follows(typed({})) for follows in IN_USE.values())
 
 
 def test_topics_and_statements_are_the_same_table() -> None:

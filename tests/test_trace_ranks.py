@@ -206,7 +206,7 @@ def test_a_rank_that_comes_back_does_not_overwrite_its_rows(tmp_path: Path) -> N
     again.add("steps", [{"step": 1}])
     again.flush()
     again.add("pairs", step_rows(1))
-    with pytest.raises(TraceError, match="which exists: two processes record as the same rank"):
+    with pytest.raises(TraceError, match="because it exists: two processes record as the same rank"):
         again.flush()
     assert recorded_steps(tmp_path / "run") == [0]
     again._buffer._pending.clear()

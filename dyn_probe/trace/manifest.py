@@ -82,11 +82,11 @@ def read_manifest(run: Path) -> dict[str, Any]:
         raise TraceError(f"{wanted}; {run / RUN_FILE} cannot be read as JSON: {on_one_line(error)}") from error
     if not _is_manifest(content):
         raise TraceError(
-            f"{wanted}; {run / RUN_FILE} is something else's: it lacks schema_version, dyn_probe_version or status"
+            f"{wanted}; {run / RUN_FILE} is not that of a trace: it lacks schema_version, dyn_probe_version or status"
         )
     if content["schema_version"] > SCHEMA_VERSION:
         raise TraceError(
-            f"{run} has schema_version {content['schema_version']}, and this version reads up to {SCHEMA_VERSION}; "
+            f"{run} has schema_version {content['schema_version']}, but this version reads up to {SCHEMA_VERSION}; "
             f"install the dyn-probe that wrote it ({on_one_line(content['dyn_probe_version'], 40)}), or a newer one"
         )
     return _accepted(content, run / RUN_FILE)

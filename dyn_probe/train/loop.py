@@ -132,7 +132,7 @@ def train_step(run: Run, step: int) -> str:
     norm, clipped = clip(run)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient is not finite at step {step}; what was recorded before is kept. {calmer(config)}")
-    if step == run.first:
+    if step == 0:
         with setup.autocast():
             run.probe.measure_noise(step, batches[0])
     befores = evaluated(run, step, batches)

@@ -59,6 +59,8 @@ def start_run(
         rank=processes.rank,
         keep_rows=False,
     )
+    if state is not None:
+        probe.noise = state.get("noise_floor", 0.0)
     begun = {} if state is None else held_out_start(state)
     memory = {} if state is None else state.get("memory", {})
     return Run(
@@ -161,6 +163,8 @@ def checkpoint(run: Run, done: int) -> None:
         more["reference_model"] = full_weights(twin) if sharded else twin.state_dict()
     elif run.reference is not None:
         more["reference"] = {k: list(v) for k, v in run.reference.table.items()}
+    if run.probe.noise:
+        more["noise_floor"] = run.probe.noise
     if run.memory:
         more["memory"] = dict(run.memory)
     if run.held_out_start is not None:
