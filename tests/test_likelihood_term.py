@@ -181,7 +181,7 @@ def test_what_it_cannot_go_with_is_refused_by_name() -> None:
         pair_loss("dpo", Terms(-one, -one, one, one), {"nll": 0.1}, ["token-mask"])
     with pytest.raises(BadInput, match="unknown option 'nll'; sft takes no options"):
         resolve_hyper("sft", {"nll": 0.1})
-    with pytest.raises(BadInput, match="nll_mean wants batch or pair or sum; got 'all'"):
+    with pytest.raises(BadInput, match="nll_mean must be batch or pair or sum; got 'all'"):
         resolve_hyper("dpo", {"nll_mean": "all"})
-    with pytest.raises(BadInput, match="nll wants a number from 0; got -1"):
+    with pytest.raises(BadInput, match="nll must be a number ≥ 0; got -1"):
         resolve_hyper("dpo", {"nll": -1})

@@ -97,7 +97,11 @@ def test_every_method_that_was_trained_both_ways_has_its_line():
     names = ["dpo", "dpo+pairwise-normalised", "dpo:beta=0.5", "dpo:beta=0.5+pairwise-normalised",
              "dpop", "dpop+pairwise-normalised", "dpo:beta=1+pairwise-normalised"]  # fmt: skip
     lines = remedy_lines({name: Outcome(name, 0, 1.0 if "+" in name else -1.0, -2.0, 1.0) for name in names})
-    assert [line.partition("where ")[2].partition(" without")[0] for line in lines] == ["dpo", "dpo:beta=0.5", "dpop"]
+    assert [line.partition("falls under ")[2].partition(" without")[0] for line in lines] == [
+        "dpo",
+        "dpo:beta=0.5",
+        "dpop",
+    ]
 
 
 @pytest.mark.parametrize(

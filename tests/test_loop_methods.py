@@ -133,7 +133,7 @@ def test_the_change_along_the_update_is_recorded_wherever_it_is_asked_for(option
 def test_options_that_contradict_each_other_are_refused(tmp_path):
     for options, said in (
         (dict(shaping=("token-mask", "pairwise-normalised")), "choose one of them"),
-        (dict(shaping=("token-mask",), update=True), "leave --update off"),
+        (dict(shaping=("token-mask",), update=True), "leave out --update"),
         (dict(parallel="fsdp2"), "several|over processes"),
         (dict(sft_objective="extended_sft"), "--sft-steps 20"),
         (dict(beta=0.1, hyper={"beta": 0.2}), "beta is given more than once"),

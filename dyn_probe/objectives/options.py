@@ -81,7 +81,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "per": Option("", "one factor α for all pairs, or one for each pair", choices=("batch", "pair")),
     "ema": Option(
-        "", "decay of the average over steps (per=batch)", "a number from 0 to below 1", lambda v: 0 <= v < 1
+        "", "decay of the average over steps (per=batch)", "a number in [0, 1)", lambda v: 0 <= v < 1
     ),
     "stable": Option("", "balance per-token quantities instead of per-sequence ones"),
     "ceiling": Option("C", "largest ρ", *_SCALE),

@@ -118,7 +118,7 @@ def check_batch(config: RunConfig, method: Method) -> None:
         shaping = ", ".join(one.name for one in method.shapings if one.shaping.rows)
         raise BadInput(
             f"--update needs the gradients of the responses' own log-probabilities, and {shaping} records those of "
-            f"others ({TERMS[method.rows].meaning}); leave out --update"
+            f"others ({TERMS[method.rows].meaning.partition(',')[0]}); leave out --update"
         )
     if config.sft_objective != RunConfig().sft_objective and not config.sft_steps:
         raise BadInput(
