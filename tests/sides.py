@@ -69,7 +69,7 @@ def exchanged(tables: Tables) -> Tables:
     new = {name: frame.rename(columns=other_side) for name, frame in tables.items()}
     pairs, steps = new["pairs"], new["steps"]
     pairs[["pull_chosen", "pull_rejected"]] *= -1
-    pairs["case"] = pairs["case"].map(CASES)
+    pairs["case_plain"] = pairs["case_plain"].map(CASES)
     new["pairs"] = pairs.rename(columns={"gate": "rho", "rho": "gate"})
     steps["margin"], steps["accuracy"] = -steps.margin, 1 - steps.accuracy
     for name in ("mass", "distributions"):

@@ -371,7 +371,7 @@ def test_cases_one_and_four_are_exchanged(traces: dict[str, Trace]) -> None:
     for run in ("plain", "exchanged"):
         bins = step_bins(traces[run].pairs)
         shares[run] = [
-            case_shares(bins, case) for case in (numbers(traces[run].pairs, "case"), realised_case(traces[run]))
+            case_shares(bins, case) for case in (numbers(traces[run].pairs, "case_plain"), realised_case(traces[run]))
         ]
         axes = FIGURES["cases"].draw(traces[run]).axes[:2]
         for ax, wanted in zip(axes, shares[run], strict=True):

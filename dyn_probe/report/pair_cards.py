@@ -29,7 +29,7 @@ HEAD = {
     "since_reference_chosen": "chosen vs. reference",
     "predicted_delta_chosen": "predicted Δ chosen",
     "grad_cosine": "cosine",
-    "case": "case",
+    "case_plain": "case",
 }
 """Numbers on a pair's collapsed card; the expanded one has all of them."""
 

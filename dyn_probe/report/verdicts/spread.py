@@ -12,7 +12,7 @@ from dyn_probe.report.agreement import spearman
 from dyn_probe.report.by_layer import cosine_parts
 from dyn_probe.report.changes import span, step_span
 from dyn_probe.report.frames import finite, last_tenth, median, numbers, recorded, share, tenths
-from dyn_probe.report.ranked import RANKINGS, chosen_ranking, pair_rows
+from dyn_probe.report.ranked import PREFERRED, RANKINGS, available, chosen_ranking, pair_rows
 from dyn_probe.report.verdicts.verdict import Number, Verdict, percent, say, sig, signed
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def concentration(trace: Trace) -> list[Verdict]:
 def falls(trace: Trace) -> tuple[pd.Series, str, str, str]:
     """(fall of chosen by pair, what it is, its formula, its unit): what pairs are ranked by where that was measured,
     else the predicted fall."""
-    ranking = chosen_ranking(trace) if len(trace.pairs) else ""
+    ranking = chosen_ranking(trace) if set(PREFERRED) & set(available(trace)) else ""
     if ranking in MEASURED_FALLS:
         what, formula = MEASURED_FALLS[ranking]
         rows = pair_rows(trace.pairs).set_index("pair_id")
