@@ -171,7 +171,7 @@ def _packed_inputs(model: nn.Module, batch: PairBatch, segments: Tensor) -> dict
     Raises:
         BadInput: the model takes no positions.
     """
-    if "position_ids" not in _forward_parameters(model):
+    if "position_ids" not in _forward_parameters(model)[0]:
         raise BadInput(f"packed rows want a model that takes position_ids; {type(model).__name__} does not")
     columns = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
     begins = torch.nn.functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)

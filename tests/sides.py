@@ -39,6 +39,7 @@ def two_sided_tables(seed: int = 0) -> Tables:
         pairs.loc[draw.choice(pairs.index, 40, replace=False), f"pull_{side}"] *= -1
         pairs.loc[draw.choice(pairs.index, 200, replace=False), f"predicted_delta_{side}"] *= -1
         pairs[f"normaliser_{side}"] = draw.uniform(0.5, 2, len(pairs))
+        pairs[f"score_{side}"] = pairs[f"logp_{side}"] / pairs[f"len_{side}"]  # what no log-ratio is
     pairs["gate"], pairs["rho"] = draw.uniform(0, 1, len(pairs)), draw.uniform(0.5, 2, len(pairs))
     tables["tokens"] = pd.DataFrame([row for step in (0, 20, 40) for row in table_rows(label_heat(step))])
     tables["distributions"] = pd.DataFrame([_place(kind, k) for kind in SIDES for k in (0, 3)])
@@ -114,3 +115,9 @@ def disturbed(tables: Tables, side: str, seed: int = 7) -> Tables:
 def trace_of(path: Path, tables: Tables) -> Trace:
     """The tables as a recorded run."""
     return load_trace(write_tables(path, tables, MANIFEST))
+
+
+def traces_of(folder: Path, tables: Tables) -> dict[str, Trace]:
+    """The run, the run with its sides exchanged, and the run with one side disturbed."""
+    kinds = {"plain": tables, "exchanged": exchanged(tables), **{side: disturbed(tables, side) for side in SIDES}}
+    return {name: trace_of(folder / name, frames) for name, frames in kinds.items()}

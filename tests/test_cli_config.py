@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dyn_probe.errors import BadInput
+from dyn_probe.objectives.options import LIKELIHOOD
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.config_file import make_config
@@ -107,8 +108,7 @@ def test_the_command_line_wins_whichever_way_a_hyper_parameter_is_given(tmp_path
         ({"set": ["beta=0.2"]}, {"beta": 0.2, "label_smoothing": 0.0}),
         ({}, {"beta": 0.05, "label_smoothing": 0.1}),
     ):
-        hyper = Method.of(make_config(file, given)).hyper
-        assert {name: hyper[name] for name in wanted} == wanted
+        assert dict(Method.of(make_config(file, given)).hyper) == wanted | LIKELIHOOD
     short = yaml(tmp_path, "beta: 0.05\n")
     assert Method.of(make_config(short, {"set": ["beta=0.2"]})).hyper["beta"] == 0.2
     with pytest.raises(BadInput, match="beta is given more than once"):

@@ -78,7 +78,7 @@ def test_refusals(run: Path, tmp_path: Path):
     assert all("are for models" in refused(run, *given) for given in (("--data", DATA), ("--columns", "user=a")))
     assert "--data FILE" in refused("built-in")
     assert "ending in .png" in refused(run, "--out", tmp_path / "a.txt")
-    assert "names no pairs; write a number from 0" in refused("built-in", "--data", DATA, "--pair", "zzz")
+    assert "matches no pairs; write a number from 0" in refused("built-in", "--data", DATA, "--pair", "zzz")
     assert "no trained parameter matches" in refused("built-in", "--data", DATA, "--params", "nothing_like_it")
     assert not list(tmp_path.glob("*.txt"))
 
@@ -91,7 +91,7 @@ def test_a_number_comes_before_an_ids_beginning():
     assert named_pair(tokens, "2") == "c3" and named_pair(tokens, "1") == "2f0" and named_pair(tokens, "c3") == "c3"
     more = pd.DataFrame({"pair_id": ["ab1", "ab2", "74e"]})
     assert named_pair(more, "74") == "74e"
-    with pytest.raises(BadInput, match="'ab' names 2 recorded pairs; write a number from 0 to 2 or an id"):
+    with pytest.raises(BadInput, match="'ab' matches 2 recorded pairs; write a number from 0 to 2 or an id"):
         named_pair(more, "ab")
 
 

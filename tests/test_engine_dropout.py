@@ -19,8 +19,8 @@ from test_engine_models import Base
 from torch import nn
 
 from dyn_probe import BadInput, Probe, load_trace, sequence_logps
+from dyn_probe.data import models
 from dyn_probe.data.models import without_dropout
-from dyn_probe.train import models
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 

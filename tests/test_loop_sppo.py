@@ -11,21 +11,11 @@ import numpy as np
 import pytest
 from tiny_runs import run, tiny
 
+from dyn_probe.data import prepared
 from dyn_probe.errors import BadInput
 from dyn_probe.train import loop, setup
 
 SOFT: dict[str, Any] = dict(objective="sppo:soft=true,beta=0.01", dtype="float64", steps=1, batch_size=4)
-
-
-@dataclasses.dataclass(frozen=True)
-class Weighed:
-    """An encoded pair with a win probability."""
-
-    chosen: Any
-    rejected: Any
-    pair_id: str
-    text: Any
-    win_probability: float | None
 
 
 @pytest.fixture
@@ -35,10 +25,10 @@ def give(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def giving(value: Callable[[int], float | None]) -> None:
         def encode(*arguments: Any) -> Any:
             pairs, skipped = encode_pairs(*arguments)
-            return [Weighed(p.chosen, p.rejected, p.pair_id, p.text, value(i)) for i, p in enumerate(pairs)], skipped
+            return [dataclasses.replace(p, win_probability=value(i)) for i, p in enumerate(pairs)], skipped
 
-        encode_pairs = setup.encode_pairs
-        monkeypatch.setattr(setup, "encode_pairs", encode)
+        encode_pairs = prepared.encode_pairs
+        monkeypatch.setattr(prepared, "encode_pairs", encode)
 
     return giving
 

@@ -80,7 +80,7 @@ def test_kinds_and_prompts_can_be_chosen(tmp_path):
     probes = read_probe_set(path, kinds=["chosen", "chosen_selfr"], prompts=2)
     assert probes.kinds == ("chosen", "chosen_selfr")
     assert [p.prompt for p in probes.prompts] == ["prompt 0", "prompt 1"]
-    assert ("irr_hum", "field ignored (a kind that was not asked for)") in {(s.kind, s.reason) for s in probes.skipped}
+    assert ("irr_hum", "field ignored (a kind that was not requested)") in {(s.kind, s.reason) for s in probes.skipped}
 
 
 @pytest.mark.parametrize("lines", [[], ["{"], [line(1, **dict.fromkeys(KINDS, ""))], [{"prompt": "p"}]])

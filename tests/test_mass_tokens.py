@@ -55,7 +55,7 @@ def test_the_end_of_sequence_is_not_doubled():
 
 @pytest.mark.parametrize(
     ("prompt", "response", "why"),
-    [("dog", "cat", "no token stands before the response"), ("the cat", " ", "adds no token")],
+    [("dog", "cat", "there is no token before the response"), ("the cat", " ", "adds no token")],
 )
 def test_responses_that_cannot_be_placed_are_reported(prompt, response, why):
     tokenizer = word_tokenizer([*WORDS, "dogcat"])

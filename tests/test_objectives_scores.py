@@ -49,7 +49,7 @@ def test_the_loss_falls_where_the_score_of_chosen_grows(name: str, terms: Terms)
 
 
 def test_a_log_ratio_without_a_reference_is_refused() -> None:
-    with pytest.raises(BadInput, match="wants reference log-probabilities; got none"):
+    with pytest.raises(BadInput, match="needs reference log-probabilities; got none"):
         LOG_RATIO.of(torch.zeros(2), torch.ones(2))
 
 

@@ -222,3 +222,12 @@ def test_the_stages_are_those_of_the_loop_and_the_command_line() -> None:
     marked = tuple(name for name, row in OBJECTIVES.items() if row.stage)
     assert marked == STAGES == CONFIG["sft_objective"].choices
     assert not any(shapings_of(OBJECTIVES[name]) for name in STAGES)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in STAGES])
+def test_a_likelihood_term_is_what_still_pulls_on_chosen_far_beyond_the_margin(name: str) -> None:
+    far = torch.full((2,), 1e4, dtype=torch.float64)
+    one = torch.ones(2, dtype=torch.float64)
+    ordered = Terms(-0.1 * one, -far, one, one, r_w=-far, r_l=-0.1 * one, kl=torch.tensor(0.0))
+    pulled = pulls(name, ordered)[0] > 1e-6
+    assert pulled.tolist() == [OBJECTIVES[name].likelihood] * 2

@@ -12,7 +12,7 @@ from report_checks import value
 from report_frames import DEFAULT, Options, simulate
 from report_runs import manifest, new_trace, write_run, write_tables
 
-from dyn_probe.report.facts import facts, shaping_options
+from dyn_probe.report.facts import facts
 from dyn_probe.report.verdicts import verdicts
 from dyn_probe.report.verdicts.gradients import alignment, clipping, fading, negative_pulls
 from dyn_probe.report.verdicts.knobs import KNOBS
@@ -20,7 +20,6 @@ from dyn_probe.report.verdicts.mass_went import gated
 from dyn_probe.report.verdicts.remedies import common_factor, nll_weight
 from dyn_probe.report.verdicts.shaped import gate, mask, rho
 from dyn_probe.report.verdicts.spikes import PARTS, spikes, zeros
-from dyn_probe.trace.manifest import typed
 from dyn_probe.trace.reader import Trace, load_trace
 
 Tables = dict[str, pd.DataFrame]
@@ -120,8 +119,8 @@ def test_gate_and_rho(tmp_path: Path) -> None:
 
 
 def shaped_as(name: str, **options: object) -> list[dict[str, object]]:
-    """The two ways in which run.json names a shaping with its options."""
-    return [{"shaping": [f"{name}: {options}"]}, {"shaping": [{"name": name, "options": options}]}]
+    """As run.json names a shaping with its options."""
+    return [{"shaping": [{"name": name, "options": options}]}]
 
 
 @pytest.mark.parametrize("objective", shaped_as("adadpo", space="auto", stable=True, ceiling=3.5))
@@ -143,13 +142,6 @@ def test_the_constants_of_the_gate_are_those_of_the_run(objective: dict[str, obj
     assert "the gate (α = 20, τ = 0.25) was below ½ in 0% of 48 rows" in gate(trace)[0].sentence
     assert "below the gate's threshold (τ = 0.25)" in gated(trace)[0].sentence
     assert dict(facts(trace))["Shaping"] == "gate-seq:form=value,alpha=20,tau=0.25"
-
-
-def test_a_shaping_that_is_no_literal_is_only_a_name() -> None:
-    entries = ["gate-seq: __import__('os')", "adadpo", {"name": "x", "options": "y"}, "(" * 500 + ": " + "(" * 500]
-    about = typed({"objective": {"shaping": entries}})
-    assert not any(shaping_options(about).values()) and {"gate-seq", "adadpo", "x"} <= shaping_options(about).keys()
-    assert shaping_options(typed({})) == {}
 
 
 @pytest.mark.parametrize(

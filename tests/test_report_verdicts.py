@@ -12,13 +12,13 @@ from report_checks import only, value
 from report_frames import DEFAULT, Options, simulate
 from report_runs import manifest, new_trace, write_tables
 
-from dyn_probe.objectives import OBJECTIVES, SHAPINGS
 from dyn_probe.report.verdicts import TOPICS, VERDICTS, knobs, percent, sig, signed, verdicts
 from dyn_probe.report.verdicts.cases import shares, turning
 from dyn_probe.report.verdicts.data_read import left_out, tokens
 from dyn_probe.report.verdicts.knobs import IN_USE, KNOBS
 from dyn_probe.report.verdicts.movement import hidden, overall
 from dyn_probe.report.verdicts.reference import turn
+from dyn_probe.trace.manifest import typed
 from dyn_probe.trace.reader import Trace, load_trace
 
 
@@ -156,9 +156,10 @@ def test_every_verdict_is_whole(options: Options, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("objective", "key"),
     [
-        ({"name": "dpo", "shaping": ["pairwise-normalised: {}"]}, "normalise"),
         ({"name": "dpo", "shaping": [{"name": "pairwise-normalised", "options": {}}]}, "normalise"),
+        ({"name": "dpo", "shaping": ["rc: {'per': 'pair'}"]}, "normalise"),
         ({"name": "cpo", "shaping": []}, "sft"),
+        ({"name": "dpo", "hyper": {"nll": 0.5}, "shaping": []}, "sft"),
     ],
 )
 def test_advice_that_the_run_follows_already_is_not_given(objective: dict, key: str, tmp_path: Path) -> None:
@@ -169,11 +170,18 @@ def test_advice_that_the_run_follows_already_is_not_given(objective: dict, key: 
     assert [verdict.sentence for verdict in shaped] == [verdict.sentence for verdict in plain]
 
 
+def test_advice_that_the_run_does_not_follow_is_given(tmp_path: Path) -> None:
+    objective = {"name": "dpo", "hyper": {"nll": 0.0}, "shaping": ["rc: {'per': 'batch'}", "unknown: {}"]}
+    found = verdicts(new_trace(tmp_path / "run", DEFAULT, objective=objective))
+    given = {knob for verdict in found for knob in verdict.knobs}
+    assert {KNOBS[key] for key in IN_USE} <= given
+
+
 def test_all_advice_is_used_and_names_methods_that_exist() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in Path(knobs.__file__).parent.glob("*.py"))
     assert all(source.count(f'"{key}"') > 1 for key in KNOBS)
     assert set(IN_USE) <= set(KNOBS)
-    assert {name for names in IN_USE.values() for name in names} <= {*OBJECTIVES, *SHAPINGS}
+    assert not any(follows(typed({})) for follows in IN_USE.values())
 
 
 def test_topics_and_statements_are_the_same_table() -> None:
@@ -208,7 +216,7 @@ def test_rows_left_out_are_counted_by_reason_and_a_tenth_is_a_warning(falling: T
     rows = [{"source": f"f:{i}", "reason": "chosen empty" if i else "identical"} for i in range(bad)]
     verdict = only(left_out(with_manifest(falling, skipped_rows=rows, data={"rows": 100})))
     assert verdict.level == level and f"chosen empty ({bad - 1}); identical (1)" in verdict.sentence
-    assert value(verdict, "skipped rows") == bad and value(verdict, "share of all rows") == bad / 100
+    assert value(verdict, "skipped") == bad and value(verdict, "skipped_share") == bad / 100
     designed = only(left_out(with_manifest(falling, skipped_rows=rows, data={"rows": 100, "left_out_by_design": bad})))
     assert designed.level == "note"
     old = only(left_out(with_manifest(falling, skipped_rows=rows)))
@@ -221,7 +229,7 @@ def test_what_was_found_in_the_tokens_is_said_where_the_trace_is_judged(falling:
     trace = with_manifest(falling, data={"facts": {"cut": cut, "merged": note, "broken": {"count": "x"}, "odd": 3}})
     first, second = tokens(trace)
     assert (first.level, first.sentence) == ("warning", "3 of 4 pairs are longer than 9 tokens.")
-    assert value(first, "share of all pairs") == 0.75
+    assert value(first, "pairs_share") == 0.75
     assert (second.level, second.sentence) == ("note", "The prompt of 1 of 4 pairs merges.")
     assert [
         v.sentence for v in verdicts(trace) if v.topic == "trust" and v.sentence in (first.sentence, second.sentence)

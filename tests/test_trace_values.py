@@ -129,7 +129,7 @@ def test_what_is_no_row_or_no_table_is_refused(tmp_path: Path) -> None:
         with pytest.raises(TraceError, match="row 0: wanted a mapping"):
             writer.add("pairs", ["step"])  # type: ignore[list-item]
         with pytest.raises(
-            TraceError, match=r"unknown table 'pair' \(did you mean pairs\?\); choose one of: pairs, steps"
+            TraceError, match=r"unknown table 'pair' \(did you mean pairs\?\); choose one of: pairs, pushes"
         ):
             writer.add("pair", [])
     with pytest.raises(TraceError, match="unknown table 'pair'"):

@@ -59,7 +59,7 @@ _ROWS = (
         "β = 0.1.",
     ),
     Objective(
-        "rrhf", formulas.rrhf, {"lambda": 1.0}, False, scores.MEAN_LOG_PROB,
+        "rrhf", formulas.rrhf, {"lambda": 1.0}, False, scores.MEAN_LOG_PROB, likelihood=True,
         formula="max(0, b̄ − ā) − λa",
         paper="Z. Yuan et al. 2023 (arXiv 2304.05302)",
         when="Ranking plus imitation, when the chosen responses are worth imitating.",
@@ -67,7 +67,7 @@ _ROWS = (
         "chosen rises, and rejected rises with it where the two gradients are aligned.",
     ),
     Objective(
-        "slic_hf", formulas.slic_hf, {"delta": 1.0, "lambda": 1.0}, False, scores.LOG_PROB,
+        "slic_hf", formulas.slic_hf, {"delta": 1.0, "lambda": 1.0}, False, scores.LOG_PROB, likelihood=True,
         formula="max(0, δ − a + b) − λa",
         paper="Zhao et al. 2023 (arXiv 2305.10425)",
         when="A margin that stops pushing once it is reached, plus imitation of the chosen response.",
@@ -76,6 +76,7 @@ _ROWS = (
     ),
     Objective(
         "cpo", formulas.cpo, {"beta": 0.1, "lambda": 1.0, "mean_nll": False}, False, scores.LOG_PROB,
+        likelihood=True,
         formula="−log σ(β(a − b)) − λa; mean_nll=true: −λā",
         paper="Xu et al. 2024 (arXiv 2401.08417)",
         when="No reference model, and the chosen responses are good enough to imitate.",
@@ -122,6 +123,7 @@ _ROWS = (
     ),
     Objective(
         "orpo", formulas.orpo, {"lambda": 0.1}, False, scores.LOG_ODDS, balance=formulas.both_log_odds,
+        likelihood=True,
         formula="−ā − λ log σ(log-odds(e^ā) − log-odds(e^b̄))",
         paper="Hong et al. 2024 (arXiv 2403.07691)",
         when="Supervised and preference training in one stage, without a reference model.",

@@ -34,6 +34,7 @@ class Objective:
         columns: trace columns of its coefficients that are no constants, with their values.
         target: what the loss aims at, in words, where a pull reverses beyond it.
         balance: ``u_w, u_l`` that adadpo balances, where they are no log-ratios or log-probabilities.
+        likelihood: whether the loss has a likelihood term on chosen besides its pair term.
         reads_rejected: whether the rejected response enters.
         stage: whether it is a warm-up stage (--sft-objective) rather than an objective of preference training.
         when, dynamics, notes: for the reader: when to use it, how its pulls behave, and choices that we made.
@@ -55,6 +56,7 @@ class Objective:
     columns: Mapping[str, Callable[[Terms, Options], Tensor | float]] = field(default_factory=dict)
     target: Callable[[Options], str] | None = None
     balance: Callable[[Terms], tuple[Tensor, Tensor]] | None = None
+    likelihood: bool = False
     reads_rejected: bool = True
     stage: bool = False
 

@@ -375,5 +375,5 @@ class TestOrder:
         assert all(len(set(step_order(10, 7, step, seed=3))) == 7 for step in range(30))
 
     def test_too_few_pairs_say_what_to_lower(self) -> None:
-        with pytest.raises(BadInput, match=r"16 pairs .* only 10 can be used; lower --batch-size"):
+        with pytest.raises(BadInput, match=r"16 pairs .* only 10 are usable; lower --batch-size"):
             step_order(10, 16, 0, seed=0)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dyn_probe.report.facts import shaping_options
 from dyn_probe.report.verdicts import (
     cases,
     data_read,
@@ -97,5 +96,4 @@ def verdicts(trace: Trace) -> list[Verdict]:
 
 def followed(trace: Trace) -> set[str]:
     """The advice that the run's own objective and shapings follow already."""
-    used = {str(trace.about.objective.name), *shaping_options(trace.about)}
-    return {KNOBS[key] for key, methods in IN_USE.items() if used & set(methods)}
+    return {KNOBS[key] for key, follows in IN_USE.items() if follows(trace.about)}

@@ -12,6 +12,14 @@ did not help is gone. Two findings shape what verdicts suggest:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from dyn_probe.objectives import OBJECTIVES, SHAPINGS
+from dyn_probe.report.facts import shaping_options
+from dyn_probe.trace.run_fields import Manifest
+
+_WITH_LIKELIHOOD = ", ".join(row.name for row in OBJECTIVES.values() if row.likelihood)
+
 KNOBS: dict[str, str] = {
     # Pairwise-normalised updates raised chosen in nearly every update; margin and accuracy were those of DPO.
     "normalise": "normalise pairwise (pairwise-normalised): d_w/d_l = ‖g_l‖/‖g_w‖ satisfies both conditions for every "
@@ -24,8 +32,8 @@ KNOBS: dict[str, str] = {
     "rejected": "weaken the push on rejected: DPO-Shift for all pairs, Gate-DPO where rejected is already improbable "
     "(gate-seq rather than gate-q10)",
     # A likelihood term on top of DPO and the objectives that have one raised chosen.
-    "sft": "add a likelihood (NLL) term on chosen, as cpo, slic_hf, rrhf and orpo have: it raises d_w and leaves d_l "
-    "unchanged",
+    "sft": "add a likelihood (NLL) term on chosen (--set nll=λ; these objectives have one: "
+    f"{_WITH_LIKELIHOOD}): it raises d_w and leaves d_l unchanged",
     # Halving the rate cut the fall of chosen by more than half, and the margin by a third.
     "lr": "lower the learning rate: chosen falls less, and the margin grows less",
     # Tenfold beta about halved the fall; threefold beta changed nothing, since the pulls had not vanished.
@@ -41,8 +49,21 @@ KNOBS: dict[str, str] = {
 }
 """Key → advice, what helped most first."""
 
-IN_USE: dict[str, tuple[str, ...]] = {
-    "normalise": ("pairwise-normalised",),
-    "sft": ("cpo", "slic_hf", "rrhf", "orpo"),
-}
-"""Key → objectives and shapings with which a run follows the advice already."""
+
+def _meets_conditions(about: Manifest) -> bool:
+    """Whether one of the run's shapings makes every pair meet both conditions."""
+    return any(
+        SHAPINGS[name].meets_conditions({**SHAPINGS[name].defaults, **options})
+        for name, options in shaping_options(about).items()
+        if name in SHAPINGS
+    )
+
+
+def _has_likelihood(about: Manifest) -> bool:
+    """Whether the run's loss has a likelihood term on chosen, the objective's or an added one."""
+    row, weight = OBJECTIVES.get(str(about.objective.name)), about.objective.hyper.get("nll")
+    return (row is not None and row.likelihood) or (isinstance(weight, int | float) and weight > 0)
+
+
+IN_USE: dict[str, Callable[[Manifest], bool]] = {"normalise": _meets_conditions, "sft": _has_likelihood}
+"""Key → whether a run with this run.json follows the advice already; what its methods do is read from their rows."""

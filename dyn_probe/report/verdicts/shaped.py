@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dyn_probe.objectives import SHAPINGS
 from dyn_probe.report.changes import span
 from dyn_probe.report.facts import shaping_options
 from dyn_probe.report.frames import finite, median, numbers, share, tenths
@@ -42,10 +43,16 @@ def gate(trace: Trace) -> list[Verdict]:
 def gate_constants(trace: Trace, *names: str) -> str:
     """The run's own α and τ in brackets; nothing where run.json does not say."""
     letters = {"alpha": "α", "tau": "τ"}
-    known = next((o for name, o in shaping_options(trace.about).items() if name.startswith("gate-")), {})
+    known = options_of(trace, "gate")
     values = {letters[name]: known.get(name) for name in names}
     said = [f"{letter} = {value:g}" for letter, value in values.items() if isinstance(value, int | float)]
     return f" ({', '.join(said)})" if said else ""
+
+
+def options_of(trace: Trace, column: str) -> dict[str, Any]:
+    """The options of the run's shaping that fills a column of the table pairs; empty where run.json does not say."""
+    used = shaping_options(trace.about)
+    return next((o for name, o in used.items() if name in SHAPINGS and column in SHAPINGS[name].columns), {})
 
 
 def rho(trace: Trace) -> list[Verdict]:
@@ -53,7 +60,7 @@ def rho(trace: Trace) -> list[Verdict]:
     value = finite(numbers(trace.pairs, "rho"))
     if not len(value):
         return []
-    ceiling = shaping_options(trace.about).get("adadpo", {}).get("ceiling")
+    ceiling = options_of(trace, "rho").get("ceiling")
     known = isinstance(ceiling, int | float)
     top = float(ceiling if isinstance(ceiling, int | float) else np.max(value))
     reached = share(value >= top * (1 - 1e-6))  # ρ was computed in float32
