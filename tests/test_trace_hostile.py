@@ -102,7 +102,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a table is empty": (lambda run: os.truncate(run / "pairs.parquet", 0), "does not end as a Parquet file"),
     "a table is another": (
         lambda run: (run / "pairs.parquet").write_bytes((run / "mass.parquet").read_bytes()),
-        r"pairs\.parquet has columns that table 'pairs' does not: ",
+        r"pairs\.parquet has columns that table 'pairs' does not have: ",
     ),
     "steps are texts": (lambda run: with_table(run, step=["a"]), "does not fit table 'pairs'"),
     "steps are fractions": (lambda run: with_table(run, step=[0.5]), "does not fit table 'pairs'"),
@@ -110,7 +110,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "numbers are lists": (lambda run: with_table(run, step=[1], loss=[[1.0]]), "does not fit table 'pairs'"),
     "numbers are texts": (lambda run: with_table(run, step=[1], loss=[LONG]), "does not fit table 'pairs'"),
     "texts are mappings": (lambda run: with_table(run, step=[1], pair_id=[{"a": 1}]), "does not fit table 'pairs'"),
-    "a column's name is long": (lambda run: with_table(run, **{LONG: [1]}), "does not: "),
+    "a column's name is long": (lambda run: with_table(run, **{LONG: [1]}), "does not have: "),
     "very many columns": (lambda run: with_table(run, **{f"c{n}": [1] for n in range(900)}), r"c101, …; read it with"),
     "a version is long": (
         lambda run: with_fields(run, schema_version=SCHEMA_VERSION + 1, dyn_probe_version=LONG),

@@ -116,6 +116,9 @@ def test_levels_without_end_are_refused(tmp_path: Path) -> None:
 def test_a_shaping_of_version_1_is_read_from_its_text(tmp_path: Path, written: str, read: ShapingInfo) -> None:
     run = changed(recorded(tmp_path / "run"), schema_version=1, objective={"name": "dpo", "shaping": [written]})
     assert load_trace(run).about.objective.shaping == (read,)
+    today = recorded(tmp_path / "today", objective={"name": "dpo", "shaping": [written]})
+    structured = json.loads((today / "run.json").read_text(encoding="utf-8"))["objective"]["shaping"]
+    assert structured == [{"name": read.name, "options": read.options}]
 
 
 def test_fields_of_version_1_that_do_not_fit_are_passed_over(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def checked(fields: Mapping[str, object]) -> dict[str, Any]:
     if taken:
         raise TraceError(f"run.json fields that the writer fills itself: {', '.join(taken)}; choose other names")
     problems: list[str] = []
-    content: dict[str, Any] = plain(fields, "", problems)
+    content: dict[str, Any] = _with_shapings(plain(fields, "", problems))
     if problems:
         raise TraceError(
             "run.json takes text, numbers, truth values, null, lists and mappings; came " + ", ".join(problems)
@@ -95,9 +95,8 @@ def read_manifest(run: Path) -> dict[str, Any]:
 def _accepted(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The content in today's form. An older version promised nothing about a recorder's fields, and those of them that
     do not fit are passed over."""
-    strict = content
+    content = strict = _with_shapings(content)
     if content["schema_version"] < 2:
-        content = _from_version_1(content)
         strict = {name: content[name] for name in OWN if name in content}
     problems = [] if _depth(content) <= DEEPEST else [f"lists and mappings are nested deeper than {DEEPEST} levels"]
     if not problems:
@@ -132,8 +131,8 @@ def _depth(content: object) -> int:
     return depth
 
 
-def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 wrote a shaping as a text, "gate-seq: {'tau': 0.1}"."""
+def _with_shapings(content: dict[str, Any]) -> dict[str, Any]:
+    """The same with structured shapings, where one is a text as version 1 wrote it: "gate-seq: {'tau': 0.1}"."""
     objective = content.get("objective")
     if not isinstance(objective, dict) or not isinstance(objective.get("shaping"), list):
         return content
