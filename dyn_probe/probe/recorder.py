@@ -280,13 +280,14 @@ class Probe:
             return sequence_logps(self.model, batch)
 
     @property
-    def noise(self) -> float:
-        """Change (nats) of a log-probability that numerics alone can make; 0 until it is measured."""
-        return self._rows.noise
+    def noise_floor(self) -> float | None:
+        """Largest difference that the same weights give (nats/sequence); None before ``measure_noise``. A resumed run
+        takes that of its beginning."""
+        return self._rows.floor
 
-    @noise.setter
-    def noise(self, floor: float) -> None:
-        self._rows.noise = floor
+    @noise_floor.setter
+    def noise_floor(self, floor: float | None) -> None:
+        self._rows.floor = floor
 
     def measure_noise(self, step: int, batch: PairBatch) -> None:
         """Compute the batch's log-probabilities twice from the same weights, together and each pair alone without its
@@ -300,8 +301,7 @@ class Probe:
             together = self.evaluate(batch).unflatten(0, (2, -1))
             alone = [self.evaluate(trimmed(batch.select([pair]))) for pair in range(batch.pairs)]
         floor = (together - torch.stack(alone, 1)).abs().max()
-        self.noise = float(floor)
-        self._rows.step(step)["noise_floor"] = self.noise
+        self.noise_floor = self._rows.step(step)["noise_floor"] = float(floor)
 
     def after_update(self, batch: PairBatch | None = None, before: Tensor | None = None) -> None:
         """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.

@@ -59,8 +59,8 @@ def start_run(
         rank=processes.rank,
         keep_rows=False,
     )
-    if state is not None:
-        probe.noise = state.get("noise_floor", 0.0)
+    if state is not None and len(floors := state.get("noise_floors", ())) == processes.count:
+        probe.noise_floor = floors[processes.rank]
     begun = {} if state is None else held_out_start(state)
     memory = {} if state is None else state.get("memory", {})
     return Run(
@@ -163,13 +163,12 @@ def checkpoint(run: Run, done: int) -> None:
         more["reference_model"] = full_weights(twin) if sharded else twin.state_dict()
     elif run.reference is not None:
         more["reference"] = {k: list(v) for k, v in run.reference.table.items()}
-    if run.probe.noise:
-        more["noise_floor"] = run.probe.noise
     if run.memory:
         more["memory"] = dict(run.memory)
     if run.held_out_start is not None:
         parts = run.setup.processes.gathered(run.held_out_start)
         more["held_out_start"] = {pair: list(values) for part in parts for pair, values in part.items()}
+    more["noise_floors"] = run.setup.processes.gathered(run.probe.noise_floor)
     states = full_state(model, optimizer) if sharded else (model.state_dict(), optimizer.state_dict())
     if run.setup.processes.first:
         with run.writer.surviving():
