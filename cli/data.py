@@ -32,7 +32,7 @@ def data(
     """Show how a preference file is read: its shape, rows left out, lengths and cuts, and pairs token by token."""
     from rich.console import Console
 
-    from dyn_probe.data.places import check_names
+    from dyn_probe.data.names import check_names
 
     check_names(name, model)  # before torch is loaded
 

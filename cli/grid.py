@@ -34,7 +34,7 @@ def grid(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing grid in the folder.")] = False,
 ) -> None:
     """Train several methods from the same starting policy on the same pairs, and write a report that compares them."""
-    from dyn_probe.data.places import check_names
+    from dyn_probe.data.names import check_names
 
     check_names(data, None)  # before torch is loaded
 

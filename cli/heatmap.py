@@ -108,7 +108,7 @@ def _computed(model: str, data: str | None, columns: str, pair: str, params: str
             f"{model!r} is not a recorded run (it has no run.json); for a model, name the pairs: "
             f"dyn-probe heatmap {model} --data FILE --pair {pair}"
         )
-    from dyn_probe.data.places import check_names
+    from dyn_probe.data.names import check_names
 
     check_names(data, model)  # before torch is loaded
 

@@ -10,13 +10,13 @@ import typer
 from dyn_probe_cli.next_step import say_next
 
 from dyn_probe.train.config import OPTIONS, RunConfig
-from dyn_probe.train.values import Option
+from dyn_probe.train.option_values import RunOption
 
 
 def record(config: Path | None = None, **given: Any) -> None:
     """Train on preference pairs and record the gradient dynamics of every pair. Without options it trains a small
     built-in model on generated data, offline, in a minute or two."""
-    from dyn_probe.data.places import check_names
+    from dyn_probe.data.names import check_names
 
     check_names(given.get("data"), given.get("model"))  # before torch is loaded
 
@@ -38,7 +38,7 @@ def record(config: Path | None = None, **given: Any) -> None:
     say_next("report", run)
 
 
-def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
+def _parameter(name: str, option: RunOption, default: Any) -> inspect.Parameter:
     """An option of the command. Its default is None, so that an option that was not typed is left to the YAML file."""
     shown = option.default_text or (str(default) if default not in ((), {}, "") else "")
     flags = [f"--{option.name}"]
@@ -53,14 +53,14 @@ def _parameter(name: str, option: Option, default: Any) -> inspect.Parameter:
     )
 
 
-def _cli_type(option: Option) -> Any:
+def _cli_type(option: RunOption) -> Any:
     """The type with which the command line parses the option; RunConfig checks the rest."""
     repeated = option.kind.startswith(("tuple", "dict"))
     kinds = {"int": int, "float": float, "bool": bool}
     return list[str] | None if repeated else kinds.get(option.kind.removesuffix(" | None"), str) | None
 
 
-def _metavar(option: Option) -> str | None:
+def _metavar(option: RunOption) -> str | None:
     """What stands for the value in the help; click names numbers and texts itself."""
     named = {"dict": "NAME=VALUE", "tuple": "NAME"}
     kind = option.kind.partition("[")[0]

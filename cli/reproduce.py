@@ -74,10 +74,10 @@ def reproduce(
 
 
 def _sentiment(folder: Path, force: bool, seeds: int | None, statements: str | None) -> None:
-    from dyn_probe.report.study_sentiment import study_lines, write_study
+    from dyn_probe.studies.sentiment_page import study_lines, write_study
+    from dyn_probe.studies.sentiment_runs import Study, train_styles
     from dyn_probe.trace.reader import load_trace
     from dyn_probe.train.display import Display
-    from dyn_probe.train.study_sentiment import Study, train_styles
 
     settings = Study(**_known(seeds=seeds, statements=statements))
     runs = train_styles(folder, settings, Display())
@@ -89,10 +89,10 @@ def _sentiment(folder: Path, force: bool, seeds: int | None, statements: str | N
 
 
 def _squeezing(folder: Path, force: bool, seeds: int | None, probe_file: Path | None, preset: str | None) -> None:
-    from dyn_probe.report.study_squeezing import study_lines, write_study
+    from dyn_probe.studies.squeezing_page import study_lines, write_study
+    from dyn_probe.studies.squeezing_runs import left_out, read_data, train_methods
     from dyn_probe.trace.reader import load_trace
     from dyn_probe.train.display import Display
-    from dyn_probe.train.study_squeezing import left_out, read_data, train_methods
 
     settings = preset_named(preset or USUAL, seeds)
     runs = train_methods(folder, settings, probe_file, Display())

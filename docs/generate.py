@@ -22,7 +22,7 @@ from dyn_probe.objectives import MethodText, describe
 from dyn_probe.report.figures import FIGURES, FigureRow
 from dyn_probe.report.ranked import RANKINGS
 from dyn_probe.report.verdicts import TOPICS, VERDICTS
-from dyn_probe.report.verdicts.knobs import KNOBS
+from dyn_probe.report.verdicts.advice import KNOBS
 from dyn_probe.trace.docs import schema_markdown
 
 DOCS = Path(__file__).resolve().parent

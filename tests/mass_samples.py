@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dyn_probe.mass.tokens import TokenProbes, TokenResponse
+from dyn_probe.mass.probe_tokens import TokenProbes, TokenResponse
 
 TEXT = "the a cat dog sat ran on in mat park why how yes no because it was red blue green ? ."
 WORDS = TEXT.split()

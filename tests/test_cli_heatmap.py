@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from dyn_probe import BadInput, token_gram
 from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
 from dyn_probe.data.collating import collate
-from dyn_probe.data.encoding import EncodedPair, Row, encode_pairs
+from dyn_probe.data.encoding import EncodedPair, EncodedRow, encode_pairs
 from dyn_probe.data.reading import load_pairs
 from dyn_probe.data.records import PreferencePair, Skipped
 from dyn_probe.token_analysis import named_pair
@@ -96,7 +96,7 @@ def test_a_number_comes_before_an_ids_beginning():
 
 
 def encoded(name: str, source: str) -> EncodedPair:
-    row = Row((1, 2), 1)
+    row = EncodedRow((1, 2), 1)
     return EncodedPair(row, row, name, PreferencePair("x", "a", "b", source))
 
 

@@ -15,7 +15,7 @@ from tiny_runs import TRAINED, run, tiny, uneven
 from dyn_probe.data.built_in import built_in_model
 from dyn_probe.data.collating import collate
 from dyn_probe.objectives import OBJECTIVES
-from dyn_probe.report.derived import margin
+from dyn_probe.report.pair_columns import margin
 from dyn_probe.train.checkpoints import newest_checkpoint
 from dyn_probe.train.display import live_numbers
 from dyn_probe.train.setup import prepare

@@ -18,8 +18,8 @@ from dyn_probe.data.built_in import built_in_tokenizer
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import TokenProbes, Watch, choose_places, encode_probes, find_place, measure, read_probe_set
 from dyn_probe.mass.distributions import recorded_places
-from dyn_probe.mass.places import TOP, place_rows
-from dyn_probe.mass.tokens import TokenResponse
+from dyn_probe.mass.kept_positions import TOP, place_rows
+from dyn_probe.mass.probe_tokens import TokenResponse
 from dyn_probe.report.figures import FIGURES
 from dyn_probe.report.figures.mass_distributions import mass_distributions, place_figure, shown_tokens
 from dyn_probe.trace.reader import load_trace

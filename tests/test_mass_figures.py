@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
 
-from dyn_probe.mass.kinds import KINDS
+from dyn_probe.mass.probe_kinds import KINDS
 from dyn_probe.mass.toy import cases
 from dyn_probe.report.figures import COMPARISONS, FIGURES
 from dyn_probe.report.figures.mass_deltas import compare_deltas, method_of

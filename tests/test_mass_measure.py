@@ -9,7 +9,7 @@ from mass_samples import WORDS, disagreements, records, row_twin, token_probes, 
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import TokenProbes, build_probe_set, encode_probes, measure
-from dyn_probe.mass.tokens import TokenResponse
+from dyn_probe.mass.probe_tokens import TokenResponse
 from dyn_probe.pairs import PairBatch, sequence_logps
 from dyn_probe.trace.schema import TABLES
 

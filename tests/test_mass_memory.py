@@ -16,7 +16,7 @@ import json, sys, time
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from dyn_probe.mass import TokenProbes, measure
-from dyn_probe.mass.tokens import TokenResponse
+from dyn_probe.mass.probe_tokens import TokenResponse
 
 responses, length, chunk, dtype = json.loads(sys.argv[1])
 
@@ -63,7 +63,7 @@ def test_the_limit_is_the_chunk_s_doing():
 REAL = """
 import json, sys, time
 from dyn_probe.mass import encode_probes, measure, read_probe_set
-from dyn_probe.mass.tokens import TokenProbes
+from dyn_probe.mass.probe_tokens import TokenProbes
 from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
 
 source, prompts = sys.argv[1], int(sys.argv[2])

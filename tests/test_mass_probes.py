@@ -19,7 +19,7 @@ from dyn_probe.mass.conversations import prompt_text
 
 def line(number, **changed):
     """One line of a probe file with all published fields, changed; None leaves a field out."""
-    fields = {"prompt": f"prompt {number}", "chosen_selfr": "@@@ reasons"}
+    fields = {"prompt": f"prompt {number}", "chosen_selfr": "@ reasons"}
     fields |= {kind: f"{kind} {number}" for kind in KINDS}
     return {name: text for name, text in (fields | changed).items() if text is not None}
 

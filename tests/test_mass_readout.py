@@ -12,7 +12,7 @@ from families import FAMILIES, VOCAB, double_throughout, make_model
 from torch import nn
 
 from dyn_probe.errors import BadInput, UnsupportedUse
-from dyn_probe.mass.models import observing, unwrapped
+from dyn_probe.mass.observed_model import observing, unwrapped
 from dyn_probe.mass.readout import Readout
 
 _SMALL = {

@@ -14,7 +14,7 @@ from mass_samples import token_probes
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import TokenProbes, measure
-from dyn_probe.mass.kinds import GROUPS, KINDS, kinds_of
+from dyn_probe.mass.probe_kinds import GROUPS, KINDS, kinds_of
 from dyn_probe.mass.squeezing import TAU, compare_runs, gating, run_figures, trajectories
 from dyn_probe.trace.schema import TABLES
 

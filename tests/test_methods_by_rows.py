@@ -25,7 +25,7 @@ ALLOWED: tuple[tuple[str, frozenset[str], str], ...] = (
     ("dyn_probe/train/study_*.py", EVERY, "a study trains what its paper trained"),
     ("dyn_probe/report/study_*.py", EVERY, "a study's page judges what its paper claims"),
     ("dyn_probe/studies/*", EVERY, "a study trains what its paper trained"),
-    ("dyn_probe/mass/published.py", EVERY, "the published table"),
+    ("dyn_probe/studies/published.py", EVERY, "the published table"),
     ("dyn_probe/attach/*", EVERY, "the table of a trainer's losses"),
     ("dyn_probe/train/config.py", frozenset({"dpo", "sft", "extended_sft"}), "defaults and choices of options"),
     ("dyn_probe/train/grid.py", EVERY, "METHODS: what is compared where nothing is named"),
@@ -110,7 +110,7 @@ def test_a_name_elsewhere_is_found(file: str, source: str) -> None:
     ("file", "source"),
     [
         ("dyn_probe/objectives/losses.py", 'row = "kto"'),
-        ("dyn_probe/train/study_squeezing.py", 'objective = "dpo"'),
+        ("dyn_probe/studies/squeezing_runs.py", 'objective = "dpo"'),
         ("dyn_probe/train/config.py", 'objective = "dpo"'),
         ("dyn_probe/train/grid.py", 'METHODS = ("dpo+gate-seq", "kto")'),
         ("dyn_probe/report/data.py", '"""A docstring about kto and dpo."""\nx = "a gate"'),

@@ -14,7 +14,7 @@ import torch
 from metric_runs import Setup, law_error, train
 
 from dyn_probe.errors import UnsupportedUse
-from dyn_probe.metric import Agreement, AppliedStep, StepReader, coming_step, previous_metric, stored_agrees
+from dyn_probe.metric import AppliedStep, StepReader, StoredAgreement, coming_step, previous_metric, stored_agrees
 from dyn_probe.metric.adam8bit import ADAM_8BIT
 from dyn_probe.metric.family import StepData
 
@@ -63,7 +63,7 @@ def trained(name: str, watched: bool) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", NAMES[:2])
 def test_in_bfloat16_the_rounded_step_is_what_is_stored(name: str) -> None:
-    counts = Agreement()
+    counts = StoredAgreement()
     for record in train(setup(name), torch.bfloat16):
         counts += stored_agrees(record.before, record.after, record.step, record.gradient)
     assert counts.wrong == 0 and counts.exact > 0.99 * counts.entries

@@ -6,7 +6,7 @@ import pytest
 import torch
 from metric_runs import SETUPS, Setup, law_error, train
 
-from dyn_probe.metric import Agreement, stored_agrees
+from dyn_probe.metric import StoredAgreement, stored_agrees
 
 CAPTURABLE = {
     f"{make.__name__} capturable {options}": Setup(make, {"capturable": True, **options})
@@ -31,7 +31,7 @@ def test_the_step_is_the_change_of_the_stored_weights(name: str) -> None:
 @pytest.mark.parametrize("name", ["AdamW", "AdamW foreach=True", "AdamW fused=True", "SGD momentum=0.9", "Adafactor"])
 def test_in_bfloat16_the_rounded_step_is_what_is_stored(name: str) -> None:
     records = train(SETUPS[name], torch.bfloat16, device="cuda")
-    found = sum((stored_agrees(r.before, r.after, r.step, r.gradient) for r in records), Agreement())
+    found = sum((stored_agrees(r.before, r.after, r.step, r.gradient) for r in records), StoredAgreement())
     assert found.wrong == 0 and found.exact > 0.9 * found.entries
 
 

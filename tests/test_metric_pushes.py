@@ -13,8 +13,8 @@ from dyn_probe import sequence_logps
 from dyn_probe.engine.recording import Recording
 from dyn_probe.engine.uses import trained_parameters
 from dyn_probe.metric.pushes import PARTS, Moved, StepRows, take_apart
-from dyn_probe.metric.reading import StepReader
 from dyn_probe.metric.split import SplitMomentum, side_gradients
+from dyn_probe.metric.step_reader import StepReader
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from metric_runs import SETUPS, Record, Setup, train
 
-from dyn_probe.metric import Agreement, AppliedStep, stored_agrees, unmoved_share
+from dyn_probe.metric import AppliedStep, StoredAgreement, stored_agrees, unmoved_share
 
 BROKEN_IN_TORCH = [
     name for name, setup in SETUPS.items() if setup.make is torch.optim.SGD and setup.options.get("fused")
@@ -27,10 +27,10 @@ EXACTLY = [
 """Where the state holds what the step applied, digit for digit."""
 
 
-def agreement(records: list[Record]) -> Agreement:
+def agreement(records: list[Record]) -> StoredAgreement:
     """Counts over all parameters and steps."""
     counts = (stored_agrees(r.before, r.after, r.step, r.gradient) for r in records)
-    return sum(counts, Agreement())
+    return sum(counts, StoredAgreement())
 
 
 @pytest.mark.parametrize("name", HALF)
@@ -68,7 +68,7 @@ def test_at_a_rate_of_finetuning_nearly_no_entry_lies_on_an_edge(options: dict[s
 @pytest.mark.parametrize("name", ["AdamW", "AdamW fused=True", "SGD momentum=0.9 dampening=0.3", "RMSprop", "NAdam"])
 def test_a_wrong_step_is_found(name: str) -> None:
     records = train(SETUPS[name], torch.bfloat16)
-    wrong = sum((stored_agrees(r.before, r.after, smaller(r.step), r.gradient) for r in records), Agreement())
+    wrong = sum((stored_agrees(r.before, r.after, smaller(r.step), r.gradient) for r in records), StoredAgreement())
     assert wrong.wrong > 0.01 * wrong.entries
 
 
@@ -80,7 +80,7 @@ def smaller(step: AppliedStep) -> AppliedStep:
 
 def test_weights_that_never_move_are_found() -> None:
     records = train(SETUPS["AdamW"], torch.bfloat16)
-    stuck = sum((stored_agrees(r.before, r.before, r.step, r.gradient) for r in records), Agreement())
+    stuck = sum((stored_agrees(r.before, r.before, r.step, r.gradient) for r in records), StoredAgreement())
     assert stuck.wrong > 0.5 * stuck.entries and stuck.unmoved == stuck.entries
 
 

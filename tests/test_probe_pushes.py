@@ -139,7 +139,7 @@ def test_a_run_whose_parts_do_not_add_up_says_so(tmp_path, monkeypatch):
 
     honest = adam.read
     family = replace(adam.ADAM, read=lambda data: replace(honest(data), decay=0.0))
-    monkeypatch.setattr("dyn_probe.metric.reading.family_of", lambda optimizer: (family, ""))
+    monkeypatch.setattr("dyn_probe.metric.step_reader.family_of", lambda optimizer: (family, ""))
     model = make_model("llama")
     optimizer = adamw(model)
     train(model, optimizer, Probe(model, tmp_path / "run", optimizer=optimizer, metric_every=1))
@@ -171,9 +171,9 @@ def test_the_grams_and_the_factor(tmp_path):
 
 def test_a_forgotten_factor_is_seen(tmp_path, monkeypatch):
     """It cancels in law 7, where ``others`` takes it up; ‖G‖² does not forgive it."""
-    from dyn_probe.metric.clipping import Factor
+    from dyn_probe.metric.clip_factor import Factor
 
-    monkeypatch.setattr("dyn_probe.metric.reading.StepReader.factor", lambda self: Factor(1.0, 0.0))
+    monkeypatch.setattr("dyn_probe.metric.step_reader.StepReader.factor", lambda self: Factor(1.0, 0.0))
     model = make_model("gpt2")
     optimizer = adamw(model)
     train(model, optimizer, Probe(model, tmp_path / "run", optimizer=optimizer, gram_every=1, metric_every=1))

@@ -12,7 +12,7 @@ from report_runs import manifest, new_trace, write_tables
 
 from dyn_probe.entanglement import cases, predicted_delta
 from dyn_probe.report.by_layer import cosine_parts
-from dyn_probe.report.derived import SIDES
+from dyn_probe.report.pair_columns import SIDES
 from dyn_probe.report.verdicts import percent
 from dyn_probe.report.verdicts.prediction import alone
 from dyn_probe.report.verdicts.realised import measured, origin

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from report_frames import DEFAULT, simulate
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
 from dyn_probe.report.agreement import agreement, spearman
 from dyn_probe.report.changes import LEAST_PAIRS, change, starts_at_reference
 
@@ -23,7 +23,7 @@ def row_dicts(frame: pd.DataFrame) -> list[dict]:
 
 def test_change_since_first_is_null_on_the_first_row_and_counts_from_it(pairs: pd.DataFrame) -> None:
     shuffled = pairs.sample(frac=1, random_state=3)
-    found = derived.since_first(shuffled, "chosen")
+    found = pair_columns.since_first(shuffled, "chosen")
     first: dict[str, dict] = {}
     for row in row_dicts(shuffled.sort_values("step")):
         first.setdefault(row["pair_id"], row)
@@ -37,7 +37,7 @@ def test_change_since_first_is_null_on_the_first_row_and_counts_from_it(pairs: p
 
 def test_a_null_pair_id_has_no_other_row(pairs: pd.DataFrame) -> None:
     some = pairs.head(6).assign(pair_id=None)
-    assert np.isnan(derived.since_first(some, "chosen")).all()
+    assert np.isnan(pair_columns.since_first(some, "chosen")).all()
 
 
 def test_change_takes_the_same_pairs_of_both_tenths(pairs: pd.DataFrame) -> None:
@@ -56,7 +56,7 @@ def test_change_takes_the_same_pairs_of_both_tenths(pairs: pd.DataFrame) -> None
 def test_change_falls_back_to_the_reference_only_if_training_began_there(pairs: pd.DataFrame) -> None:
     once = pairs.drop_duplicates("pair_id").assign(step=range(pairs.pair_id.nunique()))
     start = once.step < 5
-    for side in derived.SIDES:
+    for side in pair_columns.SIDES:
         once.loc[start, f"logp_{side}"] = once.loc[start, f"ref_logp_{side}"]
     moved = change(once)
     assert moved is not None and "relative to the reference" in moved.basis

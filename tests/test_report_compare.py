@@ -12,8 +12,8 @@ from report_frames import Options, simulate
 from report_runs import manifest, new_trace, write_tables
 
 from dyn_probe.report.build import build_report
-from dyn_probe.report.compare import common_basis, deltas, joined, labelled
 from dyn_probe.report.compare_data import comparison_data
+from dyn_probe.report.comparing import common_basis, deltas, joined, labelled
 from dyn_probe.report.figures import COMPARISONS
 from dyn_probe.report.figures.margin import margin_words
 from dyn_probe.report.verdicts.comparison import comparison

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from dyn_probe.report.curves import spread
 from dyn_probe.report.figures import COMPARISONS, FIGURES, figures_for
-from dyn_probe.report.figures.cases import case_shares
+from dyn_probe.report.figures.case_shares import case_shares
 from dyn_probe.report.frames import numbers, step_bins
 from dyn_probe.report.style import CHOSEN, REJECTED
 from dyn_probe.trace.reader import Trace

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from report_frames import DEFAULT, simulate
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
 from dyn_probe.report.frames import bands, numbers, recorded, step_bins, tenths
 
 
@@ -53,27 +53,27 @@ SLOW = {
 def test_derived_numbers_equal_their_formula_row_by_row(name: str) -> None:
     pairs = simulate(replace(DEFAULT, gate=True, steps=20))["pairs"]  # gated: d_w and d_l differ
     np.testing.assert_allclose(
-        derived.DERIVED[name].compute(pairs), [SLOW[name](r) for r in row_dicts(pairs)], atol=1e-12
+        pair_columns.DERIVED[name].compute(pairs), [SLOW[name](r) for r in row_dicts(pairs)], atol=1e-12
     )
 
 
 def test_conditions_say_where_the_prediction_falls(pairs: pd.DataFrame) -> None:
     falls = numbers(pairs, "predicted_delta_chosen") < 0
     assert 0.5 < falls.mean() < 1
-    np.testing.assert_array_equal(derived.excess(pairs) > 0, falls)
-    np.testing.assert_array_equal(derived.condition_chosen(pairs) > 1, falls)
+    np.testing.assert_array_equal(pair_columns.excess(pairs) > 0, falls)
+    np.testing.assert_array_equal(pair_columns.condition_chosen(pairs) > 1, falls)
 
 
 def test_without_reference_the_margin_is_the_plain_difference(pairs: pd.DataFrame) -> None:
     bare = pairs.assign(ref_logp_chosen=np.nan, ref_logp_rejected=np.nan)
-    np.testing.assert_allclose(derived.margin(bare), bare.logp_chosen - bare.logp_rejected)
+    np.testing.assert_allclose(pair_columns.margin(bare), bare.logp_chosen - bare.logp_rejected)
 
 
 def test_the_margin_is_that_of_the_recorded_scores(pairs: pd.DataFrame) -> None:
     """And the log-ratio margin stays what it is, whatever the objective compares."""
     scored = pairs.assign(score_chosen=-1.5, score_rejected=np.arange(len(pairs)) - 4.0)
-    np.testing.assert_array_equal(derived.margin(scored), 2.5 - np.arange(len(pairs)))
-    np.testing.assert_array_equal(derived.log_ratio_margin(scored), derived.log_ratio_margin(pairs))
+    np.testing.assert_array_equal(pair_columns.margin(scored), 2.5 - np.arange(len(pairs)))
+    np.testing.assert_array_equal(pair_columns.log_ratio_margin(scored), pair_columns.log_ratio_margin(pairs))
 
 
 def test_without_reference_the_log_ratio_margin_is_the_change_since_the_first_record(pairs: pd.DataFrame) -> None:
@@ -84,15 +84,15 @@ def test_without_reference_the_log_ratio_margin_is_the_change_since_the_first_re
         difference = row["logp_chosen"] - row["logp_rejected"]
         expected.append(difference - first[row["pair_id"]] if row["pair_id"] in first else np.nan)
         first.setdefault(row["pair_id"], difference)
-    np.testing.assert_allclose(derived.log_ratio_margin(bare), expected)
+    np.testing.assert_allclose(pair_columns.log_ratio_margin(bare), expected)
 
 
 def test_zero_pulls_give_no_ratio_and_no_warning(pairs: pd.DataFrame) -> None:
     idle = pairs.head(5).assign(pull_chosen=0.0, pull_rejected=0.0)
     with np.errstate(all="raise"):
-        for row in derived.DERIVED.values():
+        for row in pair_columns.DERIVED.values():
             row.compute(idle)
-    assert np.isnan(derived.pull_ratio(idle)).all()
+    assert np.isnan(pair_columns.pull_ratio(idle)).all()
 
 
 def test_tenths_are_the_first_and_last_tenth_of_distinct_steps(pairs: pd.DataFrame) -> None:

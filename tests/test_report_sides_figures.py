@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sides import OTHER, SIDES, traces_of, two_sided_tables
 
 from dyn_probe.report.figures import COMPARISONS, FIGURES
-from dyn_probe.report.figures.cases import case_shares, realised_case
+from dyn_probe.report.figures.case_shares import case_shares, realised_case
 from dyn_probe.report.frames import numbers, step_bins
 from dyn_probe.report.style import CASE_COLOURS, CHOSEN, NEUTRAL, REJECTED, SIDE_COLOURS
 from dyn_probe.trace.reader import Trace

@@ -12,10 +12,10 @@ from report_checks import value
 from report_frames import DEFAULT, Options, simulate
 from report_runs import manifest, new_trace, write_run, write_tables
 
-from dyn_probe.report.facts import facts
+from dyn_probe.report.run_facts import facts
 from dyn_probe.report.verdicts import verdicts
+from dyn_probe.report.verdicts.advice import KNOBS
 from dyn_probe.report.verdicts.gradients import alignment, clipping, fading, negative_pulls
-from dyn_probe.report.verdicts.knobs import KNOBS
 from dyn_probe.report.verdicts.mass_went import gated
 from dyn_probe.report.verdicts.remedies import common_factor, nll_weight
 from dyn_probe.report.verdicts.shaped import gate, mask, rho

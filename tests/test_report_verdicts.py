@@ -12,10 +12,10 @@ from report_checks import only, value
 from report_frames import DEFAULT, Options, simulate
 from report_runs import manifest, new_trace, write_tables
 
-from dyn_probe.report.verdicts import TOPICS, VERDICTS, knobs, percent, sig, signed, verdicts
+from dyn_probe.report.verdicts import TOPICS, VERDICTS, advice, percent, sig, signed, verdicts
+from dyn_probe.report.verdicts.advice import IN_USE, KNOBS
 from dyn_probe.report.verdicts.cases import shares, turning
 from dyn_probe.report.verdicts.data_read import left_out, tokens
-from dyn_probe.report.verdicts.knobs import IN_USE, KNOBS
 from dyn_probe.report.verdicts.movement import hidden, overall
 from dyn_probe.report.verdicts.reference import turn
 from dyn_probe.trace.manifest import typed
@@ -178,7 +178,7 @@ def test_advice_that_the_run_does_not_follow_is_given(tmp_path: Path) -> None:
 
 
 def test_all_advice_is_used_and_names_methods_that_exist() -> None:
-    source = "".join(path.read_text(encoding="utf-8") for path in Path(knobs.__file__).parent.glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(advice.__file__).parent.glob("*.py"))
     assert all(source.count(f'"{key}"') > 1 for key in KNOBS)
     assert set(IN_USE) <= set(KNOBS)
     assert not any(follows(typed({})) for follows in IN_USE.values())

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from dyn_probe import BadInput, load_trace
 from dyn_probe.data.styles import STYLES
-from dyn_probe.report.study_claims import Estimate, verdict
-from dyn_probe.report.study_sentiment import (
+from dyn_probe.studies.claims import Estimate, verdict
+from dyn_probe.studies.sentiment_page import (
     FIGURES,
     at_end,
     change,
@@ -27,8 +27,8 @@ from dyn_probe.report.study_sentiment import (
     token_cosines,
     write_study,
 )
+from dyn_probe.studies.sentiment_runs import Study, run_config, train_styles
 from dyn_probe.trace.reader import Trace
-from dyn_probe.train.study_sentiment import Study, run_config, train_styles
 
 RISE = {"single-token": 0.4, "short-suffix": -0.5, "long-suffix": -2.0, "prefix-suffix": -1.0}
 COSINE = {"single-token": -0.3, "short-suffix": 0.2, "long-suffix": 0.5, "prefix-suffix": 0.5}

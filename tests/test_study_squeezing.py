@@ -16,9 +16,10 @@ from test_mass_figures import mass_table, trace
 from typer.testing import CliRunner
 
 from dyn_probe.errors import BadInput
-from dyn_probe.mass.published import COLUMNS, PUBLISHED
 from dyn_probe.mass.squeezing import run_figures
-from dyn_probe.report.study_squeezing import (
+from dyn_probe.studies.published import COLUMNS, PUBLISHED
+from dyn_probe.studies.squeezing_figures import FIGURES, PRINTED
+from dyn_probe.studies.squeezing_page import (
     ABOVE_DPO,
     agreement,
     beside,
@@ -30,18 +31,17 @@ from dyn_probe.report.study_squeezing import (
     study_lines,
     write_study,
 )
-from dyn_probe.report.study_squeezing_figures import FIGURES, PRINTED
-from dyn_probe.trace.reader import load_trace
-from dyn_probe.train.display import Display
-from dyn_probe.train.objective import Method
-from dyn_probe.train.presets import PRESETS, preset_named
-from dyn_probe.train.study_squeezing import (
+from dyn_probe.studies.squeezing_runs import (
     KINDS,
     left_out,
     read_data,
     run_config,
     train_methods,
 )
+from dyn_probe.trace.reader import load_trace
+from dyn_probe.train.display import Display
+from dyn_probe.train.objective import Method
+from dyn_probe.train.presets import PRESETS, preset_named
 
 SMALL = replace(
     PRESETS["tiny"], pairs=8, probes=4, vocabulary=300, width=16, layers=1, heads=2, reading_steps=2, epochs=2,
@@ -188,8 +188,8 @@ def test_what_a_probe_file_lacks_is_shown_and_listed_in_the_report(
     ):  # fmt: skip
         assert sum(line.startswith(start) for line in lines) == 1, start
     assert not any("irr_train" in line or "gptformat" in line for line in lines)
-    monkeypatch.setattr("dyn_probe.train.study_squeezing.PUBLISHED", {})
-    monkeypatch.setattr("dyn_probe.train.study_squeezing.warm_model", lambda *_: tmp_path)
+    monkeypatch.setattr("dyn_probe.studies.squeezing_runs.PUBLISHED", {})
+    monkeypatch.setattr("dyn_probe.studies.squeezing_runs.warm_model", lambda *_: tmp_path)
     train_methods(tmp_path / "study", SMALL, file, Display())
     shown = capsys.readouterr().err
     assert (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dyn_probe import theory
-from dyn_probe.theory import STATEMENTS, after_difference, assumption, logit_change, table
+from dyn_probe.studies import theory
+from dyn_probe.studies.theory import STATEMENTS, after_difference, assumption, logit_change, table
 
 
 @pytest.mark.parametrize("seed", range(5))

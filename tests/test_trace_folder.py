@@ -15,9 +15,9 @@ import pytest
 from trace_samples import recorded_steps, sample_rows, step_rows
 
 from dyn_probe.errors import TraceError
+from dyn_probe.trace.arrow_rows import arrow_schema
 from dyn_probe.trace.docs import schema_markdown
 from dyn_probe.trace.reader import load_trace
-from dyn_probe.trace.rows import arrow_schema
 from dyn_probe.trace.run_fields import OWN, Manifest
 from dyn_probe.trace.schema import CASES, PAIRS, SCHEMA_VERSION, TABLES
 from dyn_probe.trace.typed import described

@@ -11,7 +11,7 @@ from trace_samples import step_rows
 
 from dyn_probe.errors import TraceError
 from dyn_probe.report.build import build_report
-from dyn_probe.report.facts import facts
+from dyn_probe.report.run_facts import facts
 from dyn_probe.trace.manifest import DEEPEST, read_manifest, typed
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.trace.run_fields import Manifest, ShapingInfo

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from dyn_probe.train.config import RunConfig
-from dyn_probe.train.schedule import learning_rate
+from dyn_probe.train.rate_schedule import learning_rate
 
 PEAK = 3e-4
 THEIRS = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dyn_probe.data.encoding import EncodedPair, Row
+from dyn_probe.data.encoding import EncodedPair, EncodedRow
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import PairBatch
 
@@ -20,7 +20,7 @@ def collate(pairs: Sequence[EncodedPair], pad_id: int = 0, side: str = "right") 
     return PairBatch(*pad([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id, side))
 
 
-def pad(rows: Sequence[Row], pad_id: int = 0, side: str = "right") -> tuple[torch.Tensor, ...]:
+def pad(rows: Sequence[EncodedRow], pad_id: int = 0, side: str = "right") -> tuple[torch.Tensor, ...]:
     """``input_ids``, ``attention_mask`` and ``response_mask``, each ``[rows, L]``."""
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), pad_id)

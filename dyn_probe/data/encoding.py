@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dyn_probe.data.prefix import common_prefix
 from dyn_probe.data.records import BadRow, PreferencePair, Skipped, Text
+from dyn_probe.data.shared_start import common_prefix
 from dyn_probe.data.token_checks import TokenChecks, token_checks
 from dyn_probe.data.turns import calls
 from dyn_probe.errors import BadInput
@@ -34,7 +34,7 @@ TRUNCATIONS = ("keep_start", "keep_end")
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedRow:
     """Tokens of prompt and response; the response begins at ``start``."""
 
     ids: tuple[int, ...]
@@ -53,8 +53,8 @@ class EncodedPair:
     ``win_probability`` is p(chosen is preferred) where the data gives one.
     """
 
-    chosen: Row
-    rejected: Row
+    chosen: EncodedRow
+    rejected: EncodedRow
     pair_id: str
     text: PreferencePair
     checks: TokenChecks = TokenChecks()  # noqa: RUF009
@@ -101,7 +101,7 @@ def encode_pair(pair: PreferencePair, tokenizer: Any, max_length: int | None, tr
     alone = _ids(pair, (), tokenizer)
     sides = _ids(pair, pair.chosen, tokenizer), _ids(pair, pair.rejected, tokenizer)
     start = min(common_prefix(alone, sides[0]), common_prefix(alone, sides[1]))
-    rows = _cut([Row(tuple(side), start) for side in sides], max_length, truncation)
+    rows = _cut([EncodedRow(tuple(side), start) for side in sides], max_length, truncation)
     for row, side in zip(rows, sides, strict=True):
         if start >= len(side):
             raise BadRow("the response adds no token to the prompt", _unwritten(pair))
@@ -145,14 +145,14 @@ def _plain_ids(text: str, tokenizer: Any, ended: bool) -> list[int]:
     return [*ids, end]
 
 
-def _cut(rows: list[Row], max_length: int | None, truncation: str) -> list[Row]:
+def _cut(rows: list[EncodedRow], max_length: int | None, truncation: str) -> list[EncodedRow]:
     """Both rows within the length. ``keep_end`` takes the same off both, so that they keep one prompt."""
     if max_length is None:
         return rows
     if truncation == "keep_start":
-        return [Row(row.ids[:max_length], row.start) for row in rows]
+        return [EncodedRow(row.ids[:max_length], row.start) for row in rows]
     over = max(0, *(len(row.ids) - max_length for row in rows))
-    return [Row(row.ids[over:], row.start - over) for row in rows]
+    return [EncodedRow(row.ids[over:], row.start - over) for row in rows]
 
 
 def _unwritten(pair: PreferencePair) -> str:
@@ -161,7 +161,7 @@ def _unwritten(pair: PreferencePair) -> str:
     return f"the chat template does not render turns of the role {roles[0]}" if roles else ""
 
 
-def check_row(row: Row, max_length: int | None) -> None:
+def check_row(row: EncodedRow, max_length: int | None) -> None:
     """Refuse a row that the limit leaves without a response, or without anything before it.
 
     Raises:

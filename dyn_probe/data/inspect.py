@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from dyn_probe.data.encoding import EncodedPair, Row
-from dyn_probe.data.facts import Limit
+from dyn_probe.data.encoding import EncodedPair, EncodedRow
 from dyn_probe.data.models import load_tokenizer
 from dyn_probe.data.prepared import PreparedPairs, Reading, lengths, prepare_pairs
 from dyn_probe.data.saying import fact_lines, left_out_lines, read_as
+from dyn_probe.data.token_facts import Limit
 from dyn_probe.data.token_text import token_strings
 
 SHOWN = 3
@@ -91,5 +91,5 @@ def tokens_of(pair: EncodedPair, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _response(row: Row, tokenizer: Any) -> list[str]:
+def _response(row: EncodedRow, tokenizer: Any) -> list[str]:
     return token_strings(tokenizer, list(row.ids[row.start :]))

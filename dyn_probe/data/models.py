@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dyn_probe.data.built_in import POSITIONS, built_in_model, built_in_tokenizer
-from dyn_probe.data.places import BUILT_IN, check_model
+from dyn_probe.data.names import BUILT_IN, check_model
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.pairs import check_vocabulary
 

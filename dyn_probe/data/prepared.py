@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from dyn_probe.data.encoding import EncodedPair, encode_pairs
-from dyn_probe.data.facts import Fact, Limit, facts_of
 from dyn_probe.data.reading import PairsRead, read_pairs
 from dyn_probe.data.records import Skipped, by_reason, listed
+from dyn_probe.data.token_facts import Fact, Limit, facts_of
 from dyn_probe.data.wording import counted
 from dyn_probe.errors import BadInput
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dyn_probe.data.files import RowStream, read_rows
-from dyn_probe.data.places import Place, data_place, hub_away
+from dyn_probe.data.names import Source, data_place, hub_away
 from dyn_probe.data.records import SourceRow
 from dyn_probe.errors import BadInput
 
@@ -39,7 +39,7 @@ def _numbered(rows: Iterable[Any], where: str) -> RowStream:
         raise BadInput(f"cannot read {where}: {_first_line(error)}") from error
 
 
-def _folder(folder: Path, place: Place) -> Iterable[Any]:
+def _folder(folder: Path, place: Source) -> Iterable[Any]:
     """Rows of a folder: one of ``save_to_disk``, or files as ``datasets`` knows them."""
     if (folder / "dataset_dict.json").is_file():
         splits = list(json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", []))
@@ -64,7 +64,7 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _chosen_split(place: Place, splits: list[str]) -> str:
+def _chosen_split(place: Source, splits: list[str]) -> str:
     """The split that is named, or train.
 
     Raises:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from dyn_probe.data.prefix import common_prefix
 from dyn_probe.data.records import BadRow, Message, Text
+from dyn_probe.data.shared_start import common_prefix
 from dyn_probe.data.turns import as_turns, turn_key
 
 Parts = tuple[Text, Text, Text]

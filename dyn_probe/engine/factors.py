@@ -22,7 +22,7 @@ from dyn_probe.engine.layout import Span
 
 
 @dataclass(eq=False)
-class Rows:
+class RowGradients:
     """What all forms have: ``grads [R, …]``, linear in the rows' gradients."""
 
     grads: Tensor
@@ -54,7 +54,7 @@ class Rows:
 
 
 @dataclass(eq=False)
-class Outer(Rows):
+class Outer(RowGradients):
     """``grad_i = Σ_t B_i[t] ⊗ A_i[t]``: the weight of a linear layer (``[q, p]``, or ``[p, q]`` if transposed).
 
     Args:
@@ -141,7 +141,7 @@ def _columns(grads: Tensor, ids: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class Lookup(Rows):
+class Lookup(RowGradients):
     """``grad_i = Σ_t e_{x_i[t]} ⊗ D_i[t]``: an embedding's table ``[entries, d]`` read at ``ids [R or 1, P]``."""
 
     ids: Tensor
@@ -169,7 +169,7 @@ class Lookup(Rows):
 
 
 @dataclass(eq=False)
-class Vector(Rows):
+class Vector(RowGradients):
     """``grad_i`` as it is, ``[R, n]``: biases, scales, and whatever the generic rule computes."""
 
     form: ClassVar[str] = "vector"

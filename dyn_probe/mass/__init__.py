@@ -9,20 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "KINDS": "kinds",
+    "KINDS": "probe_kinds",
     "ProbePrompt": "probes",
     "ProbeSet": "probes",
     "SkippedResponse": "probes",
-    "read_probe_set": "reading",
+    "read_probe_set": "probe_file",
     "build_probe_set": "building",
-    "TokenProbes": "tokens",
+    "TokenProbes": "probe_tokens",
     "check_vocabulary": "measuring",
-    "encode_probes": "tokens",
+    "encode_probes": "probe_tokens",
     "with_initial": "initial",
     "measure": "measuring",
-    "Place": "places",
-    "Watch": "places",
-    "choose_places": "places",
+    "KeptPosition": "kept_positions",
+    "Watch": "kept_positions",
+    "choose_places": "kept_positions",
     "PlaceChange": "distributions",
     "find_place": "distributions",
     "summarise": "metrics",
@@ -31,7 +31,7 @@ _HOMES = {
 
 __all__ = [
     "KINDS",
-    "Place",
+    "KeptPosition",
     "PlaceChange",
     "ProbePrompt",
     "ProbeSet",
@@ -54,13 +54,13 @@ if TYPE_CHECKING:
     from dyn_probe.mass.building import build_probe_set
     from dyn_probe.mass.distributions import PlaceChange, find_place
     from dyn_probe.mass.initial import with_initial
-    from dyn_probe.mass.kinds import KINDS
+    from dyn_probe.mass.kept_positions import KeptPosition, Watch, choose_places
     from dyn_probe.mass.measuring import check_vocabulary, measure
     from dyn_probe.mass.metrics import summarise, token_metrics
-    from dyn_probe.mass.places import Place, Watch, choose_places
+    from dyn_probe.mass.probe_file import read_probe_set
+    from dyn_probe.mass.probe_kinds import KINDS
+    from dyn_probe.mass.probe_tokens import TokenProbes, encode_probes
     from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
-    from dyn_probe.mass.reading import read_probe_set
-    from dyn_probe.mass.tokens import TokenProbes, encode_probes
 
 
 def __getattr__(name: str) -> Any:

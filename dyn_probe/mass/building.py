@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from dyn_probe.errors import half_character
 from dyn_probe.mass.conversations import answer_text, prompt_text
-from dyn_probe.mass.kinds import kinds_of
+from dyn_probe.mass.probe_kinds import kinds_of
 from dyn_probe.mass.probes import ABSENT, ProbePrompt, ProbeSet, SkippedResponse
 
 DERIVED = ("irr_train", "random_permute", "random_nonhum")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.errors import BadInput
+from dyn_probe.mass.kept_positions import Watch
 from dyn_probe.mass.metrics import METRICS, summarise, token_metrics
-from dyn_probe.mass.models import observing, position_limit
-from dyn_probe.mass.places import Watch
+from dyn_probe.mass.observed_model import observing, position_limit
+from dyn_probe.mass.probe_tokens import TokenProbes, TokenResponse, encode_probes
 from dyn_probe.mass.probes import ProbeSet
 from dyn_probe.mass.readout import Readout
-from dyn_probe.mass.tokens import TokenProbes, TokenResponse, encode_probes
 from dyn_probe.pairs import check_vocabulary
 
 

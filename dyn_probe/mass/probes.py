@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dyn_probe.errors import BadInput
-from dyn_probe.mass.kinds import KINDS
+from dyn_probe.mass.probe_kinds import KINDS
 
 UNFINISHED = "unfinished"
 """Field of a probe file: the kinds of the line that were cut off."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.errors import BadInput, UnsupportedUse
-from dyn_probe.mass.models import observing, plain_logits, unwrapped, vocabulary_size
+from dyn_probe.mass.observed_model import observing, plain_logits, unwrapped, vocabulary_size
 
 TABLE_ELEMENTS = {"cpu": 2**22}
 """Default size of one chunk's logits in numbers, by device type: 16 MiB of float32. With a vocabulary of 128k, chunks

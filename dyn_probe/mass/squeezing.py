@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.errors import BadInput
-from dyn_probe.mass.kinds import GROUPS, KINDS, kinds_of
+from dyn_probe.mass.probe_kinds import GROUPS, KINDS, kinds_of
 
 TAU: dict[str, float] = {"seq": 0.10, "q10": 0.005}
 """Gate-DPO's thresholds τ on the gate's statistic s, by variant (Mouiche 2026, arXiv 2605.02626)."""

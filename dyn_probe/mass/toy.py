@@ -49,7 +49,7 @@ class ToyCase:
 
 
 @dataclass(frozen=True)
-class Statement:
+class ToyStatement:
     """One of the five statements, whether it holds in the toy, and the numbers that show it."""
 
     text: str
@@ -113,7 +113,7 @@ def by_target_mass(negative: int = 48) -> tuple[ToyCase, ...]:
     return tuple(push_down(with_target_mass(hill(), negative, m), negative, name=f"{m:g}") for m in TARGET_MASS)
 
 
-def statements() -> tuple[Statement, ...]:
+def statements() -> tuple[ToyStatement, ...]:
     """The five statements of the paper, in its order, each checked on this toy."""
     shown = cases()
     sharper = {case.name: case.squeeze for case in by_sharpness()}
@@ -122,11 +122,11 @@ def statements() -> tuple[Statement, ...]:
     rises = {case.name: float(case.change[case.top]) for case in shown}
     disorder = {case.name: float(_out_of_order(case)) for case in shown}
     return (
-        Statement("π(y⁻) falls", max(falls.values()) < 0, falls),
-        Statement("π(y★) rises", min(rises.values()) > 0, rises),
-        Statement("the rich get richer: the larger π, the larger Δ log π", not any(disorder.values()), disorder),
-        Statement("the peakier π, the stronger the squeeze", _increasing(sharper), sharper),
-        Statement("the smaller π(y⁻), the stronger the squeeze", _increasing(rarer), rarer),
+        ToyStatement("π(y⁻) falls", max(falls.values()) < 0, falls),
+        ToyStatement("π(y★) rises", min(rises.values()) > 0, rises),
+        ToyStatement("the rich get richer: the larger π, the larger Δ log π", not any(disorder.values()), disorder),
+        ToyStatement("the peakier π, the stronger the squeeze", _increasing(sharper), sharper),
+        ToyStatement("the smaller π(y⁻), the stronger the squeeze", _increasing(rarer), rarer),
     )
 
 

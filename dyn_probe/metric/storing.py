@@ -18,7 +18,7 @@ from dyn_probe.metric.applied import AppliedStep, wide
 
 
 @dataclass(frozen=True)
-class Agreement:
+class StoredAgreement:
     """Counts of a parameter's entries; add them up over parameters with ``+``.
 
     Args:
@@ -37,13 +37,13 @@ class Agreement:
     unmoved: int = 0
     lost: int = 0
 
-    def __add__(self, other: Agreement) -> Agreement:
-        return Agreement(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+    def __add__(self, other: StoredAgreement) -> StoredAgreement:
+        return StoredAgreement(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
 def stored_agrees(
     before: Tensor, after: Tensor, step: AppliedStep, gradient: Tensor, *, precision: float | None = None, ulps: int = 0
-) -> Agreement:
+) -> StoredAgreement:
     """Compare one parameter's stored weights with what the formula says.
 
     Args:
@@ -64,7 +64,7 @@ def stored_agrees(
     inside = (low <= after) & (after <= high)
     moves = torch.stack([piece != 0 for piece, _ in pieces]).any(0)
     found = (exact, inside & ~exact, ~inside & ~exact, unmoved, unmoved & moves)
-    return Agreement(before.numel(), *(int(mask.sum()) for mask in found))
+    return StoredAgreement(before.numel(), *(int(mask.sum()) for mask in found))
 
 
 def unmoved_share(weights: Iterable[tuple[Tensor, Tensor]]) -> float:

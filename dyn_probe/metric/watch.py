@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from dyn_probe.engine.held import Held
 from dyn_probe.engine.uses import is_split, trained_parameters
 from dyn_probe.metric.applied import wide
-from dyn_probe.metric.facts import StepCounts, StepFacts
 from dyn_probe.metric.pushes import Explained, Moved, Pushes, StepRows, take_apart
-from dyn_probe.metric.reading import StepReader
 from dyn_probe.metric.split import SplitMomentum, side_gradients
+from dyn_probe.metric.step_facts import StepCounts, StepFacts
+from dyn_probe.metric.step_reader import StepReader
 from dyn_probe.metric.whole import whole, whole_step
 
 PEAK = 1.05

@@ -20,7 +20,7 @@ from dyn_probe.objectives.shaping import SHAPINGS, composes_with, parse_shaping,
 from dyn_probe.objectives.table import ChosenShaping, Measured, Objective, Reweighted, Reweighting, Shaping
 
 _WITH_TORCH = {
-    "Terms": "terms",
+    "Terms": "pair_terms",
     "TokenMask": "token_mask",
     "check_terms": "evaluate",
     "pair_loss": "evaluate",
@@ -66,7 +66,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from dyn_probe.objectives.evaluate import check_terms, pair_loss, pair_scores, pulls
-    from dyn_probe.objectives.terms import Terms
+    from dyn_probe.objectives.pair_terms import Terms
     from dyn_probe.objectives.token_mask import TokenMask
 
 

@@ -17,9 +17,9 @@ from dyn_probe.errors import BadInput
 from dyn_probe.objectives.formulas import likelihood
 from dyn_probe.objectives.losses import objective, resolve_hyper
 from dyn_probe.objectives.options import Value
+from dyn_probe.objectives.pair_terms import MEANINGS, Terms
 from dyn_probe.objectives.shaping import parse_shapings
 from dyn_probe.objectives.table import ChosenShaping, Columns, Objective
-from dyn_probe.objectives.terms import MEANINGS, Terms
 
 Hyper = Mapping[str, Value] | None
 Shapings = Iterable[str | ChosenShaping]

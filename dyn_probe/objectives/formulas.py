@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dyn_probe.objectives.terms import Terms
+    from dyn_probe.objectives.pair_terms import Terms
 
 Hyper = Mapping[str, float | bool]
 

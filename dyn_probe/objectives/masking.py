@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from dyn_probe.objectives.pair_terms import Terms
     from dyn_probe.objectives.table import Columns, Objective, Options
-    from dyn_probe.objectives.terms import Terms
 
 
 def masked_terms(objective: Objective, terms: Terms, options: Options) -> tuple[Terms, Columns]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.objectives.calibrate import calibrate, observe, remember
-from dyn_probe.objectives.factors import adadpo, adadpo_misfit, gate_q10, gate_seq
+from dyn_probe.objectives.gates import adadpo, adadpo_misfit, gate_q10, gate_seq
 from dyn_probe.objectives.losses import OBJECTIVES
 from dyn_probe.objectives.masking import make_token_mask, mask_penalty, masked_terms
 from dyn_probe.objectives.normalise import normalise

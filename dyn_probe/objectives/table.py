@@ -12,7 +12,7 @@ from dyn_probe.objectives.scores import Score
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dyn_probe.objectives.terms import Terms
+    from dyn_probe.objectives.pair_terms import Terms
 
 Columns: TypeAlias = "dict[str, Tensor]"
 Options = Mapping[str, Any]

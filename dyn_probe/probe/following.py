@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.recording import Products, Recording, distributed
-from dyn_probe.metric.facts import tolerance_of
+from dyn_probe.metric.step_facts import tolerance_of
 from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule

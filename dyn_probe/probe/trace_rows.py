@@ -14,8 +14,8 @@ from dyn_probe import entanglement
 from dyn_probe.engine.layers import Layer
 from dyn_probe.engine.recording import Products
 from dyn_probe.errors import BadInput
-from dyn_probe.metric.facts import StepFacts
 from dyn_probe.metric.pushes import Pushes
+from dyn_probe.metric.step_facts import StepFacts
 
 Row = dict[str, Any]
 

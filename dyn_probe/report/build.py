@@ -13,8 +13,8 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from dyn_probe.errors import BadInput
-from dyn_probe.report.compare import labelled
 from dyn_probe.report.compare_data import comparison_data
+from dyn_probe.report.comparing import labelled
 from dyn_probe.report.data import report_data
 from dyn_probe.report.figures import COMPARISONS, FIGURES
 from dyn_probe.report.output import check_folder, data_uri, render, write_files

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
 from dyn_probe.report.frames import Floats, Tenths, finite, numbers, tenths
 
 LEAST_PAIRS = 5
@@ -45,7 +45,7 @@ def change(pairs: pd.DataFrame) -> Change | None:
 def by_pair(pairs: pd.DataFrame, mask: Floats | np.ndarray) -> pd.DataFrame:
     """Mean log-probability per token of each pair over the masked rows: index pair_id, columns by side."""
     rows = pairs[mask]
-    columns = {side: derived.per_token(rows, side) for side in derived.SIDES}
+    columns = {side: pair_columns.per_token(rows, side) for side in pair_columns.SIDES}
     return pd.DataFrame(columns).groupby(rows["pair_id"].to_numpy()).mean()
 
 
@@ -63,7 +63,7 @@ def _against_reference(pairs: pd.DataFrame, parts: Tenths | None) -> Change | No
     if parts is None or not starts_at_reference(pairs):
         return None
     late = pairs[parts.last]
-    frame = pd.DataFrame({side: derived.since_reference(late, side) for side in derived.SIDES})
+    frame = pd.DataFrame({side: pair_columns.since_reference(late, side) for side in pair_columns.SIDES})
     moved = frame.groupby(late["pair_id"].to_numpy()).mean().dropna()
     if not len(moved):
         return None
@@ -77,14 +77,14 @@ def starts_at_reference(pairs: pd.DataFrame, tolerance: float = 0.02) -> bool:
     if not len(steps):
         return False
     first = pairs[steps == steps.min()]
-    ratios = finite(np.concatenate([derived.since_reference(first, side) for side in derived.SIDES]))
+    ratios = finite(np.concatenate([pair_columns.since_reference(first, side) for side in pair_columns.SIDES]))
     return bool(len(ratios)) and float(np.abs(ratios).max()) < tolerance
 
 
 def _different_pairs(pairs: pd.DataFrame, parts: Tenths) -> Change | None:
     medians = []
-    for side in derived.SIDES:
-        early, late = (finite(derived.per_token(pairs[mask], side)) for mask in (parts.first, parts.last))
+    for side in pair_columns.SIDES:
+        early, late = (finite(pair_columns.per_token(pairs[mask], side)) for mask in (parts.first, parts.last))
         if not len(early) or not len(late):
             return None
         medians.append(np.array([np.median(late) - np.median(early)]))

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dyn_probe import __version__
+from dyn_probe.report.availability import missing, remedy
 from dyn_probe.report.changes import change, span
 from dyn_probe.report.definitions import definitions
-from dyn_probe.report.derived import SIDES
-from dyn_probe.report.facts import everything, facts, title
 from dyn_probe.report.figures import FigureRow, figures_for
 from dyn_probe.report.frames import median, tenths
-from dyn_probe.report.needs import missing, remedy
 from dyn_probe.report.overview import Line, overview
 from dyn_probe.report.pair_cards import pair_cards
+from dyn_probe.report.pair_columns import SIDES
+from dyn_probe.report.run_facts import everything, facts, title
 from dyn_probe.report.token_view import token_view
 from dyn_probe.report.verdicts import TOPICS, Number, Verdict, signed, verdicts, written
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dyn_probe.report.derived import DERIVED
 from dyn_probe.report.frames import finite, recorded
+from dyn_probe.report.pair_columns import DERIVED
 from dyn_probe.trace.schema import CASES, TABLES
 
 if TYPE_CHECKING:

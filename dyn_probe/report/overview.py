@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
 from dyn_probe.report.frames import Floats, finite, median, numbers, share, tenths
 from dyn_probe.trace.schema import CASES
 
@@ -46,11 +46,11 @@ def _column(name: str) -> Callable[[pd.DataFrame], Floats]:
 
 
 def _per_token(side: str) -> Callable[[pd.DataFrame], Floats]:
-    return lambda pairs: derived.per_token(pairs, side)
+    return lambda pairs: pair_columns.per_token(pairs, side)
 
 
 def _against(side: str) -> Callable[[pd.DataFrame], Floats]:
-    return lambda pairs: derived.since_reference(pairs, side)
+    return lambda pairs: pair_columns.since_reference(pairs, side)
 
 
 def _positive(values: Floats) -> float:
@@ -80,22 +80,22 @@ MEASURES: tuple[Measure, ...] = (
         "margin",
         "nats",
         "median score_chosen − score_rejected; no score recorded: (a − r_w) − (b − r_l), no reference: a − b",
-        derived.margin,
+        pair_columns.margin,
     ),
-    Measure("accuracy", "accuracy", "share", "share of rows with margin > 0", derived.margin, _positive),
+    Measure("accuracy", "accuracy", "share", "share of rows with margin > 0", pair_columns.margin, _positive),
     Measure(
         "log_ratio_margin",
         "log-ratio margin",
         "nats/sequence",
         "median (a − r_w) − (b − r_l); no reference: change of a − b since the pair was first recorded",
-        derived.log_ratio_margin,
+        pair_columns.log_ratio_margin,
     ),
     Measure(
         "log_ratio_accuracy",
         "log-ratio accuracy",
         "share",
         "share of rows with log-ratio margin > 0",
-        derived.log_ratio_margin,
+        pair_columns.log_ratio_margin,
         _positive,
     ),
     Measure("loss", "loss", "nats", "median ℓ", _column("loss")),

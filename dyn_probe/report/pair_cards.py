@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from dyn_probe.errors import BadInput
-from dyn_probe.report.derived import DERIVED
 from dyn_probe.report.frames import numbers
+from dyn_probe.report.pair_columns import DERIVED
 from dyn_probe.report.ranked import available, chosen_ranking, ranked_pairs, ranking_words
 from dyn_probe.report.verdicts import sig
 from dyn_probe.trace.schema import PAIRS

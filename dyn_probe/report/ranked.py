@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.errors import BadInput, unknown
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
 from dyn_probe.report.frames import numbers
 from dyn_probe.report.unfit import naming_runs
 
@@ -101,7 +101,7 @@ def pair_rows(pairs: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
         )
     table = known.assign(
         rows=known.groupby("pair_id")["pair_id"].transform("size"),
-        **{name: row.compute(known) for name, row in derived.DERIVED.items()},
+        **{name: row.compute(known) for name, row in pair_columns.DERIVED.items()},
     )
     table = table if step is None else table[steps == step]
     return table.sort_values("step", kind="stable").drop_duplicates("pair_id", keep="last")

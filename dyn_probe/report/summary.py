@@ -9,9 +9,9 @@ import numpy as np
 from rich.markup import escape
 
 from dyn_probe.report.changes import span
-from dyn_probe.report.facts import facts, title
 from dyn_probe.report.frames import tenths
 from dyn_probe.report.overview import Line, overview
+from dyn_probe.report.run_facts import facts, title
 from dyn_probe.report.unfit import naming_runs
 from dyn_probe.report.verdicts import TOPICS, Number, Verdict, verdicts, written
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dyn_probe.errors import BadInput
 from dyn_probe.report.by_layer import cosine_parts
-from dyn_probe.report.compare import JOINED, joined
+from dyn_probe.report.comparing import JOINED, joined
 from dyn_probe.report.frames import last_tenth, recorded, step_bins
 from dyn_probe.report.output import csv_bytes
 from dyn_probe.report.overview import MEASURES

@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from dyn_probe.errors import TraceError, WriteFailed
+from dyn_probe.trace.arrow_rows import arrow_schema, find_table, record_batch
 from dyn_probe.trace.failures import Failures
-from dyn_probe.trace.layout import STREAMS, StreamName
-from dyn_probe.trace.rows import arrow_schema, find_table, record_batch
+from dyn_probe.trace.run_folder import STREAMS, StreamName
 from dyn_probe.trace.schema import RANK
 from dyn_probe.trace.streams import StreamFile
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from dyn_probe.errors import TraceError, on_one_line
 from dyn_probe.trace.failures import naming
-from dyn_probe.trace.layout import RUN_FILE, scratch_file
 from dyn_probe.trace.run_fields import OWN, Manifest
+from dyn_probe.trace.run_folder import RUN_FILE, scratch_file
 from dyn_probe.trace.schema import SCHEMA_VERSION
 from dyn_probe.trace.typed import plain, read
 

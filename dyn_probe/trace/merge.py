@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from dyn_probe.errors import TraceError, on_one_line
+from dyn_probe.trace.arrow_rows import arrow_schema
 from dyn_probe.trace.damage import Damage
 from dyn_probe.trace.failures import naming
-from dyn_probe.trace.layout import STREAMS, StreamName, list_streams, parquet_file
 from dyn_probe.trace.manifest import read_manifest, typed
 from dyn_probe.trace.parquet import (
     FileRows,
@@ -29,8 +29,8 @@ from dyn_probe.trace.parquet import (
     read_parquet,
     write_parquet,
 )
-from dyn_probe.trace.rows import arrow_schema
 from dyn_probe.trace.run_fields import Manifest, Resume
+from dyn_probe.trace.run_folder import STREAMS, StreamName, list_streams, parquet_file
 from dyn_probe.trace.schema import TABLES, Table
 from dyn_probe.trace.selection import EVERYTHING, STEP, Selection, Steps
 from dyn_probe.trace.streams import StreamRows, read_stream
@@ -39,7 +39,7 @@ CHANGED = "its digest is another than run.json names, so that it was changed or 
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableRows:
     """Rows of one table, where they come from, and what of it could not be read."""
 
     data: pa.Table
@@ -48,7 +48,7 @@ class Rows:
     spoilt: bool = False  # whether parts of the Parquet file are damaged
 
 
-def collect(run: Path, table: Table, wanted: Selection = EVERYTHING) -> Rows:
+def collect(run: Path, table: Table, wanted: Selection = EVERYTHING) -> TableRows:
     """Rows of ``table``: by step, then recording and rank, else as recorded; nothing twice.
 
     Streams are read first, then ``run.json``, then the Parquet file. A process that merges at the same time writes
@@ -71,7 +71,7 @@ def collect(run: Path, table: Table, wanted: Selection = EVERYTHING) -> Rows:
         segment=max([about.segment, *(name.segment for name in fresh)]),
     )
     data = pa.concat_tables([_chosen(part, wanted.steps) for part in parts])
-    return Rows(_unique(_sorted(data), table), found, files, bool(base.damage))
+    return TableRows(_unique(_sorted(data), table), found, files, bool(base.damage))
 
 
 def _stream(run: Path, name: StreamName) -> StreamRows | None:

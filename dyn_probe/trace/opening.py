@@ -11,7 +11,10 @@ from typing import Any
 
 from dyn_probe import __version__
 from dyn_probe.errors import TraceError
-from dyn_probe.trace.layout import (
+from dyn_probe.trace.lock import FolderLock
+from dyn_probe.trace.manifest import fitting, now, read_manifest, write_manifest
+from dyn_probe.trace.merge import is_own_parquet
+from dyn_probe.trace.run_folder import (
     RUN_FILE,
     STREAMS,
     list_open_marks,
@@ -19,9 +22,6 @@ from dyn_probe.trace.layout import (
     own_files,
     parquet_file,
 )
-from dyn_probe.trace.lock import FolderLock
-from dyn_probe.trace.manifest import fitting, now, read_manifest, write_manifest
-from dyn_probe.trace.merge import is_own_parquet
 from dyn_probe.trace.schema import SCHEMA_VERSION, TABLES
 
 

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from dyn_probe.errors import TraceError, WriteFailed, on_one_line
 from dyn_probe.trace.checks import Checks, append_checks, chunk_places, crc_of, read_checks, read_footer
 from dyn_probe.trace.damage import REFUSED, Damage
-from dyn_probe.trace.layout import scratch_file
 from dyn_probe.trace.run_fields import FileCheck
+from dyn_probe.trace.run_folder import scratch_file
 from dyn_probe.trace.schema import SCHEMA_VERSION
 from dyn_probe.trace.selection import Steps
 from dyn_probe.trace.typed import entry, needed, read

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from dyn_probe.trace.arrow_rows import find_table
 from dyn_probe.trace.damage import Damage, warn_of
 from dyn_probe.trace.manifest import read_manifest, typed
-from dyn_probe.trace.merge import Rows, collect
-from dyn_probe.trace.rows import find_table
+from dyn_probe.trace.merge import TableRows, collect
 from dyn_probe.trace.run_fields import Manifest
 from dyn_probe.trace.schema import TABLES
 from dyn_probe.trace.selection import EVERYTHING, Selection, select
@@ -34,7 +34,9 @@ class Trace:
     path: Path
     manifest: dict[str, Any]
     _selection: Selection = EVERYTHING
-    _read: dict[str, tuple[Rows, pd.DataFrame]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _read: dict[str, tuple[TableRows, pd.DataFrame]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def about(self) -> Manifest:
@@ -119,7 +121,7 @@ class Trace:
         """
         return self._table(name)[1]
 
-    def _table(self, name: str) -> tuple[Rows, pd.DataFrame]:
+    def _table(self, name: str) -> tuple[TableRows, pd.DataFrame]:
         table = find_table(name)
         if name not in self._read:
             rows = collect(self.path, table, self._selection)

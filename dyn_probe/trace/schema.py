@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dyn_probe.trace.columns import GRAD, INNER, PAIR, RANK, SEQ, STEP, Column, Table, real
+from dyn_probe.trace.column_types import GRAD, INNER, PAIR, RANK, SEQ, STEP, Column, Table, real
 from dyn_probe.trace.step_tables import FINAL, GRAMS, PUSHES
 
 __all__ = ["CASES", "RANK", "SCHEMA_VERSION", "TABLES", "Column", "Table"]

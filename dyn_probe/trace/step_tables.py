@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dyn_probe.trace.columns import INNER, PAIR, RANK, SEQ, STEP, Column, Table, real
+from dyn_probe.trace.column_types import INNER, PAIR, RANK, SEQ, STEP, Column, Table, real
 
 GRAMS = Table(
     "grams",

@@ -14,11 +14,11 @@ from typing import Self
 from dyn_probe.errors import TraceError, WriteFailed
 from dyn_probe.trace.buffer import Buffer
 from dyn_probe.trace.failures import Failures, naming
-from dyn_probe.trace.layout import STREAMS, list_lost_marks, list_open_marks, lost_mark, open_mark
 from dyn_probe.trace.lock import FolderLock
 from dyn_probe.trace.manifest import checked, now, write_manifest
 from dyn_probe.trace.merge import merge, remove_merged_streams
 from dyn_probe.trace.opening import open_folder, wait_for_folder, wait_for_others
+from dyn_probe.trace.run_folder import STREAMS, list_lost_marks, list_open_marks, lost_mark, open_mark
 
 _STATUSES = ("closed", "stopped")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dyn_probe.errors import BadInput
-from dyn_probe.train.values import Option, read_value
+from dyn_probe.train.option_values import RunOption, read_value
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
     """A field that is an option: its default, its help, and how its values are read (``Option``)."""
-    metadata = {"option": Option(help=help, **more)}
+    metadata = {"option": RunOption(help=help, **more)}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -227,7 +227,7 @@ class RunConfig:
         return {OPTIONS[name].name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
-OPTIONS: dict[str, Option] = {
+OPTIONS: dict[str, RunOption] = {
     f.name: replace(
         f.metadata["option"],
         name=f.metadata["option"].name or f.name.replace("_", "-"),

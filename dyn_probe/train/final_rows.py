@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dyn_probe.train.reference import evaluate_pairs
+from dyn_probe.train.reference_model import evaluate_pairs
 from dyn_probe.train.run import Run
 from dyn_probe.train.start import pairs_trained_on
 

@@ -28,8 +28,8 @@ from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
 from dyn_probe.train.objective import forward, losses_of, remember, reweighted, terms_of
 from dyn_probe.train.parallel import Processes, averaging, start_processes, wait_for_all
+from dyn_probe.train.rate_schedule import learning_rate, set_rate
 from dyn_probe.train.run import Run, WarmStart
-from dyn_probe.train.schedule import learning_rate, set_rate
 from dyn_probe.train.setup import example_rows, manifest_of, prepare
 from dyn_probe.train.signals import stopping_signals
 from dyn_probe.train.start import checkpoint, start_run

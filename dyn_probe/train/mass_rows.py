@@ -12,10 +12,10 @@ from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import KINDS, build_probe_set, encode_probes, measure, read_probe_set, with_initial
 from dyn_probe.mass.building import with_unrelated
-from dyn_probe.mass.places import Watch, choose_places
+from dyn_probe.mass.kept_positions import Watch, choose_places
+from dyn_probe.mass.probe_tokens import TokenProbes
 from dyn_probe.mass.probes import ABSENT, ProbeSet, SkippedResponse
 from dyn_probe.mass.squeezing import gating, run_figures
-from dyn_probe.mass.tokens import TokenProbes
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.display import Display

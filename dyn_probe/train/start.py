@@ -17,9 +17,9 @@ from dyn_probe.train.checkpoints import restore, save_checkpoint
 from dyn_probe.train.display import Display
 from dyn_probe.train.objective import learned_module
 from dyn_probe.train.parallel import full_state, full_weights, load_full_state, shard
-from dyn_probe.train.reference import Reference, live_reference, precomputed_reference
+from dyn_probe.train.rate_schedule import make_optimizer
+from dyn_probe.train.reference_model import Reference, live_reference, precomputed_reference
 from dyn_probe.train.run import Run, WarmStart
-from dyn_probe.train.schedule import make_optimizer
 from dyn_probe.train.setup import Setup
 from dyn_probe.train.warmup import reading_pairs, supervised_stage
 

@@ -15,7 +15,7 @@ from dyn_probe.errors import Diverged
 from dyn_probe.objectives import OBJECTIVES, Terms, pair_loss
 from dyn_probe.pairs import PairBatch, sequence_logps
 from dyn_probe.train.batches import step_order
-from dyn_probe.train.schedule import set_rate
+from dyn_probe.train.rate_schedule import set_rate
 from dyn_probe.train.setup import Setup
 
 BATCH = 16

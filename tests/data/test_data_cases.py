@@ -10,8 +10,8 @@ import pytest
 from data_templates import tokenizer
 
 from dyn_probe.data.encoding import EncodedPair
-from dyn_probe.data.facts import Limit
 from dyn_probe.data.prepared import PreparedPairs, Reading, prepare_pairs
+from dyn_probe.data.token_facts import Limit
 from dyn_probe.errors import BadInput
 
 CASES = Path(__file__).parent / "cases"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dyn_probe.data.places import GENERATED
+from dyn_probe.data.names import GENERATED
 from dyn_probe.data.reading import load_pairs
 from dyn_probe.data.records import PreferencePair
 from dyn_probe.data.statements import generate_statements
@@ -189,7 +189,7 @@ def test_a_hub_id_goes_to_datasets_with_its_split(monkeypatch: pytest.MonkeyPatc
         return ROWS
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("dyn_probe.data.places.hub_away", lambda: "")
+    monkeypatch.setattr("dyn_probe.data.names.hub_away", lambda: "")
     assert len(load_pairs("someone/pairs")[0]) == len(load_pairs("someone/pairs:test_prefs")[0]) == 2
     assert asked == [("someone/pairs", "train"), ("someone/pairs", "test_prefs")]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dyn_probe.data import places
-from dyn_probe.data.places import check_data, check_model, data_place, hub_away
+from dyn_probe.data import names
+from dyn_probe.data.names import check_data, check_model, data_place, hub_away
 from dyn_probe.errors import BadInput
 
 
@@ -73,7 +73,7 @@ def test_names_that_are_there_pass(folder: Path) -> None:
         assert check_model(name) is False
     for name in ("train.jsonl", "sentiment:long-suffix", "sentiment:long-suffix@train.jsonl", "models:test", "models"):
         check_data(name)
-    assert data_place("models:test[:3]") == places.Place("folder", "models", "test[:3]")
+    assert data_place("models:test[:3]") == names.Place("folder", "models", "test[:3]")
 
 
 def test_a_hub_id_in_the_cache_passes_without_the_network(
@@ -83,7 +83,7 @@ def test_a_hub_id_in_the_cache_passes_without_the_network(
     for kind in ("models", "datasets"):
         (tmp_path / "hub" / f"{kind}--owner--name" / "snapshots" / "abc").mkdir(parents=True)
     assert check_model("owner/name") is True
-    assert data_place("owner/name:test") == places.Place("hub", "owner/name", "test")
+    assert data_place("owner/name:test") == names.Place("hub", "owner/name", "test")
     refusal(check_model, "owner/another")
 
 
@@ -118,8 +118,8 @@ def test_a_hub_that_refuses_or_hangs_is_away(hub: int, monkeypatch: pytest.Monke
         forever.wait()
         raise OSError
 
-    monkeypatch.setattr(places.socket, "create_connection", hang)
-    monkeypatch.setattr(places, "PATIENCE", 0.01)
+    monkeypatch.setattr(names.socket, "create_connection", hang)
+    monkeypatch.setattr(names, "PATIENCE", 0.01)
     assert hub_away() == "127.0.0.1 cannot be reached"
     forever.set()
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from data_templates import tokenizer
 
-from dyn_probe.data.facts import FACTS, Limit
 from dyn_probe.data.inspect import chosen_examples, fitting_limit, inspect_data
 from dyn_probe.data.prepared import PreparedPairs, Reading, lengths, prepare_pairs, skipped_rows
 from dyn_probe.data.printing import inspect_lines
 from dyn_probe.data.records import Skipped
 from dyn_probe.data.saying import left_out_lines, said_of, summary
+from dyn_probe.data.token_facts import FACTS, Limit
 from dyn_probe.errors import BadInput
 
 GOOD = {"prompt": "Where does a snail sleep?", "chosen": " Under a damp leaf.", "rejected": " On the moon."}

@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from dyn_probe.report.figures.cases import cases
+from dyn_probe.report.availability import missing
+from dyn_probe.report.figures.case_shares import cases
+from dyn_probe.report.figures.changes_by_pair import movement
 from dyn_probe.report.figures.clipping import clipping
-from dyn_probe.report.figures.compare import (
-    compare_entanglement,
-    compare_log_probs,
-    compare_margin,
-    compare_pairs,
-)
-from dyn_probe.report.figures.entanglement import entanglement
+from dyn_probe.report.figures.conditions import entanglement
 from dyn_probe.report.figures.grad_norms import grad_norms
-from dyn_probe.report.figures.layers import layers
+from dyn_probe.report.figures.layer_cosines import layers
 from dyn_probe.report.figures.logps import log_probs
 from dyn_probe.report.figures.margin import margin
 from dyn_probe.report.figures.mass import mass
@@ -34,14 +30,18 @@ from dyn_probe.report.figures.mass_distributions import mass_distributions
 from dyn_probe.report.figures.mass_entropy import mass_entropy
 from dyn_probe.report.figures.mass_split import mass_split
 from dyn_probe.report.figures.mass_toy import squeezing_toy
-from dyn_probe.report.figures.movement import movement
 from dyn_probe.report.figures.predicted import predicted
 from dyn_probe.report.figures.pulls import pulls
-from dyn_probe.report.figures.shaping import PANELS, shaping
+from dyn_probe.report.figures.several_runs import (
+    compare_entanglement,
+    compare_log_probs,
+    compare_margin,
+    compare_pairs,
+)
+from dyn_probe.report.figures.shaping_factors import PANELS, shaping
 from dyn_probe.report.figures.token_evolution import token_evolution
 from dyn_probe.report.figures.token_heat import token_heat
 from dyn_probe.report.figures.token_parts import token_parts
-from dyn_probe.report.needs import missing
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.curves import Curve, draw_line, label_ends
 from dyn_probe.report.frames import Floats, finite, numbers
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import NEUTRAL, RUN_COLOURS, empty_figure, name_panel, new_figure
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.curves import Curve, draw_bands
 from dyn_probe.report.frames import numbers, step_bins
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import NEUTRAL, SIDE_COLOURS, empty_figure, name_panel, new_figure, rule
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ def grad_norms(trace: Trace) -> Figure:
     figure, (left, middle, right) = new_figure(3, height=3.0)
     pairs, bins = trace.pairs, step_bins(trace.pairs)
     name_panel(left, "Gradient of the log-probability", "nats per parameter unit")
-    norms = [Curve(side, numbers(pairs, f"grad_norm_{side}"), SIDE_COLOURS[side]) for side in derived.SIDES]
+    norms = [Curve(side, numbers(pairs, f"grad_norm_{side}"), SIDE_COLOURS[side]) for side in pair_columns.SIDES]
     draw_bands(left, bins, norms)
     name_panel(middle, "Ratio of the norms", r"$\Vert g_w\Vert \, / \, \Vert g_l\Vert$")
     rule(middle, 1, "equal norms")
-    draw_bands(middle, bins, [Curve("", derived.norm_ratio(pairs), NEUTRAL)])
+    draw_bands(middle, bins, [Curve("", pair_columns.norm_ratio(pairs), NEUTRAL)])
     name_panel(right, "Gradient of one pair's loss", "nats per parameter unit")
-    draw_bands(right, bins, [Curve("", derived.pair_grad_norm(pairs), NEUTRAL)])
+    draw_bands(right, bins, [Curve("", pair_columns.pair_grad_norm(pairs), NEUTRAL)])
     return figure

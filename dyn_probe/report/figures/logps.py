@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.curves import Curve, draw_bands
 from dyn_probe.report.frames import Floats, finite, numbers, step_bins
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import SIDE_COLOURS, name_panel, new_figure, rule, say
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ def log_probs(trace: Trace) -> Figure:
     Needs: log-probabilities and lengths; for the right panel a reference, for the middle one pairs that recur.
     """
     figure, (left, middle, right) = new_figure(3, height=3.2)
-    _draw(trace, left, "Log-probability", "nats per sequence", [_logp(trace, side) for side in derived.SIDES])
-    since = [derived.since_first(trace.pairs, side) for side in derived.SIDES]
+    _draw(trace, left, "Log-probability", "nats per sequence", [_logp(trace, side) for side in pair_columns.SIDES])
+    since = [pair_columns.since_first(trace.pairs, side) for side in pair_columns.SIDES]
     _draw(trace, middle, "Change since first recorded", "nats per token", since, "no pair was recorded twice")
-    against = [derived.since_reference(trace.pairs, side) for side in derived.SIDES]
+    against = [pair_columns.since_reference(trace.pairs, side) for side in pair_columns.SIDES]
     lack = why_absent(trace, "pairs.ref_logp_chosen") or ""
     _draw(trace, right, "Relative to the reference", "nats per token", against, lack)
     return figure
@@ -49,5 +49,5 @@ def _draw(trace: Trace, ax: Axes, title: str, unit: str, values: list[Floats], l
         return say(ax, lack or why_absent(trace, "pairs.logp_chosen") or "not recorded")
     if "token" in unit:
         rule(ax, 0)
-    curves = [Curve(side, value, SIDE_COLOURS[side]) for side, value in zip(derived.SIDES, values, strict=True)]
+    curves = [Curve(side, value, SIDE_COLOURS[side]) for side, value in zip(pair_columns.SIDES, values, strict=True)]
     return draw_bands(ax, step_bins(trace.pairs), curves)

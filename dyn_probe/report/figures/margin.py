@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.curves import Curve, draw_bands, draw_line, fit_steps
 from dyn_probe.report.frames import numbers, recorded, step_bins
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import NEUTRAL, empty_figure, name_panel, new_figure, rule
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def margin(trace: Trace) -> Figure:
     if lack:
         return empty_figure("Margin, accuracy, loss", lack)
     figure, (left, middle, right) = new_figure(3, height=2.9)
-    bins, value = step_bins(trace.pairs), derived.margin(trace.pairs)
+    bins, value = step_bins(trace.pairs), pair_columns.margin(trace.pairs)
     name_panel(left, *margin_words(trace))
     rule(left, 0)
     draw_bands(left, bins, [Curve("", value, NEUTRAL)])

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.curves import Curve, draw_bands, draw_line, fit_steps, label_ends
 from dyn_probe.report.frames import Bins, Floats, numbers, step_bins
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import CASE_COLOURS, NEUTRAL, SIDE_COLOURS, empty_figure, name_panel, new_figure, rule
 
 if TYPE_CHECKING:

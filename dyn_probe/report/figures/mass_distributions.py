@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dyn_probe.mass.distributions import PlaceChange, find_place, recorded_places
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.figures.mass_toy import AFTER, BEFORE
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import INK, MUTED, SIDE_COLOURS, empty_figure, name_panel, tidy
 from dyn_probe.report.token_draw import tick_text
 

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
+from dyn_probe.report.availability import missing, remedy, why_absent
 from dyn_probe.report.curves import Curve, draw_line, fit_steps, label_ends
 from dyn_probe.report.figures.mass_split import GROUPS, group_of
 from dyn_probe.report.frames import Bins, Floats, numbers, step_bins
-from dyn_probe.report.needs import missing, remedy, why_absent
 from dyn_probe.report.style import empty_figure, name_panel, new_figure, say
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dyn_probe.mass.kinds import KINDS
+from dyn_probe.mass.probe_kinds import KINDS
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.curves import fit_steps, label_ends
 from dyn_probe.report.frames import Bins, Floats, numbers, step_bins
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import CASE_COLOURS, CHOSEN, MUTED, REJECTED, empty_figure, name_panel, new_figure, say
 
 if TYPE_CHECKING:

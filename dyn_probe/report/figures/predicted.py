@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dyn_probe.report.agreement import Agreement, agreement
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.curves import widen
-from dyn_probe.report.derived import SIDES
 from dyn_probe.report.frames import Floats, finite, numbers
-from dyn_probe.report.needs import why_absent
+from dyn_probe.report.pair_columns import SIDES
 from dyn_probe.report.style import SIDE_COLOURS, name_panel, new_figure, say
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.curves import Curve, draw_bands
 from dyn_probe.report.frames import numbers, step_bins
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import NEUTRAL, SIDE_COLOURS, empty_figure, name_panel, new_figure, rule
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ def pulls(trace: Trace) -> Figure:
     name_panel(left, "Pulls", r"$d_w$ and $d_l$ (nats of loss per nat)")
     curves = [
         Curve(side, numbers(pairs, f"pull_{side}"), SIDE_COLOURS[side], dashed=side == "rejected")
-        for side in derived.SIDES
+        for side in pair_columns.SIDES
     ]
     draw_bands(left, bins, curves)
     name_panel(right, "Ratio of the pulls", "$d_w / d_l$")
     rule(right, 1, "equal pulls")
-    draw_bands(right, bins, [Curve("", derived.pull_ratio(pairs), NEUTRAL)], within=(-5, 5))
+    draw_bands(right, bins, [Curve("", pair_columns.pull_ratio(pairs), NEUTRAL)], within=(-5, 5))
     return figure

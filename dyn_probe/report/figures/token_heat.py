@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from dyn_probe.report.needs import why_absent
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.style import empty_figure
 from dyn_probe.report.token_draw import heat_figure
 from dyn_probe.token_analysis import recorded_heats

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dyn_probe.report.needs import why_absent
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.style import CASE_COLOURS, DIVERGING, INK, LABEL, NEUTRAL, empty_figure, name_panel, new_figure
 from dyn_probe.report.token_draw import tick_text
 from dyn_probe.token_analysis import REGIONS, TokenGroup, TokenHeat, recorded_heats, region_inner, token_groups

@@ -25,7 +25,7 @@ from dyn_probe.report.verdicts import (
     spread,
     status,
 )
-from dyn_probe.report.verdicts.knobs import IN_USE, KNOBS
+from dyn_probe.report.verdicts.advice import IN_USE, KNOBS
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, percent, sig, signed, written
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report.compare import deltas, joined, pair_ids
-from dyn_probe.report.facts import plain_text
+from dyn_probe.report.comparing import deltas, joined, pair_ids
 from dyn_probe.report.frames import finite, median, share, tenths
+from dyn_probe.report.run_facts import plain_text
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
 from dyn_probe.report.changes import span, step_span
 from dyn_probe.report.frames import finite, median, numbers, share, tenths
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, quartiles, say, sig
@@ -24,7 +24,7 @@ def alignment(trace: Trace) -> list[Verdict]:
     """Cosine and norms of the chosen and the rejected gradient, at the start and at the end."""
     parts = tenths(trace.pairs)
     rows = trace.pairs if parts is None else trace.pairs[parts.last]
-    cosine, ratio = finite(numbers(rows, "grad_cosine")), median(derived.norm_ratio(rows))
+    cosine, ratio = finite(numbers(rows, "grad_cosine")), median(pair_columns.norm_ratio(rows))
     if not len(cosine):
         return []
     low, middle, high = np.quantile(cosine, (0.25, 0.5, 0.75))
@@ -51,7 +51,7 @@ def fading(trace: Trace) -> list[Verdict]:
     if parts is None:
         return []
     left = {}
-    for side in derived.SIDES:
+    for side in pair_columns.SIDES:
         pull = np.abs(numbers(trace.pairs, f"pull_{side}"))
         before, after = median(pull[parts.first]), median(pull[parts.last])
         if not before > 0 or np.isnan(after):

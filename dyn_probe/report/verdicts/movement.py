@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
+from dyn_probe.report.availability import missing
 from dyn_probe.report.changes import Change, change
 from dyn_probe.report.frames import finite, median, share, tenths
-from dyn_probe.report.needs import missing
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, percent, say, sig, signed
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def hidden(trace: Trace) -> list[Verdict]:
     moved, parts = change(trace.pairs), tenths(trace.pairs)
     if moved is None or not moved.paired or parts is None:
         return []
-    margin = derived.margin(trace.pairs)
+    margin = pair_columns.margin(trace.pairs)
     before, after = (share(finite(margin[mask]) > 0) for mask in (parts.first, parts.last))
     unseen = share((moved.chosen < 0) & (moved.chosen > moved.rejected))
     remark = ", which margin and accuracy do not show" if unseen > 0.1 else ""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dyn_probe.report.agreement import Agreement, agreement
-from dyn_probe.report.derived import SIDES
 from dyn_probe.report.frames import Floats, finite, numbers
+from dyn_probe.report.pair_columns import SIDES
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:

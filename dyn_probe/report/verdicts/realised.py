@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dyn_probe import entanglement
-from dyn_probe.report.derived import SIDES
 from dyn_probe.report.frames import Mask, numbers, share
+from dyn_probe.report.pair_columns import SIDES
 from dyn_probe.report.verdicts.cases import listed
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, count, percent, say
 from dyn_probe.trace.schema import CASES

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
 from dyn_probe.report.changes import span, step_span
 from dyn_probe.report.frames import Floats, finite, last_tenth, median, numbers
 from dyn_probe.report.verdicts.movement import LARGE, STILL
@@ -22,7 +22,7 @@ MENTIONED = 0.01
 def distance(trace: Trace) -> list[Verdict]:
     """Log-ratio to the reference per token at the end of the run."""
     rows = last_tenth(trace.pairs)
-    values = {side: finite(derived.since_reference(rows, side)) for side in derived.SIDES}
+    values = {side: finite(pair_columns.since_reference(rows, side)) for side in pair_columns.SIDES}
     if not all(len(value) for value in values.values()):
         return []
     found = {side: np.quantile(value, (0.25, 0.5, 0.75)) for side, value in values.items()}
@@ -68,14 +68,14 @@ def turn(trace: Trace) -> list[Verdict]:
         "fall",
         Number("since_peak_chosen", "change of chosen since its highest tenth", fall, "nats/token"),
         Number("last_change_chosen", "change of chosen in the last tenth", last, "nats/token"),
-        Number("n", "n", len(finite(derived.since_reference(trace.pairs, "chosen"))), "rows"),
+        Number("n", "n", len(finite(pair_columns.since_reference(trace.pairs, "chosen"))), "rows"),
         change=("early", "lr"),
     )
 
 
 def tenth_medians(trace: Trace) -> tuple[list[tuple[int, int]], Floats] | None:
     """Step ranges of the ten tenths of the run, and chosen's median log-ratio per token in each [10]."""
-    value, steps = derived.since_reference(trace.pairs, "chosen"), numbers(trace.pairs, "step")
+    value, steps = pair_columns.since_reference(trace.pairs, "chosen"), numbers(trace.pairs, "step")
     distinct = np.unique(steps)
     if len(distinct) < 10:
         return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
 from dyn_probe.report.changes import step_span
 from dyn_probe.report.frames import Floats, last_tenth, numbers, share
 from dyn_probe.report.verdicts.shaped import masked
@@ -39,8 +39,8 @@ def last_rows(trace: Trace) -> pd.DataFrame:
 
 def ideal_share(rows: pd.DataFrame, factor: float = 1.0) -> float:
     """Share of rows in case 1 if every d_w/d_l were multiplied by `factor`."""
-    ratio = derived.pull_ratio(rows) * factor
-    return share((ratio >= derived.needed_ratio(rows)) & (ratio <= derived.allowed_ratio(rows)))
+    ratio = pair_columns.pull_ratio(rows) * factor
+    return share((ratio >= pair_columns.needed_ratio(rows)) & (ratio <= pair_columns.allowed_ratio(rows)))
 
 
 def common_factor(trace: Trace) -> list[Verdict]:
@@ -112,7 +112,7 @@ def nll_weight(trace: Trace) -> list[Verdict]:
 
 def needed_weight(rows: pd.DataFrame) -> Floats:
     """max(0, d_l⟨g_w,g_l⟩/‖g_w‖² − d_w): the extra pull on chosen that stops its fall [rows]."""
-    lacking = numbers(rows, "pull_rejected") * derived.needed_ratio(rows) - numbers(rows, "pull_chosen")
+    lacking = numbers(rows, "pull_rejected") * pair_columns.needed_ratio(rows) - numbers(rows, "pull_chosen")
     return np.maximum(lacking, 0)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from dyn_probe.objectives import SHAPINGS
 from dyn_probe.report.changes import span
-from dyn_probe.report.facts import shaping_options
 from dyn_probe.report.frames import finite, median, numbers, share, tenths
+from dyn_probe.report.run_facts import shaping_options
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
 from dyn_probe.report.frames import Floats, finite, median, numbers, share
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
@@ -71,7 +71,7 @@ def _cause(pairs: pd.DataFrame, step: int) -> tuple[str, list[Number]]:
     """Which part of the step's strongest pair is unusual: the norms, the pulls, or less cancellation."""
     steps = numbers(pairs, "step")
     here, around = pairs[steps == step], pairs[(steps != step) & (np.abs(steps - step) <= WINDOW)]
-    strength = derived.pair_grad_norm(here)
+    strength = pair_columns.pair_grad_norm(here)
     if not np.isfinite(strength).any() or not len(around):
         return "No pair gradients were recorded at this step, so the cause is unknown.", []
     top = here.iloc[[int(np.nanargmax(strength))]]
@@ -90,14 +90,14 @@ def _cause(pairs: pd.DataFrame, step: int) -> tuple[str, list[Number]]:
 
 
 def _largest(name: str) -> Callable[[pd.DataFrame], Floats]:
-    return lambda rows: np.fmax(*(np.abs(numbers(rows, f"{name}_{side}")) for side in derived.SIDES))
+    return lambda rows: np.fmax(*(np.abs(numbers(rows, f"{name}_{side}")) for side in pair_columns.SIDES))
 
 
 def _left_over(rows: pd.DataFrame) -> Floats:
     """‖d_w g_w − d_l g_l‖ over its norm at cosine 0: small where the two gradients cancel."""
-    sides = (numbers(rows, f"pull_{side}") * numbers(rows, f"grad_norm_{side}") for side in derived.SIDES)
+    sides = (numbers(rows, f"pull_{side}") * numbers(rows, f"grad_norm_{side}") for side in pair_columns.SIDES)
     whole = np.hypot(*sides)
-    return np.divide(derived.pair_grad_norm(rows), whole, out=np.full(len(whole), np.nan), where=whole > 0)
+    return np.divide(pair_columns.pair_grad_norm(rows), whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
 PARTS: dict[str, tuple[str, Callable[[pd.DataFrame], Floats]]] = {
@@ -112,10 +112,10 @@ def zeros(trace: Trace) -> list[Verdict]:
     """Steps, pulls and gradients that are exactly 0."""
     norms = step_norms(trace)
     still = int((norms == 0).sum())
-    pulls = [numbers(trace.pairs, f"pull_{side}") for side in derived.SIDES]
+    pulls = [numbers(trace.pairs, f"pull_{side}") for side in pair_columns.SIDES]
     known = np.asarray(np.isfinite(pulls).all(0))
     idle = share((pulls[0] == 0) & (pulls[1] == 0), known)
-    responses = np.concatenate([finite(numbers(trace.pairs, f"grad_norm_{side}")) for side in derived.SIDES])
+    responses = np.concatenate([finite(numbers(trace.pairs, f"grad_norm_{side}")) for side in pair_columns.SIDES])
     flat = share(responses == 0)
     if not (still or idle > 0 or flat > 0):
         return []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
 from dyn_probe.report.agreement import spearman
 from dyn_probe.report.by_layer import cosine_parts
 from dyn_probe.report.changes import span, step_span
@@ -74,7 +74,7 @@ MEASURED_FALLS = {
 def length(trace: Trace) -> list[Verdict]:
     """Whether the log-ratio margin follows the difference in length."""
     gap = numbers(trace.pairs, "len_chosen") - numbers(trace.pairs, "len_rejected")
-    margin, parts = derived.log_ratio_margin(trace.pairs), tenths(trace.pairs)
+    margin, parts = pair_columns.log_ratio_margin(trace.pairs), tenths(trace.pairs)
     last = np.ones(len(gap), bool) if parts is None else parts.last
     now, n = spearman(gap[last], margin[last]), int((np.isfinite(gap) & np.isfinite(margin))[last].sum())
     if np.isnan(now) or n < 20:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dyn_probe.report.availability import missing, remedy
 from dyn_probe.report.frames import finite, numbers, share
-from dyn_probe.report.needs import missing, remedy
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 from dyn_probe.trace.run_fields import CertificateInfo
 

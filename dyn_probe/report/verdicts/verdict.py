@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from dyn_probe.report.verdicts.knobs import KNOBS
+from dyn_probe.report.verdicts.advice import KNOBS
 
 Level = Literal["ok", "note", "warning"]
 

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dyn_probe.report import derived
-from dyn_probe.report.compare import common_basis, joined
+from dyn_probe.report import pair_columns
+from dyn_probe.report.comparing import common_basis, joined
 from dyn_probe.report.curves import Curve, draw_line, label_ends
 from dyn_probe.report.frames import Bins, Floats, bands, numbers, step_bins
 from dyn_probe.report.style import RUN_COLOURS, name_panel, new_figure, rule, say, short
@@ -41,11 +41,11 @@ def compare_log_probs(traces: Traces) -> Figure:
     """
     basis = common_basis(traces)
     figure, axes = new_figure(2, height=3.2)
-    for ax, side in zip(axes, derived.SIDES, strict=True):
+    for ax, side in zip(axes, pair_columns.SIDES, strict=True):
         name_panel(ax, side.capitalize(), BASES[basis])
         if basis != "per_token":
             rule(ax, 0)
-        _overlay(ax, traces, partial(getattr(derived, basis), side=side), _median)
+        _overlay(ax, traces, partial(getattr(pair_columns, basis), side=side), _median)
     return figure
 
 
@@ -63,10 +63,10 @@ def compare_margin(traces: Traces) -> Figure:
     figure, (left, middle, right) = new_figure(3, height=3.0)
     name_panel(left, "Log-ratio margin", "nats per sequence")
     rule(left, 0)
-    _overlay(left, traces, derived.log_ratio_margin, _median)
+    _overlay(left, traces, pair_columns.log_ratio_margin, _median)
     for ax, title, margin in (
-        (middle, "Log-ratio accuracy", derived.log_ratio_margin),
-        (right, "Accuracy by own score", derived.margin),
+        (middle, "Log-ratio accuracy", pair_columns.log_ratio_margin),
+        (right, "Accuracy by own score", pair_columns.margin),
     ):
         name_panel(ax, title, "share of pairs")
         ax.set_ylim(-0.02, 1.02)
@@ -88,7 +88,7 @@ def compare_entanglement(traces: Traces) -> Figure:
     _overlay(left, traces, lambda pairs: numbers(pairs, "grad_cosine"), _median)
     name_panel(middle, "Ratio of the pulls", "$d_w / d_l$")
     rule(middle, 1)
-    _overlay(middle, traces, derived.pull_ratio, _median)
+    _overlay(middle, traces, pair_columns.pull_ratio, _median)
     name_panel(right, "Case 2: both down", "share of pairs")
     right.set_ylim(-0.02, 1.02)
     _overlay(right, traces, lambda pairs: _is(numbers(pairs, "case_plain"), lambda value: value == 2), Bins.means)
@@ -106,7 +106,7 @@ def compare_pairs(traces: Traces) -> Figure:
     table = joined(traces)
     figure, axes = new_figure(2, height=3.9)
     first, *others = traces
-    for ax, side in zip(axes, derived.SIDES, strict=True):
+    for ax, side in zip(axes, pair_columns.SIDES, strict=True):
         name_panel(ax, side.capitalize(), "other run (nats per token)", f"{short(first)} (nats per token)")
         ax.xaxis.label.set_parse_math(False)
         points = {label: table[label][f"logp_per_token_{side}"].to_numpy(dtype=float) for label in traces}

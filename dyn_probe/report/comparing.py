@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report import derived
-from dyn_probe.report.facts import title
+from dyn_probe.report import pair_columns
 from dyn_probe.report.frames import numbers
 from dyn_probe.report.overview import OWN, every_line
 from dyn_probe.report.ranked import pair_rows
+from dyn_probe.report.run_facts import title
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -88,7 +88,7 @@ def deltas(traces: Mapping[str, Trace]) -> list[DeltaLine]:
 def common_basis(traces: Mapping[str, Trace]) -> str:
     """How log-probabilities of all runs can be drawn: `since_reference`, `since_first`, else `per_token`."""
     for name in ("since_reference", "since_first"):
-        function = getattr(derived, name)
+        function = getattr(pair_columns, name)
         if all(np.isfinite(function(trace.pairs, "chosen")).any() for trace in traces.values()):
             return name
     return "per_token"

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dyn_probe.mass.published import COLUMNS, PUBLISHED
 from dyn_probe.report.style import GRID, MUTED, RUN_COLOURS, name_panel, new_figure
+from dyn_probe.studies.published import COLUMNS, PUBLISHED
 
 PRINTED = tuple(name for name in COLUMNS if name != "delta_argmax")
 """Columns of the published table."""

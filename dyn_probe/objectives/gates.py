@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dyn_probe.objectives.pair_terms import Terms
     from dyn_probe.objectives.table import Columns, Objective, Options
-    from dyn_probe.objectives.terms import Terms
 
 
 def _gate(statistic: Tensor, terms: Terms, options: Options) -> tuple[Terms, Columns]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dyn_probe.errors import BadInput, half_character
-from dyn_probe.mass.kinds import IGNORED_FIELDS, KINDS
+from dyn_probe.mass.probe_kinds import IGNORED_FIELDS, KINDS
 from dyn_probe.mass.probes import ABSENT, UNFINISHED, ProbePrompt, ProbeSet, SkippedResponse
 
 

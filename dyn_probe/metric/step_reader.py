@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from dyn_probe.errors import UnsupportedUse
 from dyn_probe.metric.applied import AppliedStep, Metric
-from dyn_probe.metric.clipping import Factor, common_factor, gradient_slice
+from dyn_probe.metric.clip_factor import Factor, common_factor, gradient_slice
 from dyn_probe.metric.family import Family, StepData
-from dyn_probe.metric.table import family_of, unwrapped
+from dyn_probe.metric.optimizers import family_of, unwrapped
 
 
 class ParameterStep(NamedTuple):

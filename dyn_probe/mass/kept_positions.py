@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dyn_probe.mass.tokens import TokenProbes, TokenResponse
+from dyn_probe.mass.probe_tokens import TokenProbes, TokenResponse
 
 Floats = NDArray[np.float64]
 
@@ -20,7 +20,7 @@ TOP = 10
 """Number of most probable tokens of a distribution that a row lists."""
 
 
-class Place(NamedTuple):
+class KeptPosition(NamedTuple):
     """One position of a probe response: the index of its next token, from 0."""
 
     prompt_id: str
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     position: int
 
 
-def choose_places(probes: TokenProbes, prompts: int = 4) -> dict[Place, int]:
+def choose_places(probes: TokenProbes, prompts: int = 4) -> dict[KeptPosition, int]:
     """First, middle and last token of chosen and rejected of the first ``prompts`` prompts → target token id."""
     first = list(dict.fromkeys(one.prompt_id for one in probes.responses))[:prompts]
     found = {}
@@ -36,7 +36,7 @@ def choose_places(probes: TokenProbes, prompts: int = 4) -> dict[Place, int]:
         if one.prompt_id in first and one.kind in KINDS_SHOWN:
             said = one.ids[one.start :]
             for at in sorted({0, len(said) // 2, len(said) - 1}):
-                found[Place(one.prompt_id, one.kind, at)] = said[at]
+                found[KeptPosition(one.prompt_id, one.kind, at)] = said[at]
     return found
 
 
@@ -44,8 +44,8 @@ def choose_places(probes: TokenProbes, prompts: int = 4) -> dict[Place, int]:
 class Watch:
     """Keeps the distributions ``[V]`` at some positions while a measurement reads logits chunk by chunk."""
 
-    places: Mapping[Place, int]
-    seen: dict[Place, Floats] = field(default_factory=dict)
+    places: Mapping[KeptPosition, int]
+    seen: dict[KeptPosition, Floats] = field(default_factory=dict)
 
     def look(self, batch: Sequence[TokenResponse], rows: Sequence[int], at: int, logits: Tensor) -> None:
         """Keep the wanted distributions of one chunk.
@@ -58,13 +58,13 @@ class Watch:
         """
         lengths = [len(one.ids) - one.start for one in batch]
         for k, row in enumerate(rows):
-            place = Place(batch[row].prompt_id, batch[row].kind, at + k - sum(lengths[:row]))
+            place = KeptPosition(batch[row].prompt_id, batch[row].kind, at + k - sum(lengths[:row]))
             if place in self.places:
                 self.seen[place] = torch.softmax(logits[k].cpu().double(), 0).numpy()
 
 
 def place_rows(
-    step: int, watch: Watch, first: Mapping[Place, Floats], first_step: int, names: Any
+    step: int, watch: Watch, first: Mapping[KeptPosition, Floats], first_step: int, names: Any
 ) -> list[dict[str, Any]]:
     """Rows of the ``distributions`` table.
 

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dyn_probe import entanglement
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.changes import Change, change
 from dyn_probe.report.frames import Floats, finite
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import CASE_COLOURS, MUTED, empty_figure, name_panel, new_figure
 from dyn_probe.trace.schema import CASES
 

@@ -11,7 +11,7 @@ from dyn_probe.errors import did_you_mean
 
 
 @dataclass(frozen=True)
-class Option:
+class RunOption:
     """One option.
 
     Args:
@@ -33,7 +33,7 @@ class Option:
     default_text: str = ""
 
 
-def read_value(option: Option, value: Any) -> tuple[Any, str]:
+def read_value(option: RunOption, value: Any) -> tuple[Any, str]:
     """``value`` in the option's type, and what is wrong with it (empty where nothing is)."""
     kind = option.kind.removesuffix(" | None")
     if value is None and kind != option.kind:
@@ -41,7 +41,7 @@ def read_value(option: Option, value: Any) -> tuple[Any, str]:
     return _READERS[kind.partition("[")[0]](option, value)
 
 
-def _read_number(option: Option, value: Any) -> tuple[Any, str]:
+def _read_number(option: RunOption, value: Any) -> tuple[Any, str]:
     whole = option.kind.startswith("int")
     wanted = _range("a whole number" if whole else "a number", option)
     try:
@@ -54,17 +54,17 @@ def _read_number(option: Option, value: Any) -> tuple[Any, str]:
     return (int(value) if whole and not isinstance(value, float) else int(number) if whole else number), ""
 
 
-def _range(noun: str, option: Option) -> str:
+def _range(noun: str, option: RunOption) -> str:
     least = [] if option.least is None else [f"of at least {option.least:g}"]
     below = [] if option.below == math.inf else [f"below {option.below:g}"]
     return " ".join([noun, " and ".join([*least, *below])]).strip()
 
 
-def _read_bool(option: Option, value: Any) -> tuple[Any, str]:
+def _read_bool(option: RunOption, value: Any) -> tuple[Any, str]:
     return value, "" if isinstance(value, bool) else f"must be true or false; got {value!r}"
 
 
-def _read_text(option: Option, value: Any) -> tuple[Any, str]:
+def _read_text(option: RunOption, value: Any) -> tuple[Any, str]:
     text = str(value) if hasattr(value, "__fspath__") else value
     if not isinstance(text, str):
         return value, f"must be text; got {value!r}"
@@ -74,14 +74,14 @@ def _read_text(option: Option, value: Any) -> tuple[Any, str]:
     return text, ""
 
 
-def _read_texts(option: Option, value: Any) -> tuple[Any, str]:
+def _read_texts(option: RunOption, value: Any) -> tuple[Any, str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         return value, f"must be a list of texts; got {value!r}"
     return tuple(texts), ""
 
 
-def _read_mapping(option: Option, value: Any) -> tuple[Any, str]:
+def _read_mapping(option: RunOption, value: Any) -> tuple[Any, str]:
     """A mapping, or a list of ``NAME=VALUE``."""
     if isinstance(value, Mapping):
         return {str(key): item for key, item in value.items()}, ""

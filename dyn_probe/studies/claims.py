@@ -16,7 +16,7 @@ ERRORS = 2.0
 
 
 @dataclass(frozen=True)
-class Claim:
+class PublishedClaim:
     """One claim of a paper, and what these runs show: ``by_seed`` are the numbers that must all agree with it."""
 
     claim: str
@@ -27,7 +27,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Finding(Claim):
+class Finding(PublishedClaim):
     """A claim with its verdict: holds, does not hold, or not distinguishable from its limit."""
 
     verdict: str

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dyn_probe.objectives import OBJECTIVES, SHAPINGS
-from dyn_probe.report.facts import shaping_options
+from dyn_probe.report.run_facts import shaping_options
 from dyn_probe.trace.run_fields import Manifest
 
 _WITH_LIKELIHOOD = ", ".join(row.name for row in OBJECTIVES.values() if row.likelihood)

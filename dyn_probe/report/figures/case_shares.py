@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from dyn_probe import entanglement
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.curves import fit_steps
 from dyn_probe.report.frames import Bins, Floats, finite, numbers, step_bins
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import CASE_COLOURS, LABEL, MUTED, name_panel, new_figure, say
 from dyn_probe.trace.schema import CASES
 

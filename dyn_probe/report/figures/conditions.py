@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from dyn_probe.report import derived
+from dyn_probe.report import pair_columns
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.curves import Curve, draw_bands
 from dyn_probe.report.frames import Floats, finite, numbers, step_bins
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import NEUTRAL, SIDE_COLOURS, empty_figure, name_panel, new_figure, rule, say
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def entanglement(trace: Trace) -> Figure:
     draw_bands(middle, bins, [Curve("", numbers(pairs, "grad_cosine"), NEUTRAL)], wide=True)
     name_panel(right, "Conditions", "share of its own pull that is undone")
     ratios: dict[str, Floats] = {
-        "chosen": derived.condition_chosen(pairs),
-        "rejected": derived.condition_rejected(pairs),
+        "chosen": pair_columns.condition_chosen(pairs),
+        "rejected": pair_columns.condition_rejected(pairs),
     }
     if not any(len(finite(values)) for values in ratios.values()):
         say(right, why_absent(trace, "pairs.pull_chosen") or "the pulls are 0 in every row")

@@ -11,7 +11,7 @@ from torch import nn
 from dyn_probe.engine.uses import trained_parameters
 from dyn_probe.metric.applied import wide
 from dyn_probe.metric.pushes import Moved
-from dyn_probe.metric.storing import Agreement, stored_agrees
+from dyn_probe.metric.storing import StoredAgreement, stored_agrees
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Largest residual of law 7 relative to ``Σ|parts|``, by the type of the weights. Half-precision weights lose small
@@ -38,7 +38,7 @@ class StepFacts:
     law7_error: float | None = None
     law7_share: float | None = None
     unmoved_share: float | None = None
-    agreement: Agreement | None = None
+    agreement: StoredAgreement | None = None
     gradient_squared: float | None = None
     other_terms: float | None = None
     factor: float | None = None
@@ -60,7 +60,7 @@ class StepCounts:
 
     def __init__(self) -> None:
         self.weights = self.copied = self.unmoved = 0
-        self.agreement: Agreement | None = None
+        self.agreement: StoredAgreement | None = None
         self.gradient_squared = 0.0
 
     def add(self, move: Moved, copied: bool) -> None:

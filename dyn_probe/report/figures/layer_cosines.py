@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
+from dyn_probe.report.availability import why_absent
 from dyn_probe.report.by_layer import cosine_parts, layer_codes, layer_cosines
 from dyn_probe.report.frames import last_tenth, step_bins
-from dyn_probe.report.needs import why_absent
 from dyn_probe.report.style import (
     DIVERGING,
     LABEL,

@@ -1,7 +1,8 @@
 """The theorems of the entanglement paper in numbers: each formula beside what autograd gives (Yuan et al. 2024, §4).
 
 Letters: ``V`` tokens, ``h`` a hidden state of ``d`` numbers, ``W [V, d]`` the last linear layer, ``s = softmax(W h)``,
-``j★``, ``k★`` the chosen and rejected token at the first difference ``m``. ``python -m dyn_probe.theory`` prints all.
+``j★``, ``k★`` the chosen and rejected token at the first difference ``m``. ``python -m
+dyn_probe.studies.theory`` prints all.
 """
 
 from __future__ import annotations

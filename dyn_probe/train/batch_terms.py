@@ -1,8 +1,8 @@
 """What an objective or a shaping may read of a batch beside log-probabilities and lengths: a function for each term.
 
 A method names the terms that it needs in its row (``Objective.terms``, ``Shaping.needs``); the loop computes those and
-no others. A new term owes a line in ``objectives/terms.py``, which says what it is and what it asks of the loop, and a
-function with its row here.
+no others. A new term owes a line in ``objectives/pair_terms.py``, which says what it is and what it asks of the loop,
+and a function with its row here.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from dyn_probe.data.collating import pad
-from dyn_probe.data.encoding import EncodedPair, Row
+from dyn_probe.data.encoding import EncodedPair, EncodedRow
 from dyn_probe.data.records import Skipped
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import kl_estimate, masked_logps, mismatched_rows
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.train.batches import step_order
-from dyn_probe.train.reference import Reference
+from dyn_probe.train.reference_model import Reference
 
 if TYPE_CHECKING:
     from dyn_probe.train.objective import Method
@@ -79,7 +79,7 @@ def kl(batch: Batch) -> Tensor:
     rows = [pair.chosen for pair in whole] + [pair.rejected for pair in whole]
     partners, most = mismatched_rows(len(whole)), setup.max_length
     mixed = [
-        Row((*row.ids[: row.start], *rows[j].ids[rows[j].start :])[:most], row.start)
+        EncodedRow((*row.ids[: row.start], *rows[j].ids[rows[j].start :])[:most], row.start)
         for row, j in zip(rows, partners, strict=True)
     ]
     own = [*setup.processes.share(mixed[: len(whole)]), *setup.processes.share(mixed[len(whole) :])]

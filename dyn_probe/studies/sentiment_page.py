@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from dyn_probe.report.curves import Curve, draw_line, label_ends
 from dyn_probe.report.frames import Floats, numbers
 from dyn_probe.report.output import check_folder, csv_bytes, write_files
-from dyn_probe.report.study_claims import ERRORS, Estimate, Finding, differences, finding
-from dyn_probe.report.study_page import draw_all, page
 from dyn_probe.report.style import RUN_COLOURS, name_panel, new_figure, rule
 from dyn_probe.report.token_draw import heat_figure
+from dyn_probe.studies.claims import ERRORS, Estimate, Finding, differences, finding
+from dyn_probe.studies.page import draw_all, page
 from dyn_probe.token_analysis import TokenHeat, counterparts, first_difference, recorded_heats
 from dyn_probe.trace.reader import Trace
 

@@ -28,7 +28,7 @@ PATIENCE = 0.7
 
 
 @dataclass(frozen=True)
-class Place:
+class Source:
     """Where data lies: ``kind`` is file, folder or hub; ``name`` its path or id; ``split`` of a folder or id."""
 
     kind: str
@@ -36,7 +36,7 @@ class Place:
     split: str = ""
 
 
-def data_place(name: str) -> Place:
+def data_place(name: str) -> Source:
     """Where the data called ``name`` lies (generated data lie nowhere).
 
     Raises:
@@ -50,13 +50,13 @@ def data_place(name: str) -> Place:
             raise BadInput(
                 f"cannot tell the format of {name}; wanted a name that ends in {', '.join(READERS)} (or .gz)"
             )
-        return Place("file", str(path))
+        return Source("file", str(path))
     if path.is_dir():
-        return Place("folder", str(path))
+        return Source("folder", str(path))
     for colon in (place for place, sign in enumerate(name) if sign == ":"):
         before = Path(name[:colon]).expanduser()
         if before.is_dir():
-            return Place("folder", str(before), name[colon + 1 :])
+            return Source("folder", str(before), name[colon + 1 :])
     if ending(name):
         raise BadInput(f"no such file: {name}{nearest_path(path)}")
     if looks_local(name):
@@ -64,7 +64,7 @@ def data_place(name: str) -> Place:
     if "/" in name:
         place, _, split = name.partition(":")
         hub_or_refuse("dataset", place, "--data", nearest_path(path))
-        return Place("hub", place, split)
+        return Source("hub", place, split)
     hint = nearest_path(path) if not did_you_mean(name, GENERATED) else ""
     raise BadInput(
         f"{unknown('data', name, GENERATED)}; or name a file ({', '.join(READERS)}), a folder, or a hub id OWNER/NAME"

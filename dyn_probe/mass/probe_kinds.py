@@ -9,28 +9,28 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Kind:
+class ProbeKind:
     """One kind: the group that run-level figures average it in, and what the response is."""
 
     group: str
     meaning: str
 
 
-KINDS: dict[str, Kind] = {
-    "chosen": Kind("chosen", "the preferred response"),
-    "chosen_initial": Kind("near", "the model's own answer before training"),
-    "chosen_gptsemantic": Kind("near", "chosen, rephrased"),
-    "chosen_gptformat": Kind("near", "same form as chosen, different meaning"),
-    "rejected": Kind("rejected", "the dispreferred response"),
-    "reject_gptsemantic": Kind("near", "rejected, rephrased"),
-    "reject_gptformat": Kind("near", "same form as rejected, different meaning"),
-    "irr_train": Kind(
+KINDS: dict[str, ProbeKind] = {
+    "chosen": ProbeKind("chosen", "the preferred response"),
+    "chosen_initial": ProbeKind("near", "the model's own answer before training"),
+    "chosen_gptsemantic": ProbeKind("near", "chosen, rephrased"),
+    "chosen_gptformat": ProbeKind("near", "same form as chosen, different meaning"),
+    "rejected": ProbeKind("rejected", "the dispreferred response"),
+    "reject_gptsemantic": ProbeKind("near", "rejected, rephrased"),
+    "reject_gptformat": ProbeKind("near", "same form as rejected, different meaning"),
+    "irr_train": ProbeKind(
         "others", "chosen response of another prompt of the same data; in the published files, of a training prompt"
     ),
-    "irr_test": Kind("others", "chosen response of a held-out prompt"),
-    "irr_hum": Kind("others", "an unrelated human sentence"),
-    "random_permute": Kind("others", "the words of chosen, shuffled"),
-    "random_nonhum": Kind("others", "the words of an unrelated response, shuffled"),
+    "irr_test": ProbeKind("others", "chosen response of a held-out prompt"),
+    "irr_hum": ProbeKind("others", "an unrelated human sentence"),
+    "random_permute": ProbeKind("others", "the words of chosen, shuffled"),
+    "random_nonhum": ProbeKind("others", "the words of an unrelated response, shuffled"),
 }
 """Kind → group and meaning. Δothers averages the group ``others``; ``near`` is in no run-level figure."""
 

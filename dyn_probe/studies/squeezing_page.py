@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.errors import BadInput
-from dyn_probe.mass.published import COLUMNS, PUBLISHED
 from dyn_probe.mass.squeezing import run_figures
 from dyn_probe.report.frames import Floats
 from dyn_probe.report.output import check_folder, csv_bytes, write_files
-from dyn_probe.report.study_claims import Claim
-from dyn_probe.report.study_page import draw_all, page
-from dyn_probe.report.study_squeezing_figures import FIGURES, PRINTED, published
+from dyn_probe.studies.claims import PublishedClaim
+from dyn_probe.studies.page import draw_all, page
+from dyn_probe.studies.published import COLUMNS, PUBLISHED
+from dyn_probe.studies.squeezing_figures import FIGURES, PRINTED, published
 from dyn_probe.trace.reader import Trace
 
 ABOVE_DPO = ("Gate-DPO seq", "Gate-DPO q10", "Cal-DPO", "Gate-Cal-DPO seq", "Gate-Cal-DPO q10")
@@ -79,7 +79,7 @@ def one_sign() -> list[str]:
     return [name for name in PRINTED if len(set(np.sign(published()[name]))) == 1]
 
 
-def claims(frame: pd.DataFrame) -> list[Claim]:
+def claims(frame: pd.DataFrame) -> list[PublishedClaim]:
     """The study's claims, judged: a claim holds where every seed agrees."""
     wide = frame.pivot(index="method", columns="seed")
     value = {name: wide.loc[name] for name in wide.index}
@@ -112,10 +112,10 @@ def sig(values: Floats) -> str:
     return f"({values.mean():+.2f})"
 
 
-def _claim(claim: str, expected: str, values: Floats, fits: Any) -> Claim:
+def _claim(claim: str, expected: str, values: Floats, fits: Any) -> PublishedClaim:
     spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
     by_seed = ", ".join(f"{value:+.2f}" for value in values)
-    return Claim(claim, expected, f"{values.mean():+.2f}{spread}", bool(np.all(fits)), by_seed)
+    return PublishedClaim(claim, expected, f"{values.mean():+.2f}{spread}", bool(np.all(fits)), by_seed)
 
 
 def write_study(
