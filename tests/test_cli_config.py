@@ -144,6 +144,6 @@ class TestResume:
     def test_a_folder_without_a_run(self, tmp_path: Path) -> None:
         assert "has no run.json" in refusal(out=str(tmp_path), resume=True)
         (tmp_path / "run.json").write_text("{}")
-        assert "is something else's" in refusal(out=str(tmp_path), resume=True)
+        assert "is not that of a trace" in refusal(out=str(tmp_path), resume=True)
         TraceWriter(tmp_path / "own", {}).close()
         assert "was not recorded by dyn-probe record" in refusal(out=str(tmp_path / "own"), resume=True)

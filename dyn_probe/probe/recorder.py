@@ -279,6 +279,16 @@ class Probe:
         with eval_mode(self.model):
             return sequence_logps(self.model, batch)
 
+    @property
+    def noise_floor(self) -> float | None:
+        """Largest difference that the same weights give (nats/sequence); None before ``measure_noise``. A resumed run
+        takes that of its beginning."""
+        return self._rows.floor
+
+    @noise_floor.setter
+    def noise_floor(self, floor: float | None) -> None:
+        self._rows.floor = floor
+
     def measure_noise(self, step: int, batch: PairBatch) -> None:
         """Compute the batch's log-probabilities twice from the same weights, together and each pair alone without its
         padding, and keep the largest difference as ``noise_floor`` of the step: no change below it is called one.
@@ -291,8 +301,7 @@ class Probe:
             together = self.evaluate(batch).unflatten(0, (2, -1))
             alone = [self.evaluate(trimmed(batch.select([pair]))) for pair in range(batch.pairs)]
         floor = (together - torch.stack(alone, 1)).abs().max()
-        self._rows.floor = float(floor)
-        self._rows.step(step)["noise_floor"] = float(floor)
+        self.noise_floor = self._rows.step(step)["noise_floor"] = float(floor)
 
     def after_update(self, batch: PairBatch | None = None, before: Tensor | None = None) -> None:
         """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.

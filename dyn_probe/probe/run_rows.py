@@ -35,7 +35,7 @@ class RunRows:
     def __init__(self, writer: TraceWriter | None, rank: int, keep: bool = True) -> None:
         self.writer, self.rank = writer, rank
         self.batches: list[BatchRecord] = []
-        self.floor = 0.0
+        self.floor: float | None = None
         """Change (nats) of a log-probability that numerics alone can make."""
         self._steps: dict[int, Row] = {}
         self._layers: dict[str, Layer] = {}
@@ -99,7 +99,7 @@ class RunRows:
                     start = record.columns[f"logp_{side}"][i] if before is None else before[j]
                     changes.append(float(after[j] - start))
                     record.put(f"realised_delta_{side}", i, changes[-1])
-                if min(map(abs, changes)) > self.floor:
+                if min(map(abs, changes)) > (self.floor or 0.0):
                     record.put("case_realised", i, int(entanglement.cases(*changes)))
         if (how := before is not None) not in self._realised:
             self._realised.add(how)

@@ -132,7 +132,7 @@ def train_step(run: Run, step: int) -> str:
     norm, clipped = clip(run)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient is not finite at step {step}; what was recorded before is kept. {calmer(config)}")
-    if step == run.first:
+    if step == run.first and run.probe.noise_floor is None:
         with setup.autocast():
             run.probe.measure_noise(step, batches[0])
     befores = evaluated(run, step, batches)

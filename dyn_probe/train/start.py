@@ -59,6 +59,8 @@ def start_run(
         rank=processes.rank,
         keep_rows=False,
     )
+    if state is not None and len(floors := state.get("noise_floors", ())) == processes.count:
+        probe.noise_floor = floors[processes.rank]
     begun = {} if state is None else held_out_start(state)
     memory = {} if state is None else state.get("memory", {})
     return Run(
@@ -166,6 +168,7 @@ def checkpoint(run: Run, done: int) -> None:
     if run.held_out_start is not None:
         parts = run.setup.processes.gathered(run.held_out_start)
         more["held_out_start"] = {pair: list(values) for part in parts for pair, values in part.items()}
+    more["noise_floors"] = run.setup.processes.gathered(run.probe.noise_floor)
     states = full_state(model, optimizer) if sharded else (model.state_dict(), optimizer.state_dict())
     if run.setup.processes.first:
         with run.writer.surviving():
