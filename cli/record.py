@@ -42,8 +42,8 @@ def _parameter(name: str, option: RunOption, default: Any) -> inspect.Parameter:
     """An option of the command. Its default is None, so that an option that was not typed is left to the YAML file."""
     shown = option.default_text or (str(default) if default not in ((), {}, "") else "")
     flags = [f"--{option.name}"]
-    if option.kind == "bool":
-        shown = f"--{option.name}" if default else f"--no-{option.name}"
+    if option.kind.removesuffix(" | None") == "bool":
+        shown = option.default_text or (f"--{option.name}" if default else f"--no-{option.name}")
         flags = [f"--{option.name}/--no-{option.name}"]
     choices = f" One of: {', '.join(option.choices)}." if option.choices else ""
     stated = f" [default: {shown}]" if shown else ""

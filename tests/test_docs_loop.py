@@ -64,4 +64,4 @@ def test_the_yaml_file_is_a_configuration(file: Path) -> None:
 
 def test_the_page_names_every_objective_without_a_reference() -> None:
     free = [f"`{row.name}`" for row in OBJECTIVES.values() if not row.needs_reference and not row.stage]
-    assert f"- {', '.join(free[:-1])} and {free[-1]} have no reference" in PAGE
+    assert f"- {', '.join(free[:-1])} and {free[-1]} use no reference" in PAGE

@@ -88,6 +88,10 @@ def test_a_baseline_under_dropout_is_refused_and_one_in_eval_mode_has_no_noise(n
     assert realised(probe) == [0.0] * 6 and model.training
 
 
+DRAW_ANYWAY = ("opt", "biogpt")
+"""Families that older versions of transformers have draw a number for every layer in train mode, used or not."""
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, *sorted(DROPOUT_ON.keys() - FAMILIES.keys())])
 @pytest.mark.parametrize("mode", ["dropout off", "eval mode"])
 def test_without_dropout_the_recorded_forward_is_the_baseline(family: str, mode: str) -> None:
@@ -95,8 +99,8 @@ def test_without_dropout_the_recorded_forward_is_the_baseline(family: str, mode:
     model, batch = make_model(family, **on), make_batch()
     probe = Probe(model.train(mode == "dropout off"), certify=False)
     step(probe, model, batch)
-    assert not probe.draws_random_numbers
-    probe.after_update(batch)
+    assert not probe.draws_random_numbers or (family in DRAW_ANYWAY and mode == "dropout off")
+    probe.after_update(batch, probe.evaluate(batch) if probe.draws_random_numbers else None)
     assert realised(probe) == pytest.approx([0.0] * 6, abs=1e-12)
 
 

@@ -133,7 +133,7 @@ def test_methods_stand_side_by_side_with_one_dot_per_run():
 
 
 def test_runs_without_two_probes_are_named():
-    assert "needs probe responses (mass dynamics) at two steps: a, b" in texts(
+    assert "needs probe responses (--mass-every) at two steps: a, b" in texts(
         compare_deltas({"a": trace(), "b": trace(mass_table(steps=(3,)))})
     ).replace("\n", " ")
 

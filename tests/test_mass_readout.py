@@ -182,7 +182,7 @@ def mixing():
     return Mixing(FAMILIES["gpt2"]()).double()
 
 
-@pytest.mark.parametrize(("model", "why"), [(Bare, "no base model"), (mixing, "other logits")])
+@pytest.mark.parametrize(("model", "why"), [(Bare, "no base model"), (mixing, "different logits")])
 def test_a_model_that_cannot_be_split_is_read_row_by_row_and_says_so(model, why):
     ids, mask, wanted = rows()
     model = model()
@@ -243,7 +243,7 @@ def test_models_that_cannot_be_measured_are_refused():
     )
     with pytest.raises(UnsupportedUse, match="encoder-decoder"):
         Readout(encoder)
-    with pytest.raises(UnsupportedUse, match="names no vocabulary"):
+    with pytest.raises(UnsupportedUse, match="how large its vocabulary is"):
         Readout(nn.Linear(2, 2))
     with pytest.raises(BadInput, match="at least 1"):
         Readout(built("gpt2"), chunk=0)

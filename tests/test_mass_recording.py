@@ -150,9 +150,9 @@ def test_a_plain_preference_file_gets_unrelated_and_shuffled_kinds(tmp_path: Pat
     assert set(trace.mass["kind"]) == {"chosen", "rejected", *made}
     said = trace.manifest["mass"]
     assert said["built_kinds"] == made and said["delta_others"] is not None and said["index"] is not None
-    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kinds that the probe set")]
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kinds missing from the probe set")]
     assert len(shown) == 1 and "chosen_initial" in shown[0] and "irr_hum" in shown[0]
-    assert shown[0].endswith("; irr_train, random_permute, random_nonhum are made of its chosen responses")
+    assert shown[0].endswith("; irr_train, random_permute, random_nonhum are made from its chosen responses")
     again = read_probe_set(trace.path / PROBE_FILE)
     texts = [row["chosen"] for row in rows[:4]]
     for prompt in again.prompts:
@@ -215,7 +215,7 @@ def test_a_run_ended_while_it_generated_answers_says_what_to_write(tmp_path: Pat
         patch.setattr("dyn_probe.train.mass_rows.with_initial", killed)
         with pytest.raises(KeyboardInterrupt):
             loop.record(tiny(tmp_path / "run", **options), progress=False)
-    with pytest.raises(BadInput, match=r"probe_set.jsonl in .*nothing can be resumed: record it again with --force"):
+    with pytest.raises(BadInput, match=r"probe_set.jsonl in .*cannot be"):
         loop.record(tiny(tmp_path / "run", **options, resume=True), progress=False)
     loop.record(tiny(tmp_path / "run", **options, force=True), progress=False)
     assert "chosen_initial" in set(load_trace(tmp_path / "run").mass["kind"])

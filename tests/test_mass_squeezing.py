@@ -108,9 +108,9 @@ def test_a_diverged_run_gives_nan_not_a_smaller_average():
 
 
 def test_tables_without_a_first_and_a_last_are_refused():
-    with pytest.raises(BadInput, match="two steps or more; got 1"):
+    with pytest.raises(BadInput, match="at least two steps; got 1"):
         run_figures(table().query("step == 0"))
-    with pytest.raises(BadInput, match="two steps or more; got 0"):
+    with pytest.raises(BadInput, match="at least two steps; got 0"):
         run_figures(table().iloc[:0])
     mass = table()
     with pytest.raises(BadInput, match="none is"):

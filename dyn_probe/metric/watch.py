@@ -168,7 +168,11 @@ class StepWatch:
             return
         read = reader.factor()
         factor = None if read.value is None else read.value / self.averaged
-        self.facts = StepFacts(factor=factor, reason=read.reason)
+        if factor is None and not any(bool(w.coefficients.any()) for w in self._waiting):
+            factor = 1.0 / self.averaged  # rows that the loss does not pull: whatever multiplies them
+        self.facts = StepFacts(factor=factor, reason="" if factor is not None else read.reason)
+        if factor is None and self.split is not None:
+            self.split, self.facts = None, replace(self.facts, reason=f"split momentum ended: {read.reason}")
         moves = self._moves(reader, factor)
         if not self._pushes:
             for _ in moves:  # the split momentum follows every step
@@ -203,10 +207,7 @@ class StepWatch:
             self.facts = replace(self.facts, **seen.facts())
 
     def _follow(self, move: Moved, factor: float | None) -> None:
-        if self.split is None:
-            return
-        if factor is None:
-            self.split, self.facts = None, replace(self.facts, reason=f"split momentum ended: {self.facts.reason}")
+        if self.split is None or factor is None:
             return
         batches = [(w.held, w.coefficients) for w in self._waiting]
         sides = side_gradients(batches, move.name, move.before, factor)

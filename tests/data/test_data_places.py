@@ -73,7 +73,7 @@ def test_names_that_are_there_pass(folder: Path) -> None:
         assert check_model(name) is False
     for name in ("train.jsonl", "sentiment:long-suffix", "sentiment:long-suffix@train.jsonl", "models:test", "models"):
         check_data(name)
-    assert data_place("models:test[:3]") == names.Place("folder", "models", "test[:3]")
+    assert data_place("models:test[:3]") == names.Source("folder", "models", "test[:3]")
 
 
 def test_a_hub_id_in_the_cache_passes_without_the_network(
@@ -83,7 +83,7 @@ def test_a_hub_id_in_the_cache_passes_without_the_network(
     for kind in ("models", "datasets"):
         (tmp_path / "hub" / f"{kind}--owner--name" / "snapshots" / "abc").mkdir(parents=True)
     assert check_model("owner/name") is True
-    assert data_place("owner/name:test") == names.Place("hub", "owner/name", "test")
+    assert data_place("owner/name:test") == names.Source("hub", "owner/name", "test")
     refusal(check_model, "owner/another")
 
 
