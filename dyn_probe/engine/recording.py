@@ -271,7 +271,7 @@ class Recording:
         found = self._found
         if self._apart is not None:
             apart = self._apart.finish()
-            keep = self._bad.new_ones(()) if self.full else self._bad[:, None]
+            keep = self._bad.any() if self.full else self._bad[:, None]
             found = {name: torch.where(keep, apart[name], value) for name, value in found.items()}
         stacked = torch.stack(list(found.values())).cpu()
         return Products(dict(zip(found, stacked, strict=True)), self._coefficients.cpu(), self._bad.cpu(), self.full)
