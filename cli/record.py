@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from dyn_probe_cli.next_step import say_next
 
-from dyn_probe.train.config import OPTIONS, RunConfig
-from dyn_probe.train.option_values import RunOption
+from dyn_probe.train.options.config import OPTIONS, RunConfig
+from dyn_probe.train.options.option_values import RunOption
 
 
 def record(config: Path | None = None, **given: Any) -> None:
@@ -20,7 +20,7 @@ def record(config: Path | None = None, **given: Any) -> None:
 
     check_names(given.get("data"), given.get("model"))  # before torch is loaded
 
-    from dyn_probe.train.config_file import make_config
+    from dyn_probe.train.options.config_file import make_config
 
     made = make_config(config, {name: value for name, value in given.items() if value not in (None, [])})
     check_names(*(None if given.get(name) else getattr(made, name) for name in ("data", "model")))

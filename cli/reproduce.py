@@ -11,7 +11,7 @@ import typer
 from dyn_probe_cli.next_step import say_next
 
 from dyn_probe.errors import BadInput, unknown
-from dyn_probe.train.presets import PRESETS, USUAL, preset_named
+from dyn_probe.studies.presets import PRESETS, USUAL, preset_named
 
 OPTIONS = {"sentiment": ("statements",), "squeezing": ("probe_file", "preset")}
 """Study → the options that only it has."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dyn_probe.trace.reader import Trace, load_trace
-from dyn_probe.train.config import RunConfig
 from dyn_probe.train.loop import record
+from dyn_probe.train.options.config import RunConfig
 
 SMALL: dict[str, Any] = {
     "max_pairs": 60, "pretrain_steps": 0, "sft_steps": 2, "steps": 4, "batch_size": 4, "gram_every": 2, "device": "cpu",

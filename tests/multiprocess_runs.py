@@ -14,8 +14,8 @@ from torch import nn
 
 from dyn_probe import PairBatch, Probe, sequence_logps
 from dyn_probe.train import loop
-from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display
+from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.parallel import Processes, shard, start_processes, wait_for_all
 
 

@@ -19,7 +19,7 @@ from loop_runs import run
 
 from dyn_probe.objectives import OBJECTIVES, SHAPINGS, describe
 from dyn_probe.trace.reader import load_trace
-from dyn_probe.train.config import OPTIONS
+from dyn_probe.train.options.config import OPTIONS
 
 QUICK = [
     "--max-pairs",

@@ -12,9 +12,9 @@ import pytest
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives.options import LIKELIHOOD
 from dyn_probe.trace.writer import TraceWriter
-from dyn_probe.train.config import OPTIONS, RunConfig
-from dyn_probe.train.config_file import make_config
 from dyn_probe.train.objective import Method
+from dyn_probe.train.options.config import OPTIONS, RunConfig
+from dyn_probe.train.options.config_file import make_config
 
 
 def refusal(file: Path | None = None, **given: Any) -> str:

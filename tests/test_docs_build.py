@@ -83,7 +83,7 @@ PREAMBLE = {
     "docs/token-heatmaps.md": "",
     "docs/mass-dynamics.md": """
 from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
-from dyn_probe.train.config import RunConfig
+from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.loop import record
 model, tokenizer = built_in_model(), built_in_tokenizer()
 small = dict(max_pairs=12, batch_size=2, steps=2, pretrain_steps=0, sft_steps=0, mass_every=1)

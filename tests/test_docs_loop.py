@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from dyn_probe.objectives import OBJECTIVES
 from dyn_probe.train import grid, loop
-from dyn_probe.train.config import RunConfig
-from dyn_probe.train.config_file import make_config
 from dyn_probe.train.objective import Method
+from dyn_probe.train.options.config import RunConfig
+from dyn_probe.train.options.config_file import make_config
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "loop.md").read_text(encoding="utf-8")
 SHOWN = [

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from dyn_probe import load_trace
 from dyn_probe.errors import BadInput
-from dyn_probe.train.config import RunConfig
 from dyn_probe.train.grid import (
     METHODS,
     Outcome,
@@ -28,6 +27,7 @@ from dyn_probe.train.grid import (
     train_grid,
 )
 from dyn_probe.train.loop import record
+from dyn_probe.train.options.config import RunConfig
 
 SMALL: dict[str, Any] = TINY | {"max_pairs": 30, "eval_fraction": 0.2, "pretrain_steps": 3, "sft_steps": 2}
 

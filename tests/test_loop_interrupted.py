@@ -13,9 +13,9 @@ from loop_runs import SMALL, run, small
 from dyn_probe.errors import BadInput, Diverged, TraceError
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train import loop
-from dyn_probe.train.config import RunConfig
-from dyn_probe.train.config_file import make_config
 from dyn_probe.train.memory import savings
+from dyn_probe.train.options.config import RunConfig
+from dyn_probe.train.options.config_file import make_config
 
 LONG = {"steps": 6, "checkpoint_every": 2, "eval_every": 2}
 

@@ -19,13 +19,13 @@ from dyn_probe import load_trace
 from dyn_probe.errors import BadInput
 from dyn_probe.report.build import build_report
 from dyn_probe.train import loop
-from dyn_probe.train.config_file import make_config
+from dyn_probe.train.options.config_file import make_config
 
 LONG: dict[str, Any] = {"steps": 6, "checkpoint_every": 2, "max_pairs": 24}
 KILLED_AT = """
 import json, os, signal, sys
 from dyn_probe.train import loop
-from dyn_probe.train.config import RunConfig
+from dyn_probe.train.options.config import RunConfig
 options, real = json.loads(sys.argv[1]), loop.train_step
 
 def train_step(run, step):

@@ -12,8 +12,8 @@ from loop_runs import run, small
 
 from dyn_probe.errors import DynProbeError
 from dyn_probe.trace.reader import load_trace
-from dyn_probe.train.config import RunConfig
 from dyn_probe.train.loop import record
+from dyn_probe.train.options.config import RunConfig
 
 
 def test_a_run_records_every_pair_of_every_step_with_its_text(tmp_path: Path) -> None:

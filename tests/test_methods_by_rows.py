@@ -27,7 +27,7 @@ ALLOWED: tuple[tuple[str, frozenset[str], str], ...] = (
     ("dyn_probe/studies/*", EVERY, "a study trains what its paper trained"),
     ("dyn_probe/studies/published.py", EVERY, "the published table"),
     ("dyn_probe/attach/*", EVERY, "the table of a trainer's losses"),
-    ("dyn_probe/train/config.py", frozenset({"dpo", "sft", "extended_sft"}), "defaults and choices of options"),
+    ("dyn_probe/train/options/config.py", frozenset({"dpo", "sft", "extended_sft"}), "defaults and choices of options"),
     ("dyn_probe/train/grid.py", EVERY, "METHODS: what is compared where nothing is named"),
     ("dyn_probe/report/verdicts/*", frozenset({"sft"}), "a key of the remedies' advice"),
 )
@@ -97,7 +97,7 @@ def test_no_code_outside_their_room_knows_a_method_by_its_name() -> None:
         ("dyn_probe/train/objective.py", 'LIVE = ("kto", "rdpo")'),
         ("dyn_probe/report/data.py", 'match name:\n    case "simpo":\n        pass'),
         ("dyn_probe/report/verdicts/cases.py", 'ok = name in {"dpo:beta=0.1"}'),
-        ("dyn_probe/train/config.py", 'kind = "simpo"'),
+        ("dyn_probe/train/options/config.py", 'kind = "simpo"'),
         ("dyn_probe/train/grid.py", 'METHODS = ("dpo",)\nREMEDY = "pairwise-normalised"'),
         ("cli/record.py", 'name.startswith("dpo+gate-seq")'),
     ],
@@ -111,7 +111,7 @@ def test_a_name_elsewhere_is_found(file: str, source: str) -> None:
     [
         ("dyn_probe/objectives/losses.py", 'row = "kto"'),
         ("dyn_probe/studies/squeezing_runs.py", 'objective = "dpo"'),
-        ("dyn_probe/train/config.py", 'objective = "dpo"'),
+        ("dyn_probe/train/options/config.py", 'objective = "dpo"'),
         ("dyn_probe/train/grid.py", 'METHODS = ("dpo+gate-seq", "kto")'),
         ("dyn_probe/report/data.py", '"""A docstring about kto and dpo."""\nx = "a gate"'),
     ],

@@ -31,7 +31,7 @@ from dyn_probe.objectives.describe import KINDS
 from dyn_probe.objectives.options import LIKELIHOOD, OPTIONS
 from dyn_probe.objectives.pair_terms import MEANINGS
 from dyn_probe.trace.schema import PAIRS
-from dyn_probe.train.config import OPTIONS as CONFIG
+from dyn_probe.train.options.config import OPTIONS as CONFIG
 
 
 def simple(**more: Any) -> Terms:

@@ -15,7 +15,7 @@ from token_samples import heat_of, table_rows
 from typer.testing import CliRunner
 
 from dyn_probe import BadInput, load_trace
-from dyn_probe.data.styles import STYLES
+from dyn_probe.data.generated.styles import STYLES
 from dyn_probe.studies.claims import Estimate, verdict
 from dyn_probe.studies.sentiment_page import (
     FIGURES,

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import run_figures
+from dyn_probe.studies.presets import PRESETS, preset_named
 from dyn_probe.studies.published import COLUMNS, PUBLISHED
 from dyn_probe.studies.squeezing_figures import FIGURES, PRINTED
 from dyn_probe.studies.squeezing_page import (
@@ -41,7 +42,6 @@ from dyn_probe.studies.squeezing_runs import (
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.display import Display
 from dyn_probe.train.objective import Method
-from dyn_probe.train.presets import PRESETS, preset_named
 
 SMALL = replace(
     PRESETS["tiny"], pairs=8, probes=4, vocabulary=300, width=16, layers=1, heads=2, reading_steps=2, epochs=2,

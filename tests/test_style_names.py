@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from dyn_probe.errors import BadInput, DynProbeError, did_you_mean, nearest, unknown
 from dyn_probe.objectives import OBJECTIVES, SHAPINGS, parse_objective, parse_shaping
-from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.objective import STAGES, Method
+from dyn_probe.train.options.config import OPTIONS, RunConfig
 
 
 def slips(name: str) -> set[str]:

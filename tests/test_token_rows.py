@@ -11,7 +11,7 @@ from dyn_probe.data.built_in import built_in_tokenizer
 from dyn_probe.data.collating import collate
 from dyn_probe.token_analysis import recorded_heats
 from dyn_probe.train import loop
-from dyn_probe.train.config import RunConfig
+from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.setup import prepare
 from dyn_probe.train.token_rows import followed_pairs, follows, token_strings
 

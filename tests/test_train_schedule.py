@@ -10,7 +10,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from dyn_probe.train.config import RunConfig
+from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.rate_schedule import learning_rate
 
 PEAK = 3e-4

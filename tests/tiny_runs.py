@@ -13,7 +13,7 @@ import torch
 from dyn_probe import load_trace
 from dyn_probe.objectives import OBJECTIVES, SHAPINGS, STAGES, composes_with, pulls
 from dyn_probe.train import loop
-from dyn_probe.train.config import RunConfig
+from dyn_probe.train.options.config import RunConfig
 
 TRAINED = tuple(name for name in OBJECTIVES if name not in STAGES)
 COMPOSED = [(name, shaping) for name in TRAINED for shaping in SHAPINGS if name in composes_with(shaping)]

@@ -11,7 +11,7 @@ from torch import nn
 from dyn_probe.data.built_in import POSITIONS, built_in_model, built_in_tokenizer
 from dyn_probe.data.names import BUILT_IN, check_model
 from dyn_probe.errors import BadInput, unknown
-from dyn_probe.pairs import check_vocabulary
+from dyn_probe.vocabulary import check_vocabulary
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,

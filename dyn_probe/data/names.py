@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dyn_probe.data.files import READERS, ending
-from dyn_probe.data.styles import STYLES
+from dyn_probe.data.generated.styles import STYLES
 from dyn_probe.errors import BadInput, did_you_mean, unknown
 
 BUILT_IN = "built-in"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from dyn_probe.data.columns import check_prose, unread_columns, watched
+from dyn_probe.data.generated.sentiment import sentiment_pairs
 from dyn_probe.data.records import BadRow, PreferencePair, Skipped, SourceRow, listed
 from dyn_probe.data.row_pairs import check_usable, pair_from_row
-from dyn_probe.data.sentiment import sentiment_pairs
 from dyn_probe.data.shapes import Shape, recognise
 from dyn_probe.data.sources import read_source
 from dyn_probe.data.splitting import prompt_taken_off

@@ -14,7 +14,7 @@ from dyn_probe.errors import BadInput, UnsupportedUse
 from dyn_probe.mass.observed_model import observing, position_limit, unwrapped
 from dyn_probe.mass.probe_tokens import token_ids
 from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
-from dyn_probe.pairs import check_vocabulary
+from dyn_probe.vocabulary import check_vocabulary
 
 KIND = "chosen_initial"
 

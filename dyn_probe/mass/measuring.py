@@ -15,7 +15,7 @@ from dyn_probe.mass.observed_model import observing, position_limit
 from dyn_probe.mass.probe_tokens import TokenProbes, TokenResponse, encode_probes
 from dyn_probe.mass.probes import ProbeSet
 from dyn_probe.mass.readout import Readout
-from dyn_probe.pairs import check_vocabulary
+from dyn_probe.vocabulary import check_vocabulary
 
 
 def measure(

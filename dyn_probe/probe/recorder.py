@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
-from dyn_probe.engine.module_copy import eval_mode
 from dyn_probe.engine.recording import Products, Recording, distributed
-from dyn_probe.engine.uses import Claims, is_split, trained_parameters
+from dyn_probe.engine.uses import Claims, trained_parameters
 from dyn_probe.errors import BadInput
-from dyn_probe.pairs import PairBatch, sequence_logps, trimmed
+from dyn_probe.pairs import PairBatch
+from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
 from dyn_probe.probe.row_store import Row, RowStore
 from dyn_probe.probe.run_rows import RunRows
@@ -97,8 +97,8 @@ class Probe:
         self._claims: Claims = {}
         self._recording: Recording | None = None
         self._given: Given | None = None
-        self._armed = self._random = False
-        self._arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._armed = False
+        self._evaluation = Evaluation(model, self._rows)
         self._in_parts = micro_batches > 1 or distributed()
         self._following = Following(
             model, optimizer, self._rows, self.schedule,
@@ -176,23 +176,28 @@ class Probe:
                 yield self
                 if self._given is None:
                     raise BadInput("probe.step was left without a call of probe.pairs(logps, …) in it")
-                products = recording.result()
-                self._certify(recording, products)
-                self._random |= recording.capture.random
-                device = recording.capture.anchor.device.type
-                self._arithmetic = partial(computing_in, recording.capture.around, device)
-                record = None
-                if self._armed:
-                    rate, whole = self._rate(learning_rate), not self._in_parts
-                    record = BatchRecord.of(step, self.rank, pair_ids, self._given, products, rate, whole)
-                    self._rows.add(record, products, recording.capture.uses if self.layers else None)
-                    alone = unused and not (self.separate or distributed()) and len(self._rows.batches) == 1
-                    if products.gram is not None and alone:
-                        error = law_one(self.model, products.gram, products.coefficients)
-                        self._rows.step(step)["law1_error"] = error
-                self._following.expect(step, record, recording, products)
+                self._take(step, pair_ids, learning_rate, recording, unused)
         finally:
             self._recording = self._given = None
+
+    def _take(
+        self, step: int, ids: Sequence[str] | None, rate: float | None, recording: Recording, unused: bool
+    ) -> None:
+        """What one batch gave; ``unused`` where no parameter had a gradient before it."""
+        assert self._given is not None
+        products, record = recording.result(), None
+        self._certify(recording, products)
+        self._evaluation.random |= recording.capture.random
+        device = recording.capture.anchor.device.type
+        self._evaluation.arithmetic = partial(computing_in, recording.capture.around, device)
+        if self._armed:
+            whole = not self._in_parts
+            record = BatchRecord.of(step, self.rank, ids, self._given, products, self._rate(rate), whole)
+            self._rows.add(record, products, recording.capture.uses if self.layers else None)
+            alone = unused and not (self.separate or distributed()) and len(self._rows.batches) == 1
+            if products.gram is not None and alone:
+                self._rows.step(step)["law1_error"] = law_one(self.model, products.gram, products.coefficients)
+        self._following.expect(step, record, recording, products)
 
     def pairs(
         self,
@@ -273,11 +278,9 @@ class Probe:
         """Add columns of the ``steps`` table to a step (loss, grad_norm, grad_norm_clipped, …), recorded or not."""
         self._rows.step(step).update(fields)
 
-    @torch.no_grad()
     def evaluate(self, batch: PairBatch) -> Tensor:
         """``[2B]`` log-probabilities in eval mode, without gradients; modes and random state are left as they were."""
-        with eval_mode(self.model):
-            return sequence_logps(self.model, batch)
+        return self._evaluation.evaluate(batch)
 
     @property
     def noise_floor(self) -> float | None:
@@ -295,13 +298,7 @@ class Probe:
 
         Costs a forward for each pair and one more; does nothing where parameters are split over processes.
         """
-        if is_split(self.model):
-            return
-        with self._arithmetic():
-            together = self.evaluate(batch).unflatten(0, (2, -1))
-            alone = [self.evaluate(trimmed(batch.select([pair]))) for pair in range(batch.pairs)]
-        floor = (together - torch.stack(alone, 1)).abs().max()
-        self.noise_floor = self._rows.step(step)["noise_floor"] = float(floor)
+        self._evaluation.measure_noise(step, batch)
 
     def after_update(self, batch: PairBatch | None = None, before: Tensor | None = None) -> None:
         """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.
@@ -315,24 +312,15 @@ class Probe:
             BadInput: the training forward drew random numbers, and ``before`` is missing.
         """
         self._following.end()
-        if batch is None or not self._armed or not self._rows.unrealised(batch.ids):
-            return
-        if before is None and self._random:
-            raise BadInput(
-                "after_update cannot compare with the training forward's log-probabilities: it drew random numbers "
-                "(dropout); call before = probe.evaluate(batch) before optimizer.step(), then "
-                "probe.after_update(batch, before)"
-            )
-        with self._arithmetic() if before is None else nullcontext():
-            after = numbers(self.evaluate(batch))
-        self._rows.realise(batch.ids, after, None if before is None else numbers(before))
+        if batch is not None and self._armed:
+            self._evaluation.realise(batch, before)
 
     @property
     def draws_random_numbers(self) -> bool:
         """Whether a recorded forward of the step in progress drew random numbers (dropout). Its log-probabilities are
         then those of one random model among many, and no baseline for the realised change: take ``before =
         probe.evaluate(batch)`` before ``optimizer.step()``."""
-        return self._random
+        return self._evaluation.random
 
     @property
     def fresh(self) -> list[Row]:
@@ -348,7 +336,7 @@ class Probe:
         """Hand the rows of the steps done so far to the writer."""
         self._following.drop()
         self._rows.flush()
-        self._random = False
+        self._evaluation.random = False
 
     def _certify(self, recording: Recording, products: Products) -> None:
         found = self._check.judge(recording, products)

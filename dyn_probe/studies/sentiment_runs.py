@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dyn_probe.data.sentiment import read_statements
-from dyn_probe.data.styles import STYLES
+from dyn_probe.data.generated.sentiment import read_statements
+from dyn_probe.data.generated.styles import STYLES
 from dyn_probe.errors import BadInput
-from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display
 from dyn_probe.train.loop import record
+from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.setup import prepare
 from dyn_probe.train.warmup import reading_pairs, supervised_stage
 

@@ -18,23 +18,23 @@ from typing import Any
 
 import torch
 
-from dyn_probe.data.answers import varied_answer
 from dyn_probe.data.built_in import fast_tokenizer, learnt_tokenizer, small_model
+from dyn_probe.data.generated.answers import varied_answer
+from dyn_probe.data.generated.statements import SENTIMENTS, generate_statements
+from dyn_probe.data.generated.styles import sentiment_prompt
 from dyn_probe.data.models import pick_device
-from dyn_probe.data.statements import SENTIMENTS, generate_statements
-from dyn_probe.data.styles import sentiment_prompt
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.building import build_probe_set, with_unrelated
 from dyn_probe.mass.probe_file import read_probe_set
 from dyn_probe.mass.probe_kinds import GROUPS, kinds_of
 from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
+from dyn_probe.studies.presets import Preset
 from dyn_probe.studies.published import PUBLISHED, Published
 from dyn_probe.studies.sentiment_runs import quiet
-from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display
 from dyn_probe.train.loop import record
 from dyn_probe.train.mass_rows import said
-from dyn_probe.train.presets import Preset
+from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.rate_schedule import set_rate
 from dyn_probe.train.setup import prepare
 from dyn_probe.train.warmup import supervised_stage

@@ -13,10 +13,10 @@ from typing import Any
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import parse_shaping
 from dyn_probe.trace.reader import Trace, load_trace
-from dyn_probe.train.config import OPTIONS, RunConfig
-from dyn_probe.train.config_file import make_config, read_yaml
 from dyn_probe.train.loop import record
 from dyn_probe.train.objective import Method
+from dyn_probe.train.options.config import OPTIONS, RunConfig
+from dyn_probe.train.options.config_file import make_config, read_yaml
 from dyn_probe.train.run import WarmStart
 
 METHODS = (

@@ -20,13 +20,13 @@ from dyn_probe.pairs import PairBatch
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint, remove_checkpoints
-from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display, live_numbers
 from dyn_probe.train.final_rows import record_final
 from dyn_probe.train.held_out import evaluate
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
 from dyn_probe.train.objective import forward, losses_of, remember, reweighted, terms_of
+from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.parallel import Processes, averaging, start_processes, wait_for_all
 from dyn_probe.train.rate_schedule import learning_rate, set_rate
 from dyn_probe.train.run import Run, WarmStart

@@ -17,9 +17,9 @@ from dyn_probe.mass.probe_tokens import TokenProbes
 from dyn_probe.mass.probes import ABSENT, ProbeSet, SkippedResponse
 from dyn_probe.mass.squeezing import gating, run_figures
 from dyn_probe.trace.reader import load_trace
-from dyn_probe.train.config import OPTIONS, RunConfig
 from dyn_probe.train.display import Display
 from dyn_probe.train.mass_places import FIRST_FILE, distribution_rows, save_first
+from dyn_probe.train.options.config import OPTIONS, RunConfig
 
 if TYPE_CHECKING:
     from dyn_probe.train.parallel import Processes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dyn_probe.train.config import RunConfig
+from dyn_probe.train.options.config import RunConfig
 
 SIGNS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 """Phrases in the messages of allocators and libraries; only some of these errors are ``torch.OutOfMemoryError``."""

@@ -30,7 +30,7 @@ from dyn_probe.objectives.options import parse
 from dyn_probe.objectives.pair_terms import TERMS
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.train.batch_terms import Batch, provide
-from dyn_probe.train.config import RunConfig
+from dyn_probe.train.options.config import RunConfig
 
 if TYPE_CHECKING:
     from dyn_probe.train.run import Run

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from dyn_probe.train.config import RunConfig
+from dyn_probe.train.options.config import RunConfig
 
 
 def make_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:

@@ -12,8 +12,8 @@ from dyn_probe.mass.probe_tokens import TokenProbes
 from dyn_probe.objectives.table import Memory
 from dyn_probe.probe import Probe
 from dyn_probe.trace.writer import TraceWriter
-from dyn_probe.train.config import RunConfig
 from dyn_probe.train.display import Display
+from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.reference_model import Reference
 from dyn_probe.train.setup import Setup
 

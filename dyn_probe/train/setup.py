@@ -24,10 +24,10 @@ from dyn_probe.errors import BadInput, TraceError
 from dyn_probe.mass.probes import ProbeSet
 from dyn_probe.objectives.pair_terms import TERMS
 from dyn_probe.train.batch_terms import with_data
-from dyn_probe.train.config import OPTIONS, RunConfig
-from dyn_probe.train.config_file import resumed
 from dyn_probe.train.mass_rows import choose_probes
 from dyn_probe.train.objective import Method
+from dyn_probe.train.options.config import OPTIONS, RunConfig
+from dyn_probe.train.options.config_file import resumed
 from dyn_probe.train.parallel import ALONE, Processes
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.data.answers import corpus
 from dyn_probe.data.collating import collate
 from dyn_probe.data.encoding import EncodedPair, encode_pairs
+from dyn_probe.data.generated.answers import corpus
 from dyn_probe.data.records import PreferencePair
 from dyn_probe.errors import Diverged
 from dyn_probe.objectives import OBJECTIVES, Terms, pair_loss

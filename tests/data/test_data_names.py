@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dyn_probe.data.generated.statements import generate_statements
 from dyn_probe.data.names import GENERATED
 from dyn_probe.data.reading import load_pairs
 from dyn_probe.data.records import PreferencePair
-from dyn_probe.data.statements import generate_statements
 from dyn_probe.errors import BadInput
 
 ROWS = [

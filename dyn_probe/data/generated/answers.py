@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 
-from dyn_probe.data.statements import generate_statements
-from dyn_probe.data.styles import sentiment_prompt
+from dyn_probe.data.generated.statements import generate_statements
+from dyn_probe.data.generated.styles import sentiment_prompt
 
 FORMS = (
     "{Label}",

@@ -10,8 +10,8 @@ from typing import Any
 from dyn_probe.errors import BadInput, TraceError, unknown
 from dyn_probe.objectives.options import parse
 from dyn_probe.trace.manifest import read_manifest, typed
-from dyn_probe.train.config import OPTIONS, RunConfig
-from dyn_probe.train.option_values import read_value
+from dyn_probe.train.options.config import OPTIONS, RunConfig
+from dyn_probe.train.options.option_values import read_value
 
 MAY_CHANGE = ("out", "checkpoint_every", "device", "strict", "resume")
 """Fields that may differ in a resumed run."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dyn_probe.errors import BadInput
-from dyn_probe.train.option_values import RunOption, read_value
+from dyn_probe.train.options.option_values import RunOption, read_value
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from dyn_probe.data.generated.statements import SENTIMENTS, Statement, generate_statements
+from dyn_probe.data.generated.styles import STYLES, sentiment_prompt, sentiment_response
 from dyn_probe.data.records import BadRow, PreferencePair, Skipped, listed, shown
 from dyn_probe.data.shapes import listing
 from dyn_probe.data.sources import read_source
-from dyn_probe.data.statements import SENTIMENTS, Statement, generate_statements
-from dyn_probe.data.styles import STYLES, sentiment_prompt, sentiment_response
 from dyn_probe.errors import BadInput, half_character, unknown
 
 DEFAULT_COUNT = 2048

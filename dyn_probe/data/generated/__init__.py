@@ -1,0 +1,1 @@
+"""Pairs that are generated from statements, and the built-in model's answers."""
