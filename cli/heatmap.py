@@ -10,7 +10,6 @@ import typer
 from dyn_probe_cli.next_step import say_next
 
 from dyn_probe.errors import BadInput
-from dyn_probe.trace.failures import naming
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,6 +65,8 @@ def heatmap(
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", heats[0].pair_id)[:100]  # as recorded: it must not lead out of the folder
     place = out or folder / f"heatmap-{name}{'' if step is None else f'-step-{step}'}.png"
     _check_file(place, force)
+    from dyn_probe.trace.failures import naming
+
     with naming(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(place, dpi=150)

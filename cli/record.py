@@ -25,6 +25,11 @@ def record(config: Path | None = None, **given: Any) -> None:
     made = make_config(config, {name: value for name, value in given.items() if value not in (None, [])})
     check_names(*(None if given.get(name) else getattr(made, name) for name in ("data", "model")))
 
+    from dyn_probe.objectives import objective, parse_objective, parse_shapings
+
+    name, hyper = parse_objective(made.objective)  # before torch is loaded
+    parse_shapings(made.shaping, objective(name), hyper)
+
     from dyn_probe.train.loop import record as train
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -37,20 +38,30 @@ def unread_columns(rows: Sequence[SourceRow], shape: Shape) -> list[str]:
 def watched(unread: Sequence[str], named: str = "") -> list[str]:
     """Those of the unread columns that may hold a part of the conversation and are not to be ignored."""
     _, ignored = parse_columns(named)
-    return [name for name in unread if (name in CARRYING or name in MEDIA) and name not in ignored]
+    return [name for name in unread if (_part(name) or _is_media(name)) and name not in ignored]
 
 
-def check_unread(values: Mapping[str, Any], pair: PreferencePair, names: Sequence[str]) -> None:
+def _part(name: str) -> str:
+    """The part of a conversation that a column of this name holds, in whatever case it is written; "" for none."""
+    return CARRYING.get(name.lower(), "")
+
+
+def _is_media(name: str) -> bool:
+    return name.lower() in MEDIA
+
+
+def check_unread(values: Mapping[str, Any], pair: PreferencePair, names: Sequence[str], shape: Shape) -> None:
     """Refuse a row whose unread columns hold something that is nowhere in its pair.
 
     Args:
         names: the columns to look at (``watched``).
+        shape: what is read.
 
     Raises:
         BadRow: names the columns, and how to read them or to leave them aside.
     """
     there = [name for name in names if filled(values.get(name))]
-    media = [name for name in there if name in MEDIA]
+    media = [name for name in there if _is_media(name)]
     if media:
         what = " and ".join(media)
         raise BadRow(
@@ -60,25 +71,37 @@ def check_unread(values: Mapping[str, Any], pair: PreferencePair, names: Sequenc
         )
     lost = [name for name in there if not _within(values[name], pair)] if there else []
     if lost:
-        raise BadRow(*_lost(lost, values), of_file=True)
+        raise BadRow(*_lost(lost, values, shape), of_file=True)
 
 
-def _lost(lost: Sequence[str], values: Mapping[str, Any]) -> tuple[str, str]:
+def _lost(lost: Sequence[str], values: Mapping[str, Any], shape: Shape) -> tuple[str, str]:
     """Reason and detail of columns that would be ignored."""
     several = len(lost) > 1
     it = "them" if several else "it"
-    ways = ",".join(f"{CARRYING[name]}={name}" for name in lost)
+    ways = ",".join(_ways(lost, values, shape))
     return f"column{'s' if several else ''} {' and '.join(lost)} would not be read", (
         f"{lost[0]} holds {shown(values[lost[0]], 40)}, which is nowhere else in the row; write "
         f"--columns {ways} to read {it}, or --columns ignore={'+'.join(lost)} to ignore {it}"
     )
 
 
+def _ways(lost: Sequence[str], values: Mapping[str, Any], shape: Shape) -> list[str]:
+    """What ``--columns`` takes to read them: texts behind what the shape reads as the user's turn already."""
+    texts = [name for name in lost if _part(name) == "prompt" and isinstance(values[name], str)]
+    others = [f"{_part(name)}={name}" for name in lost if name not in texts]
+    read = [name for name in (shape.user or shape.prompt or "").split("+") if name]
+    part = "user" if shape.user else "prompt"
+    return [*([f"{part}={'+'.join([*read, *texts])}"] if texts else []), *others]
+
+
 def _within(value: Any, pair: PreferencePair) -> bool:
-    """Whether every text in a value occurs in the pair; who speaks is no text."""
-    said = (pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.template_options)
-    whole = " ".join(" ".join(strings(said)).split())
-    return all(" ".join(text.split()) in whole for text in strings(value, leave=("role", "from", "type")))
+    """Whether every text in a value is in the pair: within its prompt, or the whole of another text."""
+    prompt = " ".join(" ".join(strings(pair.prompt)).split())
+    whole = {
+        " ".join(text.split()) for text in strings((pair.chosen, pair.rejected, pair.tools, pair.template_options))
+    }
+    texts = [" ".join(text.split()) for text in strings(value, leave=("role", "from", "type"))]
+    return all(text in whole or re.search(rf"(?<!\w){re.escape(text)}(?!\w)", prompt) for text in texts)
 
 
 def check_prose(pairs: Sequence[PreferencePair], rows: Sequence[SourceRow], unread: Sequence[str], named: str) -> None:

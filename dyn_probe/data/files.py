@@ -85,7 +85,7 @@ def _line(line: bytes, source: str) -> SourceRow | Skipped:
 def _object(row: Any, source: str) -> SourceRow | Skipped:
     if isinstance(row, dict):
         return SourceRow(source, row)
-    return Skipped(source, NO_OBJECT, f"wanted an object of columns; got the {type(row).__name__} {shown(row, 30)}")
+    return Skipped(source, NO_OBJECT, f"wanted an object of columns; got {shown(row, 30)}")
 
 
 def _text(content: bytes, path: Path) -> str:

@@ -51,7 +51,7 @@ def pair_from_row(row: SourceRow, shape: Shape, watch: Sequence[str] = ()) -> Pr
         _win_probability(values, shape),
     )  # fmt: skip
     check_usable(pair)
-    check_unread(values, pair, watch)
+    check_unread(values, pair, watch, shape)
     return pair
 
 
@@ -126,7 +126,10 @@ def _with(before: Sequence[Message] | None, prompt: Text) -> Text:
     first = prompt[0] if prompt else None
     if first is not None and first["role"] == "system" and before[0]["role"] == "system":
         if turn_key(first) != turn_key(before[0]):
-            raise BadRow("the column system and the conversation's own system turn differ")
+            raise BadRow(
+                "the column system and the conversation's own system turn differ",
+                "--columns ignore=system keeps the turn",
+            )
         before = before[1:]
         return (first, *before, *prompt[1:])
     return (*before, *prompt)
@@ -187,6 +190,12 @@ def check_usable(pair: PreferencePair) -> None:
         raise BadRow("chosen and rejected are identical")
     if pair.tools and not pair.conversational:
         raise BadRow("tools need a conversation", "write prompt, chosen and rejected as messages", of_file=True)
+    if pair.template_options and not pair.conversational:
+        raise BadRow(
+            "chat_template_kwargs need a conversation: texts go through no template",
+            "write prompt, chosen and rejected as messages, or --columns ignore=chat_template_kwargs",
+            of_file=True,
+        )
     for name in ("prompt", "chosen", "rejected", "tools"):
         broken = next(filter(None, map(half_character, strings(getattr(pair, name)))), "")
         if broken:

@@ -192,9 +192,28 @@ def _has_null(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_has_null, value))
 
 
+def empty_prompts(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact | None:
+    """Empty prompts in front of responses that begin alike: the beginning is trained as part of both."""
+    found = [pair for pair in pairs if pair.text.prompt == "" and _begin_alike(pair.text.chosen, pair.text.rejected)]
+    if not found:
+        return None
+    sentence = (
+        f"{share(found, pairs)} {'has' if len(found) == 1 else 'have'} an empty prompt, and both responses "
+        "begin with the same words, which are trained as responses; without the empty column they are the prompt"
+    )
+    return Fact("empty_prompts", len(found), len(pairs), sentence)
+
+
+def _begin_alike(chosen: Text, rejected: Text, words: int = 3) -> bool:
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        return False
+    first, other = chosen.split()[:words], rejected.split()[:words]
+    return len(first) == words and first == other
+
+
 FACTS: tuple[Callable[[Sequence[EncodedPair], Limit, Any], Fact | None], ...] = (
-    cut, begun_twice, left_out, dropped_responses, dropped_prompts, dropped_tools, user_turns, merged, open_end, echoes,
-    null_fields,
+    cut, empty_prompts, begun_twice, left_out, dropped_responses, dropped_prompts, dropped_tools, user_turns, merged,
+    open_end, echoes, null_fields,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -21,8 +22,11 @@ class TestColumnsThatWouldBeLost:
     @pytest.mark.parametrize(
         ("more", "named"),
         [
-            ({"context": "It is noon."}, "--columns prompt=context"),
-            ({"query": "And the sea?"}, "--columns prompt=query"),
+            ({"context": "It is noon."}, "--columns prompt=prompt+context"),
+            ({"query": "And the sea?"}, "--columns prompt=prompt+query"),
+            ({"Question": "And the sea?"}, "--columns prompt=prompt+Question"),
+            ({"context": "blu"}, "--columns prompt=prompt+context"),
+            ({"context": "The blue"}, "--columns prompt=prompt+context"),
             ({"functions": [{"name": "f"}]}, "--columns tools=functions"),
             ({"messages": [KIND]}, "--columns prompt=messages"),
             ({"images": ["a.png"]}, "--columns ignore=images"),
@@ -33,6 +37,18 @@ class TestColumnsThatWouldBeLost:
     def test_a_part_of_the_conversation_is_not_lost(self, more: dict[str, Any], named: str) -> None:
         said = refusal(self.TEXTS | more)
         assert named in said and all(name in said for name in more) and "here:1" in said
+
+    @pytest.mark.parametrize("column", ["context", "Question", "input"])
+    def test_what_is_said_to_write_is_accepted(self, column: str) -> None:
+        row = self.TEXTS | {column: "It is noon."}
+        way = re.search(r"--columns (\S+) to read", refusal(row))
+        assert way is not None
+        found = pair(row, columns=way.group(1))
+        assert found.prompt == "Sky?\nIt is noon." and found.chosen == " blue"
+
+    def test_options_of_a_template_beside_texts_are_refused(self) -> None:
+        said = refusal(self.TEXTS | {"chat_template_kwargs": {"enable_thinking": False}})
+        assert "texts go through no template" in said and "--columns ignore=chat_template_kwargs" in said
 
     def test_in_one_row_of_many_it_costs_that_row(self) -> None:
         rows = [self.TEXTS | {"context": None}, self.TEXTS | {"context": ""}, self.TEXTS | {"context": "Noon."}]

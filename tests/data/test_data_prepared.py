@@ -74,7 +74,9 @@ def test_every_fact_says_how_many_of_how_many(tmp_path: Path) -> None:
     }  # fmt: skip
     made.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.tool_calls }}</s>{% endfor %}"
     chat = prepare_pairs(write(tmp_path, [odd], "c.jsonl"), made, Limit())
-    facts = {fact.name: fact for fact in (*data.facts, *plain.facts, *chat.facts)}
+    bare = {"prompt": "", "chosen": "What is the sky? Blue.", "rejected": "What is the sky? Green."}
+    empty = prepared(write(tmp_path, [bare], "d.jsonl"))
+    facts = {fact.name: fact for fact in (*data.facts, *plain.facts, *chat.facts, *empty.facts)}
     assert {*facts, "echoes"} == {find.__name__ for find in FACTS}
     assert all((fact.count, fact.of) == (1, 1) for fact in facts.values())
     for name, said in {
@@ -87,6 +89,7 @@ def test_every_fact_says_how_many_of_how_many(tmp_path: Path) -> None:
         "merged": "its end ' ' merges into the response's first token",
         "user_turns": "a response of 1 of 1 pair begins with a user or system turn",
         "null_fields": "the tools or calls of 1 of 1 pair contain null fields",
+        "empty_prompts": "1 of 1 pair has an empty prompt, and both responses begin with the same words",
         "open_end": "1 of 1 pair has responses without an end-of-sequence token",
     }.items():
         assert said in facts[name].sentence, facts[name].sentence
