@@ -73,6 +73,7 @@ def exchanged(tables: Tables) -> Tables:
     pairs["case_plain"] = pairs["case_plain"].map(CASES)
     new["pairs"] = pairs.rename(columns={"gate": "rho", "rho": "gate"})
     steps["margin"], steps["accuracy"] = -steps.margin, 1 - steps.accuracy
+    new["pushes"]["side"] = new["pushes"].side.replace(OTHER)
     for name in ("mass", "distributions"):
         new[name]["kind"] = new[name].kind.replace(OTHER)
     rows = tables["tokens"].rename(columns={"tokens_rows": "tokens_columns", "tokens_columns": "tokens_rows"})
@@ -98,6 +99,9 @@ def disturbed(tables: Tables, side: str, seed: int = 7) -> Tables:
         if name.startswith("pull"):
             pairs.loc[draw.choice(pairs.index, 60, replace=False), name] *= -1
     layers[f"grad_norm_{side}"] *= draw.uniform(0.7, 1.4, len(layers))
+    pushed = new["pushes"]
+    for name in ("own_chosen", "own_rejected", "others", "past", "decay", "rounding", "total"):
+        pushed.loc[pushed.side == side, name] += draw.normal(0.02, 0.05, (pushed.side == side).sum())
     mass = new["mass"]
     rows = mass.kind == side
     for name in ("logp", "logp_token", "missing_mass", "entropy", "rank", "top1", "argmax_logp"):

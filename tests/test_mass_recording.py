@@ -150,7 +150,9 @@ def test_a_plain_preference_file_gets_unrelated_and_shuffled_kinds(tmp_path: Pat
     assert set(trace.mass["kind"]) == {"chosen", "rejected", *made}
     said = trace.manifest["mass"]
     assert said["built_kinds"] == made and said["delta_others"] is not None and said["index"] is not None
-    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kinds missing from the probe set")]
+    shown = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("kinds missing from the probe set")
+    ]
     assert len(shown) == 1 and "chosen_initial" in shown[0] and "irr_hum" in shown[0]
     assert shown[0].endswith("; irr_train, random_permute, random_nonhum are made from its chosen responses")
     again = read_probe_set(trace.path / PROBE_FILE)
