@@ -33,6 +33,7 @@ def two_sided_tables(seed: int = 0) -> Tables:
     draw, pairs = np.random.default_rng(seed), tables["pairs"]
     for side, slope in zip(SIDES, (0.003, 0.007), strict=True):
         pairs[f"logp_{side}"] -= slope * pairs.step * pairs[f"len_{side}"] * draw.uniform(0.5, 1.5, len(pairs))
+        pairs.loc[pairs.step >= 18, f"realised_delta_{side}"] -= 0.1  # case 2 has a lasting majority
     pairs["len_chosen"], pairs["len_rejected"] = 2 * pairs.len_chosen, 2 * pairs.len_rejected + 1
     for side in SIDES:
         pairs[f"ref_logp_{side}"] += draw.normal(0, 0.1, len(pairs))  # no margin is exactly 0

@@ -138,7 +138,10 @@ def test_the_laws_reach_every_number_of_the_verdicts(traces: dict[str, Trace]) -
         "unmeasured",
         "damaged",
         "unwritten",
-    } | {"untrusted", "unheld", "lacking"}
+        "untrusted",
+        "unheld",
+        "lacking",
+    }
     assert {name.partition(".")[2] for name in set(STATEMENTS) - spoken} <= silent
     named = {key for values in found.values() for key in values}
     for side in SIDES:

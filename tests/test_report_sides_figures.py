@@ -197,12 +197,12 @@ def test_pushes_of_both_sides_are_exchanged_and_anchored(traces: dict[str, Trace
         np.testing.assert_allclose(heights, found["exchanged"][OTHER[side], swapped.get(part, part)], atol=1e-12)
         np.testing.assert_allclose(heights, found[OTHER[side]][side, part], atol=1e-12)
         assert not np.allclose(heights, found[side][side, part])
-        rows = traces["plain"].pushes.query("side == @side")
+        rows = traces["plain"].pushes[traces["plain"].pushes.side == side]
         bins = step_bins(rows)
         wanted = rows.groupby(bins.index)[part].mean().to_numpy()
         np.testing.assert_allclose(heights, wanted[1:-1], atol=1e-9)
     for k, side in enumerate(SIDES):
-        rows = traces["plain"].pushes.query("side == @side")
+        rows = traces["plain"].pushes[traces["plain"].pushes.side == side]
         total = rows.groupby(step_bins(rows).index).total.mean()
         np.testing.assert_allclose(curve(figures["plain"].axes[k], INK), total)
 
