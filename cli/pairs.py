@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = ("table", "csv", "json")
-SHOWN = ("pair_id", "step", "recorded_change_chosen", "recorded_change_rejected", "case_plain", "grad_cosine")
+SHOWN = ("pair_id", "step", "recorded_change_chosen", "recorded_change_rejected", "case", "grad_cosine")
+"""`case` stands for the column of cases of the one basis that all listed pairs have."""
 TEXTS = ("prompt", "chosen", "rejected")
 
 
@@ -24,7 +25,7 @@ def pairs(
         str | None,
         typer.Option(
             help="Ranking; an unknown name lists them all.",
-            show_default="fall, the measured fall of chosen per token, where it was recorded",
+            show_default="run, the measured fall of chosen per token to the end of the run, where it was recorded",
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 20,
@@ -58,12 +59,15 @@ def _print_table(found: pd.DataFrame, column: str, words: str) -> None:
     """Numbers in a line, texts below them."""
     from rich.console import Console
 
+    from dyn_probe.report.ranked import shown_case
     from dyn_probe.report.summary import safe
 
     console = Console(highlight=False)
     console.print(f"[bold]{safe(words)}[/]")
+    case = shown_case(found)
+    shown = [column, *(case if name == "case" else name for name in SHOWN)]
     for place, (_, row) in enumerate(found.iterrows(), start=1):
-        numbers = "  ".join(f"{name} {_written(row[name])}" for name in dict.fromkeys([column, *SHOWN]))
+        numbers = "  ".join(f"{name} {_written(row[name])}" for name in dict.fromkeys(shown))
         console.print(f"\n[bold]{place:3d}[/]  {safe(numbers)}", soft_wrap=True)
         for name in TEXTS:
             console.print(f"     [dim]{name:9}[/]{safe(_shortened(row[name]))}", soft_wrap=True)

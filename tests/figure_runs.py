@@ -12,7 +12,7 @@ from dyn_probe.trace.reader import Trace, load_trace
 
 RUNS = {
     "full": Options(turn=0.3, gate=True, mass=True),
-    "bare": Options(steps=20, reference=False, realised=False, gram=False),
+    "bare": Options(steps=20, reference=False, realised=False, update=False, pushes=False, gram=False),
     "one step": Options(steps=1, batch=4),
     "one row": Options(steps=1, batch=1, pairs=1),
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from report_tables import empty, fill, probe_mass, split_layers, texts
+from report_tables import empty, fill, probe_mass, push_rows, split_layers, texts
 
 # regime → (cosine, ‖g_w‖/‖g_l‖): inner > ‖g_w‖² makes chosen fall, inner > ‖g_l‖² makes rejected rise
 REGIMES = {"case1": (0.1, 1.0), "case2": (0.9, 0.75), "case3": (0.9, 1.35)}
@@ -26,6 +26,8 @@ class Options:
     pairs: int = 48
     reference: bool = True
     realised: bool = True
+    update: bool = True
+    pushes: bool = True
     gram: bool = True
     gate: bool = False
     mass: bool = False
@@ -67,10 +69,13 @@ def simulate(options: Options) -> dict[str, pd.DataFrame]:
         pairs[["ref_logp_chosen", "ref_logp_rejected"]] = np.nan
     if not options.realised:
         pairs[["realised_delta_chosen", "realised_delta_rejected"]] = np.nan
+    if not options.update:
+        pairs[["update_delta_chosen", "update_delta_rejected"]] = np.nan
     if not options.gram:
         pairs[["batch_delta_chosen", "batch_delta_rejected"]] = np.nan
     return {
         "pairs": pairs,
+        "pushes": push_rows(pairs, np.random.default_rng(options.seed + 1)) if options.pushes else empty("pushes"),
         "steps": fill("steps", {name: [row.get(name) for row in steps] for name in steps[0]}),
         "layers": pd.concat(layers, ignore_index=True),
         "tokens": empty("tokens"),

@@ -69,3 +69,24 @@ def probe_mass(steps: int, ids: list[str]) -> pd.DataFrame:
                 rows.append((step, prompt, kind, 20, 20 * (moved - 2.0), moved - 2.0, argmax))
     names = ("step", "prompt_id", "kind", "tokens", "logp", "logp_token", "argmax_logp")
     return fill("mass", dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+
+
+def push_rows(pairs: pd.DataFrame, draw) -> pd.DataFrame:
+    """Pushes that add up to `update_delta_*`: own parts by the formula of the pair alone, the past takes what is left;
+    all rejected pushes outweigh all chosen ones by about a tenth."""
+    rows = []
+    for side, sign in (("chosen", 1), ("rejected", -1)):
+        total = 0.6 * pairs[f"predicted_delta_{side}"] + draw.normal(0, 0.02, len(pairs))
+        own = {name: draw.uniform(0.5, 1.5, len(pairs)) for name in ("chosen", "rejected")}
+        parts = {
+            "own_chosen": 0.05 * own["chosen"] * (1 if side == "chosen" else 0.7),
+            "own_rejected": -0.05 * own["rejected"] * (1 if side == "rejected" else 0.8),
+            "others": draw.normal(-0.003 * sign, 0.01, len(pairs)),
+            "decay": np.full(len(pairs), -0.001 * sign),
+            "rounding": draw.normal(0, 1e-7, len(pairs)),
+        }
+        parts["past"] = total - sum(parts.values())
+        both = {"all_chosen": draw.uniform(1, 2, len(pairs)), "all_rejected": -1.1 * draw.uniform(1, 2, len(pairs))}
+        columns = {name: pairs[name].to_numpy() for name in ("step", "pair_id", "rank")}
+        rows.append(fill("pushes", {**columns, "side": side, **parts, **both, "total": total, "metric": "applied"}))
+    return pd.concat(rows, ignore_index=True)

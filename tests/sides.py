@@ -33,6 +33,7 @@ def two_sided_tables(seed: int = 0) -> Tables:
     draw, pairs = np.random.default_rng(seed), tables["pairs"]
     for side, slope in zip(SIDES, (0.003, 0.007), strict=True):
         pairs[f"logp_{side}"] -= slope * pairs.step * pairs[f"len_{side}"] * draw.uniform(0.5, 1.5, len(pairs))
+        pairs.loc[pairs.step >= 18, f"realised_delta_{side}"] -= 0.1  # case 2 has a lasting majority
     pairs["len_chosen"], pairs["len_rejected"] = 2 * pairs.len_chosen, 2 * pairs.len_rejected + 1
     for side in SIDES:
         pairs[f"ref_logp_{side}"] += draw.normal(0, 0.1, len(pairs))  # no margin is exactly 0
@@ -73,6 +74,7 @@ def exchanged(tables: Tables) -> Tables:
     pairs["case_plain"] = pairs["case_plain"].map(CASES)
     new["pairs"] = pairs.rename(columns={"gate": "rho", "rho": "gate"})
     steps["margin"], steps["accuracy"] = -steps.margin, 1 - steps.accuracy
+    new["pushes"]["side"] = new["pushes"].side.replace(OTHER)
     for name in ("mass", "distributions"):
         new[name]["kind"] = new[name].kind.replace(OTHER)
     rows = tables["tokens"].rename(columns={"tokens_rows": "tokens_columns", "tokens_columns": "tokens_rows"})
@@ -98,6 +100,9 @@ def disturbed(tables: Tables, side: str, seed: int = 7) -> Tables:
         if name.startswith("pull"):
             pairs.loc[draw.choice(pairs.index, 60, replace=False), name] *= -1
     layers[f"grad_norm_{side}"] *= draw.uniform(0.7, 1.4, len(layers))
+    pushed = new["pushes"]
+    for name in ("own_chosen", "own_rejected", "others", "past", "decay", "rounding", "total"):
+        pushed.loc[pushed.side == side, name] += draw.normal(0.02, 0.05, (pushed.side == side).sum())
     mass = new["mass"]
     rows = mass.kind == side
     for name in ("logp", "logp_token", "missing_mass", "entropy", "rank", "top1", "argmax_logp"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from report_frames import DEFAULT, Options, simulate
 from report_runs import manifest, new_trace, write_run, write_tables
@@ -13,7 +14,15 @@ from rich.text import Text
 
 from dyn_probe.errors import BadInput
 from dyn_probe.report.overview import overview
-from dyn_probe.report.ranked import COLUMNS, RANKINGS, available, chosen_ranking, ranked_pairs, ranking_words
+from dyn_probe.report.ranked import (
+    COLUMNS,
+    RANKINGS,
+    available,
+    chosen_ranking,
+    ranked_pairs,
+    ranking_words,
+    shown_case,
+)
 from dyn_probe.report.summary import summary_lines
 from dyn_probe.report.verdicts import verdicts
 from dyn_probe.trace.reader import Trace, load_trace
@@ -24,7 +33,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     return new_trace(tmp_path_factory.mktemp("runs") / "run", DEFAULT)
 
 
-@pytest.mark.parametrize("by", RANKINGS)
+@pytest.mark.parametrize("by", [name for name in RANKINGS if name != "run"])  # which needs the end of the run
 def test_pairs_come_in_the_order_of_the_ranking(by: str, trace: Trace) -> None:
     table = ranked_pairs(trace, by, top=None)
     assert tuple(table.columns) == COLUMNS
@@ -96,7 +105,7 @@ def test_one_update_is_a_measured_fall_where_pairs_do_not_recur(tmp_path: Path) 
     [
         (["realised_delta"], False, "fall"),  # first to last recorded row
         (["realised_delta"], True, "reference"),
-        (["realised_delta", "ref_logp"], True, "update"),
+        (["realised_delta", "ref_logp"], True, "pushes"),
         (["realised_delta", "ref_logp", "update_delta"], True, "predicted"),
         (["realised_delta", "ref_logp", "update_delta", "predicted_delta"], True, "excess"),
         (["realised_delta", "ref_logp", "update_delta", "predicted_delta", "pull"], True, "margin"),
@@ -106,13 +115,15 @@ def test_the_default_is_the_best_that_was_recorded(
     missing: list[str], once: bool, expected: str, tmp_path: Path
 ) -> None:
     tables = simulate(DEFAULT)
+    if "update_delta" in missing:
+        del tables["pushes"]
     pairs = tables["pairs"].drop_duplicates("pair_id") if once else tables["pairs"]
     tables["pairs"] = pairs.drop(columns=[f"{name}_{side}" for name in missing for side in ("chosen", "rejected")])
     found = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
     assert chosen_ranking(found) == expected
     words = ranking_words(found)
     assert words.startswith(f"{expected}: {RANKINGS[expected].meaning}")
-    assert ("no measured change was recorded" in words) is (expected in ("update", "predicted", "excess"))
+    assert ("no measured change was recorded" in words) is (expected in ("pushes", "predicted", "excess"))
     key = ranked_pairs(found, top=None)[RANKINGS[expected].column]
     assert key.notna().all()
     assert key.is_monotonic_decreasing if RANKINGS[expected].largest_first else key.is_monotonic_increasing
@@ -151,7 +162,9 @@ def test_the_overview_is_median_and_share_of_both_tenths(trace: Trace) -> None:
     first, last = trace.pairs[trace.pairs.step <= 11], trace.pairs[trace.pairs.step >= 108]
     assert lines["logp_chosen"].first == pytest.approx((first.logp_chosen / first.len_chosen).median())
     assert lines["cosine"].last == pytest.approx(last.grad_cosine.median())
-    assert lines["case_2"].last == pytest.approx((last.case_plain == 2).mean())
+    assert lines["case_2"].last == pytest.approx(
+        ((last.realised_delta_chosen < 0) & (last.realised_delta_rejected <= 0)).mean()
+    )
     margin = last.logp_chosen - last.ref_logp_chosen - last.logp_rejected + last.ref_logp_rejected
     assert lines["accuracy"].last == pytest.approx((margin > 0).mean())
 
@@ -198,3 +211,35 @@ def test_the_start_is_left_out_with_one_step(tmp_path: Path) -> None:
     found = load_trace(write_run(tmp_path / "run", Options(steps=1)))
     assert all(np.isnan(line.first) for line in overview(found))
     assert "nan" not in plain(summary_lines(found))
+
+
+def test_pairs_are_ranked_by_their_fall_to_the_end_of_the_run(tmp_path: Path) -> None:
+    """Also where each pair came once; the sum of totals is used where nothing was measured."""
+    tables, draw = simulate(DEFAULT), np.random.default_rng(5)
+    first = tables["pairs"].drop_duplicates("pair_id").set_index("pair_id")
+    ends = {side: first[f"logp_{side}"] + draw.normal(-3, 2, len(first)) for side in ("chosen", "rejected")}
+    tables["final"] = pd.DataFrame({f"logp_{side}": end for side, end in ends.items()}).reset_index()
+    tables["pairs"] = tables["pairs"].drop_duplicates("pair_id")
+    found = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
+    slow = (ends["chosen"] - first.logp_chosen) / first.len_chosen
+    table = ranked_pairs(found, top=None)
+    assert chosen_ranking(found) == "run" and list(table.pair_id) == list(slow.sort_values().index)
+    np.testing.assert_allclose(table.run_change_chosen, slow[table.pair_id])
+    rejected = (ends["rejected"] - first.logp_rejected) / first.len_rejected
+    np.testing.assert_allclose(table.run_change_rejected, rejected[table.pair_id])
+    totals = tables["pushes"].query("side == 'chosen'").groupby("pair_id").total.sum() / first.len_chosen
+    by_pushes = ranked_pairs(found, "pushes", top=None)
+    np.testing.assert_allclose(by_pushes.pushed_chosen, totals.sort_values())
+
+
+def test_a_list_shows_the_case_that_all_of_its_pairs_have(tmp_path: Path) -> None:
+    tables = simulate(DEFAULT)
+    runs = {}
+    for name, bases in (("realised", []), ("update", ["realised"]), ("plain", ["realised", "update"])):
+        frames = {**tables, "pairs": tables["pairs"].copy()}
+        for basis in bases:  # a single pair's last row without it
+            last = frames["pairs"].drop_duplicates("pair_id", keep="last").index[0]
+            frames["pairs"].loc[last, [f"{basis}_delta_{side}" for side in ("chosen", "rejected")]] = np.nan
+        runs[name] = load_trace(write_tables(tmp_path / name, frames, manifest(DEFAULT)))
+    for name, found in runs.items():
+        assert shown_case(ranked_pairs(found, "cosine", top=None)) == f"case_{name}"

@@ -50,13 +50,13 @@ ONE_SIDED = {
 BOTH = {
     "hidden_fall", "condition_fails_chosen", "condition_fails_rejected", "falls_chosen", "rises_rejected", "weight",
     "weight_per_token", "factor", "case_1_then", "negative", "first_step", "longer_chosen", "gate", "gate_closed",
-    "rho", "rho_largest", "rho_at_largest", "uncancelled_factor",
+    "rho", "rho_largest", "balance", "balance_error", "rho_at_largest", "uncancelled_factor",
 }  # fmt: skip
 """Numbers whose formula is not symmetric and holds both sides (or, gate and ρ, none): their slow twins stand in
-test_report_causes, test_report_verdicts and test_report_signs."""
+test_report_causes, test_report_verdicts, test_report_pushes and test_report_signs."""
 
 
-ASYMMETRIC = ("cases.origin", "change.common_factor", "change.nll_weight")
+ASYMMETRIC = ("pushes.outweighed", "cases.origin", "change.common_factor", "change.nll_weight")
 """Statements about chosen alone, or about rows with positive pulls alone: their numbers are in BOTH or ONE_SIDED."""
 
 
@@ -127,11 +127,28 @@ def test_what_a_verdict_calls_one_sides_follows_that_side_alone(name: str, side:
 def test_the_laws_reach_every_number_of_the_verdicts(traces: dict[str, Trace]) -> None:
     found = {name: by_key(one(traces["plain"])) for name, one in STATEMENTS.items()}
     spoken = {name for name, values in found.items() if values}
-    silent = {"zeros", "mask", "fallbacks", "left_out", "tokens", "torn", "law1", "unmeasured", "damaged", "unwritten"}
+    silent = {
+        "zeros",
+        "mask",
+        "fallbacks",
+        "left_out",
+        "tokens",
+        "torn",
+        "law1",
+        "unmeasured",
+        "damaged",
+        "unwritten",
+        "untrusted",
+        "unheld",
+        "lacking",
+    }
     assert {name.partition(".")[2] for name in set(STATEMENTS) - spoken} <= silent
     named = {key for values in found.values() for key in values}
     for side in SIDES:
-        assert {f"{key}_{side}" for key in ("change", "pull_left", "negative", "same_sign", "pearson")} <= named
+        assert {
+            f"{key}_{side}"
+            for key in ("change", "pull_left", "negative", "same_sign", "pearson", "push_total_on", "push_past_on")
+        } <= named
     assert (
         set(RELATIONS) - {"difference_log_ratio_margin", "higher_log_ratio_margin"} <= named and set(ONE_SIDED) <= named
     )
@@ -158,6 +175,11 @@ PHRASES = {
     "movement.distance": {
         "reference_chosen": lambda x: f"chosen {signed(x)} (",
         "reference_rejected": lambda x: f"and rejected {signed(x)} (",
+    },
+    "pushes.moved": {
+        f"push_own_{own}_on_{side}": lambda x, own=own: f"this pair's {own} {signed(x)}"
+        for own in SIDES
+        for side in SIDES
     },
     "gradient.fading": {
         "pull_left_chosen": lambda x: f"{percent(x)} (chosen)",

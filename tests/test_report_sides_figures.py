@@ -12,10 +12,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from sides import OTHER, SIDES, traces_of, two_sided_tables
 
+from dyn_probe.report.basis import case_of, completed
 from dyn_probe.report.figures import COMPARISONS, FIGURES
-from dyn_probe.report.figures.case_shares import case_shares, realised_case
-from dyn_probe.report.frames import numbers, step_bins
-from dyn_probe.report.style import CASE_COLOURS, CHOSEN, NEUTRAL, REJECTED, SIDE_COLOURS
+from dyn_probe.report.figures.case_shares import case_shares
+from dyn_probe.report.frames import step_bins
+from dyn_probe.report.style import CASE_COLOURS, CHOSEN, INK, NEUTRAL, PUSH_COLOURS, REJECTED, SIDE_COLOURS
 from dyn_probe.trace.reader import Trace
 
 Drawn = dict[str, list[np.ndarray]]
@@ -74,7 +75,7 @@ def same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
     )
 
 
-OWN_LAW = ("cases", "movement", "margin", "token_heat", "token_evolution", "predicted")
+OWN_LAW = ("cases", "pushes", "movement", "margin", "token_heat", "token_evolution", "predicted")
 """Figures whose sides are axes, the two ends of a matrix, or signs: each has a test of its own below."""
 RATIOS = ("pulls", "grad_norms")
 """Figures with a ratio of the two sides, which becomes its reciprocal: its formula has a slow twin."""
@@ -160,9 +161,7 @@ def test_cases_one_and_four_are_exchanged(traces: dict[str, Trace]) -> None:
     shares = {}
     for run in ("plain", "exchanged"):
         bins = step_bins(traces[run].pairs)
-        shares[run] = [
-            case_shares(bins, case) for case in (numbers(traces[run].pairs, "case_plain"), realised_case(traces[run]))
-        ]
+        shares[run] = [case_shares(bins, case_of(completed(traces[run]), basis)) for basis in ("realised", "plain")]
         axes = FIGURES["cases"].draw(traces[run]).axes[:2]
         for ax, wanted in zip(axes, shares[run], strict=True):
             for number, area in enumerate(ax.collections):
@@ -173,6 +172,39 @@ def test_cases_one_and_four_are_exchanged(traces: dict[str, Trace]) -> None:
     for plain, other in zip(shares["plain"], shares["exchanged"], strict=True):
         np.testing.assert_allclose(plain, other[[3, 1, 2, 0]])
         assert plain[0].sum() != plain[3].sum()
+
+
+def areas(figure: Figure) -> dict[tuple[str, str], np.ndarray]:
+    """(side, part) → the height of each area at the middle of every bin but the outer ones, signed."""
+    colours = {colour.upper(): name for name, colour in PUSH_COLOURS.items()}
+    found: dict[tuple[str, str], np.ndarray] = {}
+    for ax in figure.axes:
+        side = ax.get_title(loc="left").casefold()
+        for area in ax.collections:
+            key = (side, colours[to_hex(area.get_facecolor()[0]).upper()])
+            at = area.get_paths()[0].vertices
+            heights = np.array([np.ptp(at[np.isclose(at[:, 0], x), 1]) for x in np.unique(at[:, 0])[1:-1]])
+            found[key] = found.get(key, 0) + (heights if at[:, 1].max() > 0 else -heights)
+    return found
+
+
+def test_pushes_of_both_sides_are_exchanged_and_anchored(traces: dict[str, Trace]) -> None:
+    figures = {run: FIGURES["pushes"].draw(trace) for run, trace in traces.items()}
+    found = {run: areas(figure) for run, figure in figures.items()}
+    assert {part for _, part in found["plain"]} == {"own_chosen", "own_rejected", "others", "past", "decay"}
+    swapped = {"own_chosen": "own_rejected", "own_rejected": "own_chosen"}
+    for (side, part), heights in found["plain"].items():
+        np.testing.assert_allclose(heights, found["exchanged"][OTHER[side], swapped.get(part, part)], atol=1e-12)
+        np.testing.assert_allclose(heights, found[OTHER[side]][side, part], atol=1e-12)
+        assert not np.allclose(heights, found[side][side, part])
+        rows = traces["plain"].pushes[traces["plain"].pushes.side == side]
+        bins = step_bins(rows)
+        wanted = rows.groupby(bins.index)[part].mean().to_numpy()
+        np.testing.assert_allclose(heights, wanted[1:-1], atol=1e-9)
+    for k, side in enumerate(SIDES):
+        rows = traces["plain"].pushes[traces["plain"].pushes.side == side]
+        total = rows.groupby(step_bins(rows).index).total.mean()
+        np.testing.assert_allclose(curve(figures["plain"].axes[k], INK), total)
 
 
 @pytest.mark.parametrize("name", ["token_heat", "token_evolution"])

@@ -31,7 +31,7 @@ def falling(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     """A run that goes from case 1 to case 2 at step 36 of 120."""
-    return new_trace(tmp_path_factory.mktemp("turned") / "run", Options(turn=0.3))
+    return new_trace(tmp_path_factory.mktemp("turned") / "run", Options(turn=0.3, realised=False, update=False))
 
 
 def test_both_fall_and_how_far(falling: Trace) -> None:
@@ -99,11 +99,13 @@ def test_the_turning_point_and_its_reason(turned: Trace) -> None:
 
 
 def test_no_turning_point_without_a_lasting_majority(tmp_path: Path) -> None:
-    tables = simulate(DEFAULT)
+    tables = simulate(Options(realised=False, update=False))
     tables["pairs"]["case_plain"] = np.where(tables["pairs"].step % 12 < 6, 1, 2)
     trace = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
     assert turning(trace) == []
-    assert only(shares(trace)).sentence.startswith("Predicted cases in steps 108–119: 50% in case ")
+    assert only(shares(trace)).sentence.startswith(
+        "Cases by a plain gradient step on the pair alone in steps 108–119: 50% in case "
+    )
 
 
 def test_case_shares_of_both_tenths(turned: Trace) -> None:
@@ -115,13 +117,14 @@ def test_case_shares_of_both_tenths(turned: Trace) -> None:
 
 
 def test_what_was_not_measured_is_not_spoken_of(tmp_path: Path) -> None:
-    tables = simulate(Options(reference=False, realised=False, gram=False))
+    tables = simulate(Options(reference=False, realised=False, pushes=False, gram=False))
     keep = ["step", "pair_id", "rank", "logp_chosen", "logp_rejected", "len_chosen", "len_rejected"]
     tables["pairs"] = tables["pairs"][keep]
     tables["steps"] = tables["steps"][["step", "rank", "pairs"]]
     tables["layers"] = tables["layers"].head(0)
     found = verdicts(load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT))))
-    assert {verdict.topic for verdict in found} == {"movement", "pairs", "trust"}
+    assert {verdict.topic for verdict in found} == {"movement", "pushes", "pairs", "trust"}
+    assert "--metric-every" in next(verdict.sentence for verdict in found if verdict.topic == "pushes")
     for word in ("cosine", "case ", "pull", "realised change in", "Measured across", "layers", "Relative to"):
         assert not any(word in verdict.sentence for verdict in found if verdict.topic != "trust")
     missing = next(verdict for verdict in found if verdict.sentence.startswith("Not measured"))

@@ -27,6 +27,7 @@ REMEDIES: dict[str, str] = {
     "pairs.rho": "AdaDPO shaping",
     "pairs.normaliser": "pairwise-normalised or rc shaping",
     "pairs.mask": "token-mask shaping",
+    "pushes": "the optimizer's steps taken apart (--metric-every)",
     "steps.grad_norm": "gradient norms of the steps",
     "layers": "per-layer gradients",
     "mass": "probe responses (--mass-every)",

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.report import pair_columns
+from dyn_probe.report.basis import BASES, basis_of, basis_of_list, completed
 from dyn_probe.report.frames import numbers
 from dyn_probe.report.overview import OWN, every_line
 from dyn_probe.report.ranked import pair_rows
@@ -25,10 +26,10 @@ JOINED: dict[str, str] = {
     "margin": "nats",
     "log_ratio_margin": "nats/sequence",
     "grad_cosine": "1",
-    "case_plain": "",
     "step": "step",
 }
-"""Columns of the joined pairs, each at the pair's last recorded step of that run, and their units."""
+"""Columns of the joined pairs, each at the pair's last recorded step of that run, and their units; the case comes
+beside them, on the one basis that all these rows have."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,26 @@ def pair_ids(trace: Trace) -> set[str]:
 
 
 def joined(traces: Mapping[str, Trace]) -> pd.DataFrame:
-    """Pairs that at least two runs share: one row per pair_id, columns (run, column of JOINED), NaN where not seen."""
+    """Pairs that at least two runs share: one row per pair_id, columns (run, column of JOINED or the case), NaN where
+    not seen."""
     times = Counter(name for trace in traces.values() for name in pair_ids(trace))
     ids = sorted(name for name, count in times.items() if count > 1)
-    frames = {}
+    shared = {}
     for label, trace in traces.items():
-        rows = pair_rows(trace.pairs[trace.pairs["pair_id"].isin(ids)]).set_index("pair_id")
-        frames[label] = pd.DataFrame({name: numbers(rows, name) for name in JOINED}, index=rows.index).reindex(ids)
+        pairs = completed(trace)
+        shared[label] = pair_rows(pairs[pairs["pair_id"].isin(ids)]).set_index("pair_id")
+    names = (*JOINED, BASES[basis_of_list(*shared.values())].column)
+    frames = {
+        label: pd.DataFrame({name: numbers(rows, name) for name in names}, index=rows.index).reindex(ids)
+        for label, rows in shared.items()
+    }
     return pd.concat(frames, axis=1)
 
 
 def deltas(traces: Mapping[str, Trace]) -> list[DeltaLine]:
     """Every measure that some run has, at the end of each run (last tenth of its steps)."""
-    tables = {label: {line.key: line for line in every_line(trace)} for label, trace in traces.items()}
+    basis = common_case_basis(traces)
+    tables = {label: {line.key: line for line in every_line(trace, basis)} for label, trace in traces.items()}
     keys = dict.fromkeys(key for table in tables.values() for key in table)
     lines = []
     for key in keys:
@@ -83,6 +91,11 @@ def deltas(traces: Mapping[str, Trace]) -> list[DeltaLine]:
         name = f"{known.name}, by each run's own score" if key in OWN else known.name
         lines.append(DeltaLine(key, name, known.unit, known.formula, values))
     return lines
+
+
+def common_case_basis(traces: Mapping[str, Trace]) -> str:
+    """The basis of cases on which all runs are compared."""
+    return basis_of(*(completed(trace) for trace in traces.values()))
 
 
 def common_basis(traces: Mapping[str, Trace]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.report import pair_columns
+from dyn_probe.report.basis import BASES, basis_of, completed
 from dyn_probe.report.frames import Floats, finite, median, numbers, share, tenths
 from dyn_probe.trace.schema import CASES
 
@@ -111,15 +112,24 @@ MEASURES: tuple[Measure, ...] = (
         Measure(f"pull_{side}", f"pull on {side}", "1", f"median {pull}", _column(f"pull_{side}"))
         for side, (_, _, _, _, pull) in SIDE_LETTERS.items()
     ),
-    *(
+)  # fmt: skip
+"""What is measured of every run; `measures` adds the cases on the basis that the run has."""
+
+
+def measures(pairs: pd.DataFrame, basis: str = "") -> tuple[Measure, ...]:
+    """All measures of a completed table (``basis.completed``), the cases on one basis: by default the run's own."""
+    shown = BASES[basis or basis_of(pairs)]
+    return MEASURES + tuple(
         Measure(
-            f"case_{number}", f"case {number}: {name}", "share", f"share of rows in case {number}",
-            _column("case_plain"),
+            f"case_{number}",
+            f"case {number}: {name}, {shown.name}",
+            "share",
+            f"share of rows in case {number}; {shown.formula}",
+            _column(shown.column),
             _equal(number),
         )
         for number, name in CASES.items()
-    ),
-)  # fmt: skip
+    )
 
 
 HELD_OUT: tuple[tuple[str, str, str, str], ...] = (
@@ -157,9 +167,9 @@ def overview(trace: Trace) -> list[Line]:
     ]
 
 
-def every_line(trace: Trace) -> list[Line]:
-    """Every measure that was recorded, at the start and at the end of the run."""
-    return [*_recorded(trace), *_held_out(trace)]
+def every_line(trace: Trace, basis: str = "") -> list[Line]:
+    """Every measure that was recorded, at the start and at the end of the run; cases on ``basis``, else the run's."""
+    return [*_recorded(trace, basis), *_held_out(trace)]
 
 
 def _held_out(trace: Trace) -> list[Line]:
@@ -174,13 +184,14 @@ def _held_out(trace: Trace) -> list[Line]:
     return lines
 
 
-def _recorded(trace: Trace) -> list[Line]:
+def _recorded(trace: Trace, basis: str) -> list[Line]:
     """Every measure of the table `pairs` that was recorded."""
-    parts = tenths(trace.pairs)
-    last = trace.pairs if parts is None else trace.pairs[parts.last]
-    first = trace.pairs.iloc[:0] if parts is None else trace.pairs[parts.first]
+    pairs = completed(trace)
+    parts = tenths(pairs)
+    last = pairs if parts is None else pairs[parts.last]
+    first = pairs.iloc[:0] if parts is None else pairs[parts.first]
     lines = []
-    for measure in MEASURES:
+    for measure in measures(pairs, basis):
         early, late = (measure.summary(measure.values(rows)) for rows in (first, last))
         if np.isfinite(early) or np.isfinite(late):
             lines.append(Line(measure.key, measure.name, measure.unit, measure.formula, early, late))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from dyn_probe.errors import BadInput
+from dyn_probe.report.basis import BASES
 from dyn_probe.report.frames import numbers
 from dyn_probe.report.pair_columns import DERIVED
-from dyn_probe.report.ranked import available, chosen_ranking, ranked_pairs, ranking_words
+from dyn_probe.report.ranked import RUN_NUMBERS, available, chosen_ranking, ranked_pairs, ranking_words, shown_case
 from dyn_probe.report.verdicts import sig
 from dyn_probe.trace.schema import PAIRS
 
@@ -23,13 +24,16 @@ LONGEST = 600
 
 TEXTS = ("prompt", "chosen", "rejected")
 UNITS = {column.name: column.unit for column in PAIRS.columns} | {name: row.unit for name, row in DERIVED.items()}
+UNITS |= {name: unit for name, (unit, _) in RUN_NUMBERS.items()}
 HEAD = {
+    "run_change_chosen": "Δ chosen/token, whole run",
+    "run_change_rejected": "Δ rejected/token, whole run",
     "recorded_change_chosen": "Δ chosen/token",
     "recorded_change_rejected": "Δ rejected/token",
     "since_reference_chosen": "chosen vs. reference",
     "predicted_delta_chosen": "predicted Δ chosen",
     "grad_cosine": "cosine",
-    "case_plain": "case",
+    **{basis.column: f"case, {basis.name}" for basis in BASES.values()},
 }
 """Numbers on a pair's collapsed card; the expanded one has all of them."""
 
@@ -41,7 +45,8 @@ def pair_cards(trace: Trace, top: int = TOP) -> dict[str, Any]:
     except BadInput as error:
         return {"by": "", "words": str(error), "heads": [], "cards": [], "rankings": []}
     frame = ranked_pairs(trace, name, top)
-    heads = [column for column in HEAD if frame[column].notna().any()]
+    others = {basis.column for basis in BASES.values()} - {shown_case(frame)}
+    heads = [column for column in HEAD if column not in others and frame[column].notna().any()]
     cards = [_card(frame.iloc[[place]], heads) for place in range(len(frame))]
     return {
         "by": name,

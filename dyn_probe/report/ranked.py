@@ -10,7 +10,9 @@ import pandas as pd
 
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.report import pair_columns
-from dyn_probe.report.frames import numbers
+from dyn_probe.report.basis import BASES, basis_of_list, completed
+from dyn_probe.report.frames import Floats, numbers
+from dyn_probe.report.push_parts import of_side
 from dyn_probe.report.unfit import naming_runs
 
 if TYPE_CHECKING:
@@ -27,8 +29,18 @@ class Ranking:
 
 
 RANKINGS: dict[str, Ranking] = {
+    "run": Ranking(
+        "run_change_chosen",
+        False,
+        "largest measured fall of chosen per token, from its first recorded row to the end of the run",
+    ),
     "fall": Ranking(
         "recorded_change_chosen", False, "largest measured fall of chosen per token, over its recorded rows"
+    ),
+    "pushes": Ranking(
+        "pushed_chosen",
+        False,
+        "largest sum of the pushes on chosen per token, over its recorded rows (first order, the optimizer's steps)",
     ),
     "reference": Ranking("since_reference_chosen", False, "chosen furthest below the reference, per token"),
     "realised": Ranking("realised_delta_chosen", False, "largest fall of chosen in one update"),
@@ -48,18 +60,20 @@ RANKINGS: dict[str, Ranking] = {
 }
 """Name → ranking; `dyn-probe pairs --by` takes these names."""
 
-PREFERRED = ("fall", "reference", "update", "predicted", "excess", "margin")
+PREFERRED = ("run", "fall", "reference", "pushes", "update", "predicted", "excess", "margin")
 """From what was measured to what was only predicted: the first that ENOUGH of the pairs have is taken by default."""
-MEASURED = ("fall", "reference", "margin")
+MEASURED = ("run", "fall", "reference", "margin")
 """Those of PREFERRED that rank by a measured change rather than by a first-order prediction."""
 ENOUGH = 0.5
 """Share of the pairs that must have a ranking's number."""
 
 COLUMNS = (
-    "pair_id", "step", "rows", "case_plain", "excess", "grad_inner", "grad_cosine", "grad_norm_chosen",
+    "pair_id", "step", "rows", "case_realised", "case_update", "case_plain", "excess", "grad_inner", "grad_cosine",
+    "grad_norm_chosen",
     "grad_norm_rejected", "pull_chosen", "pull_rejected", "predicted_delta_chosen", "predicted_delta_rejected",
     "batch_delta_chosen", "batch_delta_rejected", "update_delta_chosen", "update_delta_rejected",
-    "realised_delta_chosen", "realised_delta_rejected", "recorded_change_chosen", "recorded_change_rejected",
+    "realised_delta_chosen", "realised_delta_rejected", "run_change_chosen", "run_change_rejected",
+    "recorded_change_chosen", "recorded_change_rejected", "pushed_chosen", "pushed_rejected",
     "since_first_chosen", "since_first_rejected", "since_reference_chosen", "since_reference_rejected", "logp_chosen",
     "logp_rejected", "len_chosen", "len_rejected", "score_chosen", "score_rejected", "margin", "log_ratio_margin",
     "loss", "pair_grad_norm", "prompt", "chosen", "rejected", "source",
@@ -81,7 +95,7 @@ def ranked_pairs(trace: Trace, by: str | None = None, top: int | None = 20, step
     """
     with naming_runs([trace.path]):
         ranking = RANKINGS[chosen_ranking(trace, by)]
-        rows = pair_rows(trace.pairs, step)
+        rows = run_rows(trace, step)
         key = numbers(rows, ranking.column)
         order = np.argsort(-key if ranking.largest_first else key, kind="stable")  # NaN comes last
         chosen = rows.iloc[order[:top]]
@@ -107,6 +121,65 @@ def pair_rows(pairs: pd.DataFrame, step: int | None = None) -> pd.DataFrame:
     return table.sort_values("step", kind="stable").drop_duplicates("pair_id", keep="last")
 
 
+RUN_NUMBERS: dict[str, tuple[str, str]] = {
+    **{
+        f"run_change_{side}": (
+            "nats/token",
+            f"change of {form} from the pair's first recorded row to the end of the run (table final)",
+        )
+        for side, form in zip(pair_columns.SIDES, ("a/n_w", "b/n_l"), strict=True)
+    },
+    **{
+        f"pushed_{side}": (
+            "nats/token",
+            f"sum of total of the table pushes over the pair's recorded rows, divided by {length}; without pushes, of "
+            f"update_delta_{side}",
+        )
+        for side, length in zip(pair_columns.SIDES, ("n_w", "n_l"), strict=True)
+    },
+}
+"""Number of a pair that needs more than the table `pairs` → its unit and meaning."""
+
+
+def run_rows(trace: Trace, step: int | None = None) -> pd.DataFrame:
+    """`pair_rows` of a trace with the cases of every basis, what the end of the run says, and the sums of pushes."""
+    rows = pair_rows(completed(trace), step)
+    found = {f"run_change_{side}": run_change(trace, rows, side) for side in pair_columns.SIDES}
+    found |= {f"pushed_{side}": pushed(trace, rows, side) for side in pair_columns.SIDES}
+    return rows.assign(**found)
+
+
+def run_change(trace: Trace, rows: pd.DataFrame, side: str) -> Floats:
+    """Measured change per token of each row's pair, from its first recorded row to the table `final`; nats/token."""
+    name = f"logp_{side}"
+    pairs = trace.pairs.dropna(subset=["pair_id"])
+    start = pairs.sort_values("step", kind="stable").drop_duplicates("pair_id").set_index("pair_id")
+    end = trace.final.drop_duplicates("pair_id", keep="last").set_index("pair_id")
+    first, last = (numbers(frame.reindex(rows["pair_id"]), name) for frame in (start, end))
+    return (last - first) / numbers(rows, f"len_{side}")
+
+
+def pushed(trace: Trace, rows: pd.DataFrame, side: str) -> Floats:
+    """Sum of the total pushes on each row's response over the pair's recorded rows, per token; without pushes, of the
+    first-order changes along the optimizer's step; nats/token. NaN where there are none."""
+    pushes = of_side(trace, side)
+    sums = _sums(pushes, "total")
+    if sums.empty:
+        sums = _sums(trace.pairs, f"update_delta_{side}")
+    return sums.reindex(rows["pair_id"]).to_numpy(dtype=np.float64) / numbers(rows, f"len_{side}")
+
+
+def _sums(frame: pd.DataFrame, column: str) -> pd.Series:
+    """Sum of a column's known values by pair."""
+    known = pd.Series(numbers(frame, column), index=frame["pair_id"].to_numpy()).dropna()
+    return known.groupby(level=0).sum()
+
+
+def shown_case(found: pd.DataFrame) -> str:
+    """The column of cases that a list of pairs shows: of the one basis that every pair of the list has."""
+    return BASES[basis_of_list(found)].column
+
+
 def available(trace: Trace) -> list[str]:
     """Names of the rankings whose numbers this trace has."""
     return [name for name, part in covered(trace).items() if part > 0]
@@ -114,7 +187,7 @@ def available(trace: Trace) -> list[str]:
 
 def covered(trace: Trace) -> dict[str, float]:
     """Name of each ranking → share of the pairs that have its number at their last recorded row."""
-    rows = pair_rows(trace.pairs)
+    rows = run_rows(trace)
     shares = {
         name: np.isfinite(numbers(rows, row.column)).mean() if len(rows) else 0.0 for name, row in RANKINGS.items()
     }

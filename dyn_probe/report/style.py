@@ -14,6 +14,14 @@ CHOSEN = "#0072B2"
 REJECTED = "#D55E00"
 SIDE_COLOURS = {"chosen": CHOSEN, "rejected": REJECTED}
 CASE_COLOURS = {1: "#2A9D78", 2: "#B5588F", 3: "#E0A526", 4: "#5B6470"}
+PUSH_COLOURS = {
+    "own_chosen": "#8FC1E3",
+    "own_rejected": "#F2B48A",
+    "others": "#B9C4CF",
+    "past": "#C9B6DE",
+    "decay": "#A8D5C2",
+    "rounding": "#E3D08A",
+}
 RUN_COLOURS = ("#4B3F8F", "#1B9E8A", "#C2476D", "#B8860B", "#4E8FC7", "#6B6B6B")
 NEUTRAL = "#3C4A5B"
 INK, MUTED, GRID = "#1F2933", "#6B7785", "#E6E9ED"

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from dyn_probe.errors import BadInput
+from dyn_probe.report.basis import completed
 from dyn_probe.report.by_layer import cosine_parts
-from dyn_probe.report.comparing import JOINED, joined
+from dyn_probe.report.comparing import joined
 from dyn_probe.report.frames import last_tenth, recorded, step_bins
 from dyn_probe.report.output import csv_bytes
-from dyn_probe.report.overview import MEASURES
+from dyn_probe.report.overview import measures
 from dyn_probe.report.ranked import ranked_pairs
 
 if TYPE_CHECKING:
@@ -104,10 +105,11 @@ def held_out_rows(data: Mapping[str, Any]) -> list[dict[str, object]]:
 
 def curve_rows(trace: Trace) -> list[dict[str, object]]:
     """Every measure of the run in every bin of steps: what the figures draw, in numbers."""
-    bins = step_bins(trace.pairs)
+    pairs = completed(trace)
+    bins = step_bins(pairs)
     rows = []
-    for measure in MEASURES:
-        for place, part in enumerate(bins.slices(measure.values(trace.pairs))):
+    for measure in measures(pairs):
+        for place, part in enumerate(bins.slices(measure.values(pairs))):
             if len(part):
                 steps = {"first_step": int(bins.low[place]), "last_step": int(bins.high[place])}
                 value = {"value": measure.summary(part), "rows": len(part)}
@@ -133,5 +135,5 @@ def pair_table(trace: Trace) -> pd.DataFrame:
 def flat_joined(traces: Mapping[str, Trace]) -> pd.DataFrame:
     """The joined pairs with one header line: pair_id, then "run: column"."""
     table = joined(traces)
-    flat = {f"{run}: {column}": table[run][column] for run in traces for column in JOINED}
+    flat = {f"{run}: {column}": table[run][column] for run in traces for column in table[run].columns}
     return pd.DataFrame(flat).rename_axis("pair_id").reset_index()

@@ -32,6 +32,7 @@ from dyn_probe.report.figures.mass_split import mass_split
 from dyn_probe.report.figures.mass_toy import squeezing_toy
 from dyn_probe.report.figures.predicted import predicted
 from dyn_probe.report.figures.pulls import pulls
+from dyn_probe.report.figures.push_stack import pushes
 from dyn_probe.report.figures.several_runs import (
     compare_entanglement,
     compare_log_probs,
@@ -72,6 +73,7 @@ FIGURES: dict[str, FigureRow] = {
     ),
     "movement": FigureRow(movement, "Movement of each pair", ("pairs.logp_chosen", "pairs.logp_rejected")),
     "margin": FigureRow(margin, "Margin, accuracy, loss", ("pairs.logp_chosen", "pairs.logp_rejected")),
+    "pushes": FigureRow(pushes, "What moved chosen and rejected", ("pushes.total",), optional=True),
     "cases": FigureRow(cases, "Cases", ("pairs.case_plain",)),
     "entanglement": FigureRow(
         entanglement, "Gradient entanglement", ("pairs.grad_inner", "pairs.grad_cosine", "pairs.pull_chosen")

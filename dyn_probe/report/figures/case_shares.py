@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from dyn_probe import entanglement
 from dyn_probe.report.availability import why_absent
+from dyn_probe.report.basis import BASES, basis_of, case_of, completed
 from dyn_probe.report.curves import fit_steps
-from dyn_probe.report.frames import Bins, Floats, finite, numbers, step_bins
+from dyn_probe.report.frames import Bins, Floats, finite, step_bins
 from dyn_probe.report.style import CASE_COLOURS, LABEL, MUTED, name_panel, new_figure, say
 from dyn_probe.trace.schema import CASES
 
@@ -22,32 +23,33 @@ if TYPE_CHECKING:
 
 def cases(trace: Trace) -> Figure:
     """Shows: the share of pairs in each case. 1: chosen up, rejected down (ideal); 2: both down; 3: both up;
-    4: chosen down, rejected up. Left: predicted for one plain gradient step on each pair alone; right: by
-    the changes measured across the optimizer's update.
+    4: chosen down, rejected up. Left: by what moved the pairs, as the title says: realised, else along the optimizer's
+    own step; right: predicted for one plain gradient step on each pair alone.
 
-    How to read: the left panel reflects the pair's own gradients and pulls; the right one includes everything else:
-    the other pairs of the batch, the optimizer, clipping. A large share of case 2 on the left means that the objective
-    itself pushes chosen down; if it is large only on the right, other pairs or the optimizer do.
+    How to read: the left panel is what happened; the right one holds the pair's own gradients and pulls alone, without
+    the other pairs of the batch, earlier steps and the optimizer. Where both have much case 2, the pair itself can
+    explain that chosen falls; where only the left one has, look at the pushes. Without anything measured the left
+    panel says what is missing, and the right one says nothing about what the optimizer did.
 
-    Needs: the gradients of the pairs; for the right panel, realised changes.
+    Needs: the realised changes or the optimizer's steps taken apart; for the right panel, the gradients of the pairs.
     """
     figure, (left, right) = new_figure(2, height=3.2)
-    bins = step_bins(trace.pairs)
-    name_panel(left, "Predicted, each pair alone", "share of pairs")
-    _stack(left, bins, numbers(trace.pairs, "case_plain"), why_absent(trace, "pairs.case_plain"))
-    name_panel(right, "Realised after the update", "share of pairs")
+    pairs = completed(trace)
+    bins, shown = step_bins(pairs), measured_basis(pairs)
+    name_panel(left, BASES[shown].title, "share of pairs")
     needs = ("pairs.realised_delta_chosen", "pairs.realised_delta_rejected")
-    _stack(right, bins, realised_case(trace), why_absent(trace, *needs))
+    measured = case_of(pairs, shown)
+    _stack(left, bins, measured, None if len(finite(measured)) else why_absent(trace, *needs))
+    name_panel(right, BASES["plain"].title, "share of pairs")
+    _stack(right, bins, case_of(pairs, "plain"), why_absent(trace, "pairs.case_plain"))
     _legend(figure)
     return figure
 
 
-def realised_case(trace: Trace) -> Floats:
-    """Case by the signs of the realised changes: [rows], NaN where they were not measured."""
-    up = numbers(trace.pairs, "realised_delta_chosen")
-    down = numbers(trace.pairs, "realised_delta_rejected")
-    case = entanglement.cases(up, down)
-    return np.where(case > 0, case, np.nan)
+def measured_basis(pairs: pd.DataFrame) -> str:
+    """The basis of the left panel: the run's own, `realised` where nothing but a plain step is known."""
+    found = basis_of(pairs)
+    return "realised" if found == "plain" else found
 
 
 def case_shares(bins: Bins, case: Floats) -> Floats:
@@ -58,11 +60,13 @@ def case_shares(bins: Bins, case: Floats) -> Floats:
 def _stack(ax: Axes, bins: Bins, case: Floats, lack: str | None) -> None:
     if lack or not len(finite(case)):
         return say(ax, lack or "no case was recorded")
-    shares = np.nan_to_num(case_shares(bins, case))
+    found = case_shares(bins, case)
+    known = np.isfinite(found[0])  # a bin between two scheduled measurements has none
+    shares, centres = found[:, known], bins.centre[known]
     colours = [CASE_COLOURS[number] for number in CASES]
     fit_steps(ax, bins)
-    x = bins.centre if len(bins) > 1 else np.array([bins.centre[0] - 0.5, bins.centre[0] + 0.5])
-    wide = shares if len(bins) > 1 else np.repeat(shares, 2, axis=1)
+    x = centres if len(centres) > 1 else np.array([centres[0] - 0.5, centres[0] + 0.5])
+    wide = shares if len(centres) > 1 else np.repeat(shares, 2, axis=1)
     ax.stackplot(x, wide, colors=colours, edgecolor="white", linewidth=0.6)
     ax.set_ylim(0, 1)
     ax.grid(visible=False)

@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dyn_probe.report import pair_columns
-from dyn_probe.report.comparing import common_basis, joined
+from dyn_probe.report.basis import BASES as CASE_BASES
+from dyn_probe.report.basis import case_of, completed
+from dyn_probe.report.comparing import common_basis, common_case_basis, joined
 from dyn_probe.report.curves import Curve, draw_line, label_ends
 from dyn_probe.report.frames import Bins, Floats, bands, numbers, step_bins
 from dyn_probe.report.style import RUN_COLOURS, name_panel, new_figure, rule, say, short
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 Traces = Mapping[str, "Trace"]
 Reduce = Callable[[Bins, Floats], Floats]
+Values = Callable[[pd.DataFrame], Floats] | Mapping[str, Floats]
 BASES = {
     "since_reference": "nats per token, relative to the reference",
     "since_first": "nats per token, since first recorded",
@@ -76,7 +79,8 @@ def compare_margin(traces: Traces) -> Figure:
 
 def compare_entanglement(traces: Traces) -> Figure:
     """Shows: median cosine of the chosen and rejected gradient (left), median ratio of the pulls (middle),
-    and the share of pair rows in case 2, both down (right), one line per run.
+    and the share of pair rows in case 2, both down (right), one line per run. The right panel's title says by what:
+    realised, along the optimizer's step, or predicted for each pair alone, whichever all runs have.
 
     How to read: an objective acts through the pulls; the cosine is a property of the model and the data. Less
     case 2 at the same cosine is an effect of the objective.
@@ -89,9 +93,12 @@ def compare_entanglement(traces: Traces) -> Figure:
     name_panel(middle, "Ratio of the pulls", "$d_w / d_l$")
     rule(middle, 1)
     _overlay(middle, traces, pair_columns.pull_ratio, _median)
-    name_panel(right, "Case 2: both down", "share of pairs")
+    basis = common_case_basis(traces)
+    name_panel(right, f"Case 2, {CASE_BASES[basis].title.lower()}", "share of pairs")
     right.set_ylim(-0.02, 1.02)
-    _overlay(right, traces, lambda pairs: _is(numbers(pairs, "case_plain"), lambda value: value == 2), Bins.means)
+    cases = {label: case_of(completed(trace), basis) for label, trace in traces.items()}
+    case_two = {label: _is(case, lambda value: value == 2) for label, case in cases.items()}
+    _overlay(right, traces, case_two, Bins.means)
     return figure
 
 
@@ -129,10 +136,10 @@ def _dots(ax: Axes, x: Floats, others: Mapping[str, Floats]) -> None:
     return None
 
 
-def _overlay(ax: Axes, traces: Traces, values: Callable[[pd.DataFrame], Floats], reduce: Reduce) -> None:
+def _overlay(ax: Axes, traces: Traces, values: Values, reduce: Reduce) -> None:
     ends = []
     for number, (label, trace) in enumerate(traces.items()):
-        bins, column = step_bins(trace.pairs), values(trace.pairs)
+        bins, column = step_bins(trace.pairs), values[label] if isinstance(values, Mapping) else values(trace.pairs)
         if len(bins):
             ends.append(draw_line(ax, bins.centre, reduce(bins, column), Curve(label, column, _colour(number))))
     label_ends(ax, [end for end in ends if end is not None])

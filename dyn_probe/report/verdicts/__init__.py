@@ -17,6 +17,7 @@ from dyn_probe.report.verdicts import (
     mass_went,
     movement,
     prediction,
+    pushes,
     realised,
     reference,
     remedies,
@@ -46,6 +47,7 @@ __all__ = [
 
 VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
     "movement": (movement.overall, movement.hidden, reference.distance, reference.turn),
+    "pushes": (pushes.moved, pushes.outweighed, pushes.untrusted, pushes.unheld, pushes.lacking),
     "cases": (cases.turning, cases.shares, realised.measured, realised.origin, gradients.alignment),
     "change": (remedies.common_factor, remedies.nll_weight),
     "pairs": (spread.concentration, spread.length),
@@ -71,6 +73,7 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
 
 TOPICS: dict[str, str] = {
     "movement": "Chosen and rejected",
+    "pushes": "What moved them",
     "cases": "Why: the cases",
     "change": "What a different balance would do",
     "pairs": "Which pairs",

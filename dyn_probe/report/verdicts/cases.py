@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe import entanglement
+from dyn_probe.report.basis import BASES, basis_of, case_of, completed
 from dyn_probe.report.changes import span, step_span
 from dyn_probe.report.frames import Bins, Floats, Mask, numbers, share, step_bins, tenths
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, percent, say
@@ -16,10 +17,6 @@ from dyn_probe.trace.schema import CASES
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
-FORMULA = (
-    "case by the signs of Δa = η(d_w‖g_w‖² − d_l⟨g_w,g_l⟩) and Δb = η(d_w⟨g_w,g_l⟩ − d_l‖g_l‖²), "
-    "one plain gradient step on the pair alone"
-)
 LASTING = 0.2
 """A majority over a smaller part of the run's end (and over fewer than two bins) is no turning point."""
 FEW = 8
@@ -42,8 +39,9 @@ def broken(pairs: pd.DataFrame) -> tuple[Mask, Mask, Mask]:
     return known & ~chosen, known & ~rejected, known
 
 
-def reason(pairs: pd.DataFrame, case: int) -> tuple[str, list[Number]]:
-    """Why pairs are in case 2 or 3: the share of rows whose condition fails, in words and as a number."""
+def reason(pairs: pd.DataFrame, case: int, basis: str) -> tuple[str, list[Number]]:
+    """The share of rows whose condition fails, in words and as a number: why pairs are in case 2 or 3 of the plain
+    basis; of the others, how far the pair's own condition explains it."""
     chosen, rejected, known = broken(pairs)
     if case not in (2, 3) or not known.any():
         return "", []
@@ -53,28 +51,32 @@ def reason(pairs: pd.DataFrame, case: int) -> tuple[str, list[Number]]:
     }[case]
     part = share(mask, known)
     words = f"{what} because {test} in {percent(part)} of these rows"
+    if basis != "plain":
+        words = f"the pair's own condition explains that {what} in at most {percent(part)} of these rows ({test})"
     return words, [Number(f"condition_fails_{side}", f"rows in which {test}", part, "share")]
 
 
 def turning(trace: Trace) -> list[Verdict]:
     """The first step from which one case holds the majority to the end of the run."""
-    bins, case = step_bins(trace.pairs), numbers(trace.pairs, "case_plain")
+    pairs = completed(trace)
+    basis = basis_of(pairs)
+    bins, case = step_bins(pairs), case_of(pairs, basis)
     found = lasting_majority(bins, case)
     if found is None:
         return []
     start, most = found
     after, known = bins.index >= start, np.isfinite(case)
     now, before = share(case == most, after & known), share(case == most, ~after & known)
-    why, figures = reason(trace.pairs[after], most)
+    why, figures = reason(pairs[after & known], most, basis)
     when = "Over the whole run" if start == 0 else f"From step {int(bins.low[start])} on"
-    sentence = f"{when}, {percent(now)} of the pair rows are predicted to be in case {most} ({CASES[most]})"
+    sentence = f"{when}, {percent(now)} of the pair rows are in case {most} ({CASES[most]}) {BASES[basis].words}"
     sentence += f": {why}" if why else ""
     sentence += f". Case {most} has the majority in each of the {len(bins) - start} step bins"
     sentence += "." if start == 0 else f" from there on; before that step {percent(before)} of the rows were in it."
     return say(
-        LEVELS[most],
-        sentence,
-        f"first bin of steps from which every bin has over half of its rows in one case; {FORMULA}",
+        level_of(most, basis),
+        _warned(sentence, basis),
+        f"first bin of steps from which every bin has over half of its rows in one case; {BASES[basis].formula}",
         Number("first_step", "first step of the lasting majority", bins.low[start], "step"),
         Number(f"case_{most}", f"rows in case {most}", now, "share"),
         *figures,
@@ -83,11 +85,22 @@ def turning(trace: Trace) -> list[Verdict]:
     )
 
 
+def level_of(case: int, basis: str) -> Level:
+    """Level of a majority; a plain step on the pair alone is never as it should be: nobody trained with it."""
+    return "warning" if basis == "plain" else LEVELS[case]
+
+
+def _warned(sentence: str, basis: str) -> str:
+    return " ".join(filter(None, (sentence, BASES[basis].warning)))
+
+
 def lasting_majority(bins: Bins, case: Floats) -> tuple[int, int] | None:
     """(first bin, case) of a majority that lasts to the end over at least LASTING of the bins; None without one."""
     least = max(2, int(np.ceil(LASTING * len(bins))))
     for number in CASES:
-        majority = bins.means(np.where(np.isfinite(case), case == number, np.nan)) > 0.5
+        part = bins.means(np.where(np.isfinite(case), case == number, np.nan))
+        measured = bool(np.isfinite(part).any())
+        majority = (part > 0.5) | (np.isnan(part) & measured)
         against = np.flatnonzero(~majority)
         start = int(against[-1]) + 1 if len(against) else 0
         if len(bins) - start >= least:
@@ -97,23 +110,24 @@ def lasting_majority(bins: Bins, case: Floats) -> tuple[int, int] | None:
 
 def shares(trace: Trace) -> list[Verdict]:
     """Share of every case at the end and at the start; with the reason where no case holds the majority for long."""
-    parts = tenths(trace.pairs)
-    rows = trace.pairs if parts is None else trace.pairs[parts.last]
-    case = _known(rows)
+    pairs = completed(trace)
+    basis, parts = basis_of(pairs), tenths(pairs)
+    rows = pairs if parts is None else pairs[parts.last]
+    case = _known(rows, basis)
     if not len(case):
         return []
     most = max(CASES, key=lambda number: (case == number).mean())
-    lasting = lasting_majority(step_bins(trace.pairs), numbers(trace.pairs, "case_plain"))
-    why, figures = reason(rows, most) if lasting is None else ("", [])
-    sentence = f"Predicted cases in {step_span(rows)}: {listed(case)}" + (f": {why}" if why else "")
-    early = _known(trace.pairs[parts.first]) if parts is not None else np.empty(0)
+    lasting = lasting_majority(step_bins(pairs), case_of(pairs, basis))
+    why, figures = reason(rows, most, basis) if lasting is None else ("", [])
+    sentence = f"Cases {BASES[basis].words} in {step_span(rows)}: {listed(case)}" + (f": {why}" if why else "")
+    early = _known(pairs[parts.first], basis) if parts is not None else np.empty(0)
     sentence += f"; in {span(parts.first_steps)}: {listed(early)}." if parts and len(early) else "."
     clear = lasting is None and share(case == most) > 0.5 and len(case) >= FEW
-    level: Level = LEVELS[most] if clear else "note"
+    level: Level = level_of(most, basis) if clear or basis == "plain" else "note"
     return say(
         level,
-        sentence,
-        FORMULA,
+        _warned(sentence, basis),
+        BASES[basis].formula,
         *(Number(f"case_{n}", f"rows in case {n}", share(case == n), "share") for n in CASES),
         *(
             Number(f"case_{n}_first", f"rows in case {n}, first tenth", share(early == n), "share")
@@ -126,8 +140,8 @@ def shares(trace: Trace) -> list[Verdict]:
     )
 
 
-def _known(rows: pd.DataFrame) -> Floats:
-    case = numbers(rows, "case_plain")
+def _known(rows: pd.DataFrame, basis: str) -> Floats:
+    case = case_of(rows, basis)
     return case[np.isfinite(case)]
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report.comparing import deltas, joined, pair_ids
+from dyn_probe.report.basis import BASES
+from dyn_probe.report.comparing import common_case_basis, deltas, joined, pair_ids
 from dyn_probe.report.frames import finite, median, share, tenths
 from dyn_probe.report.run_facts import plain_text
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
@@ -114,10 +115,12 @@ def _case_two(traces: Mapping[str, Trace]) -> list[Verdict]:
     more = (
         "" if cosine is None else "; median cosine " + ", ".join(f"{k} {signed(v)}" for k, v in cosine.values.items())
     )
+    basis = BASES[common_case_basis(traces)]
+    warning = f" {basis.warning}" if basis.warning else ""
     return say(
-        "note",
-        f"Share of pair rows in case 2 (both down) at the end: {words}{more}.",
-        "last tenth of the steps of each run; case as predicted for each pair alone",
+        "warning" if warning else "note",
+        f"Share of pair rows in case 2 (both down) {basis.words} at the end: {words}{more}.{warning}",
+        f"last tenth of the steps of each run; {basis.formula}",
         *(
             Number(f"case_2_of_run_{place}", f"case 2, {label}", value, "share")
             for place, (label, value) in enumerate(line.values.items(), start=1)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
 GOOD, POOR, FEW = 0.8, 0.6, 20
-"""Shares of equal signs from which the prediction counts as good, and below which as poor from FEW rows on."""
+"""Shares of equal signs from which the prediction counts as good, and below which as poor from FEW rows on. One that
+always predicting the commoner sign beats is never good."""
 
 
 def alone(trace: Trace) -> list[Verdict]:
@@ -43,7 +44,8 @@ def _compare(trace: Trace, kind: str, source: str, footing: str) -> list[Verdict
         return []
     worst = min(entry.same_sign for entry in found.values())
     poor = worst < POOR and min(entry.n for entry in found.values()) >= FEW
-    good = worst >= GOOD and all(entry.pearson >= 0.3 for entry in found.values())
+    better = all(entry.same_sign >= base[side] for side, entry in found.items())
+    good = better and worst >= GOOD and all(entry.pearson >= 0.3 for entry in found.values())
     level: Level = "ok" if good else "warning" if poor else "note"
     words = " and ".join(
         f"{percent(entry.same_sign)} of {count(entry.n, side + ' row')} ({_correlation(entry)}; always predicting the "

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dyn_probe import entanglement
-from dyn_probe.report.frames import Mask, numbers, share
-from dyn_probe.report.pair_columns import SIDES
+from dyn_probe.report.basis import case_of, completed
+from dyn_probe.report.frames import Mask, finite, numbers, share
 from dyn_probe.report.verdicts.cases import listed
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, count, percent, say
 from dyn_probe.trace.schema import CASES
@@ -22,16 +21,15 @@ FEW = 20
 
 def measured(trace: Trace) -> list[Verdict]:
     """Cases by the measured changes of every recorded update."""
-    deltas = (numbers(trace.pairs, f"realised_delta_{side}") for side in SIDES)
-    case = entanglement.cases(*deltas)
-    known = case[case > 0].astype(np.float64)
+    known = finite(case_of(completed(trace), "realised"))
     if not len(known):
         return []
     fell = share((known == 2) | (known == 4))
     level: Level = "warning" if fell > 0.5 and len(known) >= FEW else "note"
     return say(
         level,
-        f"Measured across each update: {listed(known)}; chosen fell in {percent(fell)} of {count(len(known), 'row')}.",
+        f"Measured across every recorded update: {listed(known)}; chosen fell in {percent(fell)} "
+        f"of {count(len(known), 'row')}.",
         "signs of the realised Δa and Δb: log-probability after the optimizer's update minus before it",
         *(
             Number(f"case_{number}", f"rows in case {number}", share(known == number), "share")

@@ -1,0 +1,172 @@
+"""What moved chosen and rejected: the optimizer's step taken apart, in order of size.
+
+Pushes are shares of the step as it was applied. They say what moved a response, and not what would happen without one
+of them: no sentence here turns a push into advice to leave something out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dyn_probe.report.frames import finite, median, numbers
+from dyn_probe.report.pair_columns import SIDES
+from dyn_probe.report.push_parts import PARTS, balance, means, of_side, ordered
+from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+SMALL = 0.001
+"""Parts below this share of the largest are left out of the sentence."""
+OTHER_TERMS = 1e-4
+"""Share of the squared gradient from which on the loss has terms beyond the pairs."""
+HALF = ("bfloat16", "float16")
+UNMOVED = 0.5
+"""Share of the weights that a typical step leaves as they were, from which on half precision is warned about."""
+ERRORS = 2.0
+"""A balance within this many standard errors of 0 is called level."""
+
+
+def moved(trace: Trace) -> list[Verdict]:
+    """The pushes on both sides, a step, in order of size."""
+    found = [_side(trace, side) for side in SIDES]
+    sentences = [sentence for sentence, _ in found if sentence]
+    if not sentences:
+        return []
+    return say(
+        "note",
+        f"{' '.join(sentences)} These are shares of the steps as the optimizer applied them, {_rows(trace)}.",
+        "mean over recorded rows of ⟨g_i, Δθ⟩ (total) and its parts: −ωκc_w⟨g_i, P g_w⟩, −ωκc_l⟨g_i, P g_l⟩ (the "
+        "pair's own), −ω⟨g_i, P G⟩ less both (others), −⟨g_i, p⟩ (past), weight decay, and what the stored "
+        "weights lost (rounding)",
+        *(number for _, numbers_of in found for number in numbers_of),
+    )
+
+
+def _rows(trace: Trace) -> str:
+    pushes = trace.pushes
+    return f"averaged over the pairs of {count(int(pushes['step'].nunique()), 'recorded step')}"
+
+
+def _side(trace: Trace, side: str) -> tuple[str, list[Number]]:
+    """The sentence about one side and its numbers; nothing where its total was not recorded."""
+    rows = of_side(trace, side)
+    totals = finite(numbers(rows, "total"))
+    if not len(totals):
+        return "", []
+    total, parts = float(totals.mean()), means(rows)
+    known = [Number(f"push_total_on_{side}", f"total push on {side}", total, "nats")]
+    known += [
+        Number(f"push_{name}_on_{side}", f"push on {side}: {PARTS[name]}", value, "nats")
+        for name, value in ordered(parts)
+    ]
+    found = finite(numbers(trace.pairs, f"realised_delta_{side}"))
+    measured = ""
+    if len(found):
+        known.append(Number(f"realised_mean_{side}", f"realised change of {side}, mean", float(found.mean()), "nats"))
+        measured = f" (measured {signed(float(found.mean()))})"
+    known.append(Number(f"n_{side}", f"n, {side}", len(totals), "rows"))
+    return f"{side.capitalize()} {_direction(total)} a step{measured}: {_listed(trace, parts)}.", known
+
+
+def _direction(total: float) -> str:
+    return f"{'falls' if total < 0 else 'rises'} {sig(abs(total))} nats"
+
+
+def _listed(trace: Trace, parts: dict[str, float]) -> str:
+    """The parts with figures, largest first."""
+    if not parts:
+        why = _reason(trace)
+        return "its parts were not recorded" + (f" ({why})" if why else "")
+    largest = max(abs(value) for value in parts.values())
+    beyond = median(numbers(trace.steps, "other_terms")) > OTHER_TERMS
+    words = {**PARTS, "others": "other pairs and other terms of the loss"} if beyond else PARTS
+    return ", ".join(f"{words[name]} {signed(value)}" for name, value in ordered(parts) if abs(value) > SMALL * largest)
+
+
+def _reason(trace: Trace) -> str:
+    note = trace.about.pushes
+    return (note.reason or "") if note is not None else ""
+
+
+def outweighed(trace: Trace) -> list[Verdict]:
+    """The balance of all chosen and all rejected pushes on the chosen responses, with its error."""
+    found = balance(trace)
+    if found is None:
+        return []
+    part, error = f"{100 * abs(found.value):.1f} %", _error(found.error)
+    if np.isfinite(found.error) and abs(found.value) <= ERRORS * found.error:
+        sentence = f"Rejected and chosen pushes balance on the chosen responses, to within the error ({part}{error})."
+    elif found.value > 0:
+        sentence = (
+            f"Rejected pushes outweigh chosen pushes by {part}{error} on the chosen responses; anything that raises "
+            "d_w/d_l by that much holds chosen, to first order."
+        )
+    else:
+        sentence = f"Chosen pushes outweigh rejected pushes by {part}{error} on the chosen responses."
+    return say(
+        "note",
+        sentence,
+        "−Σ all_rejected / Σ all_chosen − 1 over the chosen rows: pushes of all pairs, of this step and through the "
+        "momentum; standard error by resampling pairs 200 times",
+        Number("balance", "rejected over chosen pushes, on chosen responses", found.value, "share"),
+        *([Number("balance_error", "its standard error", found.error, "share")] if np.isfinite(found.error) else []),
+        Number("n", "n", found.pairs, "pairs"),
+        change=("chosen", "rejected", "sft") if found.value > 0 and sentence.startswith("Rejected pushes") else (),
+    )
+
+
+def _error(error: float) -> str:
+    return f" (± {100 * error:.1f})" if np.isfinite(error) else ""
+
+
+def untrusted(trace: Trace) -> list[Verdict]:
+    """Whether the parts failed to add up to the step."""
+    note = trace.about.pushes
+    if note is None or note.trusted is not False:
+        return []
+    at = "" if note.step is None else f" at step {note.step}"
+    size = "" if note.law7_error is None else f": they miss it by {sig(note.law7_error, 2)} of their sizes"
+    known = [] if note.law7_error is None else [Number("law7_error", "largest miss", note.law7_error, "1")]
+    return say(
+        "warning",
+        f"The pushes are not to be trusted: their parts do not add up to the step that the weights made{at}{size}.",
+        "|rounding| / Σ|parts| against the tolerance of the weights' type; pushes.trusted in run.json",
+        *known,
+    )
+
+
+def unheld(trace: Trace) -> list[Verdict]:
+    """Whether weights in half precision lose the steps that they are given."""
+    unmoved = median(numbers(trace.steps, "unmoved_share"))
+    kind = str(trace.about.config.get("dtype") or "")
+    if not (unmoved > UNMOVED and (kind in HALF or (not kind and _lost(trace)))):
+        return []
+    return say(
+        "warning",
+        f"These weights cannot hold this learning rate: a typical step leaves {percent(unmoved)} of them as they were, "
+        "because it is smaller than what their type can tell apart. Keep the weights in float32, or raise the rate.",
+        "median of unmoved_share over the recorded steps, weights in half precision",
+        Number("unmoved", "weights that a step does not move, median", unmoved, "share"),
+    )
+
+
+def _lost(trace: Trace) -> bool:
+    """Whether rounding is a sizeable part of the pushes although these are trusted: the mark of half precision."""
+    note = trace.about.pushes
+    return median(numbers(trace.steps, "law7_error")) > 0.01 and (note is None or note.trusted is not False)
+
+
+def lacking(trace: Trace) -> list[Verdict]:
+    """What a trace without pushes cannot say."""
+    if not len(trace.pairs) or len(finite(numbers(trace.pushes, "total"))):
+        return []
+    why = _reason(trace) or "record with --metric-every to take the optimizer's steps apart"
+    return say(
+        "warning",
+        f"What moved chosen and rejected is not known: this trace has no pushes ({why}). What it says about the pair "
+        "alone is not what the optimizer did.",
+        "rows of the table pushes; pushes.reason in run.json",
+    )
