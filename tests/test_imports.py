@@ -166,3 +166,11 @@ def test_the_torch_check_can_fail() -> None:
 def test_every_public_name_loads_from_where_the_front_door_says() -> None:
     missing = [name for name in dyn_probe.__all__ if not hasattr(dyn_probe, name)]
     assert not missing
+
+
+def test_the_table_is_in_the_docs() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    for room, others in MAY_IMPORT.items():
+        if room not in ("errors", "cli"):
+            named = ", ".join(f"`{other}`" for other in others if other != "errors") or "–"
+            assert f"| `{room}` | {named} |" in page
