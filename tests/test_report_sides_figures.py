@@ -205,6 +205,10 @@ def test_pushes_of_both_sides_are_exchanged_and_anchored(traces: dict[str, Trace
         rows = traces["plain"].pushes[traces["plain"].pushes.side == side]
         total = rows.groupby(step_bins(rows).index).total.mean()
         np.testing.assert_allclose(curve(figures["plain"].axes[k], INK), total)
+        raised = sum(rows.groupby(step_bins(rows).index)[part].mean().clip(lower=0) for part in PUSH_COLOURS)
+        at = np.concatenate([area.get_paths()[0].vertices for area in figures["plain"].axes[k].collections])
+        tops = [at[np.isclose(at[:, 0], x), 1].max() for x in step_bins(rows).centre]
+        np.testing.assert_allclose(tops, raised, atol=1e-4)  # without rounding, which has no area
 
 
 @pytest.mark.parametrize("name", ["token_heat", "token_evolution"])
