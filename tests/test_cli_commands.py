@@ -83,8 +83,9 @@ def test_reading_commands_never_load_torch(recorded: Path) -> None:
         assert "torch" not in loaded_after(arguments)
 
 
-def test_that_check_can_fail() -> None:
-    assert "torch" in loaded_after(["record", "--objective", "nothing"])
+def test_that_check_can_fail(recorded: Path) -> None:
+    assert "torch" in loaded_after(["record", "--data", str(recorded / "run.json")])
+    assert "torch" not in loaded_after(["record", "--objective", "dppo"])
 
 
 def test_every_option_stands_in_the_help_with_its_text(
