@@ -278,6 +278,7 @@ def test_ctrl_c_keeps_the_trace_and_says_so(tmp_path: Path) -> None:
     while time.monotonic() < deadline and not _has_rows(out):
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
+    assert _has_rows(out), "no row was recorded"
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=60)
     assert process.returncode == 130 and said == f"Next: dyn-probe report {out}\n"

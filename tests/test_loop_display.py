@@ -21,7 +21,13 @@ def test_live_numbers_are_means_and_changes_since_the_start() -> None:
     before = ROW | {"logp_chosen": -6.0, "logp_rejected": -10.0, "case_plain": 1}
     assert "Δchosen +0.000 Δrejected +0.000" in live_numbers([before, before], start)
     said = live_numbers([ROW, before], start)
-    assert said == "loss 0.250 margin +4.00 acc 50% Δchosen -0.250 Δrejected -1.000 cos +0.50 both down 50%"
+    assert said == (
+        "loss 0.250 margin +4.00 acc 50% Δchosen -0.250 Δrejected -1.000 cos +0.50 both down, each pair alone: 50%"
+    )
+    applied = [row | {"case_update": 2} for row in (ROW, before)]
+    assert live_numbers(applied, start).endswith(" both pushed down 100%")
+    assert live_numbers([applied[0] | {"case_realised": 2}, applied[1]], start).endswith(" both pushed down 100%")
+    assert live_numbers([row | {"case_realised": 3} for row in applied], start).endswith(" both fell 0%")
 
 
 def test_a_step_that_is_not_recorded_has_no_numbers() -> None:

@@ -33,7 +33,7 @@ def stop_at(step: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:
-    keys = [column for column in ("step", "pair_id", "depth") if column in frame]
+    keys = [column for column in ("step", "pair_id", "side", "depth") if column in frame]
     return frame.drop(columns="step_seconds", errors="ignore").sort_values(keys, ignore_index=True)
 
 
@@ -46,6 +46,7 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
         (3, {"shaping": ("token-mask",)}),
         (4, {"objective": "simpo"}),
         (5, {"shaping": ("rc",)}),
+        (5, {"metric_every": 2, "optimizer": "sgd", "lr": 0.01}),
     ],
     ids=str,
 )
@@ -60,7 +61,7 @@ def test_a_killed_and_resumed_run_leaves_the_trace_of_an_uninterrupted_one(
     config = make_config(None, {"out": str(tmp_path / "parts"), "resume": True})
     parts = load_trace(loop.record(config, progress=False))
     assert parts.closed and parts.manifest["held_out"] == whole.manifest["held_out"]
-    for table in ("pairs", "steps", "layers", "examples"):
+    for table in ("pairs", "pushes", "steps", "layers", "examples", "final"):
         pd.testing.assert_frame_equal(comparable(getattr(parts, table)), comparable(getattr(whole, table)))
 
 

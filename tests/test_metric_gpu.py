@@ -13,7 +13,9 @@ CAPTURABLE = {
     for make in (torch.optim.AdamW, torch.optim.Adam, torch.optim.NAdam, torch.optim.RMSprop)
     for options in ({}, {"foreach": True})
 }
-ALL = {**SETUPS, **CAPTURABLE}
+ON_CUDA = {name: setup for name, setup in SETUPS.items() if not (setup.make is torch.optim.Adagrad and "fused" in name)}
+"""torch has no fused Adagrad for CUDA."""
+ALL = {**ON_CUDA, **CAPTURABLE}
 UNITS = 16.0
 """Kernels contract products and sums, and capturable forms compute their scalars in float32."""
 FUSED_UNITS = 512.0

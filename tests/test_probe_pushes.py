@@ -110,6 +110,19 @@ def test_both_sides_over_all_steps(tmp_path):
     assert np.allclose(both, wanted, rtol=1e-7, atol=1e-9 * float(wanted.abs().max()))
 
 
+def test_a_momentum_that_was_there_before_is_not_divided(tmp_path):
+    """A probe that comes late cannot know whose momentum it finds: everything but the two sides is recorded."""
+    model = make_model("llama")
+    optimizer = adamw(model)
+    train(model, optimizer, Probe(model), steps=2)
+    probe = Probe(model, tmp_path / "run", optimizer=optimizer, metric_every=1, split_momentum=True)
+    train(model, optimizer, probe, steps=2)
+    trace = load_trace(tmp_path / "run")
+    assert trace.pushes[["all_chosen", "all_rejected"]].isna().all(axis=None)
+    assert trace.pushes[PARTS].notna().all(axis=None) and (trace.steps["law7_error"] <= 1e-10).all()
+    assert "had a momentum before" in trace.manifest["pushes"]["reason"]
+
+
 def test_training_is_bitwise_the_same():
     finals = []
     for recorded in (False, True):

@@ -39,12 +39,34 @@ def side_gradients(
     return found[0], found[1]
 
 
+FRESH = 1e-3
+"""Largest ``|p|`` of a parameter's first followed step, relative to its own part, that is rounding and no past."""
+UNKNOWN = "the optimizer had a momentum before its steps were followed, so it cannot be told whose it is"
+
+
 class SplitMomentum:
-    """Both sides' momentum, by parameter; ``update`` at every step of the optimizer."""
+    """Both sides' momentum, by parameter; ``update`` at every step of the optimizer, from its first on.
+
+    ``broken`` says why the two sides cannot be told apart any more; what they contribute is NaN from then on.
+    """
 
     def __init__(self) -> None:
+        self.broken = ""
         self._buffers: dict[str, list[Tensor]] = {}
         self._fresh: dict[str, list[Tensor]] = {}
+
+    def follows_from_the_start(self, name: str, step: AppliedStep, gradient: Tensor, before: Tensor) -> None:
+        """See that the momentum holds nothing but what was followed: before a parameter's first ``update``.
+
+        Args:
+            gradient: ``G`` as the optimizer saw it.
+            before: the weights before the step.
+        """
+        past = step.past(gradient, before) if name not in self._buffers else None
+        if past is not None:
+            own = step.weight * step.times_metric(gradient)
+            if float(past.abs().max()) > FRESH * float(own.abs().max()):
+                self.broken = UNKNOWN
 
     def update(self, name: str, step: AppliedStep, gradients: tuple[Tensor, Tensor]) -> None:
         """Take one parameter's step.
@@ -61,6 +83,9 @@ class SplitMomentum:
 
     def moves(self, name: str, step: AppliedStep) -> tuple[Tensor, Tensor]:
         """What all chosen and all rejected gradients, of this step and of those before, contribute to ``Δθ``."""
+        if self.broken:
+            nothing = torch.full_like(self._fresh[name][0], float("nan"))
+            return nothing, nothing
         found = []
         for side in range(2):
             moved = -step.direct * step.times_metric(self._fresh[name][side])

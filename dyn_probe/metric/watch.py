@@ -177,11 +177,13 @@ class StepWatch:
         if not self._pushes:
             for _ in moves:  # the split momentum follows every step
                 pass
+            self._end_broken_split()
             self._finish([Pushes.empty(w.held.rows, w.coefficients.device) for w in self._waiting], None)
             return
         rows = [StepRows(w.held, w.coefficients, factor, w.full) for w in self._waiting]
         explained = Explained() if any(one.full for one in rows) else None
         pushes = take_apart(rows, moves, self.split, explained)
+        self._end_broken_split()
         if explained is not None:
             self.facts = replace(self.facts, other_terms=explained.other_terms)
         self._finish(pushes, pushes)
@@ -211,13 +213,19 @@ class StepWatch:
             return
         batches = [(w.held, w.coefficients) for w in self._waiting]
         sides = side_gradients(batches, move.name, move.before, factor)
-        self.split.update(move.name, move.step, tuple(self._summed(side) for side in sides))  # type: ignore[arg-type]
+        self.split.follows_from_the_start(move.name, move.step, move.gradient, move.before)
+        self.split.update(move.name, move.step, (self._summed(sides[0]), self._summed(sides[1])))
 
     def _summed(self, gradient: Tensor) -> Tensor:
         """Over the processes whose gradients are averaged: the factor has the mean's divisor already."""
         if self.averaged > 1:
             torch.distributed.all_reduce(gradient)
         return gradient
+
+    def _end_broken_split(self) -> None:
+        if self.split is not None and self.split.broken:
+            self.facts = replace(self.facts, reason=f"split momentum ended: {self.split.broken}")
+            self.split = None
 
     def _finish(self, found: Sequence[Pushes], pushes: Sequence[Pushes] | None) -> None:
         if pushes is None:

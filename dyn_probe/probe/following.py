@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -86,6 +86,17 @@ class Following:
         self._watch.backward_ended()
         if changes and not self._watch.hooked:
             self._watch.begin()
+
+    @property
+    def momentum(self) -> dict[str, list[Tensor]]:
+        """The momentum of both sides, for a checkpoint; empty where it is not kept."""
+        split = None if self._watch is None else self._watch.split
+        return {} if split is None else dict(split.state())
+
+    @momentum.setter
+    def momentum(self, state: Mapping[str, list[Tensor]]) -> None:
+        if self._watch is not None and self._watch.split is not None:
+            self._watch.split.load(state)
 
     def before_update(self) -> None:
         """The step's gradient is complete, and not clipped yet."""

@@ -292,6 +292,16 @@ class Probe:
     def noise_floor(self, floor: float | None) -> None:
         self._rows.floor = floor
 
+    @property
+    def momentum(self) -> Mapping[str, list[Tensor]]:
+        """Parameter → momentum of all chosen and of all rejected gradients (``split_momentum``): keep it with a
+        checkpoint of the optimizer, and set it again before the first step of a run that goes on."""
+        return self._following.momentum
+
+    @momentum.setter
+    def momentum(self, state: Mapping[str, list[Tensor]]) -> None:
+        self._following.momentum = state  # type: ignore[assignment]
+
     def measure_noise(self, step: int, batch: PairBatch) -> None:
         """Compute the batch's log-probabilities twice from the same weights, together and each pair alone without its
         padding, and keep the largest difference as ``noise_floor`` of the step: no change below it is called one.

@@ -94,6 +94,14 @@ class Display:
             yield advance
 
 
+BASES = {
+    "case_realised": "both fell",
+    "case_update": "both pushed down",
+    "case_plain": "both down, each pair alone:",
+}
+"""Basis of a case → the words before the share of case 2; the first that all rows have is shown."""
+
+
 def live_numbers(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> str:
     """The numbers that matter while training: loss, margin, accuracy, change of both sides since the start, cosine,
     share of case 2.
@@ -111,8 +119,9 @@ def live_numbers(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> str
     loss = sum(r["loss"] for r in rows) / len(rows)
     margin = margins(rows)
     cosine = sum(r["grad_cosine"] for r in rows) / len(rows)
-    cases = [r["case_plain"] for r in rows if r.get("case_plain") is not None]
-    falling = f" both down {sum(case == 2 for case in cases) / len(cases):.0%}" if cases else ""
+    basis = next((name for name in BASES if all(r.get(name) is not None for r in rows)), "")
+    down = sum(r[basis] == 2 for r in rows) / len(rows) if basis else 0.0
+    falling = f" {BASES[basis]} {down:.0%}" if basis else ""
     return (
         f"loss {loss:.3f} margin {margin.mean():+.2f} acc {(margin > 0).mean():.0%} "
         f"Δchosen {sides['chosen']:+.3f} Δrejected {sides['rejected']:+.3f} cos {cosine:+.2f}{falling}"

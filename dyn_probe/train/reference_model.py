@@ -51,21 +51,6 @@ def live_reference(model: nn.Module, autocast: Autocast) -> Reference:
     return Reference({}, twin, autocast)
 
 
-def precomputed_reference(
-    model: nn.Module,
-    pairs: Sequence[EncodedPair],
-    pad_id: int,
-    batch_size: int,
-    device: torch.device,
-    autocast: Autocast,
-    progress: Callable[[int], None],
-    processes: Processes,
-) -> Reference:
-    """The policy as it is now, as a table of its log-probabilities (``evaluate_pairs``)."""
-    table = evaluate_pairs(model, pairs, pad_id, batch_size, device, autocast, progress, processes)
-    return Reference(table, None, autocast)
-
-
 @torch.no_grad()
 def evaluate_pairs(
     model: nn.Module,

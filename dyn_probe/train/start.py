@@ -18,7 +18,7 @@ from dyn_probe.train.display import Display
 from dyn_probe.train.objective import learned_module
 from dyn_probe.train.parallel import full_state, full_weights, load_full_state, shard
 from dyn_probe.train.rate_schedule import make_optimizer
-from dyn_probe.train.reference_model import Reference, live_reference, precomputed_reference
+from dyn_probe.train.reference_model import Reference, evaluate_pairs, live_reference
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.setup import Setup
 from dyn_probe.train.warmup import reading_pairs, supervised_stage
@@ -61,6 +61,8 @@ def start_run(
     )
     if state is not None and len(floors := state.get("noise_floors", ())) == processes.count:
         probe.noise_floor = floors[processes.rank]
+    if state is not None:
+        probe.momentum = state.get("split_momentum", {})
     begun = {} if state is None else held_out_start(state)
     memory = {} if state is None else state.get("memory", {})
     return Run(
@@ -106,9 +108,10 @@ def make_reference(setup: Setup, display: Display) -> Reference | None:
         return live_reference(model, setup.autocast)
     used = pairs_used(setup)
     with display.bar("reference   ", len(used)) as advance:
-        return precomputed_reference(
+        table = evaluate_pairs(
             model, used, setup.pad_id, 2 * config.batch_size, setup.device, setup.autocast, advance, setup.processes
         )
+    return Reference(table, None, setup.autocast)
 
 
 def pairs_used(setup: Setup) -> list[EncodedPair]:
@@ -163,6 +166,8 @@ def checkpoint(run: Run, done: int) -> None:
         more["reference_model"] = full_weights(twin) if sharded else twin.state_dict()
     elif run.reference is not None:
         more["reference"] = {k: list(v) for k, v in run.reference.table.items()}
+    if momentum := run.probe.momentum:
+        more["split_momentum"] = {name: list(sides) for name, sides in momentum.items()}
     if run.memory:
         more["memory"] = dict(run.memory)
     if run.held_out_start is not None:
