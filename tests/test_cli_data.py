@@ -51,7 +51,7 @@ def test_what_is_printed_is_plain_and_complete(tmp_path: Path) -> None:
     assert lines[1] == "read as   question, chosen, rejected (user ← question)" and lines[2] == "not read  id"
     assert lines[3].endswith("built-in, conversations, written as “User: …” lines, since it has no chat template")
     assert any(line.startswith("warning: 4 of 4 pairs are longer than 21 tokens") for line in lines)
-    assert "WARNING: 20 % of the rows cannot be used: 1 of 5 rows is left out (4 are used):" in lines
+    assert "WARNING: 20 % of the rows are left out: 1 of 5 rows is left out (4 are used):" in lines
     assert f"  1 row: no prompt (question is null): {file}:5" in lines
     assert sum(line.startswith("pair ") for line in lines) == 1
     assert lines[-1] == f"Next: dyn-probe record --data '{file}' --max-length 21"

@@ -13,6 +13,7 @@ from objective_terms import all_terms, bare
 
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import (
+    CHANGES,
     OBJECTIVES,
     SHAPINGS,
     STAGES,
@@ -231,3 +232,38 @@ def test_a_likelihood_term_is_what_still_pulls_on_chosen_far_beyond_the_margin(n
     ordered = Terms(-0.1 * one, -far, one, one, r_w=-far, r_l=-0.1 * one, kl=torch.tensor(0.0))
     pulled = pulls(name, ordered)[0] > 1e-6
     assert pulled.tolist() == [OBJECTIVES[name].likelihood] * 2
+
+
+@pytest.mark.parametrize("name", [row.name for row in OBJECTIVES.values() if row.changes])
+def test_an_objective_changes_the_pulls_as_its_row_says(name: str) -> None:
+    row = OBJECTIVES[name]
+    assert set(row.changes) <= set(CHANGES)
+    fallen = {"r_w": torch.tensor([0.5, -3.0]), "r_l": torch.tensor([-2.0, -2.0])}  # chosen below, and above
+    d_w, d_l = pulls(name, simple(**fallen))
+    if "length" in row.changes:
+        longer = replace(simple(**fallen), n_w=torch.full((2,), 9.0))
+        assert not torch.allclose(pulls(name, longer)[0], d_w)
+    else:
+        same_w, same_l = pulls("dpo", simple(**fallen))
+        assert bool((d_w / d_l > 1.01 * same_w / same_l).any())
+
+
+@pytest.mark.parametrize("name", [row.name for row in SHAPINGS.values() if row.changes])
+def test_a_shaping_changes_the_pulls_as_its_row_says(name: str) -> None:
+    row = SHAPINGS[name]
+    assert set(row.changes) <= set(CHANGES)
+    terms = all_terms_of_two()
+    d_w, d_l = pulls("dpo", terms, shapings=[parse_shaping(name)])
+    same_w, same_l = pulls("dpo", terms)
+    assert bool((d_w > 1.01 * same_w).any()) if "chosen" in row.changes else bool((d_l < 0.99 * same_l).any())
+
+
+def all_terms_of_two() -> Terms:
+    """Two pairs, chosen ahead of a rejected response of three very improbable tokens."""
+    tokens = torch.tensor([[-0.1] * 3, [-0.2] * 3, [-7.0] * 3, [-8.0] * 3])
+    sums = tokens.sum(1)
+    three = torch.full((2,), 3.0)
+    return Terms(
+        sums[:2], sums[2:], three, three, r_w=sums[:2] - 0.5, r_l=sums[2:] + 1.0, token_logps=tokens,
+        response_mask=torch.ones(4, 3),
+    )  # fmt: skip

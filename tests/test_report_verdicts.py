@@ -163,6 +163,12 @@ def test_every_verdict_is_whole(options: Options, tmp_path: Path) -> None:
         ({"name": "dpo", "shaping": [{"name": "rc", "options": {"per": "pair"}}]}, "normalise"),
         ({"name": "cpo", "shaping": []}, "sft"),
         ({"name": "dpo", "hyper": {"nll": 0.5}, "shaping": []}, "sft"),
+        ({"name": "dpop", "shaping": []}, "chosen"),
+        ({"name": "cal_dpo", "shaping": []}, "chosen"),
+        ({"name": "dpo", "shaping": [{"name": "adadpo", "options": {}}]}, "chosen"),
+        ({"name": "dpo_shift", "shaping": []}, "rejected"),
+        ({"name": "dpo", "shaping": [{"name": "gate-seq", "options": {}}]}, "rejected"),
+        ({"name": "dpo", "shaping": [{"name": "gate-q10", "options": {}}]}, "rejected"),
     ],
 )
 def test_advice_that_the_run_follows_already_is_not_given(objective: dict, key: str, tmp_path: Path) -> None:
@@ -177,7 +183,7 @@ def test_advice_that_the_run_does_not_follow_is_given(tmp_path: Path) -> None:
     objective = {"name": "dpo", "hyper": {"nll": 0.0}, "shaping": ["rc: {'per': 'batch'}", "unknown: {}"]}
     found = verdicts(new_trace(tmp_path / "run", DEFAULT, objective=objective))
     given = {knob for verdict in found for knob in verdict.knobs}
-    assert {KNOBS[key] for key in IN_USE} <= given
+    assert {KNOBS[key] for key in IN_USE if key != "length"} <= given  # lengths do not matter in this trace
 
 
 def test_all_advice_is_used_and_names_methods_that_exist() -> None:

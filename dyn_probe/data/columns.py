@@ -104,6 +104,21 @@ def _within(value: Any, pair: PreferencePair) -> bool:
     return all(text in whole or re.search(rf"(?<!\w){re.escape(text)}(?!\w)", prompt) for text in texts)
 
 
+def unread_prose(
+    pairs: Sequence[PreferencePair], rows: Sequence[SourceRow], unread: Sequence[str], named: str
+) -> list[str]:
+    """Columns of any other name that hold prose which is not in the pairs: the shape does not read them, and whether
+    the model should see them only the user can tell."""
+    _, ignored = parse_columns(named)
+    looked_at = rows[:PROSE_ROWS]
+    names = [name for name in unread if name not in ignored and _prose(looked_at, name)]
+    if not names:
+        return []
+    values = {row.source: row.values for row in looked_at}
+    beside = [(values[pair.source], pair) for pair in pairs if pair.source in values]
+    return [name for name in names if 2 * sum(not _within(row.get(name), pair) for row, pair in beside) > len(beside)]
+
+
 def check_prose(pairs: Sequence[PreferencePair], rows: Sequence[SourceRow], unread: Sequence[str], named: str) -> None:
     """Refuse texts without a prompt column that share almost no beginning, where another column holds prose: the
     prompt is there.

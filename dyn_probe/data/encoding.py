@@ -124,7 +124,10 @@ def _ids(pair: PreferencePair, response: Text, tokenizer: Any) -> list[int]:
     messages = [*pair.prompt, *response]
     options = {**pair.template_options, "add_generation_prompt": not response, "return_dict": False}
     if tokenizer.chat_template is None and (pair.tools or any(map(calls, messages))):
-        raise BadRow("the tokenizer has no chat template, and tools or tool calls need one")
+        raise BadRow(
+            "the tokenizer has no chat template, and tools or tool calls need one",
+            "name a model whose tokenizer has one (--model), or leave the tools aside with --columns ignore=tools",
+        )
     try:
         if tokenizer.chat_template is None:
             text = tokenizer.apply_chat_template(messages, chat_template=FALLBACK_TEMPLATE, tokenize=False, **options)

@@ -122,13 +122,13 @@ def _after_space(text: str, place: int, also: str) -> int:
 
 
 def _refuse_one_object(content: bytes, path: Path) -> None:
-    """Refuse a file that is one JSON object over several lines: it is written by columns, or holds its rows in a
-    field."""
-    if b"\n" not in content.strip():
-        return
+    """Refuse a file that is one JSON object but no row: it is written by columns, or holds its rows in a field. One
+    object on one line is a row, unless a field of it holds objects that are no messages."""
     try:
         whole = json.loads(content)
     except (ValueError, RecursionError):
+        return
+    if b"\n" not in content.strip() and not (isinstance(whole, dict) and any(map(_holds_rows, whole.values()))):
         return
     fields = ", ".join(list(whole)[:6]) if isinstance(whole, dict) else type(whole).__name__
     raise BadInput(
@@ -137,8 +137,15 @@ def _refuse_one_object(content: bytes, path: Path) -> None:
     )
 
 
+def _holds_rows(value: Any) -> bool:
+    """Whether a value is a list of objects of which each has both sides of a pair, or a prompt."""
+    objects = isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+    return objects and all({"chosen", "prompt", "rejected"} & set(one) for one in value)
+
+
 def _separated(separator: str) -> Callable[[Path], RowStream]:
-    """The reader of a table with a header line; an empty cell is null."""
+    """The reader of a table with a header line; an empty cell is null. A header that has semicolons and none of the
+    separators is that of a table separated by semicolons, as spreadsheets write it where the comma is decimal."""
 
     def read(path: Path) -> RowStream:
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -146,7 +153,10 @@ def _separated(separator: str) -> Callable[[Path], RowStream]:
             with _opened(path) as file:
                 _first_character(file, path)
                 text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-                yield from _table(csv.reader(text, delimiter=separator, strict=True), path)
+                head = text.readline()
+                between = ";" if separator not in head and ";" in head else separator
+                text.seek(0)
+                yield from _table(csv.reader(text, delimiter=between, strict=True), path)
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise BadInput(f"cannot read {path}: {error}; wanted text in UTF-8") from error
 

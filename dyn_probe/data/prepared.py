@@ -11,6 +11,7 @@ import numpy as np
 from dyn_probe.data.encoding import EncodedPair, encode_pairs
 from dyn_probe.data.reading import PairsRead, read_pairs
 from dyn_probe.data.records import Skipped, by_reason, listed
+from dyn_probe.data.shapes import listing
 from dyn_probe.data.token_facts import Fact, Limit, facts_of
 from dyn_probe.data.wording import counted
 from dyn_probe.errors import BadInput
@@ -86,7 +87,23 @@ def prepare_pairs(name: str, tokenizer: Any, limit: Limit, reading: Reading | No
             f"{counted(len(unexpected), 'row')} of {name} cannot be used, and --strict-data leaves none out: "
             f"{listed(unexpected, 5)}"
         )
-    return PreparedPairs(read, pairs, skipped, facts_of(pairs, limit, tokenizer), limit)
+    return PreparedPairs(read, pairs, skipped, [*_prose(read), *facts_of(pairs, limit, tokenizer)], limit)
+
+
+def _prose(read: PairsRead) -> list[Fact]:
+    """The columns of prose that are not read: a warning where the prompt is but what both sides begin with, since it
+    may stand there."""
+    if not read.prose:
+        return []
+    implicit = not {"prompt", "user"} & set(read.columns)
+    several = len(read.prose) > 1
+    why = ", and the prompt is what chosen and rejected begin with" if implicit else ""
+    sentence = (
+        f"the column{'s' if several else ''} {listing(read.prose)} hold{'' if several else 's'} text that is not "
+        f"read{why}; if the model should see it, write --columns {_before(read)}"
+        f"{read.prose[0]}, else --columns ignore={'+'.join(read.prose)}"
+    )
+    return [Fact("prose", len(read.prose), len(read.unread), sentence, "warning" if implicit else "note")]
 
 
 def skipped_rows(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
@@ -117,3 +134,9 @@ def lengths(pairs: Sequence[EncodedPair]) -> dict[str, tuple[int, int, int]]:
 def _spread(values: Sequence[int]) -> tuple[int, int, int]:
     middle, high = np.quantile(values, (0.5, 0.95), method="inverted_cdf")
     return int(middle), int(high), max(values)
+
+
+def _before(read: PairsRead) -> str:
+    """What ``--columns`` takes to read one more column behind what is read as the prompt."""
+    part = "user" if "user" in read.columns else "prompt"
+    return f"{part}={read.columns[part]}+" if part in read.columns else f"{part}="

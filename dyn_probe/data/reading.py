@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from dyn_probe.data.columns import check_prose, unread_columns, watched
+from dyn_probe.data.columns import check_prose, unread_columns, unread_prose, watched
 from dyn_probe.data.generated.sentiment import sentiment_pairs
 from dyn_probe.data.records import BadRow, PreferencePair, Skipped, SourceRow, listed
 from dyn_probe.data.row_pairs import check_usable, pair_from_row
@@ -25,6 +25,7 @@ class PairsRead:
         shape: name of the shape.
         columns: part → column.
         unread: columns that were not read.
+        prose: those of them that hold text which is nowhere in the pairs.
     """
 
     name: str
@@ -34,6 +35,7 @@ class PairsRead:
     shape: str
     columns: Mapping[str, str] = field(default_factory=dict)
     unread: Sequence[str] = ()
+    prose: Sequence[str] = ()
 
 
 def load_pairs(name: str, *, count: int | None = None, columns: str = "") -> tuple[list[PreferencePair], list[Skipped]]:
@@ -71,7 +73,8 @@ def read_pairs(name: str, *, count: int | None = None, columns: str = "") -> Pai
         raise BadInput(f"no pair in {name} can be used: {listed(skipped)}")
     if not shape.prompt and not shape.user:
         check_prose(pairs, rows, unread, columns)
-    return PairsRead(name, len(found), pairs, skipped, shape.name, shape.columns, unread)
+    prose = unread_prose(pairs, rows, unread, columns)
+    return PairsRead(name, len(found), pairs, skipped, shape.name, shape.columns, unread, prose)
 
 
 def pairs_of(

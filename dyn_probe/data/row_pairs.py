@@ -186,6 +186,14 @@ def check_usable(pair: PreferencePair) -> None:
     empty = [side for side in ("chosen", "rejected") if not says_something(getattr(pair, side))]
     if empty:
         raise BadRow(f"{' and '.join(empty)} empty")
+    asked = [side for side in ("chosen", "rejected") if _only_asks(getattr(pair, side))]
+    if asked:
+        raise BadRow(
+            f"{' and '.join(asked)} {'is' if len(asked) == 1 else 'are'} no response of the model: only user or system "
+            "turns",
+            "end the conversation with the assistant's turn",
+            of_file=True,
+        )
     if _same(pair.chosen, pair.rejected):
         raise BadRow("chosen and rejected are identical")
     if pair.tools and not pair.conversational:
@@ -200,6 +208,10 @@ def check_usable(pair: PreferencePair) -> None:
         broken = next(filter(None, map(half_character, strings(getattr(pair, name)))), "")
         if broken:
             raise BadRow(f"half a surrogate pair in {name}", broken.removeprefix("has half a character "))
+
+
+def _only_asks(text: Text) -> bool:
+    return not isinstance(text, str) and all(one["role"] in ("user", "system") for one in text)
 
 
 def _same(left: Text, right: Text) -> bool:

@@ -58,7 +58,7 @@ def left_out_lines(data: PreparedPairs) -> list[Line]:
     verb = "is" if len(data.skipped) == 1 else "are"
     head = f"{every} {verb} left out ({len(data.pairs):,} {'is' if len(data.pairs) == 1 else 'are'} used):"
     if loud:
-        head = f"WARNING: {100 * number / data.read.rows:.0f} % of the rows cannot be used: {head}"
+        head = f"WARNING: {100 * number / data.read.rows:.0f} % of the rows are left out: {head}"
     reasons = [("plain", f"  {reason_line(reason, rows)}") for reason, rows in by_reason(data.skipped).items()]
     rest = len(reasons) - MOST_REASONS
     more = [("plain", f"  and {counted(rest, 'more reason')}; run.json lists every row")] if rest > 0 else []

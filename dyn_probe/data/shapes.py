@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dyn_probe.data.records import SourceRow, visible
-from dyn_probe.errors import BadInput, did_you_mean
+from dyn_probe.errors import BadInput, did_you_mean, nearest
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "OpenAI preference", "preferred_output", "non_preferred_output", prompt="input.messages",
         used_by="OpenAI fine-tuning",
+    ),
+    Shape(
+        "input, preferred_output, non_preferred_output", "preferred_output", "non_preferred_output", user="input",
+        used_by="the same with a text as input",
     ),
     Shape("messages, rejected_messages", "messages", "rejected_messages", used_by="ms-swift"),
     Shape(
@@ -243,7 +247,8 @@ def _no_shape(rows: Sequence[SourceRow], columns: Sequence[str]) -> Shape:
             f"rejected response in one row; found the columns {found}"
         )
     missing = [name for name in ("chosen", "rejected") if name not in columns]
-    hints = "".join(did_you_mean(name, columns) for name in missing)
+    near = dict.fromkeys(filter(None, (nearest(name, columns) for name in missing)))
+    hints = f" (did you mean {' and '.join(map(visible, near))}?)" if near else ""
     what = f"no column {' or '.join(missing)}{hints}" if missing else "columns without any value"
     beside = [base(shape.prompt or shape.user) for shape in SHAPES if shape.chosen == "chosen"]
     known = f"chosen and rejected, alone or beside {', '.join(filter(None, dict.fromkeys(beside)))}"

@@ -107,7 +107,9 @@ def open_end(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact
     if getattr(tokenizer, "eos_token_id", None) is None:
         why = "the tokenizer has none"
     else:
-        why = f"the chat template ends them with {found[0].checks.open_end}, not with {tokenizer.eos_token}"
+        ends = list(dict.fromkeys(pair.checks.open_end for pair in found))
+        others = f" (or {len(ends) - 1} other ends)" if len(ends) > 1 else ""
+        why = f"the chat template ends them with {ends[0]}{others}, not with {tokenizer.eos_token}"
     has = "has" if len(found) == 1 else "have"
     sentence = f"{share(found, pairs)} {has} responses without an end-of-sequence token: {why}"
     return Fact("open_end", len(found), len(pairs), sentence, "note")

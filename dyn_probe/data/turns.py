@@ -39,7 +39,9 @@ def text_of(value: Any, name: str) -> Text:
     if isinstance(value, Sequence) and all(map(_is_message, value)):
         return tuple(turn(message, name) for message in value)
     wanted = f"{name} must be a text, or a list of messages with role and content"
-    raise BadRow(wanted, f"got {shown(value)}", of_file=True)
+    texts = isinstance(value, Sequence) and bool(value) and all(isinstance(one, str) for one in value)
+    way = f"; --columns {name}=COLUMN[0] reads the first of the texts" if texts else ""
+    raise BadRow(wanted, f"got {shown(value)}{way}", of_file=True)
 
 
 def written_messages(value: Any, name: str) -> Any:
@@ -109,7 +111,11 @@ def _part(part: Any, name: str) -> str:
     if isinstance(part, Mapping) and isinstance(part.get("text"), str):
         return str(part["text"])
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    raise BadRow(f"a message in {name} has a part of type {kind}; only text can be recorded", of_file=True)
+    raise BadRow(
+        f"a message in {name} has a part of type {kind}; only text can be recorded",
+        'dyn-probe supports text-only models: leave such rows out, or write contents of {"type": "text"} alone',
+        of_file=True,
+    )
 
 
 def _from_value(speaker: str, value: str, name: str) -> Message:

@@ -17,7 +17,7 @@ from dyn_probe.objectives.masking import masked_logps
 from dyn_probe.objectives.normalise import NormalisedPulls, normalised_pulls, surrogate_loss
 from dyn_probe.objectives.scores import Score
 from dyn_probe.objectives.shaping import SHAPINGS, composes_with, parse_shaping, parse_shapings, shapings_of
-from dyn_probe.objectives.table import ChosenShaping, Measured, Objective, Reweighted, Reweighting, Shaping
+from dyn_probe.objectives.table import CHANGES, ChosenShaping, Measured, Objective, Reweighted, Reweighting, Shaping
 
 _WITH_TORCH = {
     "Terms": "pair_terms",
@@ -30,6 +30,7 @@ _WITH_TORCH = {
 """Name → its file, for the names that need torch."""
 
 __all__ = [
+    "CHANGES",
     "OBJECTIVES",
     "SHAPINGS",
     "STAGES",

@@ -29,7 +29,7 @@ _ROWS = (
         notes="With label smoothing both pulls turn negative once σ(margin) is above 1 − ε.",
     ),
     Objective(
-        "rdpo", formulas.rdpo, {"beta": 0.1, "alpha": 0.2}, True, scores.LOG_RATIO,
+        "rdpo", formulas.rdpo, {"beta": 0.1, "alpha": 0.2}, True, scores.LOG_RATIO, changes=("length",),
         formula="−log σ(β(h_w − h_l) + α(n_w − n_l))",
         paper="Park et al. 2024 (arXiv 2403.19159)",
         when="When training makes responses longer and the chosen ones are longer on average.",
@@ -85,7 +85,7 @@ _ROWS = (
         notes="TRL uses the per-token mean (mean_nll) for the likelihood term.",
     ),
     Objective(
-        "dpop", formulas.dpop, {"beta": 0.1, "lambda": 50.0}, True, scores.LOG_RATIO,
+        "dpop", formulas.dpop, {"beta": 0.1, "lambda": 50.0}, True, scores.LOG_RATIO, changes=("chosen",),
         formula="−log σ(β(h_w − h_l − λ max(0, −h_w)))",
         paper="Pal et al. 2024 (arXiv 2402.13228)",
         when="Pairs with few differing tokens, where plain DPO lowers the chosen response.",
@@ -131,7 +131,7 @@ _ROWS = (
         "rejected rises too while the two are similar, and is pushed down hardest where it is almost certain.",
     ),
     Objective(
-        "cal_dpo", formulas.cal_dpo, {"beta": 0.1, "kappa": 1.0}, True, scores.LOG_RATIO,
+        "cal_dpo", formulas.cal_dpo, {"beta": 0.1, "kappa": 1.0}, True, scores.LOG_RATIO, changes=("chosen",),
         target=lambda p: f"±{1 / (2 * p['beta']):g} nats on the log-ratios",
         formula="−log σ(h_w − h_l) + κ[(h_w − 1/(2β))² + (h_l + 1/(2β))²]",
         paper="Xiao et al. 2024 (arXiv 2412.14516)",
@@ -143,6 +143,7 @@ _ROWS = (
     ),
     Objective(
         "dpo_shift", formulas.dpo_shift, {"beta": 0.1, "lambda": 0.5, "schedule": False}, True, scores.LOG_RATIO,
+        changes=("rejected",),
         terms_if={"schedule": ("progress",)}, columns={"shift": formulas.shift},
         formula="−log σ(β(h_w − λh_l)); schedule=true: λ rises linearly to 1 over training",
         paper="Yang et al. 2025 (arXiv 2502.07599)",

@@ -47,7 +47,7 @@ _ROWS = (
         formula="h_l → g·h_l, g = σ(α(s − τ)) detached, s = e^b̄",
         paper="Mouiche 2026, Gate-DPO (arXiv 2605.02626)",
         when="When rejected responses become very improbable and chosen falls with them.",
-        dynamics=_GATE_DYNAMICS, notes=_GATE_NOTES,
+        dynamics=_GATE_DYNAMICS, notes=_GATE_NOTES, changes=("rejected",),
     ),
     Shaping(
         "gate-q10", gate_q10, _Q10, ("gate", "gate_statistic"),
@@ -57,7 +57,7 @@ _ROWS = (
         when="As gate-seq, if a few very improbable tokens matter more than the average.",
         dynamics=_GATE_DYNAMICS,
         notes=f"{_GATE_NOTES} By default g cannot fall below {_lowest_gate(_Q10)}.",
-        needs=("token_logps", "response_mask"),
+        needs=("token_logps", "response_mask"), changes=("rejected",),
     ),
     Shaping(
         "adadpo", adadpo, {"space": "auto", "stable": True, "ceiling": 2.0}, ("rho",),
@@ -70,6 +70,7 @@ _ROWS = (
         notes="On objectives other than dpo the same principle is a reconstruction; if the loss averages per token, "
         "the balance holds for the pulls on the averages. For orpo, u is the log-odds.",
         fits=lambda objective: objective.name in _BALANCED, misfit=adadpo_misfit,
+        changes=("chosen",),
     ),
     Shaping(
         "pairwise-normalised", None, {}, ("normaliser_chosen", "normaliser_rejected"),

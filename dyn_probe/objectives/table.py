@@ -20,6 +20,10 @@ Memory = Mapping[str, float]
 """What a reweighting keeps from step to step; empty before the first."""
 
 
+CHANGES = ("chosen", "rejected", "length")
+"""A stronger pull on chosen, a weaker push on rejected, lengths that no longer count."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """One objective: its loss, and everything that a training loop must know of it.
@@ -36,6 +40,7 @@ class Objective:
         balance: ``u_w, u_l`` that adadpo balances, where they are no log-ratios or log-probabilities.
         likelihood: whether the loss has a likelihood term on chosen besides its pair term.
         reads_rejected: whether the rejected response enters.
+        changes: what it changes of a pair's pulls beside dpo, of CHANGES; advice to do so is not given to its runs.
         stage: whether it is a warm-up stage (--sft-objective) rather than an objective of preference training.
         when, dynamics, notes: for the reader: when to use it, how its pulls behave, and choices that we made.
     """
@@ -58,6 +63,7 @@ class Objective:
     balance: Callable[[Terms], tuple[Tensor, Tensor]] | None = None
     likelihood: bool = False
     reads_rejected: bool = True
+    changes: tuple[str, ...] = ()
     stage: bool = False
 
     def needs(self, hyper: Mapping[str, Value]) -> tuple[str, ...]:
@@ -74,6 +80,11 @@ class Objective:
         """``needs``, and the term that a likelihood term averages over where it is given."""
         averaged = bool(hyper.get("nll")) and hyper["nll_mean"] == "batch"
         return self.needs(hyper) + (("batch_tokens",) if averaged else ())
+
+    def changes_of(self, hyper: Mapping[str, Value]) -> tuple[str, ...]:
+        """``changes``, and the length where what it compares is per token."""
+        by_token = not self.score_of(hyper).unit.endswith("/sequence")
+        return self.changes + (("length",) if by_token and "length" not in self.changes else ())
 
     def score_of(self, hyper: Mapping[str, Value]) -> Score:
         """What it compares of a response with these hyper-parameters."""
@@ -129,6 +140,7 @@ class Shaping:
         around: ``options -> whether the loss reaches the model other than through the recorded log-probabilities``.
         penalty: ``(columns, options) -> [B]`` that is added to the loss.
         misfit: ``(objective, options) -> why the options do not fit the objective``; empty where they do.
+        changes: what it changes of a pair's pulls, of CHANGES.
         meets_conditions: ``options -> whether theory says that no pair lowers its chosen response by itself``.
         when, dynamics, notes: as for an objective.
     """
@@ -150,6 +162,7 @@ class Shaping:
     around: Callable[[Options], bool] = lambda options: False
     penalty: Callable[[Columns, Options], Tensor] | None = None
     misfit: Callable[[Objective, Options], str] = lambda objective, options: ""
+    changes: tuple[str, ...] = ()
     meets_conditions: Callable[[Options], bool] = lambda options: False
 
 

@@ -335,3 +335,18 @@ def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
 
 def test_a_pair_knows_whether_it_is_a_conversation() -> None:
     assert not PreferencePair("a", "b", "c").conversational
+
+
+def test_a_table_separated_by_semicolons_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('prompt;chosen;rejected\nWhat, then?;A dog;"A cat; or so"\n', encoding="utf-8")
+    (pair,), skipped = load_pairs(str(tmp_path / "a.csv"))
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("What, then?", "A dog", "A cat; or so") and not skipped
+
+
+def test_rows_in_a_field_of_one_line_are_no_row(tmp_path: Path) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    (tmp_path / "a.json").write_text(json.dumps({"data": [row, row]}))
+    with pytest.raises(BadInput, match=r"one JSON object .with data"):
+        load_pairs(str(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_text(json.dumps(row | {"prompt": [{"role": "user", "content": "a"}]}))
+    assert len(load_pairs(str(tmp_path / "a.json"))[0]) == 1

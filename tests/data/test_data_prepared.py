@@ -135,7 +135,7 @@ class TestRowsLeftOut:
         data = prepared(write(tmp_path, [*good(8), GOOD | {"chosen": ""}]))
         (level, head), *_ = left_out_lines(data)
         assert data.loud and level == "loud"
-        assert head.startswith("WARNING: 11 % of the rows cannot be used: 1 of 9 rows is left out")
+        assert head.startswith("WARNING: 11 % of the rows are left out: 1 of 9 rows is left out")
         quiet = prepared(write(tmp_path, [*good(9), GOOD | {"chosen": ""}]))
         assert not quiet.loud and left_out_lines(quiet)[0][0] == "note"
 
@@ -231,3 +231,33 @@ class TestInspection:
         found = inspect_data("sentiment:long-suffix", reading=Reading(max_rows=10), pairs=pairs)
         assert found["shape"] == "statements with a sentiment" and len(found["shown"]) == pairs
         assert list(inspect_lines(found))
+
+
+def prose_fact(folder: Path, *rows: dict[str, Any], columns: str = "") -> tuple[str, str] | None:
+    facts = prepared(write(folder, rows), columns=columns).facts
+    return next(((fact.level, fact.sentence) for fact in facts if fact.name == "prose"), None)
+
+
+def test_prose_in_an_unknown_column_is_said_with_the_way_to_read_it(tmp_path: Path) -> None:
+    story = [f"The {one} lives in the forest." for one in ("fox", "owl", "bear")]
+    sides = {"chosen": "Sure, here is the one", "rejected": "Sure, here is the other"}
+    level, said = prose_fact(
+        tmp_path, *({"scenario": one, **sides, "chosen": f"{sides['chosen']} {one}"} for one in story)
+    )
+    assert level == "warning" and "--columns prompt=scenario" in said and "--columns ignore=scenario" in said
+    level, said = prose_fact(tmp_path, *({"prompt": f"{i}?", "why": one, **sides} for i, one in enumerate(story)))
+    assert level == "note" and "--columns prompt=prompt+why" in said
+    level, said = prose_fact(tmp_path, *({"question": f"{i}?", "why": one, **sides} for i, one in enumerate(story)))
+    assert level == "note" and "--columns user=question+why" in said
+
+
+def test_prose_that_is_in_the_pair_or_left_aside_is_not_said(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"The number {i} is it", "chosen": "a b c", "rejected": "d e f", "source": "a small corpus"}
+        for i in "123"
+    ]
+    assert prose_fact(tmp_path, *rows) is None
+    assert prose_fact(tmp_path, *({**row, "text": row["prompt"]} for row in rows)) is None
+    noted = [{**row, "note": f"seen by {row['prompt'][-7:]} people"} for row in rows]
+    assert prose_fact(tmp_path, *noted) is not None
+    assert prose_fact(tmp_path, *noted, columns="ignore=note") is None

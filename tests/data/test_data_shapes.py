@@ -74,6 +74,7 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     },
     "conversation and texts": {"conversation": [USER], "chosen": "Blue.", "rejected": "Green."},
     "OpenAI": {"input": {"messages": [USER]}, "preferred_output": [BLUE], "non_preferred_output": [GREEN]},
+    "OpenAI, a text as input": {"input": "Sky?", "preferred_output": "Blue.", "non_preferred_output": "Green."},
     "orca": {"system": "", "question": "Sky?", "chosen": "Blue.", "rejected": "Green."},
     "alpaca": {"instruction": "Sky?", "input": "", "chosen": "Blue.", "rejected": "Green."},
     "alpaca without input": {"instruction": "Sky?", "chosen": "Blue.", "rejected": "Green."},
@@ -215,3 +216,20 @@ def test_json_answers_are_answers_and_no_messages() -> None:
     assert pair(row).chosen == row["chosen"]
     row = {"prompt": "A chat:", "chosen": '[{"role": "user", "content": "hi"}]', "rejected": "No."}
     assert pair(row).chosen == row["chosen"]
+
+
+def test_a_side_of_user_turns_alone_is_no_response() -> None:
+    said = refusal({"messages": [USER, BLUE, USER], "rejected_response": "No."})
+    assert "chosen is no response of the model" in said and "assistant's turn" in said
+    assert "chosen and rejected are no response" in refusal(
+        {"prompt": [USER], "chosen": [{**USER, "content": "a"}], "rejected": [{**USER, "content": "b"}]}
+    )
+
+
+def test_refusals_say_what_to_write() -> None:
+    assert "(did you mean choosen and rejectd?)" in refusal({"prompt": "a", "choosen": "b", "rejectd": "c"})
+    row = {"prompt": "a", "chosen": ["b"], "rejected": ["c"]}
+    assert "--columns chosen=COLUMN[0]" in refusal(row)
+    assert pair(row, columns="chosen=chosen[0],rejected=rejected[0]").chosen == "b"
+    image = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    assert "text-only" in refusal({"prompt": [{"role": "user", "content": image}], "chosen": "b", "rejected": "c"})

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dyn_probe.objectives import OBJECTIVES, SHAPINGS
+from dyn_probe.objectives import CHANGES, OBJECTIVES, SHAPINGS
 from dyn_probe.report.run_facts import shaping_options
 from dyn_probe.trace.run_fields import Manifest
 
@@ -65,5 +65,21 @@ def _has_likelihood(about: Manifest) -> bool:
     return (row is not None and row.likelihood) or (isinstance(weight, int | float) and weight > 0)
 
 
-IN_USE: dict[str, Callable[[Manifest], bool]] = {"normalise": _meets_conditions, "sft": _has_likelihood}
+def _changes(what: str) -> Callable[[Manifest], bool]:
+    """Whether the run's objective or one of its shapings changes the pulls in this way."""
+
+    def follows(about: Manifest) -> bool:
+        row = OBJECTIVES.get(str(about.objective.name))
+        hyper = {**row.defaults, **about.objective.hyper} if row is not None else {}
+        shapings = [SHAPINGS[name] for name in shaping_options(about) if name in SHAPINGS]
+        return (row is not None and what in row.changes_of(hyper)) or any(what in one.changes for one in shapings)
+
+    return follows
+
+
+IN_USE: dict[str, Callable[[Manifest], bool]] = {
+    "normalise": _meets_conditions,
+    "sft": _has_likelihood,
+    **{what: _changes(what) for what in CHANGES},
+}
 """Key → whether a run with this run.json follows the advice already; what its methods do is read from their rows."""
