@@ -43,24 +43,22 @@ def grid(
     if first_process() and out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise BadInput(f"{out} exists; write --force to replace the grid in it, or name another folder with --out")
 
-    from dyn_probe.report.build import build_report
-    from dyn_probe.train.grid import (
-        METHODS,
-        base_config,
-        configurations,
-        outcome_data,
-        outcome_lines,
-        outcomes,
-        train_grid,
-    )
+    given = {"data": data, "steps": steps, "force": force}
+    _train(config, {name: value for name, value in given.items() if value is not None}, methods, seeds, out)
 
-    given: dict[str, Any] = {"data": data, "steps": steps, "force": force}
-    base = base_config(config, {name: value for name, value in given.items() if value is not None})
-    runs = configurations(base, out, methods or METHODS, seeds)
-    folders = train_grid(runs, typer.echo if first_process() else lambda _: None)
+
+def _train(config: Path | None, given: dict[str, Any], methods: list[str] | None, seeds: int, out: Path) -> None:
+    from dyn_probe.report.build import build_report
+    from dyn_probe.train import grid as library
+    from dyn_probe.train.parallel import first_process
+
+    base = library.base_config(config, given)
+    runs = library.configurations(base, out, methods or library.METHODS, seeds)
+    folders = library.train_grid(runs, typer.echo if first_process() else lambda _: None)
     if not first_process():
         return
-    found = outcomes(runs)
-    typer.echo("\n".join(["", *outcome_lines(found)]))
-    typer.echo(f"Report: {build_report(folders, out / 'report', force, outcome_data(found))}")
+    found = library.outcomes(runs)
+    typer.echo("\n".join(["", *library.outcome_lines(found)]))
+    report = build_report(folders, out / "report", given["force"], library.outcome_data(found))
+    typer.echo(f"Report: {report}")
     say_next("summary", folders[0])

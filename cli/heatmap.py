@@ -62,18 +62,25 @@ def heatmap(
             raise BadInput(f"--step is for recorded runs, and {source!r} is not one (it has no run.json)")
         heats = [_computed(source, data, columns, pair or "0", params)]
         figure, folder = _single(heats[0], f"{source}, {params}"), Path()
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", heats[0].pair_id)[:100]  # as recorded: it must not lead out of the folder
-    place = out or folder / f"heatmap-{name}{'' if step is None else f'-step-{step}'}.png"
-    _check_file(place, force)
+    _save(figure, heats, out or folder / _file_name(heats[0].pair_id, step), force)
+    if folder != Path():
+        say_next("report", folder)
+
+
+def _file_name(pair_id: str, step: int | None) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", pair_id)[:100]  # as recorded: it must not lead out of the folder
+    return f"heatmap-{name}{'' if step is None else f'-step-{step}'}.png"
+
+
+def _save(figure: Figure, heats: list[TokenHeat], place: Path, force: bool) -> None:
     from dyn_probe.trace.failures import naming
 
+    _check_file(place, force)
     with naming(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(place, dpi=150)
     _say(heats[-1])
     typer.echo(f"Heat map: {place}")
-    if folder != Path():
-        say_next("report", folder)
 
 
 def _check_file(place: Path | None, force: bool) -> None:
