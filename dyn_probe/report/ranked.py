@@ -11,7 +11,7 @@ import pandas as pd
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.report import pair_columns
 from dyn_probe.report.basis import BASES, basis_of_list, completed
-from dyn_probe.report.frames import Floats, numbers
+from dyn_probe.report.frames import Floats, finite, numbers
 from dyn_probe.report.push_parts import of_side
 from dyn_probe.report.unfit import naming_runs
 
@@ -40,7 +40,8 @@ RANKINGS: dict[str, Ranking] = {
     "pushes": Ranking(
         "pushed_chosen",
         False,
-        "largest sum of the pushes on chosen per token, over its recorded rows (first order, the optimizer's steps)",
+        "largest fall of chosen per token by its pushes: the mean over its recorded rows, times the steps from the "
+        "first of them to the end (first order, the optimizer's steps)",
     ),
     "reference": Ranking("since_reference_chosen", False, "chosen furthest below the reference, per token"),
     "realised": Ranking("realised_delta_chosen", False, "largest fall of chosen in one update"),
@@ -132,8 +133,8 @@ RUN_NUMBERS: dict[str, tuple[str, str]] = {
     **{
         f"pushed_{side}": (
             "nats/token",
-            f"sum of total of the table pushes over the pair's recorded rows, divided by {length}; without pushes, of "
-            f"update_delta_{side}",
+            f"mean of total of the table pushes over the pair's recorded rows, times the steps from the first of them "
+            f"to the end of the run, divided by {length}; without pushes, of update_delta_{side}",
         )
         for side, length in zip(pair_columns.SIDES, ("n_w", "n_l"), strict=True)
     },
@@ -142,7 +143,7 @@ RUN_NUMBERS: dict[str, tuple[str, str]] = {
 
 
 def run_rows(trace: Trace, step: int | None = None) -> pd.DataFrame:
-    """`pair_rows` of a trace with the cases of every basis, what the end of the run says, and the sums of pushes."""
+    """`pair_rows` of a trace with the cases of every basis, what the end of the run says, and what the pushes say."""
     rows = pair_rows(completed(trace), step)
     found = {f"run_change_{side}": run_change(trace, rows, side) for side in pair_columns.SIDES}
     found |= {f"pushed_{side}": pushed(trace, rows, side) for side in pair_columns.SIDES}
@@ -160,19 +161,25 @@ def run_change(trace: Trace, rows: pd.DataFrame, side: str) -> Floats:
 
 
 def pushed(trace: Trace, rows: pd.DataFrame, side: str) -> Floats:
-    """Sum of the total pushes on each row's response over the pair's recorded rows, per token; without pushes, of the
-    first-order changes along the optimizer's step; nats/token. NaN where there are none."""
+    """What the pushes say of each row's response over the run: its mean total push, times the number of steps from its
+    first recorded row to the end, per token; without pushes, of the first-order changes along the optimizer's step;
+    nats/token. NaN where there are none.
+
+    The mean stands for the steps in which the pair was not recorded: a sum would rank by how often that was.
+    """
     pushes = of_side(trace, side)
-    sums = _sums(pushes, "total")
-    if sums.empty:
-        sums = _sums(trace.pairs, f"update_delta_{side}")
-    return sums.reindex(rows["pair_id"]).to_numpy(dtype=np.float64) / numbers(rows, f"len_{side}")
+    end = float(np.max([finite(numbers(frame, "step")).max(initial=0.0) for frame in (trace.steps, trace.pairs)]))
+    found = _over_the_run(pushes, "total", end)
+    if found.empty:
+        found = _over_the_run(trace.pairs, f"update_delta_{side}", end)
+    return found.reindex(rows["pair_id"]).to_numpy(dtype=np.float64) / numbers(rows, f"len_{side}")
 
 
-def _sums(frame: pd.DataFrame, column: str) -> pd.Series:
-    """Sum of a column's known values by pair."""
-    known = pd.Series(numbers(frame, column), index=frame["pair_id"].to_numpy()).dropna()
-    return known.groupby(level=0).sum()
+def _over_the_run(frame: pd.DataFrame, column: str, end: float) -> pd.Series:
+    """Mean of a column's known values by pair, times the steps from the first of them to the end."""
+    known = frame.assign(value=numbers(frame, column), at=numbers(frame, "step")).dropna(subset=["value", "pair_id"])
+    by_pair = known.groupby("pair_id")
+    return by_pair["value"].mean() * (end - by_pair["at"].min() + 1)
 
 
 def shown_case(found: pd.DataFrame) -> str:

@@ -1,0 +1,115 @@
+"""Pulls too small for the type that the gradient was computed in are not divided by, wherever that type comes from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import make_batch, make_model
+from hand_written import Base
+from reference.same_graph import gram_of
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from dyn_probe import Probe, sequence_logps
+from dyn_probe.engine.recording import pair_entries
+
+
+class Island(Base):
+    """One layer computes in float16: in the open, hidden by a reentrant checkpoint, or by a cast without a module."""
+
+    def __init__(self, way="open", low=True):
+        super().__init__()
+        self.way, self.low = way, low
+
+    def build(self):
+        self.layer = nn.Linear(16, 16)
+
+    def part(self, x):
+        if self.way == "cast":
+            return torch.tanh(x.half()).float() if self.low else torch.tanh(x)
+        with torch.autocast("cpu", torch.float16, enabled=self.low):
+            return torch.tanh(self.layer(x)).to(x.dtype)
+
+    def body(self, x):
+        return checkpoint(self.part, x, use_reentrant=True) if self.way == "hidden" and self.low else self.part(x)
+
+
+def llama(dtype=torch.float32):
+    return make_model("llama", dtype, noise=0.05)
+
+
+def inside(model):
+    """The forward in autocast, as accelerate does it."""
+    model.forward = torch.autocast("cpu", torch.float16)(model.forward)
+    return model
+
+
+def checkpointed(model):
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    return model
+
+
+WAYS = {
+    "autocast around": (llama, llama, True),
+    "autocast inside": (lambda: inside(llama()), llama, False),
+    "autocast and reentrant checkpoints": (lambda: checkpointed(llama()), llama, True),
+    "float16 weights": (lambda: llama(torch.float16), lambda: llama(torch.float16), False),
+    **{
+        f"one layer, {way}": (lambda w=way: Island(w).float(), lambda w=way: Island(w, low=False).float(), False)
+        for way in ("open", "hidden", "cast")
+    },
+}
+"""Name → the model, its twin without float16, and whether autocast stands around the forward."""
+
+
+def rows_of(model, batch, pull, autocast=False, dtype=torch.float16, full=False):
+    """What is recorded where the first pair is pulled by ``pull`` and the others by 1."""
+    weights = torch.ones(2 * batch.pairs)
+    weights[[0, batch.pairs]] = pull
+    probe = Probe(model, certify=False, gram_every=int(full))
+    with probe.step(0, batch.ids):
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            logps = sequence_logps(model, batch)
+        probe.pairs(logps)
+        (logps * weights).sum().backward()
+    return probe.fresh
+
+
+def worst(rows, twin, batch):
+    """Largest error of the squared norms and the inner products against plain autograd on the twin in float64,
+    relative to the product of the norms."""
+    twin = twin.double()
+    entries = pair_entries(gram_of(sequence_logps(twin, batch), twin))
+    found = [[row["grad_norm_chosen"] ** 2, row["grad_norm_rejected"] ** 2, row["grad_inner"]] for row in rows]
+    scale = torch.stack([entries[:, 0], entries[:, 1], (entries[:, 0] * entries[:, 1]).sqrt()], 1)
+    return float(((torch.tensor(found) - entries).abs() / scale).nan_to_num(float("inf")).max())
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("pull", [1e-6, 1e-9, 1e-12, 1e-30])
+@pytest.mark.parametrize("way", WAYS)
+def test_small_pulls_in_float16_are_measured_apart(way, pull, full):
+    make, twin, autocast = WAYS[way]
+    batch = make_batch()
+    rows = rows_of(make(), batch, pull, autocast, full=full)
+    assert worst(rows, twin(), batch) <= 2e-2
+    assert [row["separate_backward"] for row in rows] == [True, full, full]
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 1e-2), (torch.bfloat16, 2e-2)])
+def test_pulls_that_the_type_can_hold_cost_no_further_backward(dtype, limit):
+    batch, smallest = make_batch(), 1e-2 if dtype == torch.float16 else 1e-15
+    rows = rows_of(llama(), batch, smallest, autocast=True, dtype=dtype)
+    assert worst(rows, llama(), batch) <= limit and not any(row["separate_backward"] for row in rows)
+
+
+def test_norms_in_float32_inside_a_float64_model_set_the_limit():
+    """transformers computes norms in float32 whatever the weights are; what underflows there is lost."""
+
+    class Single(Base):
+        def body(self, x):
+            return torch.tanh(x.type(torch.float32)).type(x.dtype)
+
+    batch = make_batch()
+    rows = rows_of(Single(), batch, 1e-60)
+    assert rows[0]["separate_backward"] and worst(rows, Single(), batch) <= 1e-5

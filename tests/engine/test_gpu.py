@@ -1,0 +1,70 @@
+"""On CUDA: the recorder's numbers in float32 and bfloat16 against the slow twin on the CPU in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from exactness import LIMITS, relative_error, true_gram
+from families import make_batch, make_model
+from reweighting import coefficients, reweighting_error
+from tiny_runs import run
+
+from dyn_probe import Probe, row_gram, sequence_logps
+
+FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma2")
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """No TF32: float32 products are to be float32."""
+    was = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(was)
+
+
+def errors_on(device, family, dtype) -> tuple[float, float]:
+    """Errors of ``row_gram`` and of what the probe records from a training backward."""
+    model, batch = make_model(family, dtype=dtype), make_batch()
+    wanted = true_gram(copy.deepcopy(model), batch)
+    model, batch = model.to(device), batch.to(device)
+    direct = relative_error(row_gram(model, batch), wanted)
+    probe = Probe(model, gram_every=1, certify=True)
+    with probe.step(0, batch.ids, learning_rate=1.0):
+        logps = sequence_logps(model, batch)
+        probe.pairs(logps)
+        torch.nn.functional.softplus(logps[3:] - logps[:3]).mean().backward()
+    row = {name: torch.tensor([r[name] for r in probe.fresh]) for name in ("grad_norm_chosen", "grad_inner")}
+    half = batch.pairs
+    norms = wanted.diagonal().sqrt()
+    chosen = (row["grad_norm_chosen"] / norms[:half] - 1).abs().max()
+    inner = (row["grad_inner"] - wanted.diagonal(half)).abs() / (norms[:half] * norms[half:])
+    return direct, float(torch.maximum(chosen, inner.max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cuda_agrees_with_the_slow_twin(family, dtype):
+    direct, recorded = errors_on("cuda", family, dtype)
+    assert direct < LIMITS[dtype] and recorded < LIMITS[dtype]
+
+
+@pytest.mark.gpu
+def test_reweighted_gradients_on_cuda():
+    model = make_model("gpt2", dtype=torch.float32).cuda()
+    assert reweighting_error(model, make_batch().to("cuda"), coefficients(6).float().cuda()) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}, {"dtype": "autocast"}, {"lora_rank": 2}], ids=str)
+def test_the_loop_trains_on_cuda(options, tmp_path):
+    trace = run(tmp_path / "run", device="cuda", checkpoint_every=1, gram_every=1, **options)
+    certificate = trace.manifest["certificate"]
+    assert trace.closed and certificate["max_relative_error"] < certificate["tolerance"]
+
+
+def test_the_comparison_itself_holds_on_the_cpu():
+    assert max(errors_on("cpu", "llama", torch.float32)) < LIMITS[torch.float32]

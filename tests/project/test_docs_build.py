@@ -1,0 +1,121 @@
+"""The site builds strictly and offline, every link inside the repository resolves, and the examples run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
+REMOTE_ASSET = re.compile(
+    r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?https?:|<link\b[^>]*\brel=[\"']?(?:stylesheet|preconnect)[\"']?[^>]*https?:"
+)
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """Relative link targets of ``page`` that do not exist."""
+    targets = (urlsplit(target) for target in LINK.findall(text))
+    local = [target.path for target in targets if not target.scheme and target.path]
+    return [path for path in local if not (page.parent / path).exists()]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_site_has_every_page(site: Path) -> None:
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= {path.stem for path in site.glob("*.html")}
+
+
+def test_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    loaded = {page.name: REMOTE_ASSET.findall(page.read_text(encoding="utf-8")) for page in site.glob("*.html")}
+    assert loaded and not any(loaded.values()), loaded
+
+
+@pytest.mark.parametrize(
+    "html",
+    ['<script src="https://a.example/x.js">', '<link rel="stylesheet" href="https://a.example/f.css">'],
+)
+def test_a_remote_asset_is_found(html: str) -> None:
+    assert REMOTE_ASSET.search(html)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))],
+    ids=lambda p: p.name,
+)
+def test_links_resolve(page: Path) -> None:
+    assert broken_links(page, page.read_text(encoding="utf-8")) == []
+
+
+def test_a_broken_link_is_found() -> None:
+    assert broken_links(ROOT / "README.md", "see [it](docs/nowhere.md)") == ["docs/nowhere.md"]
+
+
+def test_notebooks_carry_no_outputs() -> None:
+    notebooks = {
+        path.name: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "notebooks").glob("*.ipynb")
+    }
+    cells = [(name, cell) for name, book in notebooks.items() for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert [name for name, cell in cells if cell["outputs"] or cell["execution_count"]] == []
+
+
+PREAMBLE = {
+    "docs/loop.md": "",
+    "docs/token-heatmaps.md": "",
+    "docs/mass-dynamics.md": """
+from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
+from dyn_probe.train.options.config import RunConfig
+from dyn_probe.train.loop import record
+model, tokenizer = built_in_model(), built_in_tokenizer()
+small = dict(max_pairs=12, batch_size=2, steps=2, pretrain_steps=0, sft_steps=0, mass_every=1)
+record(RunConfig(out="runs/mine", **small), False)
+""",
+    "README.md": """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from dyn_probe import PairBatch
+model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                     num_attention_heads=4))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+rows = torch.randint(1, 64, (8, 10))
+response = torch.zeros_like(rows)
+response[:, 6:] = 1
+loader = [PairBatch(rows, torch.ones_like(rows), response)] * 3
+def reference(batch):
+    return torch.full((8,), -16.0)
+def my_loss(logps, reference):
+    chosen, rejected = (logps - reference).chunk(2)
+    return -torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()
+""",
+}
+"""Page → what its examples take for granted."""
+
+
+@pytest.mark.parametrize("page", PREAMBLE)
+def test_python_examples_run(page: str, tmp_path: Path) -> None:
+    """All Python blocks of a page, one after the other in one interpreter, in an empty folder."""
+    blocks = PYTHON.findall((ROOT / page).read_text(encoding="utf-8"))
+    assert blocks
+    script = "\n".join([PREAMBLE[page], *blocks])
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
