@@ -27,7 +27,7 @@ demo: $(VENV)/.stamp-package  ## install, record a run on the built-in model and
 	@echo "  $(CURDIR)/$(RUN)/report/report.html"
 
 test: $(VENV)/.stamp-dev  ## all fast tests, the notebooks and the docs
-	$(PYTEST) -n $(JOBS) -m "not slow and not gpu" --nbmake notebooks tests
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not gpu" --nbmake notebooks tests
 
 check: lint test  ## format, lint, types, tests
 

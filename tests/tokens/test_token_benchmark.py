@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "tokens.py"
 
 
+@pytest.mark.slow
 def test_a_tiny_benchmark_runs(tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
     command = [sys.executable, str(SCRIPT), "--tiny", "--tokens", "3", "--prompt", "4", "--rounds", "1"]

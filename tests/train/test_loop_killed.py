@@ -40,7 +40,9 @@ loop.record(RunConfig(**options), progress=False)
 """
 
 
-@pytest.fixture(scope="module", params=["dpo", "kto", "dpo+token-mask"])
+@pytest.fixture(
+    scope="module", params=["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kto", "dpo+token-mask"))]
+)
 def method(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Options of a method: table reference, live reference, read-out of its own."""
     objective, _, shaping = request.param.partition("+")

@@ -95,6 +95,7 @@ def test_where_nothing_can_be_written_any_more_the_training_still_ends(tmp_path:
     assert not trace.closed and set(trace.pairs["step"]) == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_costs_no_row(tmp_path: Path) -> None:
     done = limited(400_000, out := tmp_path / "run", "--checkpoint-every", "10")
     assert done.returncode == 0
@@ -105,6 +106,7 @@ def test_a_checkpoint_that_does_not_fit_costs_no_row(tmp_path: Path) -> None:
     assert list((out / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_small_disk_fills_up(tmp_path: Path) -> None:
     out = tmp_path / "disk" / "run"
     out.parent.mkdir()
