@@ -22,6 +22,12 @@ NO_GRADIENT = (
 )
 """Why ``batch_delta_*`` is empty."""
 
+UNEQUAL = (
+    "the loss weights the tokens of a response differently, so that no push is a multiple of a response's gradient: "
+    "totals only"
+)
+"""Why ``pushes`` is empty."""
+
 
 class Following:
     """What recorded batches are still to learn from the step that is made with their gradients.
@@ -72,6 +78,9 @@ class Following:
         """Have the optimizer's step fill in a batch's record (None: only followed), where it is held."""
         held = None if self._watch is None else recording.held()
         changes, apart = self.changes(step), self.schedule.takes_apart(step)
+        if apart and bool(products.unequal.any()):
+            apart = False
+            self.rows.manifest(pushes={"reason": UNEQUAL})
         waits = self._watch is not None and held is not None
         if record is not None and products.gram is not None and not (waits and changes):
             self.rows.write("grams", gram_rows(record, products.gram))

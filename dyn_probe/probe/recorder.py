@@ -195,6 +195,7 @@ class Probe:
             record = BatchRecord.of(step, self.rank, ids, self._given, products, self._rate(rate), whole)
             self._rows.add(record, products, recording.capture.uses if self.layers else None)
             alone = unused and not (self.separate or distributed()) and len(self._rows.batches) == 1
+            alone = alone and not bool(products.unequal.any())
             if products.gram is not None and alone:
                 self._rows.step(step)["law1_error"] = law_one(self.model, products.gram, products.coefficients)
         self._following.expect(step, record, recording, products)
@@ -207,12 +208,14 @@ class Probe:
         losses: Tensor | None = None,
         loss_scale: float = 1.0,
         predict: bool = True,
+        mask: Tensor | None = None,
         **columns: Tensor,
     ) -> None:
         """Tell the probe about the batch: inside ``probe.step``, before the backward.
 
         Args:
-            logps: ``[2B]`` sequence log-probabilities (nats), the very tensor that the loss is computed from.
+            logps: ``[2B]`` sequence log-probabilities (nats), the very tensor that the loss is computed from; or, where
+                the loss sums over tokens itself, the ``[2B, L]`` log-probabilities of the tokens, with their ``mask``.
             reference: ``[2B]`` reference log-probabilities.
             lengths: ``[2B]`` response lengths in tokens.
             losses: ``[B]`` loss of each pair.
@@ -221,11 +224,15 @@ class Probe:
             predict: write cases and predicted changes. False where ``logps`` are other rows than the responses' own
                 log-probabilities, say masked ones (give those as columns ``logp_chosen``, ``logp_rejected`` then);
                 not together with ``update`` or pushes.
+            mask: ``[2B, L]`` response tokens, with ``logps [2B, L]``. Pulls and predictions are null for pairs whose
+                loss weights the tokens of one response differently.
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
         if self._recording is None:
             return
-        self._recording.watch(logps)
+        self._recording.watch(logps, mask)
+        assert self._recording.logps is not None
+        logps = self._recording.logps
         if self._following.of_changes and not predict:
             raise BadInput(
                 "the optimizer's step is followed for the responses' own log-probabilities, and with predict=False the "
@@ -236,6 +243,16 @@ class Probe:
             self._check.prepare(self._recording)
             if self._check.skipped:
                 self._rows.manifest(certificate={"skipped": self._check.skipped})
+
+    def complete(self, loss_scale: float | None = None, **found: Tensor) -> None:
+        """Inside ``probe.step``, after ``pairs``: what was not known there yet, also once the backward has run.
+
+        Args:
+            loss_scale: as for ``pairs``.
+            found: ``reference``, ``lengths``, ``losses`` or further columns, as for ``pairs``.
+        """
+        if self._given is not None:
+            self._given = self._given.completed(loss_scale, found)
 
     def measure(self, logps: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
         """In place of ``pairs``, where the update depends on the norms: measure now, ``backward`` follows.
