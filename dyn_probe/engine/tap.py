@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dyn_probe.engine.arithmetic import autocast_type
+from dyn_probe.engine.fused_head import FusedHead, fused_heads
 from dyn_probe.engine.kinds import KINDS
 from dyn_probe.engine.layout import Layout
 from dyn_probe.engine.randomness import have_moved, random_states
@@ -94,6 +95,9 @@ class Capture:
             self._add(self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True))
             for use in self.uses:
                 self._add(use.module.register_forward_hook(self._hook_of(use), with_kwargs=True, prepend=True))
+            for head in fused_heads(self.model, self.uses):
+                self._add(head.model.base_model.register_forward_hook(self._entering(head)))
+                self._add(head.model.register_forward_hook(self._fused_hook_of(head), with_kwargs=True))
             self._add(self.model.register_forward_hook(self._leave_model, always_call=True))
         except BaseException:
             self._hooks.close()
@@ -154,6 +158,39 @@ class Capture:
 
         return hook
 
+    def _recorded(self) -> bool:
+        return self._inside and not self._busy and torch.is_grad_enabled()
+
+    def _entering(self, head: FusedHead) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if self._recorded():
+                head.enter(output)
+
+        return hook
+
+    def _fused_hook_of(self, head: FusedHead) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            logps = getattr(output, "log_probs", None)
+            if self._recorded() and isinstance(logps, Tensor) and not self.calls.get(head.use.module):
+                self._tap_head(head, kwargs, output)
+
+        return hook
+
+    def _tap_head(self, head: FusedHead, kwargs: dict[str, Any], output: Any) -> None:
+        """A tap on the log-probabilities of a head that is not called."""
+        try:
+            with self.quiet(), torch.no_grad():
+                call = head.call(self.layout, kwargs, output)
+                if head.model not in self.claims:
+                    head.check(call, output.log_probs)
+        except UnsupportedUse as error:
+            self.complaints.append(str(error))
+            return
+        assert call.claim is not None
+        self.claims[head.model] = call.claim
+        self.calls[head.use.module] = 1
+        output.log_probs = self._put_tap(call)[0]
+
     def _tap(self, use: Use, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         leaves, spec = pytree.tree_flatten(output)
         places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad)
@@ -171,14 +208,19 @@ class Capture:
             rows, length = self.layout.rows, self.layout.length
             outputs = tuple(t.expand(rows, length, t.shape[-1]).clone() for t in outputs)
             self.widened.append(use.name)
-        call.forget()
-        for name in use.parameters.values():
-            self.taken.setdefault(name, []).append(call)
-        saved, call.saved = [t.detach() for t in call.saved], ()
-        tapped = Tap.apply(self._receive, call, self.anchor, len(outputs), *outputs, *saved)
-        for place, tensor in zip(places, tapped, strict=True):
+        call.outputs = outputs
+        for place, tensor in zip(places, self._put_tap(call), strict=True):
             leaves[place] = tensor
         return pytree.tree_unflatten(leaves, spec)
+
+    def _put_tap(self, call: Call) -> tuple[Tensor, ...]:
+        """The call's outputs behind a tap."""
+        outputs, saved, call.saved = call.outputs, [t.detach() for t in call.saved], ()
+        call.forget()
+        for name in call.use.parameters.values():
+            self.taken.setdefault(name, []).append(call)
+        tapped: tuple[Tensor, ...] = Tap.apply(self._receive, call, self.anchor, len(outputs), *outputs, *saved)
+        return tapped
 
     def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         with self.quiet():
