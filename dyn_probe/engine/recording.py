@@ -20,6 +20,7 @@ from dyn_probe.engine.assembly import Assembly, pair_columns
 from dyn_probe.engine.coverage import check_hidden
 from dyn_probe.engine.held import Held, add_weighted_gradients
 from dyn_probe.engine.passes import backward_only, explained, refuse_missed
+from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.uses import Call, Claims, is_split, trained_parameters
 from dyn_probe.errors import BadInput
@@ -75,6 +76,7 @@ class Recording:
         claims: what earlier recordings found out about the modules.
         hold: keep what ``along`` needs until the recording is dropped.
         segments: ``[rows, length]`` response of each position, where rows are packed.
+        shield: around everything that runs in the model's forward and backward.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class Recording:
         claims: Claims | None = None,
         hold: bool = False,
         segments: Tensor | None = None,
+        shield: Shield | None = None,
     ) -> None:
         self.full, self.separate, self.hold = full, separate, hold
-        self.capture = Capture(model, self._receive, claims, segments)
+        self.capture = Capture(model, self._receive, claims, segments, shield)
         self.logps: Tensor | None = None
         self.reentrant = False
         self._mask: Tensor | None = None
@@ -157,7 +160,7 @@ class Recording:
         with self.quiet():
             graph = explained(self.capture, self.logps)
         self.reentrant, self._smallest = graph.reentrant, self._smallest_of(graph.dtypes)
-        self._handle = logps.register_hook(self._on_gradient)
+        self._handle = logps.register_hook(self.capture.shield.around(self._on_gradient))
 
     def _on_gradient(self, gradient: Tensor) -> None:
         if self._nested:
@@ -262,6 +265,7 @@ class Recording:
         Raises:
             BadInput: the loss did not depend on the log-probabilities.
         """
+        self.capture.shield.check()
         if self._coefficients is None or self._bad is None or self._unequal is None or self._training is None:
             raise BadInput(
                 "no gradient reached the log-probabilities given to probe.pairs: call loss.backward() inside "

@@ -19,6 +19,7 @@ from dyn_probe.engine.fused_head import FusedHead, fused_heads
 from dyn_probe.engine.kinds import KINDS
 from dyn_probe.engine.layout import Layout
 from dyn_probe.engine.randomness import have_moved, random_states
+from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.uses import Call, Claims, Use, explain, find_uses
 from dyn_probe.errors import BadInput, UnsupportedUse
 
@@ -57,15 +58,22 @@ class Capture:
         receive: called from the backward, once per tapped call.
         claims: what earlier captures found out about the modules; completed here.
         segments: ``[rows, length]`` response of each position, for packed rows (``layout.Layout``).
+        shield: around every hook.
 
     ``around`` is autocast's type where the model is called; ``autocast`` says whether any module runs under it, for the
     forward may enter it itself.
     """
 
     def __init__(
-        self, model: nn.Module, receive: Receiver, claims: Claims | None = None, segments: Tensor | None = None
+        self,
+        model: nn.Module,
+        receive: Receiver,
+        claims: Claims | None = None,
+        segments: Tensor | None = None,
+        shield: Shield | None = None,
     ) -> None:
         self.model, self._receiver, self._segments = model, receive, segments
+        self.shield = Shield() if shield is None else shield
         self.uses: list[Use] = find_uses(model)
         self.claims: Claims = {} if claims is None else claims
         self.layout = Layout(0, 0)
@@ -91,14 +99,15 @@ class Capture:
             raise BadInput("the model has no trained parameter (requires_grad is False everywhere)")
         device = next(iter(self.uses[0].module.parameters(recurse=False))).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
+        around = self.shield.around
         try:
-            self._add(self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True))
+            self._add(self.model.register_forward_pre_hook(around(self._enter_model), with_kwargs=True))
             for use in self.uses:
-                self._add(use.module.register_forward_hook(self._hook_of(use), with_kwargs=True, prepend=True))
+                self._add(use.module.register_forward_hook(around(self._hook_of(use)), with_kwargs=True, prepend=True))
             for head in fused_heads(self.model, self.uses):
-                self._add(head.model.base_model.register_forward_hook(self._entering(head)))
-                self._add(head.model.register_forward_hook(self._fused_hook_of(head), with_kwargs=True))
-            self._add(self.model.register_forward_hook(self._leave_model, always_call=True))
+                self._add(head.model.base_model.register_forward_hook(around(self._entering(head))))
+                self._add(head.model.register_forward_hook(around(self._fused_hook_of(head)), with_kwargs=True))
+            self._add(self.model.register_forward_hook(around(self._leave_model), always_call=True))
         except BaseException:
             self._hooks.close()
             raise
@@ -224,7 +233,7 @@ class Capture:
 
     def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         with self.quiet():
-            self._receiver(call, saved, grads)
+            self.shield.around(self._receiver)(call, saved, grads)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -259,6 +268,7 @@ class Capture:
         Raises:
             UnsupportedUse: with every use that no rule explains.
         """
+        self.shield.check()
         if self.complaints:
             raise UnsupportedUse("cannot record this model exactly:\n  " + "\n  ".join(dict.fromkeys(self.complaints)))
         if not self._forwards:

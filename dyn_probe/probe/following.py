@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.engine.shield import Shield
 from dyn_probe.metric.step_facts import tolerance_of
 from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
 from dyn_probe.probe.run_rows import RunRows
@@ -40,6 +41,7 @@ class Following:
         update: the total change at every recorded step.
         in_parts: whether a step is made of more than one recorded forward.
         averaged: over how many processes gradients are averaged; None: read off the wrapper.
+        shield: around what runs inside the optimizer's step.
     """
 
     def __init__(
@@ -53,13 +55,14 @@ class Following:
         update: bool,
         in_parts: bool,
         averaged: int | None,
+        shield: Shield | None = None,
     ) -> None:
         self.model, self.rows, self.schedule = model, rows, schedule
         self.split, self.update, self.in_parts = split, update, in_parts
         self._noted: dict[str, Any] = {}
         averaged = averaged_over(model) if averaged is None else averaged
         wanted = self.of_changes or (schedule.gram_every > 0 and in_parts)
-        self._watch = StepWatch(model, optimizer, split, averaged) if wanted else None
+        self._watch = StepWatch(model, optimizer, split, averaged, shield) if wanted else None
 
     @property
     def of_changes(self) -> bool:
