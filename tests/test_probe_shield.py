@@ -31,8 +31,10 @@ def one_step(probe):
     return [p.detach().clone() for p in model.parameters()]
 
 
-def probe_of(**options):
-    model = make_model("llama")
+def probe_of(checkpointing="none", **options):
+    model = make_model("llama").train()
+    if checkpointing != "none":
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     return Probe(model, optimizer=optimizer, metric_every=1, certify=False, shielded=True, **options)
 
@@ -46,13 +48,14 @@ PLACES = {
 }
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "plain", "reentrant"])
 @pytest.mark.parametrize("place", PLACES)
-def test_training_goes_on_where_a_hook_fails(place, monkeypatch):
-    expected = one_step(probe_of())
+def test_training_goes_on_where_a_hook_fails(place, checkpointing, monkeypatch):
+    expected = one_step(probe_of(checkpointing))
     if place == "backward":
         monkeypatch.setattr(linear, "WIDE", 1)
     monkeypatch.setattr(*PLACES[place], broken)
-    probe = probe_of()
+    probe = probe_of(checkpointing)
     found = one_step(probe)
     assert "broken on purpose" in str(probe.failure)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -103,7 +103,9 @@ class Capture:
         try:
             self._add(self.model.register_forward_pre_hook(around(self._enter_model), with_kwargs=True))
             for use in self.uses:
-                self._add(use.module.register_forward_hook(around(self._hook_of(use)), with_kwargs=True, prepend=True))
+                self._add(
+                    use.module.register_forward_hook(around(self._hook_of(use), True), with_kwargs=True, prepend=True)
+                )
             for head in fused_heads(self.model, self.uses):
                 self._add(head.model.base_model.register_forward_hook(around(self._entering(head))))
                 self._add(head.model.register_forward_hook(around(self._fused_hook_of(head)), with_kwargs=True))
