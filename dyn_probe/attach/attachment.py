@@ -104,14 +104,14 @@ class Attachment:
         return guarded
 
     def _training_step(self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.guard(self._begin)(model, inputs)
         try:
+            self.guard(self._begin)(model, inputs)
             loss = original(model, inputs, *args, **kwargs)
+            self.guard(self._finish)()
         except BaseException as error:
             self._let_go()
             self.end(error)
             raise
-        self.guard(self._finish)()
         self._let_go()
         self.stop_if_failed()
         return loss
