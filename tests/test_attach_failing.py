@@ -14,6 +14,7 @@ from trl import DPOTrainer
 
 from dyn_probe import BadInput, load_trace
 from dyn_probe.attach import attachment
+from dyn_probe.attach.injected import FindTrainer
 from dyn_probe.attach.options import AttachOptions
 from dyn_probe.attach.refusals import refusal
 from dyn_probe.engine import certificate
@@ -142,17 +143,16 @@ def test_options_survive_the_environment():
     assert AttachOptions.of_text(options.as_text()) == options
 
 
-def test_the_last_step_of_another_trainer_is_not_recorded(tmp_path, capfd):
-    """With a callback in every trainer of the process, those that are no preference trainers are passed over."""
+def test_another_trainer_is_passed_over(tmp_path, capfd):
+    """What a recorded command puts into every trainer leaves those alone that are no preference trainers."""
     from trl import SFTConfig, SFTTrainer
 
     config = SFTConfig(
         output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, bf16=False, save_strategy="no"
     )
     data = runs.Dataset.from_list([{"text": "the film was long"}] * 8)
-    callback = runs.ProbeCallback(tmp_path / "run", everywhere=True)
     trainer = SFTTrainer(
-        runs.llama(), config, train_dataset=data, processing_class=runs.built_in_tokenizer(), callbacks=[callback]
+        runs.llama(), config, train_dataset=data, processing_class=runs.built_in_tokenizer(), callbacks=[FindTrainer()]
     )
     trainer.train()
     assert "dyn-probe" not in capfd.readouterr().err and not (tmp_path / "run").exists()

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from dyn_probe.attach.live_numbers import live_numbers
 from dyn_probe.attach.micro_step import MicroStep
 from dyn_probe.attach.options import AttachOptions
 from dyn_probe.attach.pair_texts import PairTexts
+from dyn_probe.attach.recheck import difference
 from dyn_probe.attach.saying import say
 from dyn_probe.attach.trace_folder import open_trace
 from dyn_probe.attach.trainer_facts import facts, loss_terms
@@ -61,6 +63,9 @@ class Attachment:
         self.final: list[PairBatch] = []
         self.over = False
         self.window: list[list[Row]] = []
+        self.whole = True
+        """Whether the window holds every batch since the last log."""
+        self._rechecked = False
         self.grad_norm: float | None = None
         self.step, self._began = 0, 0.0
         self._befores: list[Any] = []
@@ -183,8 +188,27 @@ class Attachment:
             grad_norm_clipped=clipped,
             step_seconds=time.perf_counter() - self._began,
         )
-        self.window.append(self.probe.fresh)
+        rows = self.probe.fresh if self.batches else []
+        for batch in self.batches:
+            self.window.append(rows[: batch.pairs])
+            rows = rows[batch.pairs :]
+        self.whole &= len(self.batches) == len(self.losses)
         self.batches, self.losses, self.grad_norm = [], [], None
+
+    def log(self, logs: dict[str, float]) -> None:
+        """The trainer logs: check its numbers, and add ours."""
+        if "loss" not in logs:
+            return
+        if self.window:
+            logs.update(live_numbers([row for batch in self.window for row in batch]))
+        alone = self.trainer.args.world_size == 1 and self.plain_reference
+        if self.whole and self.window and alone and not self._rechecked:
+            said = difference(self.window, logs, self.trainer.args.beta)
+            if said:
+                self._rechecked = True
+                say(f"step {self.step}: {said}")
+                self.writer.update_manifest(recheck=said)
+        self.window, self.whole = [], True
 
     def stop_if_failed(self) -> None:
         """After an error of ours: end the recording, and only that."""

@@ -10,13 +10,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from dyn_probe.attach.attachment import Attachment
-from dyn_probe.attach.finding import calling_trainer, is_preference_trainer
+from dyn_probe.attach.finding import calling_trainer
 from dyn_probe.attach.options import AttachOptions
 from dyn_probe.attach.refusals import refusal
 from dyn_probe.attach.saying import say
@@ -29,17 +30,20 @@ class ProbeCallback(TrainerCallback):
         out: folder of the trace.
         options: as in ``AttachOptions``: ``every``, ``gram_every``, ``metric_every``, ``realised_every``, ``update``,
             ``layers``, ``text``, ``final_pairs``, ``strict``, ``force``.
-        everywhere: whether it was put into every trainer of the process, so that other trainers are passed over.
     """
 
-    def __init__(self, out: str | Path = "runs/trl", *, everywhere: bool = False, **options: Any) -> None:
+    def __init__(self, out: str | Path = "runs/trl", **options: Any) -> None:
         self.options = AttachOptions.of({"out": str(out), **options})
-        self.everywhere = everywhere
         self.attachment: Attachment | None = None
+
+    @staticmethod
+    def with_options(options: AttachOptions) -> ProbeCallback:
+        """The callback of given options."""
+        return ProbeCallback(**asdict(options))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = calling_trainer()
-        if trainer is None or (self.everywhere and not is_preference_trainer(trainer)):
+        if trainer is None:
             return
         callbacks = trainer.callback_handler.callbacks
         callbacks.remove(self)
@@ -63,6 +67,10 @@ class ProbeCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._tell(lambda attachment: attachment.log_step())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs is not None:
+            self._tell(lambda attachment: attachment.log(logs))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._tell(lambda attachment: attachment.record_final())
