@@ -126,6 +126,7 @@ def test_adapters_with_the_reference_by_switching_them_off(tmp_path, precompute,
     trainer = runs.recorded(tmp_path, **options)
     trace = load_trace(tmp_path / "run")
     check_against_logs(trainer, trace)
+    check_against_autograd(tmp_path, trace, "llama", **options)
     first = trace.pairs[trace.pairs["step"] == 0]
     assert np.allclose(first["logp_chosen"], first["ref_logp_chosen"], atol=1e-4)
     assert runs.same_weights(trainer, runs.plain(tmp_path, **options))
@@ -151,6 +152,14 @@ def test_evaluation_batches_are_not_recorded(tmp_path):
     assert len(trace.pairs) == 4
     check_against_logs(trainer, trace)
     assert runs.same_weights(trainer, runs.plain(tmp_path, **options))
+
+
+def test_iterable_data(tmp_path, monkeypatch):
+    whole = runs.pairs
+    monkeypatch.setattr(runs, "pairs", lambda: whole().to_iterable_dataset())
+    trainer = runs.recorded(tmp_path)
+    check_against_logs(trainer, load_trace(tmp_path / "run"))
+    assert runs.same_weights(trainer, runs.plain(tmp_path))
 
 
 def test_token_weights_leave_pulls_empty_and_gradients_exact(tmp_path):
