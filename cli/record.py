@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from dyn_probe_cli.next_step import say_next
 
+from dyn_probe.errors import BadInput
 from dyn_probe.train.options.config import OPTIONS, RunConfig
-from dyn_probe.train.options.option_values import RunOption
+from dyn_probe.train.options.option_values import RunOption, read_value
+
+OF_COMMANDS = ("out", "every", "gram_every", "metric_every", "update", "realised", "final_pairs", "strict", "force")
+"""Options that are also those of a command that is recorded."""
 
 
-def record(config: Path | None = None, **given: Any) -> None:
+def record(config: Path | None = None, no_text: bool = False, command: list[str] | None = None, **given: Any) -> None:
     """Train on preference pairs and record the gradient dynamics of every pair. Without options it trains a small
-    built-in model on generated data, offline, in a minute or two."""
+    built-in model on generated data, offline, in a minute or two. With a command behind `--` that trains by TRL's
+    DPOTrainer, that training is recorded instead: dyn-probe record --out runs/mine -- python train.py."""
+    if command:
+        _record_command(command, {"config": config, **given}, not no_text)
+    if no_text:
+        raise BadInput("--no-text is for a command that is recorded: dyn-probe record --no-text -- COMMAND")
+
     from dyn_probe.data.names import check_names
 
     check_names(given.get("data"), given.get("model"))  # before torch is loaded
@@ -41,6 +51,34 @@ def record(config: Path | None = None, **given: Any) -> None:
         say_next("report", made.folder)
         raise typer.Exit(getattr(stop, "exit_code", 130)) from None
     say_next("report", run)
+
+
+def _record_command(command: list[str], given: dict[str, Any], text: bool) -> NoReturn:
+    """Somebody's own training, with the recorder put in by the environment."""
+    from dyn_probe.attach.command import end_like, run_recorded
+    from dyn_probe.attach.options import AttachOptions
+
+    told = {name: value for name, value in given.items() if value not in (None, [])}
+    if wrong := [f"--{OPTIONS[name].name if name in OPTIONS else name}" for name in told if name not in OF_COMMANDS]:
+        known = ", ".join(f"--{OPTIONS[name].name}" for name in OF_COMMANDS)
+        raise BadInput(
+            f"a recorded command has settings of its own; leave out {', '.join(wrong)} before --. "
+            f"What can stand there: {known}, --no-text"
+        )
+    realised = told.pop("realised", None)
+    if realised is not None:
+        told["realised_every"] = int(realised) * int(told.get("every", 1))
+    options = AttachOptions.of({name: _read(name, value) for name, value in told.items()} | {"text": text})
+    raise typer.Exit(end_like(run_recorded(command, options)))
+
+
+def _read(name: str, value: Any) -> Any:
+    if name not in OPTIONS:
+        return value
+    read, complaint = read_value(OPTIONS[name], value)
+    if complaint:
+        raise BadInput(f"--{OPTIONS[name].name} {complaint}")
+    return read
 
 
 def _parameter(name: str, option: RunOption, default: Any) -> inspect.Parameter:
@@ -83,8 +121,26 @@ _CONFIG = inspect.Parameter(
         ),
     ],
 )
+_NO_TEXT = inspect.Parameter(
+    "no_text",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool, typer.Option("--no-text", help="With a command: leave the pairs' texts out of the trace.")
+    ],
+)
+_COMMAND = inspect.Parameter(
+    "command",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND…]", help="A command that trains by TRL's DPOTrainer, to be recorded."),
+    ],
+)
 _DEFAULTS = RunConfig()
-_PARAMETERS = [_CONFIG, *(_parameter(name, option, getattr(_DEFAULTS, name)) for name, option in OPTIONS.items())]
+_OPTIONS = [_parameter(name, option, getattr(_DEFAULTS, name)) for name, option in OPTIONS.items()]
+_PARAMETERS = [_CONFIG, *_OPTIONS, _NO_TEXT, _COMMAND]
 
 record.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
 record.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}

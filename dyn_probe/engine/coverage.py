@@ -82,11 +82,15 @@ def _look_into(capture: Capture, checkpoints: Sequence[Any]) -> None:
 def _segment(capture: Capture, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """One checkpoint's segment, computed again and compared with what the taps in it see."""
     outputs = run(*args, **kwargs)
+    capture.shield.around(_compare_segment)(capture, outputs)
+    return outputs
+
+
+def _compare_segment(capture: Capture, outputs: Any) -> None:
     roots = [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.grad_fn is not None]
     graph = graph_behind(*roots)
     capture.hidden |= dict.fromkeys(_unexplained(capture, graph))
     _look_into(capture, graph.checkpoints)
-    return outputs
 
 
 def _strangers(capture: Capture, leaves: dict[int, Tensor]) -> list[str]:

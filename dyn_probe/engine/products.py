@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dyn_probe.engine.arithmetic import as32, dots, matmul32
 from dyn_probe.engine.factors import Factor, Lookup, Outer, Vector
+from dyn_probe.engine.head_rows import HeadRows
 from dyn_probe.engine.prefix import pairs_by_prefix
 
 TRAFFIC = 40.0
@@ -104,6 +105,14 @@ def _head_and_table(head: Outer, table: Lookup, groups: int, metric: Tensor | No
     return torch.stack(rows, 1)
 
 
+def _heads(one: HeadRows, other: HeadRows, groups: int, metric: Tensor | None) -> Tensor:
+    """A head that is made in slices of the vocabulary, with itself."""
+    if one is not other:
+        return _vectors(dense(one), dense(other), groups, metric)
+    parts = (_linears(tile, tile, groups, None if metric is None else metric[part]) for part, tile in one.tiles())
+    return torch.stack(list(parts)).sum(0)
+
+
 def _vectors(one: Vector, other: Vector, groups: int, metric: Tensor | None) -> Tensor:
     """Gradients as they are; those that are made on demand, a group at a time."""
     whole = one.step >= one.rows and other.step >= other.rows
@@ -123,6 +132,8 @@ PRODUCTS: dict[tuple[str, str], Callable[[Any, Any, int, Tensor | None], Tensor]
     ("lookup", "lookup"): _lookups,
     ("vector", "vector"): _vectors,
     ("outer", "lookup"): _head_and_table,
+    ("head", "head"): _heads,
+    ("head", "lookup"): _head_and_table,
 }
 """Forms that can meet in one parameter → their product; the other order is the transpose."""
 

@@ -20,6 +20,7 @@ from dyn_probe.engine.assembly import Assembly, pair_columns
 from dyn_probe.engine.coverage import check_hidden
 from dyn_probe.engine.held import Held, add_weighted_gradients
 from dyn_probe.engine.passes import backward_only, explained, refuse_missed
+from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.uses import Call, Claims, is_split, trained_parameters
 from dyn_probe.errors import BadInput
@@ -39,12 +40,15 @@ class Products:
         coefficients: ``[2B]`` ``∂loss/∂(row log-probability)``.
         separate: ``[B]`` pairs that were measured by a separate backward.
         full: whether ``by_parameter`` holds full Grams.
+        unequal: ``[B]`` pairs with a row whose tokens have different coefficients (``coefficients`` has their mean), so
+            that no pull on the row's log-probability stands for them.
     """
 
     by_parameter: dict[str, Tensor]
     coefficients: Tensor
     separate: Tensor
     full: bool
+    unequal: Tensor
 
     @property
     def gram(self) -> Tensor | None:
@@ -72,6 +76,7 @@ class Recording:
         claims: what earlier recordings found out about the modules.
         hold: keep what ``along`` needs until the recording is dropped.
         segments: ``[rows, length]`` response of each position, where rows are packed.
+        shield: around everything that runs in the model's forward and backward.
     """
 
     def __init__(
@@ -82,9 +87,10 @@ class Recording:
         claims: Claims | None = None,
         hold: bool = False,
         segments: Tensor | None = None,
+        shield: Shield | None = None,
     ) -> None:
         self.full, self.separate, self.hold = full, separate, hold
-        self.capture = Capture(model, self._receive, claims, segments)
+        self.capture = Capture(model, self._receive, claims, segments, shield)
         self.logps: Tensor | None = None
         self.reentrant = False
         self._mask: Tensor | None = None
@@ -93,6 +99,7 @@ class Recording:
         self._apart: Assembly | None = None
         self._coefficients: Tensor | None = None
         self._bad: Tensor | None = None
+        self._unequal: Tensor | None = None
         self._found: dict[str, Tensor] | None = None
         self._nested = False
         self._smallest = 0.0
@@ -153,7 +160,7 @@ class Recording:
         with self.quiet():
             graph = explained(self.capture, self.logps)
         self.reentrant, self._smallest = graph.reentrant, self._smallest_of(graph.dtypes)
-        self._handle = logps.register_hook(self._on_gradient)
+        self._handle = logps.register_hook(self.capture.shield.around(self._on_gradient))
 
     def _on_gradient(self, gradient: Tensor) -> None:
         if self._nested:
@@ -161,7 +168,8 @@ class Recording:
         if self._coefficients is not None:
             raise BadInput("the recorded log-probabilities were backpropagated twice in one probe.step")
         self._coefficients, unequal = self._per_row(gradient.detach().double())
-        self._bad = self._unusable(self._coefficients, unequal)
+        self._unequal = unequal.unflatten(0, (2, -1)).any(0)
+        self._bad = self._unusable(self._coefficients, self._unequal)
         if self._anywhere(bool(self._bad.any())):
             self._measure_apart(self._bad)
         usable = self._coefficients.masked_fill(self._bad.repeat(2), 0.0)
@@ -178,8 +186,7 @@ class Recording:
 
     def _unusable(self, c: Tensor, unequal: Tensor) -> Tensor:
         """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""
-        rows = ~(c.abs() >= self._smallest) | unequal
-        pairs = rows[: len(c) // 2] | rows[len(c) // 2 :]
+        pairs = ~(c.abs() >= self._smallest).unflatten(0, (2, -1)).all(0) | unequal
         everything = self.separate or (self.full and bool(pairs.any()))
         return torch.ones_like(pairs) if everything else pairs
 
@@ -214,6 +221,7 @@ class Recording:
         assert self.logps is not None
         rows = torch.ones(self.logps.shape[0], dtype=torch.float64, device=self.logps.device)
         self._coefficients, self._bad = rows, torch.zeros(len(rows) // 2, dtype=torch.bool, device=rows.device)
+        self._unequal = self._bad
         self._training = self._active = Assembly(self.capture, self.full, hold=True)
         with self.quiet():
             backward_only(self.logps.sum(), self.capture, self.reentrant)
@@ -257,7 +265,8 @@ class Recording:
         Raises:
             BadInput: the loss did not depend on the log-probabilities.
         """
-        if self._coefficients is None or self._bad is None or self._training is None:
+        self.capture.shield.check()
+        if self._coefficients is None or self._bad is None or self._unequal is None or self._training is None:
             raise BadInput(
                 "no gradient reached the log-probabilities given to probe.pairs: call loss.backward() inside "
                 "probe.step, with a loss computed from that very tensor"
@@ -274,7 +283,8 @@ class Recording:
             keep = self._bad.any() if self.full else self._bad[:, None]
             found = {name: torch.where(keep, apart[name], value) for name, value in found.items()}
         stacked = torch.stack(list(found.values())).cpu()
-        return Products(dict(zip(found, stacked, strict=True)), self._coefficients.cpu(), self._bad.cpu(), self.full)
+        by_parameter, unequal = dict(zip(found, stacked, strict=True)), self._unequal.cpu()
+        return Products(by_parameter, self._coefficients.cpu(), self._bad.cpu(), self.full, unequal)
 
 
 def distributed() -> bool:

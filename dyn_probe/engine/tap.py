@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dyn_probe.engine.arithmetic import autocast_type
+from dyn_probe.engine.fused_head import FusedHead, fused_heads
 from dyn_probe.engine.kinds import KINDS
 from dyn_probe.engine.layout import Layout
 from dyn_probe.engine.randomness import have_moved, random_states
+from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.uses import Call, Claims, Use, explain, find_uses
 from dyn_probe.errors import BadInput, UnsupportedUse
 
@@ -56,15 +58,22 @@ class Capture:
         receive: called from the backward, once per tapped call.
         claims: what earlier captures found out about the modules; completed here.
         segments: ``[rows, length]`` response of each position, for packed rows (``layout.Layout``).
+        shield: around every hook.
 
     ``around`` is autocast's type where the model is called; ``autocast`` says whether any module runs under it, for the
     forward may enter it itself.
     """
 
     def __init__(
-        self, model: nn.Module, receive: Receiver, claims: Claims | None = None, segments: Tensor | None = None
+        self,
+        model: nn.Module,
+        receive: Receiver,
+        claims: Claims | None = None,
+        segments: Tensor | None = None,
+        shield: Shield | None = None,
     ) -> None:
         self.model, self._receiver, self._segments = model, receive, segments
+        self.shield = Shield() if shield is None else shield
         self.uses: list[Use] = find_uses(model)
         self.claims: Claims = {} if claims is None else claims
         self.layout = Layout(0, 0)
@@ -90,11 +99,17 @@ class Capture:
             raise BadInput("the model has no trained parameter (requires_grad is False everywhere)")
         device = next(iter(self.uses[0].module.parameters(recurse=False))).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
+        around = self.shield.around
         try:
-            self._add(self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True))
+            self._add(self.model.register_forward_pre_hook(around(self._enter_model), with_kwargs=True))
             for use in self.uses:
-                self._add(use.module.register_forward_hook(self._hook_of(use), with_kwargs=True, prepend=True))
-            self._add(self.model.register_forward_hook(self._leave_model, always_call=True))
+                self._add(
+                    use.module.register_forward_hook(around(self._hook_of(use), True), with_kwargs=True, prepend=True)
+                )
+            for head in fused_heads(self.model, self.uses):
+                self._add(head.model.base_model.register_forward_hook(around(self._entering(head))))
+                self._add(head.model.register_forward_hook(around(self._fused_hook_of(head)), with_kwargs=True))
+            self._add(self.model.register_forward_hook(around(self._leave_model), always_call=True))
         except BaseException:
             self._hooks.close()
             raise
@@ -154,6 +169,39 @@ class Capture:
 
         return hook
 
+    def _recorded(self) -> bool:
+        return self._inside and not self._busy and torch.is_grad_enabled()
+
+    def _entering(self, head: FusedHead) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if self._recorded():
+                head.enter(output)
+
+        return hook
+
+    def _fused_hook_of(self, head: FusedHead) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            logps = getattr(output, "log_probs", None)
+            if self._recorded() and isinstance(logps, Tensor) and not self.calls.get(head.use.module):
+                self._tap_head(head, kwargs, output)
+
+        return hook
+
+    def _tap_head(self, head: FusedHead, kwargs: dict[str, Any], output: Any) -> None:
+        """A tap on the log-probabilities of a head that is not called."""
+        try:
+            with self.quiet(), torch.no_grad():
+                call = head.call(self.layout, kwargs, output)
+                if head.model not in self.claims:
+                    head.check(call, output.log_probs)
+        except UnsupportedUse as error:
+            self.complaints.append(str(error))
+            return
+        assert call.claim is not None
+        self.claims[head.model] = call.claim
+        self.calls[head.use.module] = 1
+        output.log_probs = self._put_tap(call)[0]
+
     def _tap(self, use: Use, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         leaves, spec = pytree.tree_flatten(output)
         places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad)
@@ -171,18 +219,23 @@ class Capture:
             rows, length = self.layout.rows, self.layout.length
             outputs = tuple(t.expand(rows, length, t.shape[-1]).clone() for t in outputs)
             self.widened.append(use.name)
-        call.forget()
-        for name in use.parameters.values():
-            self.taken.setdefault(name, []).append(call)
-        saved, call.saved = [t.detach() for t in call.saved], ()
-        tapped = Tap.apply(self._receive, call, self.anchor, len(outputs), *outputs, *saved)
-        for place, tensor in zip(places, tapped, strict=True):
+        call.outputs = outputs
+        for place, tensor in zip(places, self._put_tap(call), strict=True):
             leaves[place] = tensor
         return pytree.tree_unflatten(leaves, spec)
 
+    def _put_tap(self, call: Call) -> tuple[Tensor, ...]:
+        """The call's outputs behind a tap."""
+        outputs, saved, call.saved = call.outputs, [t.detach() for t in call.saved], ()
+        call.forget()
+        for name in call.use.parameters.values():
+            self.taken.setdefault(name, []).append(call)
+        tapped: tuple[Tensor, ...] = Tap.apply(self._receive, call, self.anchor, len(outputs), *outputs, *saved)
+        return tapped
+
     def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         with self.quiet():
-            self._receiver(call, saved, grads)
+            self.shield.around(self._receiver)(call, saved, grads)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -217,6 +270,7 @@ class Capture:
         Raises:
             UnsupportedUse: with every use that no rule explains.
         """
+        self.shield.check()
         if self.complaints:
             raise UnsupportedUse("cannot record this model exactly:\n  " + "\n  ".join(dict.fromkeys(self.complaints)))
         if not self._forwards:

@@ -12,6 +12,7 @@ from torch import Tensor, no_grad
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from dyn_probe.engine.shield import Shield
 from dyn_probe.errors import UnsupportedUse
 from dyn_probe.metric.applied import AppliedStep, Metric
 from dyn_probe.metric.clip_factor import Factor, common_factor, gradient_slice
@@ -41,6 +42,7 @@ class StepReader:
         begins: called when a step begins, before anything has moved (the place to copy weights).
         ends: called when a step has been made; ``steps()``, ``factor()`` and ``skipped`` speak of it within this call.
         wanted: asked when a step begins; where it says False nothing is noted, called or read.
+        shield: around what runs inside the step.
 
     ::
 
@@ -56,7 +58,9 @@ class StepReader:
         begins: Callable[[StepReader], None] | None = None,
         ends: Callable[[StepReader], None] | None = None,
         wanted: Callable[[], bool] = lambda: True,
+        shield: Shield | None = None,
     ) -> None:
+        self._shield = Shield() if shield is None else shield
         self.optimizer = unwrapped(optimizer)
         self.reason = family_of(self.optimizer)[1]
         """Why the steps cannot be taken apart, "" where they can; looked at again at every step."""
@@ -73,8 +77,8 @@ class StepReader:
         ):  # a wrapper that never set itself up as an optimizer
             return self
         self._handles = [
-            self.optimizer.register_step_pre_hook(self._before),
-            self.optimizer.register_step_post_hook(self._after),
+            self.optimizer.register_step_pre_hook(self._shield.around(self._before)),
+            self.optimizer.register_step_post_hook(self._shield.around(self._after)),
         ]
         return self
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.held import Held
+from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.uses import is_split, trained_parameters
 from dyn_probe.metric.applied import wide
 from dyn_probe.metric.pushes import Explained, Moved, Pushes, StepRows, take_apart
@@ -64,9 +65,17 @@ class StepWatch:
             its step (totals only).
         split: keep the momentum of chosen and rejected gradients apart. Every step's rows have to be handed over then.
         averaged: over how many processes the gradients are averaged before the step.
+        shield: around what runs inside the optimizer's step.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Any = None, split: bool = False, averaged: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        split: bool = False,
+        averaged: int = 1,
+        shield: Shield | None = None,
+    ) -> None:
         self.model, self.averaged = model, averaged
         self.split = SplitMomentum() if split else None
         self.facts = StepFacts()
@@ -78,7 +87,8 @@ class StepWatch:
         self._before: dict[str, Tensor] = {}
         self._turn = 0
         self._reader = None if optimizer is None else StepReader(
-            optimizer, begins=lambda _: self.begin(), ends=self._ends, wanted=lambda: bool(self._waiting)
+            optimizer, begins=lambda _: self.begin(), ends=self._ends, wanted=lambda: bool(self._waiting),
+            shield=shield,
         )  # fmt: skip
         if self._reader is not None:
             self._reader.__enter__()

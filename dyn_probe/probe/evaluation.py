@@ -33,8 +33,9 @@ class Evaluation:
     @torch.no_grad()
     def evaluate(self, batch: PairBatch) -> Tensor:
         """``[2B]`` log-probabilities."""
-        with eval_mode(self.model):
-            return sequence_logps(self.model, batch)
+        own = self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
+        with eval_mode(self.model):  # without DDP's wrapper, which would wait for the other processes
+            return sequence_logps(own, batch)
 
     def measure_noise(self, step: int, batch: PairBatch) -> None:
         """The largest difference between the batch's log-probabilities together and each pair alone."""

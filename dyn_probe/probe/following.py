@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.engine.shield import Shield
 from dyn_probe.metric.step_facts import tolerance_of
 from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
 from dyn_probe.probe.run_rows import RunRows
@@ -21,6 +22,12 @@ NO_GRADIENT = (
     "probe.before_update() was not called between the last backward and optimizer.step()"
 )
 """Why ``batch_delta_*`` is empty."""
+
+UNEQUAL = (
+    "the loss weights the tokens of a response differently, so that no push is a multiple of a response's gradient: "
+    "totals only"
+)
+"""Why ``pushes`` is empty."""
 
 
 class Following:
@@ -34,6 +41,7 @@ class Following:
         update: the total change at every recorded step.
         in_parts: whether a step is made of more than one recorded forward.
         averaged: over how many processes gradients are averaged; None: read off the wrapper.
+        shield: around what runs inside the optimizer's step.
     """
 
     def __init__(
@@ -47,13 +55,14 @@ class Following:
         update: bool,
         in_parts: bool,
         averaged: int | None,
+        shield: Shield | None = None,
     ) -> None:
         self.model, self.rows, self.schedule = model, rows, schedule
         self.split, self.update, self.in_parts = split, update, in_parts
         self._noted: dict[str, Any] = {}
         averaged = averaged_over(model) if averaged is None else averaged
         wanted = self.of_changes or (schedule.gram_every > 0 and in_parts)
-        self._watch = StepWatch(model, optimizer, split, averaged) if wanted else None
+        self._watch = StepWatch(model, optimizer, split, averaged, shield) if wanted else None
 
     @property
     def of_changes(self) -> bool:
@@ -72,6 +81,9 @@ class Following:
         """Have the optimizer's step fill in a batch's record (None: only followed), where it is held."""
         held = None if self._watch is None else recording.held()
         changes, apart = self.changes(step), self.schedule.takes_apart(step)
+        if apart and bool(products.unequal.any()):
+            apart = False
+            self.rows.manifest(pushes={"reason": UNEQUAL})
         waits = self._watch is not None and held is not None
         if record is not None and products.gram is not None and not (waits and changes):
             self.rows.write("grams", gram_rows(record, products.gram))

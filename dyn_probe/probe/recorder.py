@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
 from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.uses import Claims, trained_parameters
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import PairBatch
@@ -55,6 +56,8 @@ class Probe:
         strict: stop where the trace cannot be written (full disk, file-size limit); else that is said once.
         keep_rows: keep all recorded rows in ``probe.rows`` until the probe is dropped, also where they are written to
             a trace (300 to 400 bytes each); False keeps those of the step in progress alone.
+        shielded: an error in the hooks that run inside the model's forward and backward and the optimizer's step never
+            leaves them: it ends what they do and is kept as ``failure``.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Probe:
         force: bool = False,
         strict: bool = False,
         keep_rows: bool = True,
+        shielded: bool = False,
     ) -> None:
         if out is not None and writer is not None:
             raise BadInput("give Probe either out or writer, not both")
@@ -95,6 +99,7 @@ class Probe:
         self._check = SelfCheck(tolerance)
         self._check.done = not certify
         self._claims: Claims = {}
+        self._shield = Shield(shielded)
         self._recording: Recording | None = None
         self._given: Given | None = None
         self._armed = False
@@ -103,6 +108,7 @@ class Probe:
         self._following = Following(
             model, optimizer, self._rows, self.schedule,
             split=split_momentum, update=update, in_parts=self._in_parts, averaged=averaged,
+            shield=self._shield,
         )  # fmt: skip
 
     @property
@@ -114,6 +120,11 @@ class Probe:
     def recording(self) -> bool:
         """Whether a step is being recorded right now."""
         return self._recording is not None
+
+    @property
+    def failure(self) -> Exception | None:
+        """The first error in hooks that are ``shielded``; None where there was none."""
+        return self._shield.failure
 
     def records(self, step: int) -> bool:
         """Whether the schedule records this step."""
@@ -171,9 +182,10 @@ class Probe:
         unused = all(p.grad is None for p in trained_parameters(self.model).values())
         hold = self._following.holds(step)
         try:
-            with Recording(self.model, full, self.separate, self._claims, hold, segments) as recording:
+            with Recording(self.model, full, self.separate, self._claims, hold, segments, self._shield) as recording:
                 self._recording = recording
                 yield self
+                self._shield.check()
                 if self._given is None:
                     raise BadInput("probe.step was left without a call of probe.pairs(logps, …) in it")
                 self._take(step, pair_ids, learning_rate, recording, unused)
@@ -195,6 +207,7 @@ class Probe:
             record = BatchRecord.of(step, self.rank, ids, self._given, products, self._rate(rate), whole)
             self._rows.add(record, products, recording.capture.uses if self.layers else None)
             alone = unused and not (self.separate or distributed()) and len(self._rows.batches) == 1
+            alone = alone and not bool(products.unequal.any())
             if products.gram is not None and alone:
                 self._rows.step(step)["law1_error"] = law_one(self.model, products.gram, products.coefficients)
         self._following.expect(step, record, recording, products)
@@ -207,12 +220,14 @@ class Probe:
         losses: Tensor | None = None,
         loss_scale: float = 1.0,
         predict: bool = True,
+        mask: Tensor | None = None,
         **columns: Tensor,
     ) -> None:
         """Tell the probe about the batch: inside ``probe.step``, before the backward.
 
         Args:
-            logps: ``[2B]`` sequence log-probabilities (nats), the very tensor that the loss is computed from.
+            logps: ``[2B]`` sequence log-probabilities (nats), the very tensor that the loss is computed from; or, where
+                the loss sums over tokens itself, the ``[2B, L]`` log-probabilities of the tokens, with their ``mask``.
             reference: ``[2B]`` reference log-probabilities.
             lengths: ``[2B]`` response lengths in tokens.
             losses: ``[B]`` loss of each pair.
@@ -221,11 +236,15 @@ class Probe:
             predict: write cases and predicted changes. False where ``logps`` are other rows than the responses' own
                 log-probabilities, say masked ones (give those as columns ``logp_chosen``, ``logp_rejected`` then);
                 not together with ``update`` or pushes.
+            mask: ``[2B, L]`` response tokens, with ``logps [2B, L]``. Pulls and predictions are null for pairs whose
+                loss weights the tokens of one response differently.
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
         if self._recording is None:
             return
-        self._recording.watch(logps)
+        self._recording.watch(logps, mask)
+        assert self._recording.logps is not None
+        logps = self._recording.logps
         if self._following.of_changes and not predict:
             raise BadInput(
                 "the optimizer's step is followed for the responses' own log-probabilities, and with predict=False the "
@@ -236,6 +255,16 @@ class Probe:
             self._check.prepare(self._recording)
             if self._check.skipped:
                 self._rows.manifest(certificate={"skipped": self._check.skipped})
+
+    def complete(self, loss_scale: float | None = None, **found: Tensor) -> None:
+        """Inside ``probe.step``, after ``pairs``: what was not known there yet, also once the backward has run.
+
+        Args:
+            loss_scale: as for ``pairs``.
+            found: ``reference``, ``lengths``, ``losses`` or further columns, as for ``pairs``.
+        """
+        if self._given is not None:
+            self._given = self._given.completed(loss_scale, found)
 
     def measure(self, logps: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
         """In place of ``pairs``, where the update depends on the norms: measure now, ``backward`` follows.

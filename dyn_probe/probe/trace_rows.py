@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,14 +47,33 @@ class Given:
         Raises:
             BadInput: a shape does not fit the log-probabilities'.
         """
-        rows = logps.shape[0]
-        wanted = (("reference", reference, rows), ("lengths", lengths, rows), ("losses", losses, rows // 2))
-        for name, value, size in wanted:
-            if value is not None and value.shape != (size,):
-                raise BadInput(f"probe.pairs needs {name} of shape [{size}]; got {list(value.shape)}")
-        found = {name: None if value is None else numbers(value) for name, value, _ in wanted}
-        more = {name: numbers(value) for name, value in columns.items()}
-        return Given(numbers(logps), **found, scale=scale, predict=predict, columns=more)
+        told = {"reference": reference, "lengths": lengths, "losses": losses, **columns}
+        given = Given(numbers(logps), scale=scale, predict=predict)
+        return given.completed(None, {name: value for name, value in told.items() if value is not None})
+
+    def completed(self, scale: float | None, told: Mapping[str, Tensor]) -> Given:
+        """The same with more of it.
+
+        Raises:
+            BadInput: a shape does not fit the log-probabilities'.
+        """
+        rows = len(self.logps)
+        for name, size in (("reference", rows), ("lengths", rows), ("losses", rows // 2)):
+            if name in told and told[name].shape != (size,):
+                raise BadInput(f"probe.pairs needs {name} of shape [{size}]; got {list(told[name].shape)}")
+        found = {name: numbers(value) for name, value in told.items()}
+        own: dict[str, Any] = {name: found.pop(name) for name in ("reference", "lengths", "losses") if name in found}
+        scale = self.scale if scale is None else scale
+        return replace(self, **own, scale=scale, columns={**self.columns, **found})
+
+
+OF_PULLS = (
+    *(f"{name}_{side}" for name in ("pull", "predicted_delta", "batch_delta") for side in ("chosen", "rejected")),
+    "case_plain",
+    "band_slack",
+    "band_slack_metric",
+)
+"""Columns that say something of one pull on the whole response: null where a row's tokens are pulled differently."""
 
 
 @dataclass(eq=False)
@@ -93,7 +112,8 @@ class BatchRecord:
         ids = [f"{step}-{rank}-{i}" for i in range(size)] if ids is None else list(ids)
         if len(ids) != size:
             raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
-        return BatchRecord(step, rank, ids, pair_columns(given, products, rate, whole), rate=rate)
+        known = {name: ~products.unequal.numpy() for name in OF_PULLS if bool(products.unequal.any())}
+        return BatchRecord(step, rank, ids, pair_columns(given, products, rate, whole), known, rate)
 
     @property
     def predicts(self) -> bool:
@@ -199,7 +219,7 @@ def pair_columns(given: Given, products: Products, rate: float | None, whole: bo
         del columns["case_plain"], columns["band_slack"]
     elif rate is not None:
         columns |= {"predicted_delta_chosen": up, "predicted_delta_rejected": down}
-        if products.gram is not None and whole and given.scale == 1.0:
+        if products.gram is not None and whole and given.scale == 1.0 and not products.unequal.any():
             sides = entanglement.batch_delta(products.gram.numpy(), d_w, d_l, rate)
             columns |= dict(zip(("batch_delta_chosen", "batch_delta_rejected"), sides, strict=True))
     for name, values in (("ref_logp", given.reference), ("len", given.lengths)):

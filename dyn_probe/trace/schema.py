@@ -132,7 +132,8 @@ PAIRS = Table(
             "separate_backward",
             "bool",
             "",
-            "true where the gradients were computed in a separate backward pass, because the pull was 0 or too small",
+            "true where the gradients were computed in a separate backward pass: the pull was 0 or too small, or "
+            "differed between the tokens of a response",
         ),
     ),
 )

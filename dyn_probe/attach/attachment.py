@@ -1,0 +1,244 @@
+"""A trainer's run with the recorder on: what of the trainer is called through us, and what becomes of our errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+import torch
+
+from dyn_probe.attach.live_numbers import live_numbers
+from dyn_probe.attach.micro_step import MicroStep
+from dyn_probe.attach.options import AttachOptions
+from dyn_probe.attach.pair_texts import PairTexts
+from dyn_probe.attach.recheck import difference
+from dyn_probe.attach.saying import say
+from dyn_probe.attach.trace_folder import open_trace
+from dyn_probe.attach.trainer_facts import facts, loss_terms
+from dyn_probe.pairs import PairBatch
+from dyn_probe.probe import Probe
+from dyn_probe.probe.row_store import Row
+
+THROUGH_US = ("training_step", "compute_loss")
+"""Methods of the trainer that are called through the attachment while it trains."""
+
+
+class Attachment:
+    """Records one call of ``trainer.train``.
+
+    Args:
+        trainer: a ``DPOTrainer`` that is about to begin; all its methods are its own again after ``end``.
+    """
+
+    def __init__(self, trainer: Any, options: AttachOptions) -> None:
+        self.trainer, self.options = trainer, options
+        args = trainer.args
+        self.writer = open_trace(options, facts(trainer), args.process_index, trainer.state.global_step)
+        weighted = getattr(args, "ld_alpha", None) is not None
+        self.probe = Probe(
+            trainer.model_wrapped,
+            writer=self.writer,
+            optimizer=trainer.optimizer,
+            every=options.every,
+            gram_every=options.gram_every,
+            metric_every=options.metric_every,
+            update=options.update,
+            layers=options.layers,
+            separate=bool(getattr(trainer, "aux_loss_enabled", False)),
+            micro_batches=args.gradient_accumulation_steps,
+            rank=args.process_index,
+            keep_rows=False,
+            shielded=not options.strict,
+        )
+        self.texts = PairTexts(trainer.processing_class) if options.text else None
+        self.weights = list(loss_terms(args).values())
+        self.plain_reference = not weighted
+        self.failure: Exception | None = None
+        self.micro: MicroStep | None = None
+        self.batches: list[PairBatch] = []
+        self.losses: list[Any] = []
+        self.final: list[PairBatch] = []
+        self.over = False
+        self.window: list[list[Row]] = []
+        self.whole = True
+        """Whether the window holds every batch since the last log."""
+        self._rechecked = False
+        self.grad_norm: float | None = None
+        self.step, self._began = 0, 0.0
+        self._befores: list[Any] = []
+        self._clip = trainer.accelerator.clip_grad_norm_
+        self._put_in_between()
+
+    def _put_in_between(self) -> None:
+        for name in THROUGH_US:
+            original = getattr(self.trainer, name)
+            setattr(self.trainer, name, wraps(original)(self._through(name, original)))
+
+        @wraps(self._clip)
+        def clip(*args: Any, **kwargs: Any) -> Any:
+            norm = self._clip(*args, **kwargs)
+            self.grad_norm = None if norm is None else norm
+            return norm
+
+        self.trainer.accelerator.clip_grad_norm_ = clip
+
+    def _through(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        around = {"training_step": self._training_step, "compute_loss": self._compute_loss}[name]
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        return method
+
+    def guard(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """``hook``, whose errors are kept and do not reach the trainer (``strict``: they do)."""
+
+        @wraps(hook)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            if self.failure is None:
+                try:
+                    hook(*args, **kwargs)
+                except Exception as error:
+                    if self.options.strict:
+                        raise
+                    self.failure = error
+
+        return guarded
+
+    def _training_step(self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            self.guard(self._begin)(model, inputs)
+            loss = original(model, inputs, *args, **kwargs)
+            self.guard(self._finish)()
+        except BaseException as error:
+            self._let_go()
+            self.end(error)
+            raise
+        self._let_go()
+        self.stop_if_failed()
+        return loss
+
+    def _begin(self, model: Any, inputs: Any) -> None:
+        step = self.trainer.state.global_step
+        if step != self.step or not self.losses:
+            self.step, self._began = step, time.perf_counter()
+        if not self.probe.records(step):
+            return
+        self.micro = MicroStep(self.probe, step, inputs, self.weights, self.guard)
+        reference = self.trainer.model if self.trainer.ref_model is None else self.trainer.ref_model
+        self.micro.watch(model, reference, self.plain_reference)
+
+    def _compute_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        loss = found[0] if isinstance(found, tuple) else found
+        if self.trainer.model.training and isinstance(loss, torch.Tensor):
+            self.losses.append(loss.detach())
+            if self.micro is not None:
+                self.guard(self.micro.take_loss)(loss)
+        return found
+
+    def _finish(self) -> None:
+        if self.micro is None:
+            return
+        micro = self.micro
+        micro.finish()
+        self.batches.append(micro.batch)
+        if self.texts is not None:
+            self.writer.add("examples", self.texts.rows(micro.batch))
+        self._keep_for_the_end(micro.batch)
+        accelerator = self.trainer.accelerator
+        if accelerator.sync_gradients and getattr(accelerator, "scaler", None) is None:
+            self.probe.before_update()
+
+    def _let_go(self) -> None:
+        if self.micro is not None:
+            self.micro.leave()
+        self.micro = None
+
+    def _keep_for_the_end(self, batch: PairBatch) -> None:
+        known = {pair for one in self.final for pair in one.ids}
+        new = [i for i, pair in enumerate(batch.ids) if pair not in known][: self.options.final_pairs - len(known)]
+        if new:
+            self.final.append(batch.select(new).to("cpu"))
+
+    def before_step(self) -> None:
+        """The gradients are clipped, and the optimizer has not moved yet."""
+        self.probe.log(self.step, learning_rate=float(self.trainer.optimizer.param_groups[0]["lr"]))
+        wanted = self.options.realises(self.step) and self.probe.draws_random_numbers
+        self._befores = [self.probe.evaluate(batch) if wanted else None for batch in self.batches]
+
+    def after_step(self) -> None:
+        """The optimizer has made its step."""
+        if self.options.realises(self.step):
+            for batch, before in zip(self.batches, self._befores, strict=True):
+                self.probe.after_update(batch, before)
+
+    def log_step(self) -> None:
+        """What belongs to the step as a whole."""
+        limit, norm = self.trainer.args.max_grad_norm, self.grad_norm
+        norm = None if norm is None else float(norm)
+        clipped = norm if norm is None or not limit else min(norm, limit)
+        self.probe.log(
+            self.step,
+            loss=float(torch.stack(self.losses).mean()),
+            grad_norm=norm,
+            grad_norm_clipped=clipped,
+            step_seconds=time.perf_counter() - self._began,
+        )
+        rows = self.probe.fresh if self.batches else []
+        for batch in self.batches:
+            self.window.append(rows[: batch.pairs])
+            rows = rows[batch.pairs :]
+        self.whole &= len(self.batches) == len(self.losses)
+        self.batches, self.losses, self.grad_norm = [], [], None
+
+    def log(self, logs: dict[str, float]) -> None:
+        """The trainer logs: check its numbers, and add ours."""
+        if "loss" not in logs:
+            return
+        if self.window:
+            logs.update(live_numbers([row for batch in self.window for row in batch]))
+        alone = self.trainer.args.world_size == 1 and self.plain_reference
+        if self.whole and self.window and alone and not self._rechecked:
+            said = difference(self.window, logs, self.trainer.args.beta)
+            if said:
+                self._rechecked = True
+                say(f"step {self.step}: {said}")
+                self.writer.update_manifest(recheck=said)
+        self.window, self.whole = [], True
+
+    def stop_if_failed(self) -> None:
+        """After an error of ours: end the recording, and only that."""
+        error = self.failure or self.probe.failure
+        if error is None or self.over:
+            return
+        self.end(error)
+        kind = "" if str(error) else type(error).__name__
+        said = f"the recording stopped at step {self.step}, the training goes on: {kind}{str(error).strip()}"
+        say(said, everywhere=True)
+
+    def record_final(self) -> None:
+        """The table ``final``: pairs that were trained on, with the weights that the training left."""
+        rows = []
+        for batch in self.final:
+            values = self.probe.evaluate(batch.to(self.trainer.args.device)).cpu()
+            columns = [column.tolist() for part in (values, batch.lengths) for column in part.chunk(2)]
+            names = ("logp_chosen", "logp_rejected", "len_chosen", "len_rejected")
+            rows += [
+                {"pair_id": pair, **dict(zip(names, row, strict=True))}
+                for pair, *row in zip(batch.ids, *columns, strict=True)
+            ]
+        self.writer.add("final", rows)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Give the trainer its methods back and close the trace."""
+        self.over = True
+        for name in THROUGH_US:
+            self.trainer.__dict__.pop(name, None)
+        self.trainer.accelerator.__dict__.pop("clip_grad_norm_", None)
+        with suppress(Exception):
+            self.probe.close()
+        self.writer.end(error, None if error is None else f"{type(error).__name__}: {error}")

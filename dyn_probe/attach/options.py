@@ -1,0 +1,77 @@
+"""What a recorded trainer may be asked for; the same by callback and by command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from dyn_probe.errors import BadInput, did_you_mean
+
+
+@dataclass(frozen=True)
+class AttachOptions:
+    """Options of a recorded trainer.
+
+    Args:
+        out: folder of the trace; where it is taken, ``-2`` and so on is put behind its name.
+        every: record every N-th step.
+        gram_every: full Gram of the batch every N steps; 0 never.
+        metric_every: take the optimizer's step apart every N steps; 0 never.
+        realised_every: evaluate the recorded pairs again after the update every N steps; 0 never.
+        update: the first-order change along the optimizer's own step at every recorded step.
+        layers: also record every layer.
+        text: also record the pairs' texts.
+        final_pairs: evaluate so many of the pairs at the end.
+        strict: let errors of the recorder end the training.
+        force: replace an existing trace in ``out``.
+    """
+
+    out: str = "runs/trl"
+    every: int = 1
+    gram_every: int = 10
+    metric_every: int = 10
+    realised_every: int = 10
+    update: bool = False
+    layers: bool = True
+    text: bool = True
+    final_pairs: int = 200
+    strict: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} >= {least} (got {value!r})"
+            for name, value in asdict(self).items()
+            if type(value) is int and value < (least := int(name == "every"))
+        ]
+        if wrong:
+            raise BadInput(f"wanted {', '.join(wrong)}")
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> AttachOptions:
+        """The options of these names.
+
+        Raises:
+            BadInput: names that there are not, or values out of range.
+        """
+        names = [field.name for field in fields(AttachOptions)]
+        if unknown := [name for name in given if name not in names]:
+            listed = ", ".join(f"{name}{did_you_mean(name, names)}" for name in unknown)
+            raise BadInput(f"a recorded trainer has no option {listed}; it has: {', '.join(names)}")
+        return AttachOptions(**given)
+
+    def as_text(self) -> str:
+        """For an environment variable."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def of_text(text: str) -> AttachOptions:
+        """What ``as_text`` gave."""
+        return AttachOptions.of(json.loads(text))
+
+    def realises(self, step: int) -> bool:
+        """Whether the pairs of this step are evaluated again after the update."""
+        every = self.realised_every
+        return step % self.every == 0 and every > 0 and step % every == 0

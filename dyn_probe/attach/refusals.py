@@ -1,0 +1,58 @@
+"""What cannot be recorded exactly: each with the words that say so and what to do. The training itself goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dyn_probe.attach.finding import is_preference_trainer
+
+
+def _argument(name: str) -> Callable[[Any], bool]:
+    return lambda trainer: bool(getattr(trainer.args, name, None))
+
+
+def _flag(name: str) -> Callable[[Any], bool]:
+    return lambda trainer: bool(getattr(trainer, name, False))
+
+
+def _quantized(trainer: Any) -> bool:
+    models = [trainer.model, getattr(trainer.model, "base_model", None)]
+    return any(
+        getattr(one, name, False)
+        for one in models
+        for name in ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
+    )
+
+
+def _prompt_learning(trainer: Any) -> bool:
+    configs = getattr(trainer.model, "peft_config", None)
+    return isinstance(configs, dict) and any(getattr(one, "is_prompt_learning", False) for one in configs.values())
+
+
+def _in_parallel(trainer: Any) -> bool:
+    config = getattr(trainer.accelerator, "parallelism_config", None)
+    return any(getattr(config, name, 1) > 1 for name in ("tp_size", "cp_size", "sp_size"))
+
+
+REFUSALS: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (lambda trainer: not is_preference_trainer(trainer), "{kind} is not TRL's DPOTrainer, the one that is recorded"),
+    (_flag("is_fsdp_enabled"), "FSDP shards the weights; train with DDP (accelerate launch --multi_gpu)"),
+    (_flag("is_deepspeed_enabled"), "DeepSpeed keeps gradients and steps to itself; train with DDP"),
+    (_in_parallel, "tensor and context parallelism split a row over processes; train with DDP"),
+    (_quantized, "a quantized base model (QLoRA) has no exact gradients; load it in bfloat16"),
+    (_argument("torch_compile"), "a compiled model hides its layers; write torch_compile=False"),
+    (_argument("use_liger_kernel"), "Liger kernels replace the layers; write use_liger_kernel=False"),
+    (lambda trainer: bool(getattr(trainer.model, "use_kernels", False)),
+     "kernels from the hub replace the layers; write use_kernels=False"),
+    (_flag("padding_free"), "padding-free batches have no rows; write padding_free=False"),
+    (_flag("_is_vision_dataset"), "images enter the rows of a batch in one piece; only text is recorded"),
+    (_prompt_learning, "prompt-learning adapters put virtual tokens before every row; use LoRA"),
+)  # fmt: skip
+"""Whether it is so → why nothing is recorded and what to write instead."""
+
+
+def refusal(trainer: Any) -> str:
+    """Why this trainer cannot be recorded; "" where it can."""
+    kind = type(trainer).__name__
+    return next((why.format(kind=kind) for is_so, why in REFUSALS if is_so(trainer)), "")

@@ -1,0 +1,103 @@
+"""What ``run.json`` says of a recorded trainer, read off its configuration."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dyn_probe import __version__
+from dyn_probe.objectives.scores import LOG_RATIO, MEAN_LOG_RATIO
+
+OBJECTIVES: Mapping[str, str] = {"sigmoid": "dpo", "ipo": "ipo", "sppo_hard": "sppo"}
+"""Loss types of TRL that are the same as an objective of ours, where they stand alone."""
+PER_TOKEN = ("ipo", "sigmoid_norm")
+"""Loss types that compare log-ratios per token."""
+HYPER = ("beta", "label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting")
+"""Settings of the loss, as the trainer's configuration names them."""
+
+
+def loss_terms(args: Any) -> dict[str, float]:
+    """Loss type → its weight."""
+    types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    weights = getattr(args, "loss_weights", None) or [1.0] * len(types)
+    return dict(zip(types, weights, strict=True))
+
+
+def objective_name(terms: Mapping[str, float]) -> str:
+    """As one would write the loss: ``sigmoid + 0.5 sft``."""
+    if list(terms.values()) == [1.0] and (name := OBJECTIVES.get(next(iter(terms)))):
+        return name
+    return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in terms.items())
+
+
+def facts(trainer: Any) -> dict[str, Any]:
+    """The manifest of a run that is about to start."""
+    args, terms = trainer.args, loss_terms(trainer.args)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    score = MEAN_LOG_RATIO if terms.keys() <= set(PER_TOKEN) else LOG_RATIO
+    return {
+        "command": " ".join(sys.argv),
+        "config": _config(args),
+        "model": {
+            "name": getattr(model.config, "_name_or_path", "") or type(model).__name__,
+            "type": str(getattr(model.config, "model_type", "")),
+            "parameters": sum(n for n, _ in sizes),
+            "trained_parameters": sum(n for n, trained in sizes if trained),
+        },
+        "data": {"name": _name(trainer.train_dataset), "pairs": _size(trainer.train_dataset),
+                 "held_out": _size(trainer.eval_dataset), "max_length": getattr(args, "max_length", None)},
+        "objective": {
+            "name": objective_name(terms),
+            "hyper": {"loss_type": list(terms), "loss_weights": list(terms.values())}
+            | {name: getattr(args, name) for name in HYPER if getattr(args, name, None) is not None},
+            "score": score.as_manifest,
+        },
+        "processes": {"count": args.world_size, "parallel": "ddp" if args.world_size > 1 else None},
+        "versions": _versions(),
+        "trainer": {"name": type(trainer).__name__, "precision": _precision(args),
+                    "gradient_checkpointing": bool(args.gradient_checkpointing),
+                    "precompute_ref_log_probs": bool(getattr(args, "precompute_ref_log_probs", False)),
+                    "sync_ref_model": bool(getattr(args, "sync_ref_model", False))},
+    }  # fmt: skip
+
+
+def _config(args: Any) -> dict[str, Any]:
+    """Settings of the training, under the names that our own loop has for them."""
+    return {
+        "lr": args.learning_rate,
+        "optimizer": str(getattr(args.optim, "value", args.optim)),
+        "schedule": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        "weight_decay": args.weight_decay,
+        "max_grad_norm": args.max_grad_norm,
+        "batch_size": args.per_device_train_batch_size * args.world_size,
+        "gradient_accumulation": args.gradient_accumulation_steps,
+        "epochs": float(args.num_train_epochs),
+        "seed": args.seed,
+        "beta": getattr(args, "beta", None),
+    }
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+    import trl
+
+    own = {"dyn_probe": __version__, "torch": torch.__version__, "python": sys.version.split()[0]}
+    return own | {"transformers": transformers.__version__, "trl": trl.__version__}
+
+
+def _precision(args: Any) -> str:
+    return "bf16 autocast" if args.bf16 else "fp16 autocast" if args.fp16 else "as the weights"
+
+
+def _name(data: Any) -> str | None:
+    return getattr(getattr(data, "info", None), "dataset_name", None)
+
+
+def _size(data: Any) -> int | None:
+    if isinstance(data, Mapping):
+        return sum(size for part in data.values() if (size := _size(part)) is not None)
+    return len(data) if isinstance(data, Sequence) or hasattr(data, "__len__") else None

@@ -1,0 +1,89 @@
+"""``ProbeCallback``: TRL's ``DPOTrainer`` with the recorder on, by one line.
+
+::
+
+    from dyn_probe.attach.trl import ProbeCallback
+
+    trainer = DPOTrainer(..., callbacks=[ProbeCallback("runs/mine")])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from dyn_probe.attach.attachment import Attachment
+from dyn_probe.attach.finding import calling_trainer
+from dyn_probe.attach.options import AttachOptions
+from dyn_probe.attach.refusals import refusal
+from dyn_probe.attach.saying import say
+
+
+class ProbeCallback(TrainerCallback):
+    """Records every pair of a ``DPOTrainer``'s training; the training itself is bitwise the same.
+
+    Args:
+        out: folder of the trace.
+        options: as in ``AttachOptions``: ``every``, ``gram_every``, ``metric_every``, ``realised_every``, ``update``,
+            ``layers``, ``text``, ``final_pairs``, ``strict``, ``force``.
+    """
+
+    def __init__(self, out: str | Path = "runs/trl", **options: Any) -> None:
+        self.options = AttachOptions.of({"out": str(out), **options})
+        self.attachment: Attachment | None = None
+
+    @staticmethod
+    def with_options(options: AttachOptions) -> ProbeCallback:
+        """The callback of given options."""
+        return ProbeCallback(**asdict(options))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        trainer = calling_trainer()
+        if trainer is None:
+            return
+        callbacks = trainer.callback_handler.callbacks
+        callbacks.remove(self)
+        callbacks.insert(0, self)  # before those that report logs
+        try:
+            why = refusal(trainer)
+            if why:
+                say(f"not recorded, the training goes on: {why}")
+                return
+            self.attachment = Attachment(trainer, self.options)
+        except Exception as error:
+            if self.options.strict:
+                raise
+            say(f"not recorded, the training goes on: {error}")
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._tell(lambda attachment: attachment.before_step())
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._tell(lambda attachment: attachment.after_step())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._tell(lambda attachment: attachment.log_step())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs is not None:
+            self._tell(lambda attachment: attachment.log(logs))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._tell(lambda attachment: attachment.record_final())
+        if self.attachment is not None:
+            self.attachment.end()
+            say(f"recorded. Next: dyn-probe report {self.attachment.writer.path}")
+        self.attachment = None
+
+    def _tell(self, event: Callable[[Attachment], None]) -> None:
+        """Hand an event on, as long as there is a recording."""
+        if self.attachment is None:
+            return
+        self.attachment.guard(event)(self.attachment)
+        self.attachment.stop_if_failed()
+        if self.attachment.over:
+            self.attachment = None

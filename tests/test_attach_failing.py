@@ -1,0 +1,159 @@
+"""What cannot be recorded, and what goes wrong while recording: one line, and the training goes on bitwise the same."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("trl", reason="needs trl")
+import attach_runs as runs
+from trl import DPOTrainer
+
+from dyn_probe import BadInput, load_trace
+from dyn_probe.attach import attachment
+from dyn_probe.attach.injected import FindTrainer
+from dyn_probe.attach.options import AttachOptions
+from dyn_probe.attach.refusals import refusal
+from dyn_probe.engine import certificate
+from dyn_probe.errors import CertificationError
+from dyn_probe.metric import watch
+from dyn_probe.probe import Probe
+
+PREPARED = dict(is_fsdp_enabled=False, is_deepspeed_enabled=False, accelerator=SimpleNamespace(parallelism_config=None))
+
+
+def bare(arguments: dict[str, Any] | None = None, model: Any = None, **attributes: Any) -> DPOTrainer:
+    """A trainer without its constructor."""
+    trainer = DPOTrainer.__new__(DPOTrainer)
+    trainer.__dict__.update({**PREPARED, "args": SimpleNamespace(**(arguments or {})), "model": model, **attributes})
+    return trainer
+
+
+def test_an_ordinary_trainer_is_not_refused():
+    assert refusal(bare()) == ""
+
+
+@pytest.mark.parametrize(
+    ("trainer", "words"),
+    [
+        (lambda: bare(is_fsdp_enabled=True), "FSDP"),
+        (lambda: bare(is_deepspeed_enabled=True), "DeepSpeed"),
+        (lambda: bare(model=SimpleNamespace(is_quantized=True)), "QLoRA"),
+        (lambda: bare({"torch_compile": True}), "torch_compile=False"),
+        (lambda: bare({"use_liger_kernel": True}), "use_liger_kernel=False"),
+        (lambda: bare(model=SimpleNamespace(use_kernels=True)), "use_kernels=False"),
+        (lambda: bare(padding_free=True), "padding_free=False"),
+        (lambda: bare(_is_vision_dataset=True), "images"),
+        (lambda: bare(model=SimpleNamespace(peft_config={"x": SimpleNamespace(is_prompt_learning=True)})), "LoRA"),
+        (lambda: bare(accelerator=SimpleNamespace(parallelism_config=SimpleNamespace(tp_size=2))), "tensor"),
+        (lambda: SimpleNamespace(), "SimpleNamespace is not TRL's DPOTrainer"),
+    ],
+)
+def test_a_refusal_names_its_reason(trainer, words):
+    assert words in refusal(trainer())
+
+
+def test_a_refused_trainer_trains(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("dyn_probe.attach.trl.refusal", lambda trainer: "too round")
+    trainer = runs.recorded(tmp_path)
+    assert "not recorded, the training goes on: too round" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists() and len(runs.logged(trainer)) == 2
+
+
+def broken(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("broken on purpose")
+
+
+PLACES = {
+    "the batch": (attachment, "MicroStep"),
+    "the forward": (Probe, "pairs"),
+    "the loss": (attachment.MicroStep, "take_loss"),
+    "the scale": (attachment.MicroStep, "_take_scale"),
+    "after the backward": (Probe, "complete"),
+    "the optimizer's step": (watch.StepWatch, "_ends"),
+    "before the step": (attachment.Attachment, "before_step"),
+    "after the step": (Probe, "after_update"),
+    "the log": (Probe, "log"),
+    "the texts": (attachment.PairTexts, "rows"),
+    "the end": (Probe, "evaluate"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_error_of_ours_ends_the_recording_alone(tmp_path, capfd, monkeypatch, place):
+    expected = runs.plain(tmp_path)
+    monkeypatch.setattr(*PLACES[place], broken)
+    trainer = runs.recorded(tmp_path, probe=dict(realised_every=int(place == "after the step")))
+    said = capfd.readouterr().err
+    assert said.count("the recording stopped at step") == 1 and "broken on purpose" in said
+    assert runs.same_weights(trainer, expected) and len(runs.logged(trainer)) == 2
+    manifest = load_trace(tmp_path / "run").manifest
+    assert manifest["status"] == "stopped" and "broken on purpose" in manifest["reason"]
+    assert "training_step" not in vars(trainer) and "clip_grad_norm_" not in vars(trainer.accelerator)
+
+
+def test_a_failed_certificate_ends_the_recording_alone(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(certificate, "tolerance_for", lambda *_: 1e-12)
+    trainer = runs.recorded(tmp_path)
+    assert "disagree by more than" in capfd.readouterr().err
+    assert runs.same_weights(trainer, runs.plain(tmp_path))
+
+
+def test_strict_ends_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(certificate, "tolerance_for", lambda *_: 1e-12)
+    with pytest.raises(CertificationError):
+        runs.recorded(tmp_path, probe=dict(strict=True))
+    assert load_trace(tmp_path / "run").manifest["status"] == "stopped"
+
+
+def test_a_training_that_fails_itself_leaves_a_readable_trace(tmp_path, monkeypatch):
+    trainer = runs.trainer_of(tmp_path, callbacks=[runs.ProbeCallback(tmp_path / "run")], max_steps=4)
+    original = trainer._compute_loss
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    trainer._compute_loss = fail
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trace = load_trace(tmp_path / "run")
+    assert trace.manifest["status"] == "stopped" and sorted(set(trace.pairs["step"])) == [0, 1]
+
+
+def test_a_taken_folder_is_left_alone(tmp_path, capfd):
+    for _ in range(2):
+        runs.recorded(tmp_path)
+    assert "is taken; recording into" in capfd.readouterr().err
+    assert len(load_trace(tmp_path / "run-2").pairs) == len(load_trace(tmp_path / "run").pairs) == 4
+
+
+@pytest.mark.parametrize("given", [dict(every=0), dict(metric_every=-1), dict(metrik_every=1)])
+def test_wrong_options_are_refused(given):
+    with pytest.raises(BadInput, match=r"every"):
+        AttachOptions.of(given)
+
+
+def test_options_survive_the_environment():
+    options = AttachOptions(out="a b", every=3, text=False)
+    assert AttachOptions.of_text(options.as_text()) == options
+
+
+def test_another_trainer_is_passed_over(tmp_path, capfd):
+    """What a recorded command puts into every trainer leaves those alone that are no preference trainers."""
+    from trl import SFTConfig, SFTTrainer
+
+    config = SFTConfig(
+        output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, bf16=False, save_strategy="no"
+    )
+    data = runs.Dataset.from_list([{"text": "the film was long"}] * 8)
+    trainer = SFTTrainer(
+        runs.llama(), config, train_dataset=data, processing_class=runs.built_in_tokenizer(), callbacks=[FindTrainer()]
+    )
+    trainer.train()
+    assert "dyn-probe" not in capfd.readouterr().err and not (tmp_path / "run").exists()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())

@@ -1,0 +1,179 @@
+"""A ``DPOTrainer`` with the recorder on: its own numbers in the rows, exact gradients, the same training bitwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("trl", reason="needs trl")
+import attach_runs as runs
+
+from dyn_probe import load_trace
+from dyn_probe.trace.reader import Trace
+
+LOSSES = {
+    **{
+        name: dict(loss_type=[name])
+        for name in (
+            "sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero",
+            "apo_down", "discopop", "sft", "sigmoid_norm",
+        )
+    },
+    "exo_pair": dict(loss_type=["exo_pair"], label_smoothing=1e-3),
+    "robust": dict(loss_type=["robust"], label_smoothing=0.1),
+    "sigmoid and sft": dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.3]),
+    "smoothed": dict(loss_type=["sigmoid"], label_smoothing=0.0, f_divergence_type="js_divergence"),
+    "three": dict(loss_type=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0]),
+    "weighted": dict(loss_type=["sigmoid"], use_weighting=True),
+}  # fmt: skip
+
+
+def check_against_logs(trainer: Any, trace: Trace, accumulation: int = 1, room: float = 1e-4) -> None:
+    """The rows average to what the trainer logged at every step."""
+    beta = trainer.args.beta
+    for entry in runs.logged(trainer):
+        rows = trace.pairs[trace.pairs["step"] == entry["step"] - 1]
+        assert len(rows) == 2 * accumulation
+        chosen = rows["logp_chosen"] - rows["ref_logp_chosen"]
+        rejected = rows["logp_rejected"] - rows["ref_logp_rejected"]
+        found = {
+            "logps/chosen": rows["logp_chosen"].mean(),
+            "logps/rejected": rows["logp_rejected"].mean(),
+            "rewards/margins": beta * (chosen - rejected).mean(),
+            "loss": rows["loss"].mean(),
+        }
+        for name, value in found.items():
+            assert np.isclose(value, entry[name], rtol=room, atol=room), name
+        step = trace.steps[trace.steps["step"] == entry["step"] - 1].iloc[0]
+        assert np.isclose(step["grad_norm"], entry["grad_norm"], rtol=1e-4)
+        assert np.isclose(step["learning_rate"], entry["learning_rate"])
+        assert np.isclose(step["loss"], entry["loss"], rtol=1e-4, atol=1e-6)
+
+
+def check_against_autograd(folder: Any, trace: Trace, model: str, room: float = 1e-4, **options: Any) -> None:
+    """Norms and inner products of the first step by plain autograd, with the weights before training."""
+    trainer = runs.trainer_of(folder, model, **options)
+    policy = trainer.model.train()
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    said = batch["completion_mask"][:, 1:].bool()
+    logits = policy(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    tokens = torch.log_softmax(logits.float(), -1).gather(2, batch["input_ids"][:, 1:, None])[..., 0]
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    flat = []
+    for row in (tokens * said).sum(1):
+        parts = torch.autograd.grad(row, trained, retain_graph=True, allow_unused=True)
+        flat.append(torch.cat([g.flatten().double() for g in parts if g is not None]))
+    gram = torch.stack(flat) @ torch.stack(flat).T
+    half = len(gram) // 2
+    rows = trace.pairs[trace.pairs["step"] == 0].iloc[:half]
+    diagonal = gram.diagonal().sqrt().numpy()
+    inner = gram[torch.arange(half), torch.arange(half) + half].numpy()
+    assert np.allclose(rows["grad_norm_chosen"], diagonal[:half], rtol=room)
+    assert np.allclose(rows["grad_norm_rejected"], diagonal[half:], rtol=room)
+    assert np.allclose(rows["grad_inner"], inner, rtol=10 * room, atol=room * float(gram.diagonal().max()))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_is_recorded_exactly(tmp_path, loss):
+    model = "gpt2" if len(loss) % 2 else "llama"
+    options = dict(LOSSES[loss], max_steps=1)
+    trainer = runs.recorded(tmp_path, model, **options)
+    trace = load_trace(tmp_path / "run")
+    check_against_logs(trainer, trace)
+    check_against_autograd(tmp_path, trace, model, **options)
+    assert trace.manifest["status"] == "closed" and trace.manifest["certificate"]["max_relative_error"] < 1e-5
+    separate = trace.pairs["separate_backward"]
+    assert bool(separate.all()) == (loss == "sft") or loss == "hinge"
+    assert (trace.steps["law1_error"].dropna() < 1e-4).all()
+    assert runs.same_weights(trainer, runs.plain(tmp_path, model, **options))
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "precomputed reference": dict(precompute_ref_log_probs=True),
+    "synchronised reference": dict(sync_ref_model=True, ref_model_sync_steps=1, max_steps=3),
+    "accumulation": dict(gradient_accumulation_steps=2),
+    "checkpointing": dict(gradient_checkpointing=True),
+    "reentrant checkpointing": dict(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}),
+    "unclipped": dict(max_grad_norm=0.0),
+    "adafactor": dict(optim="adafactor"),
+}
+
+
+@pytest.mark.parametrize("model", runs.MODELS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_of_the_trainer(tmp_path, setting, model):
+    options = SETTINGS[setting]
+    trainer = runs.recorded(tmp_path, model, **options)
+    trace = load_trace(tmp_path / "run")
+    check_against_logs(trainer, trace, options.get("gradient_accumulation_steps", 1))
+    check_against_autograd(tmp_path, trace, model, **options)
+    assert (trace.pairs["pull_chosen"] > 0.05).all() and (trace.pairs["pull_chosen"] < 0.15).all()
+    assert (trace.steps["law7_error"].dropna() < 1e-3).all()
+    for name in ("update_delta_chosen", "realised_delta_chosen", "batch_delta_rejected"):
+        assert trace.pairs[name].notna().all(), name
+    assert runs.same_weights(trainer, runs.plain(tmp_path, model, **options))
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_with_the_reference_by_switching_them_off(tmp_path, precompute, checkpointing):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    options = dict(peft_config=config, precompute_ref_log_probs=precompute, gradient_checkpointing=checkpointing)
+    trainer = runs.recorded(tmp_path, **options)
+    trace = load_trace(tmp_path / "run")
+    check_against_logs(trainer, trace)
+    check_against_autograd(tmp_path, trace, "llama", **options)
+    first = trace.pairs[trace.pairs["step"] == 0]
+    assert np.allclose(first["logp_chosen"], first["ref_logp_chosen"], atol=1e-4)
+    assert runs.same_weights(trainer, runs.plain(tmp_path, **options))
+
+
+@pytest.mark.parametrize(
+    "setting", [dict(bf16=True), dict(dtype=torch.bfloat16), dict(bf16=True, gradient_checkpointing=True)]
+)
+@pytest.mark.parametrize("model", runs.MODELS)
+def test_half_precision(tmp_path, setting, model):
+    trainer = runs.recorded(tmp_path, model, **setting)
+    trace = load_trace(tmp_path / "run")
+    check_against_logs(trainer, trace)
+    check_against_autograd(tmp_path, trace, model, room=5e-2, **setting)
+    assert trace.manifest["certificate"]["max_relative_error"] < 5e-2
+    assert runs.same_weights(trainer, runs.plain(tmp_path, model, **setting))
+
+
+def test_evaluation_batches_are_not_recorded(tmp_path):
+    options = dict(eval_dataset=runs.pairs(4), eval_strategy="steps", eval_steps=1, eval_on_start=True)
+    trainer = runs.recorded(tmp_path, **options)
+    trace = load_trace(tmp_path / "run")
+    assert len(trace.pairs) == 4
+    check_against_logs(trainer, trace)
+    assert runs.same_weights(trainer, runs.plain(tmp_path, **options))
+
+
+def test_iterable_data(tmp_path, monkeypatch):
+    whole = runs.pairs
+    monkeypatch.setattr(runs, "pairs", lambda: whole().to_iterable_dataset())
+    trainer = runs.recorded(tmp_path)
+    check_against_logs(trainer, load_trace(tmp_path / "run"))
+    assert runs.same_weights(trainer, runs.plain(tmp_path))
+
+
+def test_token_weights_leave_pulls_empty_and_gradients_exact(tmp_path):
+    trainer = runs.recorded(tmp_path, ld_alpha=0.5)
+    trace = load_trace(tmp_path / "run")
+    check_against_autograd(tmp_path, trace, "llama")
+    assert trace.pairs["separate_backward"].all() and trace.pairs["pull_chosen"].isna().all()
+    assert trace.pairs["update_delta_chosen"].notna().all() and not len(trace.pushes)
+    assert runs.same_weights(trainer, runs.plain(tmp_path, ld_alpha=0.5))
+
+
+def test_dropout_leaves_the_random_numbers_alone(tmp_path):
+    options = dict(model="gpt2", disable_dropout=False)
+    trainer = runs.recorded(tmp_path, **options)
+    trace = load_trace(tmp_path / "run")
+    assert trace.pairs["realised_delta_chosen"].notna().all()
+    assert runs.same_weights(trainer, runs.plain(tmp_path, **options))

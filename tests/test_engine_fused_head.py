@@ -1,0 +1,160 @@
+"""TRL's fused head: log-probabilities without a call of the head, recorded as exactly as those from logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers as tf
+from families import _ROTARY, VOCAB, make_batch, make_model
+
+from dyn_probe import Probe, UnsupportedUse, pair_gradients, row_gram
+from dyn_probe.engine import head_rows
+from dyn_probe.engine.recording import Recording
+
+utils = pytest.importorskip("trl.trainer.utils", reason="the fused head is TRL's")
+
+HEADS = {
+    "untied": lambda: make_model("llama"),
+    "tied": lambda: make_model("gpt2"),
+    "tied llama": lambda: built(tf.LlamaConfig(**_ROTARY, tie_word_embeddings=True)),
+    "bias": lambda: make_model("phi"),
+    "capped": lambda: built(tf.Gemma2Config(**_ROTARY, head_dim=8, sliding_window=6, final_logit_softcapping=0.7)),
+    "divided": lambda: built(tf.GraniteConfig(**_ROTARY, logits_scaling=3.0)),
+}
+
+
+def built(config):
+    torch.manual_seed(0)
+    return tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
+def model_of(head):
+    model = HEADS[head]().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    return model.train()
+
+
+def fused_logps(model, batch):
+    """``[2B, L - 1]`` and its mask, as ``DPOTrainer`` calls the model."""
+    labels = batch.input_ids.masked_fill(batch.response_mask == 0, -100)
+    found = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels, use_cache=False,
+        fused_lm_head=True,
+    ).log_probs  # fmt: skip
+    return found, batch.response_mask[:, 1:]
+
+
+def rows_of(model, batch):
+    tokens, _ = fused_logps(model, batch)
+    return tokens.sum(1)
+
+
+def loss_of(rows):
+    half = len(rows) // 2
+    return -F.logsigmoid(0.1 * (rows[:half] - rows[half:])).mean()
+
+
+@pytest.fixture(autouse=True)
+def narrow_slices(monkeypatch):
+    """The vocabulary in several parts."""
+    monkeypatch.setattr(head_rows, "SLICE", 900)
+
+
+def close(one, other, room=2e-4):
+    return float((one - other).abs().max()) <= room * float(other.abs().max())
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("head", HEADS)
+def test_products_equal_those_from_logits(head, full):
+    model, batch = model_of(head), make_batch(seed=5)
+    expected = row_gram(model, batch) if full else pair_gradients(model, batch).totals
+    with Recording(model, full) as recording:
+        tokens, mask = fused_logps(model, batch)
+        recording.watch(tokens, mask)
+        loss_of(tokens.sum(1)).backward()
+        products = recording.result()
+    found = products.gram if full else torch.stack(list(products.pair_entries().values())).sum(0)
+    assert not products.separate.any()
+    assert close(found, expected)
+
+
+@pytest.mark.parametrize("head", ["untied", "tied"])
+def test_pushes_through_the_head_add_up_to_the_step(head):
+    """Along the optimizer's step, in its metric, and summed: every operation of the head's factor."""
+    model, batch = model_of(head), make_batch(seed=5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    probe = Probe(model, optimizer=optimizer, metric_every=1, gram_every=1, update=True, split_momentum=True)
+    for step in range(2):
+        optimizer.zero_grad()
+        with probe.step(step, pair_ids=batch.ids):
+            tokens, mask = fused_logps(model, batch)
+            probe.pairs(tokens, mask=mask)
+            loss_of(tokens.sum(1)).backward()
+        before = rows_of(model, batch).detach()
+        optimizer.step()
+        facts = probe._rows.step(step)
+        assert facts["law7_error"] < 1e-3 and facts["other_terms"] < 1e-5 and facts["law1_error"] < 1e-4
+        moved = torch.tensor([row["update_delta_chosen"] for row in probe.fresh])
+        after = rows_of(model, batch).detach()
+        assert close(moved, (after - before)[: batch.pairs], room=0.2)
+
+
+def test_training_is_bitwise_the_same():
+    gradients = []
+    for recorded in (True, False):
+        model, batch = model_of("tied"), make_batch(seed=5)
+        with Probe(model, every=1 if recorded else 7).step(0 if recorded else 1) as probe:
+            tokens, mask = fused_logps(model, batch)
+            probe.pairs(tokens, mask=mask)
+            loss_of(tokens.sum(1)).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_autocast_inside_the_forward():
+    """As accelerate enters it: around the model's own forward, off where the model is called."""
+    model, batch = model_of("untied"), make_batch(seed=5)
+    forward = model.forward
+
+    def cast(*args, **kwargs):
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(*args, **kwargs)
+
+    model.forward = cast
+    probe = Probe(model)
+    with probe.step(0, pair_ids=batch.ids):
+        tokens, mask = fused_logps(model, batch)
+        probe.pairs(tokens, mask=mask)
+        loss_of(tokens.sum(1)).backward()
+    assert probe.certificate is not None and probe.certificate.max_relative_error < 1e-2
+
+
+def test_a_changed_head_is_refused_by_name():
+    model, batch = model_of("untied"), make_batch(seed=5)
+    model.config.logit_scale = 2.0
+    with (
+        pytest.raises(UnsupportedUse, match=r"LlamaForCausalLM.*use_liger_kernel=False"),
+        Recording(model) as recording,
+    ):
+        tokens, mask = fused_logps(model, batch)
+        recording.watch(tokens, mask)
+
+
+def test_logits_are_never_whole(monkeypatch):
+    sizes = []
+    real = head_rows.HeadMath.logits
+    monkeypatch.setattr(
+        head_rows.HeadMath, "logits", lambda *args: sizes.append(len(range(VOCAB)[args[2]])) or real(*args)
+    )
+    model, batch = model_of("untied"), make_batch(seed=5)
+    with Recording(model) as recording:
+        tokens, mask = fused_logps(model, batch)
+        recording.watch(tokens, mask)
+        loss_of(tokens.sum(1)).backward()
+        recording.result()
+    assert sizes and max(sizes) < VOCAB
