@@ -17,7 +17,7 @@ pytest.importorskip("trl", reason="needs trl")
 from dyn_probe import load_trace
 from dyn_probe.attach.command import UNSEEN
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1] / "support"
 RECORD = [sys.executable, "-m", "dyn_probe_cli", "record"]
 SCRIPT = [sys.executable, str(TESTS / "attach_script.py")]
 

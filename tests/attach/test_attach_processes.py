@@ -15,7 +15,7 @@ pytest.importorskip("trl", reason="needs trl")
 
 from dyn_probe import load_trace
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1] / "support"
 
 
 def launched(folder: Path, *options: str) -> str:
