@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.engine.arithmetic import computing_in
-from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
-from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.engine.certificate import Certificate, SelfCheck
+from dyn_probe.engine.recording import distributed
 from dyn_probe.engine.shield import Shield
-from dyn_probe.engine.uses import Claims, trained_parameters
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import PairBatch
+from dyn_probe.probe.batch_in_progress import BatchInProgress
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
 from dyn_probe.probe.row_store import Row, RowStore
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
-from dyn_probe.probe.trace_rows import BatchRecord, Given, numbers
 from dyn_probe.trace.writer import TraceWriter
 
 
@@ -91,24 +88,22 @@ class Probe:
             raise BadInput("pushes are read off the optimizer's steps; write Probe(..., optimizer=optimizer)")
         self.model, self.optimizer, self.rank = model, optimizer, rank
         self.schedule = Schedule(every, gram_every, metric_every)
-        self.layers, self.separate, self.update, self.split_momentum = layers, separate, update, split_momentum
-        self.certificate: Certificate | None = None
+        self.update, self.split_momentum = update, split_momentum
         self._owns = writer is None and out is not None
         opened = writer if out is None else TraceWriter(out, manifest or {}, rank=rank, force=force, strict=strict)
         self._rows = RunRows(opened, rank, keep_rows)
-        self._check = SelfCheck(tolerance)
-        self._check.done = not certify
-        self._claims: Claims = {}
+        check = SelfCheck(tolerance)
+        check.done = not certify
         self._shield = Shield(shielded)
-        self._recording: Recording | None = None
-        self._given: Given | None = None
-        self._armed = False
         self._evaluation = Evaluation(model, self._rows)
-        self._in_parts = micro_batches > 1 or distributed()
+        in_parts = micro_batches > 1 or distributed()
         self._following = Following(
             model, optimizer, self._rows, self.schedule,
-            split=split_momentum, update=update, in_parts=self._in_parts, averaged=averaged,
-            shield=self._shield,
+            split=split_momentum, update=update, in_parts=in_parts, averaged=averaged, shield=self._shield,
+        )  # fmt: skip
+        self._batch = BatchInProgress(
+            model, self._rows, self.schedule, self._evaluation, self._following, check, self._shield,
+            layers=layers, separate=separate, in_parts=in_parts,
         )  # fmt: skip
 
     @property
@@ -119,7 +114,12 @@ class Probe:
     @property
     def recording(self) -> bool:
         """Whether a step is being recorded right now."""
-        return self._recording is not None
+        return self._batch.recording is not None
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What the check of the first recorded step found; None before it."""
+        return self._batch.certificate
 
     @property
     def failure(self) -> Exception | None:
@@ -170,47 +170,16 @@ class Probe:
             measure: measure in steps that are not recorded too, since the update itself needs the norms.
             segments: ``batch.segments``, where rows are packed.
         """
-        self._armed = self.records(step)
-        if not (self._armed or measure or self.split_momentum):
+        self._batch.armed = self.records(step)
+        if not (self._batch.armed or measure or self.split_momentum):
             yield self
             return
-        if self._recording is not None:
+        if self.recording:
             raise BadInput("probe.step cannot be entered twice at once")
         if not self._rows.holds(step):
             self.flush()
-        full = self.schedule.full_gram(step)
-        unused = all(p.grad is None for p in trained_parameters(self.model).values())
-        hold = self._following.holds(step)
-        try:
-            with Recording(self.model, full, self.separate, self._claims, hold, segments, self._shield) as recording:
-                self._recording = recording
-                yield self
-                self._shield.check()
-                if self._given is None:
-                    raise BadInput("probe.step was left without a call of probe.pairs(logps, …) in it")
-                self._take(step, pair_ids, learning_rate, recording, unused)
-        finally:
-            self._recording = self._given = None
-
-    def _take(
-        self, step: int, ids: Sequence[str] | None, rate: float | None, recording: Recording, unused: bool
-    ) -> None:
-        """What one batch gave; ``unused`` where no parameter had a gradient before it."""
-        assert self._given is not None
-        products, record = recording.result(), None
-        self._certify(recording, products)
-        self._evaluation.random |= recording.capture.random
-        device = recording.capture.anchor.device.type
-        self._evaluation.arithmetic = partial(computing_in, recording.capture.around, device)
-        if self._armed:
-            whole = not self._in_parts
-            record = BatchRecord.of(step, self.rank, ids, self._given, products, self._rate(rate), whole)
-            self._rows.add(record, products, recording.capture.uses if self.layers else None)
-            alone = unused and not (self.separate or distributed()) and len(self._rows.batches) == 1
-            alone = alone and not bool(products.unequal.any())
-            if products.gram is not None and alone:
-                self._rows.step(step)["law1_error"] = law_one(self.model, products.gram, products.coefficients)
-        self._following.expect(step, record, recording, products)
+        with self._batch.around(step, pair_ids, self._rate(learning_rate), segments):
+            yield self
 
     def pairs(
         self,
@@ -240,21 +209,11 @@ class Probe:
                 loss weights the tokens of one response differently.
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
-        if self._recording is None:
-            return
-        self._recording.watch(logps, mask)
-        assert self._recording.logps is not None
-        logps = self._recording.logps
-        if self._following.of_changes and not predict:
-            raise BadInput(
-                "the optimizer's step is followed for the responses' own log-probabilities, and with predict=False the "
-                "rows are others; write Probe(update=False, metric_every=0, split_momentum=False)"
-            )
-        self._given = Given.of(logps, reference, lengths, losses, loss_scale, predict, columns)
-        if not self._check.done:
-            self._check.prepare(self._recording)
-            if self._check.skipped:
-                self._rows.manifest(certificate={"skipped": self._check.skipped})
+        if self.recording:
+            self._batch.say(
+                logps, mask, columns,
+                reference=reference, lengths=lengths, losses=losses, scale=loss_scale, predict=predict,
+            )  # fmt: skip
 
     def complete(self, loss_scale: float | None = None, **found: Tensor) -> None:
         """Inside ``probe.step``, after ``pairs``: what was not known there yet, also once the backward has run.
@@ -263,8 +222,8 @@ class Probe:
             loss_scale: as for ``pairs``.
             found: ``reference``, ``lengths``, ``losses`` or further columns, as for ``pairs``.
         """
-        if self._given is not None:
-            self._given = self._given.completed(loss_scale, found)
+        if self._batch.given is not None:
+            self._batch.given = self._batch.given.completed(loss_scale, found)
 
     def measure(self, logps: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
         """In place of ``pairs``, where the update depends on the norms: measure now, ``backward`` follows.
@@ -275,11 +234,10 @@ class Probe:
         Returns:
             ``(‖g_w‖, ‖g_l‖)``, ``[B]`` each.
         """
-        if self._recording is None:
+        if not self.recording:
             raise BadInput("probe.measure belongs inside probe.step(..., measure=True)")
         self.pairs(logps, **given)
-        entries = torch.stack(list(self._recording.measure().pair_entries().values())).sum(0).clamp(min=0).sqrt()
-        return entries[:, 0].to(logps.device), entries[:, 1].to(logps.device)
+        return self._batch.norms(logps)
 
     def backward(self, coefficients: Tensor, **columns: Tensor) -> None:
         """After ``measure``: give the parameters the gradient ``Σ_i c_i g_i``, without another backward.
@@ -288,10 +246,7 @@ class Probe:
             coefficients: ``[2B]`` ``∂loss/∂(row log-probability)``.
             columns: ``[B]`` further columns of the ``pairs`` table.
         """
-        if self._recording is None or self._given is None:
-            raise BadInput("probe.backward needs probe.measure before it, in the same step")
-        self._recording.reweight(coefficients)
-        self._given.columns.update({name: numbers(value) for name, value in columns.items()})
+        self._batch.reweight(coefficients, columns)
 
     def before_update(self) -> None:
         """After the step's last backward, before gradients are clipped and ``optimizer.step()``: fill ``batch_delta_*``
@@ -351,7 +306,7 @@ class Probe:
             BadInput: the training forward drew random numbers, and ``before`` is missing.
         """
         self._following.end()
-        if batch is not None and self._armed:
+        if batch is not None and self._batch.armed:
             self._evaluation.realise(batch, before)
 
     @property
@@ -376,13 +331,6 @@ class Probe:
         self._following.drop()
         self._rows.flush()
         self._evaluation.random = False
-
-    def _certify(self, recording: Recording, products: Products) -> None:
-        found = self._check.judge(recording, products)
-        if found is not None:
-            self._rows.manifest(certificate=found.as_manifest())
-            found.require()  # one that fails is not kept: the next step is checked again
-            self.certificate = found
 
     def _rate(self, learning_rate: float | None) -> float | None:
         if learning_rate is not None or self.optimizer is None:

@@ -1,0 +1,126 @@
+"""The forward and backward that is being recorded: what the loop says of it, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.engine.arithmetic import computing_in
+from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
+from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.engine.shield import Shield
+from dyn_probe.engine.uses import Claims, trained_parameters
+from dyn_probe.errors import BadInput
+from dyn_probe.probe.evaluation import Evaluation
+from dyn_probe.probe.following import Following
+from dyn_probe.probe.run_rows import RunRows
+from dyn_probe.probe.schedule import Schedule
+from dyn_probe.probe.trace_rows import BatchRecord, Given, numbers
+
+
+@dataclass
+class BatchInProgress:
+    """Takes one batch after another into the rows of its step.
+
+    Args:
+        shield: around the hooks of the recording.
+        layers, separate: as for ``Probe``.
+        in_parts: whether a step's batch is more than one forward.
+        armed: whether the step in progress is recorded, or only measured.
+        given: what the loop has said of the batch; None outside ``around``.
+    """
+
+    model: nn.Module
+    rows: RunRows
+    schedule: Schedule
+    evaluation: Evaluation
+    following: Following
+    check: SelfCheck
+    shield: Shield
+    layers: bool
+    separate: bool
+    in_parts: bool
+    armed: bool = False
+    certificate: Certificate | None = None
+    recording: Recording | None = None
+    given: Given | None = None
+    claims: Claims = field(default_factory=dict)
+
+    @contextmanager
+    def around(
+        self, step: int, ids: Sequence[str] | None, rate: float | None, segments: Tensor | None
+    ) -> Iterator[None]:
+        """Around the forward and backward; see ``Probe.step``."""
+        full, hold = self.schedule.full_gram(step), self.following.holds(step)
+        unused = all(p.grad is None for p in trained_parameters(self.model).values())
+        try:
+            with Recording(self.model, full, self.separate, self.claims, hold, segments, self.shield) as recording:
+                self.recording = recording
+                yield
+                self.shield.check()
+                if self.given is None:
+                    raise BadInput("probe.step was left without a call of probe.pairs(logps, …) in it")
+                self._take(step, ids, rate, recording, unused)
+        finally:
+            self.recording = self.given = None
+
+    def _take(
+        self, step: int, ids: Sequence[str] | None, rate: float | None, recording: Recording, unused: bool
+    ) -> None:
+        """What one batch gave; ``unused`` where no parameter had a gradient before it."""
+        assert self.given is not None
+        products, record = recording.result(), None
+        self._certify(recording, products)
+        self.evaluation.random |= recording.capture.random
+        device = recording.capture.anchor.device.type
+        self.evaluation.arithmetic = partial(computing_in, recording.capture.around, device)
+        if self.armed:
+            record = BatchRecord.of(step, self.rows.rank, ids, self.given, products, rate, not self.in_parts)
+            self.rows.add(record, products, recording.capture.uses if self.layers else None)
+            alone = unused and not (self.separate or distributed()) and len(self.rows.batches) == 1
+            alone = alone and not bool(products.unequal.any())
+            if products.gram is not None and alone:
+                self.rows.step(step)["law1_error"] = law_one(self.model, products.gram, products.coefficients)
+        self.following.expect(step, record, recording, products)
+
+    def _certify(self, recording: Recording, products: Products) -> None:
+        found = self.check.judge(recording, products)
+        if found is not None:
+            self.rows.manifest(certificate=found.as_manifest())
+            found.require()  # one that fails is not kept: the next step is checked again
+            self.certificate = found
+
+    def say(self, logps: Tensor, mask: Tensor | None, columns: Mapping[str, Tensor], **given: Any) -> None:
+        """What the loop says before the backward; see ``Probe.pairs``."""
+        assert self.recording is not None
+        self.recording.watch(logps, mask)
+        assert self.recording.logps is not None
+        if self.following.of_changes and not given["predict"]:
+            raise BadInput(
+                "the optimizer's step is followed for the responses' own log-probabilities, and with predict=False the "
+                "rows are others; write Probe(update=False, metric_every=0, split_momentum=False)"
+            )
+        self.given = Given.of(self.recording.logps, columns=columns, **given)
+        if not self.check.done:
+            self.check.prepare(self.recording)
+            if self.check.skipped:
+                self.rows.manifest(certificate={"skipped": self.check.skipped})
+
+    def norms(self, logps: Tensor) -> tuple[Tensor, Tensor]:
+        """``(‖g_w‖, ‖g_l‖)``, ``[B]`` each, measured before the training backward; see ``Probe.measure``."""
+        assert self.recording is not None
+        entries = torch.stack(list(self.recording.measure().pair_entries().values())).sum(0).clamp(min=0).sqrt()
+        return entries[:, 0].to(logps.device), entries[:, 1].to(logps.device)
+
+    def reweight(self, coefficients: Tensor, columns: Mapping[str, Tensor]) -> None:
+        """The gradient ``Σ_i c_i g_i`` from what was measured; see ``Probe.backward``."""
+        if self.recording is None or self.given is None:
+            raise BadInput("probe.backward needs probe.measure before it, in the same step")
+        self.recording.reweight(coefficients)
+        self.given.columns.update({name: numbers(value) for name, value in columns.items()})
