@@ -55,13 +55,18 @@ class Balance:
     rows: int
 
 
-def balance(trace: Trace, seed: int = 0) -> Balance | None:
+def balance(trace: Trace, own: bool = True, seed: int = 0) -> Balance | None:
     """−Σ all_rejected / Σ all_chosen − 1 over the chosen rows, with a standard error by resampling pairs (200 times).
 
     None without both columns, and where the chosen pushes do not raise chosen, so that the ratio means nothing.
+
+    Args:
+        own: with the pushes of the row's own pair. Without them it is the balance of what moves a response in a step
+            that does not train on its pair, as most steps of a run do not.
     """
     rows = of_side(trace, "chosen")
-    table = pd.DataFrame({name: numbers(rows, name) for name in ("all_chosen", "all_rejected")})
+    less = {side: 0.0 if own else numbers(rows, f"own_{side}") for side in ("chosen", "rejected")}
+    table = pd.DataFrame({f"all_{side}": numbers(rows, f"all_{side}") - part for side, part in less.items()})
     table["pair_id"] = rows["pair_id"].to_numpy()
     table = table.dropna()
     sums = table.groupby("pair_id").sum().to_numpy(dtype=np.float64)  # [pairs, 2]

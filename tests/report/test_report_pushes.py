@@ -69,6 +69,25 @@ def test_pushes_that_cancel_are_called_level_and_a_surplus_of_chosen_is_not_held
     assert pushes.outweighed(down) == []
 
 
+def test_between_its_own_steps_a_response_is_moved_by_the_pushes_of_others(trace: Trace, tmp_path: Path) -> None:
+    found, rows = only(pushes.between(trace)), trace.pushes[trace.pushes.side == "chosen"]
+    others = {side: (rows[f"all_{side}"] - rows[f"own_{side}"]).sum() for side in ("chosen", "rejected")}
+    wanted = -others["rejected"] / others["chosen"] - 1
+    assert value(found, "balance_between") == pytest.approx(wanted) and wanted > 0
+    weight = wanted * trace.pairs.pull_chosen.mean() * trace.pairs.len_chosen.mean()
+    assert value(found, "level_weight") == pytest.approx(weight)
+    assert f"--set nll={weight:.2g} " in found.sentence and f"loss_weights=[1.0, {weight:.2g}]" in found.sentence
+    assert only(pushes.between(trace)).level == "warning" and found.knobs
+    every = simulate(DEFAULT)["pushes"]
+    chosen = every.all_chosen - every.own_chosen
+    ahead = changed(tmp_path / "ahead", "pushes", all_rejected=every.own_rejected - 0.5 * chosen)
+    found = only(pushes.between(ahead))
+    assert found.sentence.startswith("Chosen pushes of other pairs outweigh their rejected pushes by 50.0 %")
+    assert found.level == "note" and not found.knobs and "nll" not in found.sentence
+    level = changed(tmp_path / "level", "pushes", all_rejected=every.own_rejected - chosen.to_numpy()[::-1])
+    assert pushes.between(level) == []
+
+
 def test_pushes_that_do_not_add_up_are_not_to_be_trusted(trace: Trace) -> None:
     assert pushes.untrusted(trace) == []
     found = only(pushes.untrusted(with_manifest(trace, pushes={"trusted": False, "step": 7, "law7_error": 0.25})))

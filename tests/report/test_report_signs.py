@@ -167,8 +167,12 @@ def test_what_clipping_means_depends_on_the_optimizer(
 def test_masked_gradients_are_called_masked_and_no_remedy_is_read_from_them(tmp_path: Path) -> None:
     def edit(tables: Tables) -> None:
         tables["pairs"]["mask_chosen"], tables["pairs"]["mask_rejected"] = 0.75, 0.25
+        without(tables)
 
-    trace, plain = run_of(tmp_path / "masked", edit), run_of(tmp_path / "plain", lambda tables: None)
+    def without(tables: Tables) -> None:
+        del tables["pushes"]
+
+    trace, plain = run_of(tmp_path / "masked", edit), run_of(tmp_path / "plain", without)
     (said,) = mask(trace)
     assert value(said, "mask_chosen") == pytest.approx(0.75) and "masked log-probabilities" in said.sentence
     assert "0.750 on chosen and 0.250 on rejected" in said.sentence and mask(plain) == []

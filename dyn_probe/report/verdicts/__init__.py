@@ -47,7 +47,7 @@ __all__ = [
 
 VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
     "movement": (movement.overall, movement.hidden, reference.distance, reference.turn),
-    "pushes": (pushes.moved, pushes.outweighed, pushes.untrusted, pushes.unheld, pushes.lacking),
+    "pushes": (pushes.moved, pushes.outweighed, pushes.between, pushes.untrusted, pushes.unheld, pushes.lacking),
     "cases": (cases.turning, cases.shares, realised.measured, realised.origin, gradients.alignment),
     "change": (remedies.common_factor, remedies.nll_weight),
     "pairs": (spread.concentration, spread.length),

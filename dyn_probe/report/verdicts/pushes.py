@@ -101,8 +101,8 @@ def outweighed(trace: Trace) -> list[Verdict]:
         sentence = f"Rejected and chosen pushes balance on the chosen responses, to within the error ({part}{error})."
     elif found.value > 0:
         sentence = (
-            f"Rejected pushes outweigh chosen pushes by {part}{error} on the chosen responses; anything that raises "
-            "d_w/d_l by that much holds chosen, to first order."
+            f"Rejected pushes outweigh chosen pushes by {part}{error} on the chosen responses, in the steps that train "
+            "on them."
         )
     else:
         sentence = f"Chosen pushes outweigh rejected pushes by {part}{error} on the chosen responses."
@@ -114,8 +114,48 @@ def outweighed(trace: Trace) -> list[Verdict]:
         Number("balance", "rejected over chosen pushes, on chosen responses", found.value, "share"),
         *([Number("balance_error", "its standard error", found.error, "share")] if np.isfinite(found.error) else []),
         Number("n", "n", found.pairs, "pairs"),
-        change=("chosen", "rejected", "sft") if found.value > 0 and sentence.startswith("Rejected pushes") else (),
     )
+
+
+def between(trace: Trace) -> list[Verdict]:
+    """The same balance without each row's own pair: what moves a response in all the steps that train on other pairs,
+    and what would level it."""
+    found, pull = balance(trace, own=False), _pull_per_token(trace)
+    if found is None or (np.isfinite(found.error) and abs(found.value) <= ERRORS * found.error):
+        return []
+    weight = found.value * pull
+    falls = found.value > 0
+    first, second = ("Rejected", "chosen") if falls else ("Chosen", "rejected")
+    sentence = (
+        f"{first} pushes of other pairs outweigh their {second} pushes by {100 * abs(found.value):.1f} %"
+        f"{_error(found.error)} on the chosen responses: they {'lower' if falls else 'raise'} a chosen response in the "
+        "steps that do not train on it, which are most."
+    )
+    level = falls and np.isfinite(weight)
+    if level:
+        sentence += (
+            " Raising d_w/d_l by that much levels it, to first order: for example by a likelihood term, "
+            f'--set nll={weight:.2g} (TRL: loss_type=["sigmoid", "sft"], loss_weights=[1.0, {weight:.2g}]).'
+        )
+    return say(
+        "warning" if falls else "note",
+        sentence,
+        "−Σ(all_rejected − own_rejected) / Σ(all_chosen − own_chosen) − 1 over the chosen rows, standard error by "
+        "resampling pairs 200 times; λ of the mean over all chosen tokens of the batch = balance · mean d_w · mean n_w",
+        Number(
+            "balance_between", "rejected over chosen pushes of other pairs, on chosen responses", found.value, "share"
+        ),
+        *([Number("between_error", "its standard error", found.error, "share")] if np.isfinite(found.error) else []),
+        *([Number("level_weight", "λ that levels it", weight, "1")] if level else []),
+        Number("n", "n", found.pairs, "pairs"),
+        change=("normalise", "chosen", "rejected", "sft") if falls else (),
+    )
+
+
+def _pull_per_token(trace: Trace) -> float:
+    """mean d_w · mean n_w: the weight of a likelihood term, averaged over a batch's tokens, that adds d_w once more."""
+    pulls, lengths = (finite(numbers(trace.pairs, name)) for name in ("pull_chosen", "len_chosen"))
+    return float(pulls.mean() * lengths.mean()) if len(pulls) and len(lengths) else float("nan")
 
 
 def _error(error: float) -> str:

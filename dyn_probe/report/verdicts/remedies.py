@@ -10,6 +10,7 @@ import pandas as pd
 from dyn_probe.report import pair_columns
 from dyn_probe.report.changes import step_span
 from dyn_probe.report.frames import Floats, last_tenth, numbers, share
+from dyn_probe.report.push_parts import balance
 from dyn_probe.report.verdicts.shaped import masked
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
@@ -82,7 +83,12 @@ def _nearest_to_one(reached: Floats) -> int:
 
 
 def nll_weight(trace: Trace) -> list[Verdict]:
-    """The weight of a likelihood term that would keep chosen from falling in nine pairs of ten, and what it costs."""
+    """The weight of a likelihood term that would keep chosen from falling in nine pairs of ten, and what it costs.
+
+    From each pair alone, so it is said only where the pushes of all pairs are not known.
+    """
+    if balance(trace, own=False) is not None:  # pushes.between knows the weight from what did move chosen
+        return []
     rows = last_rows(trace)
     weight = needed_weight(rows)
     falling = share(weight > 0)
