@@ -135,7 +135,8 @@ def between(trace: Trace) -> list[Verdict]:
     if level:
         sentence += (
             " Raising d_w/d_l by that much levels it, to first order: for example by a likelihood term, "
-            f'--set nll={weight:.2g} (TRL: loss_type=["sigmoid", "sft"], loss_weights=[1.0, {weight:.2g}]).'
+            f'--set nll={weight:.2g} (TRL: loss_type=["sigmoid", "sft"], loss_weights=[1.0, {weight:.2g}]). '
+            "In trials chosen fell much less with it, and stayed level with about twice that."
         )
     return say(
         "warning" if falls else "note",
