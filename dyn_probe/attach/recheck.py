@@ -10,6 +10,8 @@ from dyn_probe.probe.row_store import Row
 
 ROOM = 1e-3
 """Largest difference relative to the size of what is averaged."""
+UNSURE = 1e-2
+"""A margin of log-ratios this near to 0 (nats) may have either sign by rounding: its batch says nothing of accuracy."""
 
 Values = Callable[[Row, float], float | None]
 
@@ -30,7 +32,7 @@ def _margin(row: Row, beta: float) -> float | None:
 
 def _accuracy(row: Row, beta: float) -> float | None:
     margin = _margin(row, beta)
-    return None if margin is None else float(margin > 0)
+    return None if margin is None or abs(margin) <= beta * UNSURE else float(margin > 0)
 
 
 KEYS: Mapping[str, tuple[Values, str]] = {
@@ -42,7 +44,7 @@ KEYS: Mapping[str, tuple[Values, str]] = {
     "rewards/chosen": (_reward("chosen"), "another reference, or another β"),
     "rewards/rejected": (_reward("rejected"), "another reference, or another β"),
     "rewards/margins": (_margin, "another reference, or another β"),
-    "rewards/accuracies": (_accuracy, "pairs whose margin is within rounding of 0"),
+    "rewards/accuracies": (_accuracy, "another reference, or another order of chosen and rejected"),
     "loss": (lambda row, beta: row.get("loss"), "a term of the loss beside those of the pairs"),
 }
 """What the trainer logs → how a row gives it, and what is likely where the means differ."""
@@ -64,6 +66,6 @@ def difference(batches: Sequence[Sequence[Row]], logged: Mapping[str, float], be
         means = [float(np.mean(np.array(batch, dtype=float))) for batch in values]
         size = max(1.0, *(abs(float(value)) for batch in values for value in batch if value is not None))
         found = float(np.mean(means))
-        if key != "rewards/accuracies" and not abs(found - logged[key]) <= ROOM * size:
+        if not abs(found - logged[key]) <= ROOM * size:
             return f"{key} is {logged[key]:.6g} in the trainer's log and {found:.6g} by the recorded rows: {why}"
     return ""

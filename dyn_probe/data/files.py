@@ -123,7 +123,7 @@ def _after_space(text: str, place: int, also: str) -> int:
 
 def _refuse_one_object(content: bytes, path: Path) -> None:
     """Refuse a file that is one JSON object but no row: it is written by columns, or holds its rows in a field. One
-    object on one line is a row, unless a field of it holds objects that are no messages."""
+    object on one line is a row, unless a field of it holds rows."""
     try:
         whole = json.loads(content)
     except (ValueError, RecursionError):
@@ -138,7 +138,7 @@ def _refuse_one_object(content: bytes, path: Path) -> None:
 
 
 def _holds_rows(value: Any) -> bool:
-    """Whether a value is a list of objects of which each has both sides of a pair, or a prompt."""
+    """Whether a value is a list of objects of which each has a side of a pair or a prompt."""
     objects = isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
     return objects and all({"chosen", "prompt", "rejected"} & set(one) for one in value)
 

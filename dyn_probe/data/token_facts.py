@@ -108,7 +108,7 @@ def open_end(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact
         why = "the tokenizer has none"
     else:
         ends = list(dict.fromkeys(pair.checks.open_end for pair in found))
-        others = f" (or {len(ends) - 1} other ends)" if len(ends) > 1 else ""
+        others = f" (or {counted(len(ends) - 1, 'other end')})" if len(ends) > 1 else ""
         why = f"the chat template ends them with {ends[0]}{others}, not with {tokenizer.eos_token}"
     has = "has" if len(found) == 1 else "have"
     sentence = f"{share(found, pairs)} {has} responses without an end-of-sequence token: {why}"

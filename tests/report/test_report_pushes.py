@@ -77,6 +77,12 @@ def test_between_its_own_steps_a_response_is_moved_by_the_pushes_of_others(trace
     weight = wanted * trace.pairs.pull_chosen.mean() * trace.pairs.len_chosen.mean()
     assert value(found, "level_weight") == pytest.approx(weight)
     assert f"--set nll={weight:.2g} " in found.sentence and f"loss_weights=[1.0, {weight:.2g}]" in found.sentence
+    objective = {"name": "dpo", "shaping": [], "hyper": {"nll": 0.5, "nll_mean": "batch"}}
+    assert value(only(pushes.between(with_manifest(trace, objective=objective))), "level_weight") == pytest.approx(
+        0.5 + weight
+    )
+    objective["hyper"]["nll_mean"] = "sum"
+    assert "nll=" not in only(pushes.between(with_manifest(trace, objective=objective))).sentence
     assert only(pushes.between(trace)).level == "warning" and found.knobs
     every = simulate(DEFAULT)["pushes"]
     chosen = every.all_chosen - every.own_chosen

@@ -105,7 +105,10 @@ def outweighed(trace: Trace) -> list[Verdict]:
             "on them."
         )
     else:
-        sentence = f"Chosen pushes outweigh rejected pushes by {part}{error} on the chosen responses."
+        sentence = (
+            f"Chosen pushes outweigh rejected pushes by {part}{error} on the chosen responses, in the steps that train "
+            "on them."
+        )
     return say(
         "note",
         sentence,
@@ -120,29 +123,30 @@ def outweighed(trace: Trace) -> list[Verdict]:
 def between(trace: Trace) -> list[Verdict]:
     """The same balance without each row's own pair: what moves a response in all the steps that train on other pairs,
     and what would level it."""
-    found, pull = balance(trace, own=False), _pull_per_token(trace)
+    found = balance(trace, own=False)
     if found is None or (np.isfinite(found.error) and abs(found.value) <= ERRORS * found.error):
         return []
-    weight = found.value * pull
     falls = found.value > 0
+    weight = _level_weight(trace, found.value) if falls else float("nan")
+    level = bool(np.isfinite(weight))
     first, second = ("Rejected", "chosen") if falls else ("Chosen", "rejected")
     sentence = (
         f"{first} pushes of other pairs outweigh their {second} pushes by {100 * abs(found.value):.1f} %"
         f"{_error(found.error)} on the chosen responses: they {'lower' if falls else 'raise'} a chosen response in the "
         "steps that do not train on it, which are most."
     )
-    level = falls and np.isfinite(weight)
     if level:
         sentence += (
             " Raising d_w/d_l by that much levels it, to first order: for example by a likelihood term, "
-            f'--set nll={weight:.2g} (TRL: loss_type=["sigmoid", "sft"], loss_weights=[1.0, {weight:.2g}]). '
+            f"--set nll={weight:.2g} (TRL: loss_weights=[1.0, {weight:.2g}], with 'sft' behind the run's loss_type). "
             "In trials chosen fell much less with it, and stayed level with about twice that."
         )
     return say(
         "warning" if falls else "note",
         sentence,
         "−Σ(all_rejected − own_rejected) / Σ(all_chosen − own_chosen) − 1 over the chosen rows, standard error by "
-        "resampling pairs 200 times; λ of the mean over all chosen tokens of the batch = balance · mean d_w · mean n_w",
+        "resampling pairs 200 times; λ of the mean over a batch's chosen tokens = balance · mean d_w · mean n_w, "
+        "beside what the run has",
         Number(
             "balance_between", "rejected over chosen pushes of other pairs, on chosen responses", found.value, "share"
         ),
@@ -153,10 +157,15 @@ def between(trace: Trace) -> list[Verdict]:
     )
 
 
-def _pull_per_token(trace: Trace) -> float:
-    """mean d_w · mean n_w: the weight of a likelihood term, averaged over a batch's tokens, that adds d_w once more."""
+def _level_weight(trace: Trace, share: float) -> float:
+    """λ of a likelihood term, averaged over a batch's chosen tokens, that adds this share of d_w to what the run has:
+    share · mean d_w · mean n_w, since λ adds λ/n̄_w to d_w. NaN where the run averages such a term otherwise."""
     pulls, lengths = (finite(numbers(trace.pairs, name)) for name in ("pull_chosen", "len_chosen"))
-    return float(pulls.mean() * lengths.mean()) if len(pulls) and len(lengths) else float("nan")
+    present = trace.about.objective.hyper.get("nll") or 0.0
+    other_mean = present and trace.about.objective.hyper.get("nll_mean", "batch") != "batch"
+    if not len(pulls) or not len(lengths) or not pulls.mean() > 0 or other_mean:
+        return float("nan")
+    return float(present + share * pulls.mean() * lengths.mean())
 
 
 def _error(error: float) -> str:
