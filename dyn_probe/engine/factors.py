@@ -5,7 +5,8 @@ A row is one gradient that is compared with others: a response, or a single toke
 share the same inputs (the tokens of one response do), ``A`` is ``[1, P, p]``.
 
 Every factor knows its rows' gradients one by one (``dense``), their inner products with a direction (``along``) and
-their weighted sum (``weighted``); how two factors of one parameter multiply is ``products.PRODUCTS``.
+their weighted sum (``weighted``), outer products and lookups also a slice of all rows' gradients (``block``,
+``add_block``); how two factors of one parameter multiply is ``products.PRODUCTS``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from dyn_probe.engine.arithmetic import as32, matmul32
 from dyn_probe.engine.layout import Span
+from dyn_probe.engine.prefix import along_by_prefix
 
 
 @dataclass(eq=False)
@@ -74,10 +76,22 @@ class Outer(RowGradients):
     def shared(self) -> Outer:
         return self if self.cut else replace(self, inputs=self.inputs[:1])
 
-    def blocks(self, begin: int = 0, end: int | None = None) -> Tensor:
-        """``[R, outputs, p]``: the gradients themselves, for outputs from ``begin`` to ``end``."""
-        left = self.grads[:, :, begin:end].mT
-        return matmul32(left, self.inputs.expand(len(left), -1, -1))
+    def block(self, entries: slice, out: Tensor | None = None) -> Tensor:
+        """``[R, entries, …]``: the gradients of some entries of the parameter's first dimension.
+
+        Args:
+            out: memory that may be used for it.
+        """
+        left, right = (self.inputs, self.grads) if self.transposed else (self.grads, self.inputs)
+        left, right = left[:, :, entries].mT.expand(self.rows, -1, -1), right.expand(self.rows, -1, -1)
+        if out is None or not left.dtype == right.dtype == out.dtype:
+            return matmul32(left, right)
+        size = (self.rows, left.shape[1], right.shape[2])
+        return torch.bmm(left, right, out=out[: size[0] * size[1] * size[2]].view(size))
+
+    def add_block(self, entries: slice, block: Tensor) -> None:
+        """Add the same to ``block``."""
+        block += self.block(entries)
 
     def dense(self, row: int) -> Tensor:
         """``[n]`` the gradient of one row."""
@@ -87,6 +101,10 @@ class Outer(RowGradients):
     def along(self, direction: Tensor) -> Tensor:
         """``[R]`` inner products with ``direction``, in the parameter's shape."""
         matrix = direction.T if self.transposed else direction
+        if self.spans and self.inputs.device.type == "cpu":
+            found = along_by_prefix(as32(self.inputs), as32(self.grads), self.spans, as32(matrix))
+            if found is not None:
+                return found
         return (matmul32(self.grads, matrix) * as32(self.inputs)).sum((1, 2))
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
@@ -150,6 +168,19 @@ class Lookup(RowGradients):
 
     def shared(self) -> Lookup:
         return replace(self, ids=self.ids[:1])
+
+    def add_block(self, entries: slice, block: Tensor) -> None:
+        """Add the gradients of some of the table's entries to ``block [R, entries, d]``."""
+        grads, size = as32(self.grads), entries.stop - entries.start
+        place = self.ids.expand(self.rows, -1) - entries.start
+        inside = (place >= 0) & (place < size)
+        place = place + torch.arange(self.rows, device=place.device)[:, None] * size
+        if grads.device.type == "cpu":  # elsewhere asking which are inside would stop the device
+            place, grads = place[inside], grads[inside]
+        else:
+            place = torch.where(inside, place, 0).flatten()
+            grads = grads.masked_fill(~inside[..., None], 0.0).flatten(0, 1)
+        block.flatten(0, 1).index_add_(0, place, grads.to(block.dtype))
 
     def dense(self, row: int) -> Tensor:
         """``[n]`` the gradient of one row."""

@@ -123,6 +123,9 @@ class HeadRows(Outer):
         """``Σ_t B_i[t]``, ``[R, V]``: the gradient of the head's bias."""
         return torch.cat([tile.grads.sum(1) for _, tile in self.tiles()], 1)
 
+    def block(self, entries: slice, out: Tensor | None = None) -> Tensor:
+        return Outer(self._outputs(entries), self.inputs, cut=True).block(slice(None), out)
+
     def dense(self, row: int) -> Tensor:
         return torch.cat([tile.dense(row) for _, tile in self.tiles()])
 

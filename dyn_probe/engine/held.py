@@ -6,15 +6,24 @@ with other rows in any elementwise metric, and summed up with any coefficients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.engine.factors import Factor
+from dyn_probe.engine.arithmetic import as32
+from dyn_probe.engine.factors import Factor, Outer, Vector
 from dyn_probe.engine.products import cross, gram
 
+BLOCK = {"cpu": 1 << 19}
+"""Numbers of one slice of all rows' gradients: what a cache holds. Elsewhere (``LARGE``): what fills the device."""
+LARGE = 1 << 26
+NARROWEST = 32
+"""Entries of one slice, at least: products of fewer are slow."""
+
+Blocks = Iterator[tuple[slice, Tensor]]
 Factors = Mapping[str, Sequence[Factor]]
 """Parameter → the factors of its uses."""
 
@@ -68,6 +77,27 @@ class Held:
                     total += answer * scale[:, :, None] * scale[:, None, :]
         return total
 
+    def blocks(self, name: str, shape: torch.Size, most: int = 0) -> tuple[Tensor, Blocks] | None:
+        """The rows' gradients themselves over one parameter, a slice at a time: everything that is asked of them can be
+        taken in one pass, which costs one product of inputs and output-gradients.
+
+        Args:
+            most: rows of the largest batch whose slices are to be the same.
+
+        Returns:
+            ``[2B]`` (float64) by which rows are to be multiplied, and pairs of ``(entries, rows [2B, n])``: entries of
+            the parameter's first dimension, and those of each row's gradient, flat. None where no use of the parameter
+            is an outer product (then the factors' own ``along`` and ``gram`` cost less), or one cannot be sliced.
+        """
+        found = [(factors.get(name, ()), weights) for factors, weights in self.parts if factors.get(name)]
+        forms = [factor for factors, _ in found for factor in factors]
+        if not any(isinstance(factor, Outer) for factor in forms) or any(isinstance(f, Vector) for f in forms):
+            return None
+        if len(found) == 1:
+            return found[0][1], _slices(list(found[0][0]), shape, max(most, self.rows))
+        scaled = [factor.scaled(weights) for factors, weights in found for factor in factors]
+        return torch.ones_like(self.parts[0][1]), _slices(scaled, shape, max(most, self.rows))
+
     def weighted(self, name: str, coefficients: Tensor, shape: torch.Size) -> Tensor | None:
         """``Σ_i c_i g_i`` over one parameter, in its shape; None where it had no use."""
         total: Tensor | None = None
@@ -75,6 +105,22 @@ class Held:
             for factors, weights in self.parts:
                 total = weighted_sum(factors.get(name, ()), coefficients * weights, shape, total)
         return total
+
+
+def _slices(factors: Sequence[Any], shape: torch.Size, rows: int) -> Blocks:
+    """``(entries, rows)`` of the sum of one parameter's uses, in slices as wide as ``rows`` of them may be; the next
+    ones overwrite them."""
+    factors = sorted(factors, key=lambda one: one.form == "lookup")  # lookups add into what is there
+    first, most = factors[0], BLOCK.get(factors[0].grads.device.type, LARGE)
+    width = max(min(NARROWEST, shape[0]), most // max(1, rows * shape[1:].numel()))
+    memory = as32(first.grads.new_empty(0)).new_empty(first.rows * width * shape[1:].numel())
+    with torch.no_grad():
+        for begin in range(0, shape[0], width):
+            entries = slice(begin, min(begin + width, shape[0]))
+            block = first.block(entries, memory)
+            for factor in factors[1:]:
+                factor.add_block(entries, block)
+            yield entries, block.flatten(1)
 
 
 def _grams(factors: Sequence[Factor], groups: int, metric: Tensor | None) -> list[Tensor]:

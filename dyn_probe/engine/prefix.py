@@ -34,6 +34,36 @@ def pairs_by_prefix(inputs: Tensor, outputs: Tensor, spans: tuple[Span, ...]) ->
     return torch.cat([_products(inputs[i::half], outputs[i::half], span) for i, span in enumerate(spans)])
 
 
+def along_by_prefix(inputs: Tensor, outputs: Tensor, spans: tuple[Span, ...], matrix: Tensor) -> Tensor | None:
+    """``[2B]`` ``Σ_t B_i[t] · D A_i[t]`` of every row, ``D A`` on a shared prompt once; None where nothing is shared.
+
+    Args:
+        inputs, outputs, spans: as for ``pairs_by_prefix``.
+        matrix: ``D [q, p]``.
+    """
+    span, half = hull(spans), len(spans)
+    sides = [
+        _cut(inputs[rows], outputs[rows], start, end)
+        for rows, start, end in (
+            (slice(half), span.start_chosen, span.end_chosen),
+            (slice(half, None), span.start_rejected, span.end_rejected),
+        )
+    ]
+    s = _agreed(sides[0][0], sides[1][0], span.shared)
+    if s == 0:
+        return None
+    parts = [sides[0][0][:, :s], *(a[:, s:] for a, _ in sides)]
+    prefix, *rests = (torch.cat(parts, 1) @ matrix.T).split([part.shape[1] for part in parts], 1)
+    return torch.cat(
+        [_flat_dot(prefix, b[:, :s]) + _flat_dot(rest, b[:, s:]) for rest, (_, b) in zip(rests, sides, strict=True)]
+    )
+
+
+def _flat_dot(left: Tensor, right: Tensor) -> Tensor:
+    """``[n]``: ``Σ left · right`` over all but the first dimension, without their product in memory."""
+    return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
+
+
 def hull(spans: Sequence[Span]) -> Span:
     """The span that holds every span, and as much of the prefix as all pairs share."""
     start_chosen, start_rejected = min(s.start_chosen for s in spans), min(s.start_rejected for s in spans)

@@ -62,7 +62,7 @@ def _linears(one: Outer, other: Outer, groups: int, metric: Tensor | None) -> Te
     if one.transposed != other.transposed:
         return _vectors(dense(one), dense(other), groups, metric)
     if metric is not None:
-        return by_blocks(one, other, groups, metric.T if one.transposed else metric)
+        return by_blocks(one, other, groups, metric)
     if groups == 1 and len(one.inputs) == len(other.inputs) == 1 < one.rows:
         return _through(one.grads, matmul32(one.inputs[0], other.inputs[0].T), other.grads)
     if groups == one.grads.shape[1] == other.grads.shape[1] == 1:
@@ -171,18 +171,20 @@ def _through(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
 
 
 def by_blocks(one: Outer, other: Outer, groups: int, metric: Tensor | None = None) -> Tensor:
-    """From the rows' gradients ``B_iᵀ A_i``, a slice of outputs at a time.
+    """From the rows' gradients, a slice of the parameter's first dimension at a time.
 
     Args:
-        metric: ``[q, p]``.
+        metric: in the parameter's shape.
     """
-    outputs, width = one.grads.shape[-1], max(1, CHUNK // max(1, one.rows * one.inputs.shape[-1]))
+    sizes = (one.grads.shape[-1], one.inputs.shape[-1])
+    first, rest = sizes[::-1] if one.transposed else sizes
+    width = max(1, CHUNK // max(1, one.rows * rest))
     total = one.grads.new_zeros((), dtype=torch.float64)
-    for begin in range(0, outputs, width):
-        end = min(begin + width, outputs)
-        left = one.blocks(begin, end)
-        right = left if one is other else other.blocks(begin, end)
-        left = left if metric is None else left * metric[begin:end].to(left.dtype)
+    for begin in range(0, first, width):
+        entries = slice(begin, min(begin + width, first))
+        left = one.block(entries)
+        right = left if one is other else other.block(entries)
+        left = left if metric is None else left * metric[entries].to(left.dtype)
         total = total + dots(_grouped(left.flatten(1), groups), _grouped(right.flatten(1), groups))
     return total
 

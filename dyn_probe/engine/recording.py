@@ -246,8 +246,9 @@ class Recording:
             self._training.kept = {}
 
     def held(self) -> Held | None:
-        """What the backwards left for later products; None unless asked for with ``hold``."""
-        if not self.hold or self._training is None or self._bad is None:
+        """What the backwards left for later products: with ``hold``, and between ``measure`` and ``reweight``; else
+        None."""
+        if self._training is None or self._bad is None:
             return None
         apart = self._bad.repeat(2)
         parts = []

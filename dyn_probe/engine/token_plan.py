@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dyn_probe.engine import linear
-from dyn_probe.engine.kinds import KINDS
+from dyn_probe.engine.kinds import KINDS, linear
 from dyn_probe.engine.parameters import output_head
 from dyn_probe.engine.uses import find_uses, trained_parameters
 from dyn_probe.pairs import PairBatch

@@ -15,7 +15,7 @@ def metric(data: StepData) -> Tensor:
     """
     squares = data.state["max_exp_avg_sq" if data.group["amsgrad"] else "exp_avg_sq"]
     squares = wide(squares) if data.group["fused"] else squares
-    corrected = squares.sqrt() / (1 - data.group["betas"][1] ** steps_done(data)) ** 0.5
+    corrected = squares.sqrt().div_((1 - data.group["betas"][1] ** steps_done(data)) ** 0.5)
     return wide(corrected.add_(data.group["eps"])).reciprocal_()
 
 

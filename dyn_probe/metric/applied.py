@@ -11,7 +11,7 @@ that no more than a few tensors of one parameter's size exist at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -110,6 +110,16 @@ class AppliedStep:
         if isinstance(self.metric, RankOne):
             return self.metric.times(tensor)
         return wide(tensor) if self.metric is None else self.metric * wide(tensor)
+
+    def of(self, entries: slice) -> AppliedStep:
+        """The step of some entries of the parameter's first dimension."""
+        metric, momentum = self.metric, self.momentum
+        if isinstance(metric, RankOne):
+            metric = RankOne(metric.rows[entries], metric.columns)
+        elif metric is not None:
+            metric = metric[entries]
+        momentum = None if momentum is None else replace(momentum, buffer=momentum.buffer[entries])
+        return replace(self, metric=metric, momentum=momentum)
 
     def past(self, gradient: Tensor, before: Tensor) -> Tensor | None:
         """``p``: what the momentum holds of earlier steps, in units of θ; None without a momentum.

@@ -14,15 +14,17 @@ The parts come from the gradient and the optimizer's state, the total from the w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dyn_probe.engine.assembly import pair_columns
 from dyn_probe.engine.held import Held
-from dyn_probe.metric.applied import AppliedStep, RankOne, wide
+from dyn_probe.metric.applied import AppliedStep, wide
+from dyn_probe.metric.row_products import Explained, Moved, RowProducts, Rows, row_products
 from dyn_probe.metric.split import SplitMomentum
 
 SIDES = ("all_chosen", "all_rejected")
@@ -86,48 +88,6 @@ class Pushes:
         return torch.stack([getattr(self, name).abs() for name in PARTS]).sum(0)
 
 
-@dataclass(frozen=True, eq=False)
-class Moved:
-    """One parameter's step as it was read, the gradient that the optimizer saw, the weights before and after."""
-
-    name: str
-    step: AppliedStep
-    gradient: Tensor
-    before: Tensor
-    after: Tensor
-
-
-class Explained:
-    """How much of the gradient that the optimizer saw is a sum of recorded rows' gradients, ``S = Σ_j c_j g_j``.
-
-    ``1 − ⟨G, S⟩²/(‖G‖²‖S‖²)`` is the share of ``‖G‖²`` that no multiple of ``S`` explains: other terms of the loss, and
-    pairs that other processes or unrecorded micro-batches brought. The factor κ cancels in it.
-    """
-
-    def __init__(self) -> None:
-        self._sums = [0.0, 0.0, 0.0]
-
-    def add(self, batches: Sequence[StepRows], move: Moved) -> None:
-        """One parameter's share of the three products."""
-        gradient = wide(move.gradient)
-        rows = torch.zeros_like(gradient)
-        for batch in batches:
-            found = batch.held.weighted(move.name, batch.coefficients, gradient.shape)
-            rows = rows if found is None else rows + found.to(rows)
-        self._sums = [
-            total + float((one * other).sum(dtype=torch.float64))
-            for total, (one, other) in zip(
-                self._sums, ((gradient, rows), (gradient, gradient), (rows, rows)), strict=True
-            )
-        ]
-
-    @property
-    def other_terms(self) -> float | None:
-        """The share, from 0 to 1; None where either is 0."""
-        both, gradient, rows = self._sums
-        return None if gradient * rows == 0 else max(0.0, 1.0 - both**2 / (gradient * rows))
-
-
 def take_apart(
     batches: Sequence[StepRows],
     moves: Iterable[Moved],
@@ -142,14 +102,12 @@ def take_apart(
         explained: how much of the gradient is the recorded rows'; completed here.
     """
     found = [Pushes.empty(b.held.rows, b.coefficients.device, split is not None) for b in batches]
+    rows = [Rows(b.held, b.coefficients, 1 if b.full else b.held.rows // 2) for b in batches]
     with torch.no_grad():
         for move in moves:
-            directions = _directions(move, split)
-            metric = _dense(move.step, move.before)
-            for batch, pushes in zip(batches, found, strict=True):
-                _add(batch, pushes, move, directions, metric)
-            if explained is not None:
-                explained.add(batches, move)
+            products = row_products(rows, move, partial(_directions, split=split), explained)
+            for batch, pushes, one in zip(batches, found, products, strict=True):
+                _add(batch, pushes, move.step, one)
     return found
 
 
@@ -165,7 +123,7 @@ def _directions(move: Moved, split: SplitMomentum | None) -> dict[str, Tensor]:
     if not _zero(step.coupled):
         found["scaled weights"] = step.times_metric(before)
     if split is not None:
-        found["all_chosen"], found["all_rejected"] = split.moves(move.name, step)
+        found["all_chosen"], found["all_rejected"] = split.moves(move.name, step, move.entries)
     return found
 
 
@@ -173,17 +131,9 @@ def _zero(scalar: float | Tensor) -> bool:
     return not isinstance(scalar, Tensor) and scalar == 0
 
 
-def _dense(step: AppliedStep, like: Tensor) -> Tensor:
-    """``P`` as a tensor of the parameter's shape."""
-    if step.metric is None:
-        return torch.ones((), dtype=wide(like).dtype, device=like.device).expand(like.shape)
-    return step.metric.dense() if isinstance(step.metric, RankOne) else step.metric
-
-
-def _add(batch: StepRows, pushes: Pushes, move: Moved, directions: Mapping[str, Tensor], metric: Tensor) -> None:
+def _add(batch: StepRows, pushes: Pushes, step: AppliedStep, products: RowProducts) -> None:
     """Add one parameter's share to the pushes of a batch."""
-    step, held = move.step, batch.held
-    along = {name: held.along(move.name, direction) for name, direction in directions.items()}
+    along = products.along
     zero = torch.zeros_like(along["total"])
     inside = along["gradient"] + step.coupled * along.get("scaled weights", zero)  # ⟨g_i, P∘(G + γθ)⟩
     pushes.total += along["total"]
@@ -191,7 +141,7 @@ def _add(batch: StepRows, pushes: Pushes, move: Moved, directions: Mapping[str, 
         pushes.past -= momentum.weight * (along["momentum"] - momentum.share * inside)
     pushes.decay -= step.decay * along.get("weights", zero)
     pushes.decay -= step.weight * step.coupled * along.get("scaled weights", zero)
-    own = _own(batch, pushes, move.name, metric, step.weight)
+    own = _own(batch, pushes, products.gram * step.weight)
     pushes.own_chosen += own[0]
     pushes.own_rejected += own[1]
     pushes.others -= step.weight * along["gradient"] + own[0] + own[1]
@@ -200,15 +150,13 @@ def _add(batch: StepRows, pushes: Pushes, move: Moved, directions: Mapping[str, 
         pushes.all_rejected += along["all_rejected"]
 
 
-def _own(batch: StepRows, pushes: Pushes, name: str, metric: Tensor, weight: float | Tensor) -> Tensor:
-    """``[2, 2B]`` both own parts; not known without the gradient's factor."""
+def _own(batch: StepRows, pushes: Pushes, gram: Tensor) -> Tensor:
+    """``[2, 2B]`` both own parts, from ``⟨g_i, ωP g_j⟩ [G, n, n]``; not known without the gradient's factor."""
     pairs = batch.held.rows // 2
     if batch.full:
-        whole = batch.held.gram(name, 1, metric)[0] * weight
+        whole = gram[0]
         pushes.gram = whole if pushes.gram is None else pushes.gram + whole
         gram = whole.unflatten(0, (2, pairs)).unflatten(2, (2, pairs)).diagonal(dim1=1, dim2=3).permute(2, 0, 1)
-    else:
-        gram = batch.held.gram(name, pairs, metric) * weight
     entries = pair_columns(gram)
     pushes.entries = entries if pushes.entries is None else pushes.entries + entries
     if batch.factor is None:

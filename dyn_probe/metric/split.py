@@ -16,6 +16,7 @@ from dyn_probe.engine.held import Held
 from dyn_probe.metric.applied import AppliedStep, wide
 
 SIDES = ("chosen", "rejected")
+EVERYTHING = slice(None)
 
 
 def side_gradients(
@@ -81,21 +82,30 @@ class SplitMomentum:
             self._buffers[name] = [retain * b + share * g for b, g in zip(old, inside, strict=True)]
         self._fresh[name] = list(gradients)
 
-    def moves(self, name: str, step: AppliedStep) -> tuple[Tensor, Tensor]:
-        """What all chosen and all rejected gradients, of this step and of those before, contribute to ``Δθ``."""
+    def moves(self, name: str, step: AppliedStep, entries: slice = EVERYTHING) -> tuple[Tensor, Tensor]:
+        """What all chosen and all rejected gradients, of this step and of those before, contribute to ``Δθ``.
+
+        Args:
+            entries: of the parameter's first dimension; the step is theirs.
+        """
+        fresh = [self._entries(gradient, entries) for gradient in self._fresh[name]]
         if self.broken:
-            nothing = torch.full_like(self._fresh[name][0], float("nan"))
+            nothing = torch.full_like(fresh[0], float("nan"))
             return nothing, nothing
         found = []
         for side in range(2):
-            moved = -step.direct * step.times_metric(self._fresh[name][side])
+            moved = -step.direct * step.times_metric(fresh[side])
             if step.momentum is not None:
-                buffer = self._buffers[name][side]
+                buffer = self._entries(self._buffers[name][side], entries)
                 moved = moved - step.momentum.weight * (
                     step.times_metric(buffer) if step.momentum.in_metric else buffer
                 )
             found.append(moved)
         return found[0], found[1]
+
+    @staticmethod
+    def _entries(tensor: Tensor, entries: slice) -> Tensor:
+        return tensor if entries == EVERYTHING else tensor[entries]
 
     def state(self) -> Mapping[str, list[Tensor]]:
         """The buffers, for a checkpoint."""

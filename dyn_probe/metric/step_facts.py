@@ -75,7 +75,7 @@ class StepCounts:
             self.agreement = found if self.agreement is None else self.agreement + found
             self.unmoved += found.unmoved
         else:
-            self.unmoved += int((move.before == move.after).sum())
+            self.unmoved += move.after.numel() - int(torch.count_nonzero(move.before != move.after))
 
     def facts(self) -> dict[str, Any]:
         """The same as fields of ``StepFacts``."""

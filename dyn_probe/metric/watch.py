@@ -18,7 +18,8 @@ from dyn_probe.engine.held import Held
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.uses import is_split, trained_parameters
 from dyn_probe.metric.applied import wide
-from dyn_probe.metric.pushes import Explained, Moved, Pushes, StepRows, take_apart
+from dyn_probe.metric.pushes import Pushes, StepRows, take_apart
+from dyn_probe.metric.row_products import Explained, Moved
 from dyn_probe.metric.split import SplitMomentum, side_gradients
 from dyn_probe.metric.step_facts import StepCounts, StepFacts
 from dyn_probe.metric.step_reader import StepReader
@@ -185,7 +186,7 @@ class StepWatch:
             self.split, self.facts = None, replace(self.facts, reason=f"split momentum ended: {read.reason}")
         moves = self._moves(reader, factor)
         if not self._pushes:
-            for _ in moves:  # the split momentum follows every step
+            for _ in moves if self.split is not None else ():  # which follows every step
                 pass
             self._end_broken_split()
             self._finish([Pushes.empty(w.held.rows, w.coefficients.device) for w in self._waiting], None)
@@ -253,7 +254,7 @@ class StepWatch:
         """``⟨g_i, Δθ⟩`` from the weights as they were stored."""
         trained = trained_parameters(self.model)
         for name, before in self._before.items():
-            moved = wide(whole(trained[name].detach())) - wide(whole(before))
+            moved = wide(whole(before)).neg_().add_(whole(trained[name].detach()))  # the copy is no longer needed
             for one, pushes in zip(self._waiting, found, strict=True):
                 pushes.total += one.held.along(name, moved)
 

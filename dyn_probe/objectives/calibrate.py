@@ -26,7 +26,7 @@ def calibrate(measured: Measured, options: Options, memory: Memory) -> Reweighte
     one, α = 1. ``per=pair``: α of the pair's own pulls and norms, 1 where one of them is not above 0.
     """
     if options["per"] == "pair":
-        distance = _distance(*measured)
+        distance = _distance(measured)
         usable = (measured.d_w > 0) & (measured.d_l > 0) & (measured.norm_w > 0) & (measured.norm_l > 0)
         alpha = (distance / 2).exp().where(usable, 1.0)
     else:
@@ -35,15 +35,15 @@ def calibrate(measured: Measured, options: Options, memory: Memory) -> Reweighte
     return Reweighted(measured.d_w * alpha, measured.d_l / alpha, columns)
 
 
-def _distance(d_w: Tensor, d_l: Tensor, norm_w: Tensor, norm_l: Tensor) -> Tensor:
+def _distance(measured: Measured) -> Tensor:
     """log(r*/r)."""
-    return norm_l.log() - norm_w.log() - d_w.log() + d_l.log()
+    return measured.norm_l.log() - measured.norm_w.log() - measured.d_w.log() + measured.d_l.log()
 
 
 def observe(measured: Measured) -> Tensor:
     """``[4]`` sums over the pairs: d_w, d_l, ‖g_w‖, ‖g_l‖."""
     sums = measured.d_w.new_zeros(4).double()
-    for place, values in enumerate(measured):
+    for place, values in enumerate((measured.d_w, measured.d_l, measured.norm_w, measured.norm_l)):
         sums[place] = values.double().sum()
     return sums
 

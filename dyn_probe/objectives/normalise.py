@@ -37,10 +37,26 @@ def normalised_pulls(d_w: Tensor, d_l: Tensor, norm_w: Tensor, norm_l: Tensor) -
 
 
 def normalise(measured: Measured, options: Options, memory: Memory) -> Reweighted:
-    """The shaping: normalised pulls of a measured batch."""
-    new = normalised_pulls(*measured)
+    """The shaping: normalised pulls of a measured batch, by plain norms or by those in the optimizer's metric."""
+    new = normalised_pulls(measured.d_w, measured.d_l, *_norms(measured))
     columns = {"normaliser_chosen": new.normaliser_chosen, "normaliser_rejected": new.normaliser_rejected}
     return Reweighted(new.chosen, new.rejected, columns)
+
+
+def in_metric(options: Options) -> bool:
+    """Whether the shaping's options ask for norms in the optimizer's metric."""
+    return options["metric"] == "optimizer"
+
+
+def _norms(measured: Measured) -> tuple[Tensor, Tensor]:
+    """Norms that stand in the ratio of those in the metric, where there are any, and have the plain ones' geometric
+    mean: so the size of the step stays that of the plain form, whatever the unit of the metric."""
+    plain, inside = (measured.norm_w, measured.norm_l), (measured.metric_norm_w, measured.metric_norm_l)
+    if inside[0] is None or inside[1] is None:
+        return plain
+    scale = (plain[0].sqrt() * plain[1].sqrt()) / (inside[0].sqrt() * inside[1].sqrt())
+    usable = (plain[0] > 0) & (plain[1] > 0) & (inside[0] > 0) & (inside[1] > 0)
+    return (inside[0] * scale).where(usable, plain[0]), (inside[1] * scale).where(usable, plain[1])
 
 
 def surrogate_loss(a: Tensor, b: Tensor, d_w: Tensor, d_l: Tensor) -> Tensor:

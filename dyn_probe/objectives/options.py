@@ -79,6 +79,11 @@ OPTIONS: dict[str, Option] = {
         "balance ratios to the reference or the policy's probabilities; auto: ratio if there is a reference",
         choices=("auto", "ratio", "policy"),
     ),
+    "metric": Option(
+        "P",
+        "plain: norms as they are; optimizer: norms in the metric of the optimizer's last step",
+        choices=("plain", "optimizer"),
+    ),
     "per": Option("", "one factor α for all pairs, or one for each pair", choices=("batch", "pair")),
     "ema": Option(
         "", "decay of the average over steps (per=batch)", "a number in [0, 1)", lambda v: 0 <= v < 1

@@ -15,7 +15,7 @@ from dyn_probe.objectives.calibrate import calibrate, observe, remember
 from dyn_probe.objectives.gates import adadpo, adadpo_misfit, gate_q10, gate_seq
 from dyn_probe.objectives.losses import OBJECTIVES
 from dyn_probe.objectives.masking import make_token_mask, mask_penalty, masked_terms
-from dyn_probe.objectives.normalise import normalise
+from dyn_probe.objectives.normalise import in_metric, normalise
 from dyn_probe.objectives.options import Value, parse, resolve
 from dyn_probe.objectives.table import ChosenShaping, Objective, Reweighting, Shaping
 
@@ -73,16 +73,20 @@ _ROWS = (
         changes=("chosen",),
     ),
     Shaping(
-        "pairwise-normalised", None, {}, ("normaliser_chosen", "normaliser_rejected"),
+        "pairwise-normalised", None, {"metric": "plain"}, ("normaliser_chosen", "normaliser_rejected"),
         formula="−∇ℓ = C·(g_w/‖g_w‖ − g_l/‖g_l‖), C = √(d_w d_l)",
         paper="Yuan et al. 2024, Gradient Entanglement §5.1 (arXiv 2410.13828)",
         when="When the two gradient norms differ a lot and both log-probabilities move in the same direction.",
         dynamics="With positive pulls, both conditions hold for every pair (Cauchy–Schwarz): to first order, a pair "
-        "alone neither lowers its chosen response nor raises its rejected one.",
+        "alone neither lowers its chosen response nor raises its rejected one under a plain gradient step; with "
+        "metric=optimizer, under a step in the metric P of the optimizer's last step.",
         notes="C is the objective's own scalar where d_w = d_l; √(d_w d_l) elsewhere is a reconstruction. "
         "Each pull keeps its sign. A pair with a pull of 0 (a satisfied hinge) gets no update. "
-        "Needs gradient norms: normalised_pulls.",
-        reweight=Reweighting(normalise), meets_conditions=lambda options: True,
+        "Needs gradient norms: normalised_pulls. metric=optimizer is ours: d_w/d_l = ‖g_l‖_P/‖g_w‖_P with ‖g‖_P² = "
+        "Σ_k P_k g_k², the geometric mean of the two norms stays the plain one, and the first step is plain. It needs "
+        "an optimizer whose metric is known (adamw, rmsprop; under sgd P = 1, the plain form).",
+        reweight=Reweighting(normalise, in_metric=in_metric),
+        meets_conditions=lambda options: not in_metric(options),
     ),
     Shaping(
         "rc", None, {"per": "batch", "ema": 0.98}, ("normaliser_chosen", "normaliser_rejected"),

@@ -92,12 +92,15 @@ class Objective:
 
 
 class Measured(NamedTuple):
-    """What a reweighting reads of a batch, ``[B]`` each: the objective's pulls and the norms of the gradients."""
+    """What a reweighting reads of a batch, ``[B]`` each: the objective's pulls, the norms of the gradients, and where
+    it asks for them the norms in the metric of the optimizer's last step (None before there is one)."""
 
     d_w: Tensor
     d_l: Tensor
     norm_w: Tensor
     norm_l: Tensor
+    metric_norm_w: Tensor | None = None
+    metric_norm_l: Tensor | None = None
 
 
 class Reweighted(NamedTuple):
@@ -116,11 +119,13 @@ class Reweighting:
         apply: ``(measured, options, memory) -> new pulls``.
         observe: ``measured -> [k]`` sums over the pairs, from which ``remember`` makes the memory for the next step.
         remember: ``(sums over all pairs of the step, options, memory) -> memory``.
+        in_metric: ``options -> whether it reads the norms in the optimizer's metric``.
     """
 
     apply: Callable[[Measured, Options, Memory], Reweighted]
     observe: Callable[[Measured], Tensor] | None = None
     remember: Callable[[Tensor, Options, Memory], Memory] | None = None
+    in_metric: Callable[[Options], bool] = lambda options: False
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from dyn_probe.engine.uses import Claims, trained_parameters
 from dyn_probe.errors import BadInput
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
+from dyn_probe.probe.given import Given, numbers
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
-from dyn_probe.probe.trace_rows import BatchRecord, Given, numbers
+from dyn_probe.probe.trace_rows import BatchRecord
 
 
 @dataclass
@@ -117,6 +118,17 @@ class BatchInProgress:
         assert self.recording is not None
         entries = torch.stack(list(self.recording.measure().pair_entries().values())).sum(0).clamp(min=0).sqrt()
         return entries[:, 0].to(logps.device), entries[:, 1].to(logps.device)
+
+    def metric_norms(self, logps: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The same in the metric of the optimizer's last step; see ``Probe.metric_norms``."""
+        held = None if self.recording is None else self.recording.held()
+        if held is None:
+            raise BadInput("probe.metric_norms belongs between probe.measure and probe.backward, in the same step")
+        squares = self.following.squares_in_last_metric(held)
+        if squares is None:
+            return None
+        chosen, rejected = squares.sqrt().to(logps.device).chunk(2)
+        return chosen, rejected
 
     def reweight(self, coefficients: Tensor, columns: Mapping[str, Tensor]) -> None:
         """The gradient ``Σ_i c_i g_i`` from what was measured; see ``Probe.backward``."""

@@ -13,8 +13,8 @@ from dyn_probe.engine.module_copy import eval_mode
 from dyn_probe.engine.uses import is_split
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import PairBatch, sequence_logps, trimmed
+from dyn_probe.probe.given import numbers
 from dyn_probe.probe.run_rows import RunRows
-from dyn_probe.probe.trace_rows import numbers
 
 
 class Evaluation:

@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.engine.held import Held
 from dyn_probe.engine.recording import Products, Recording, distributed
 from dyn_probe.engine.shield import Shield
+from dyn_probe.errors import BadInput
+from dyn_probe.metric.last_metric import squares_in_last_metric
 from dyn_probe.metric.step_facts import tolerance_of
 from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
+from dyn_probe.probe.given import numbers
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
-from dyn_probe.probe.trace_rows import BatchRecord, gram_rows, numbers, push_rows, step_facts
+from dyn_probe.probe.trace_rows import BatchRecord, gram_rows, push_rows, step_facts
 
 NO_GRADIENT = (
     "not recorded: the step's batch is more than one recorded forward (several processes, or micro-batches), and "
@@ -57,7 +61,7 @@ class Following:
         averaged: int | None,
         shield: Shield | None = None,
     ) -> None:
-        self.model, self.rows, self.schedule = model, rows, schedule
+        self.model, self.optimizer, self.rows, self.schedule = model, optimizer, rows, schedule
         self.split, self.update, self.in_parts = split, update, in_parts
         self._noted: dict[str, Any] = {}
         averaged = averaged_over(model) if averaged is None else averaged
@@ -98,6 +102,12 @@ class Following:
         self._watch.backward_ended()
         if changes and not self._watch.hooked:
             self._watch.begin()
+
+    def squares_in_last_metric(self, held: Held) -> Tensor | None:
+        """``[2B]`` squared norms in the metric of the optimizer's last step; None where that is 1."""
+        if self.optimizer is None:
+            raise BadInput("the metric is read off the optimizer; write Probe(..., optimizer=optimizer)")
+        return squares_in_last_metric(held, self.optimizer, self.model)
 
     @property
     def momentum(self) -> dict[str, list[Tensor]]:

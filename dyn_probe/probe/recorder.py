@@ -18,13 +18,13 @@ from dyn_probe.pairs import PairBatch
 from dyn_probe.probe.batch_in_progress import BatchInProgress
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
-from dyn_probe.probe.row_store import Row, RowStore
+from dyn_probe.probe.kept import Kept
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
 from dyn_probe.trace.writer import TraceWriter
 
 
-class Probe:
+class Probe(Kept):
     """Records per-pair gradient dynamics of a training loop into a trace.
 
     Args:
@@ -89,9 +89,8 @@ class Probe:
         self.model, self.optimizer, self.rank = model, optimizer, rank
         self.schedule = Schedule(every, gram_every, metric_every)
         self.update, self.split_momentum = update, split_momentum
-        self._owns = writer is None and out is not None
         opened = writer if out is None else TraceWriter(out, manifest or {}, rank=rank, force=force, strict=strict)
-        self._rows = RunRows(opened, rank, keep_rows)
+        super().__init__(RunRows(opened, rank, keep_rows), owns=writer is None and out is not None)
         check = SelfCheck(tolerance)
         check.done = not certify
         self._shield = Shield(shielded)
@@ -105,11 +104,6 @@ class Probe:
             model, self._rows, self.schedule, self._evaluation, self._following, check, self._shield,
             layers=layers, separate=separate, in_parts=in_parts,
         )  # fmt: skip
-
-    @property
-    def writer(self) -> TraceWriter | None:
-        """Where rows are written; None where they are only kept."""
-        return self._rows.writer
 
     @property
     def recording(self) -> bool:
@@ -129,28 +123,6 @@ class Probe:
     def records(self, step: int) -> bool:
         """Whether the schedule records this step."""
         return self.schedule.records(step)
-
-    def __enter__(self) -> Probe:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        try:
-            self._finish()
-        finally:
-            if self._rows.writer is not None and self._owns:
-                self._rows.writer.end(error, f"{type(error).__name__}: {error}")
-
-    def close(self, status: str = "closed", reason: str | None = None) -> None:
-        """Write what is pending and let go of the optimizer; closes the trace if the probe made it."""
-        self._finish()
-        if self._rows.writer is not None and self._owns:
-            self._rows.writer.close(status, reason)
-
-    def _finish(self) -> None:
-        try:
-            self.flush()
-        finally:
-            self._following.close()
 
     @contextmanager
     def step(
@@ -239,6 +211,15 @@ class Probe:
         self.pairs(logps, **given)
         return self._batch.norms(logps)
 
+    def metric_norms(self, logps: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Between ``measure`` and ``backward``: ``(‖g_w‖_P, ‖g_l‖_P)`` in the metric P of the optimizer's last step,
+        ``[B]`` each; None before its first step.
+
+        Raises:
+            UnsupportedUse: the probe has no optimizer, or one whose metric is not known.
+        """
+        return self._batch.metric_norms(logps)
+
     def backward(self, coefficients: Tensor, **columns: Tensor) -> None:
         """After ``measure``: give the parameters the gradient ``Σ_i c_i g_i``, without another backward.
 
@@ -258,23 +239,9 @@ class Probe:
         """
         self._following.before_update()
 
-    def log(self, step: int, **fields: Any) -> None:
-        """Add columns of the ``steps`` table to a step (loss, grad_norm, grad_norm_clipped, …), recorded or not."""
-        self._rows.step(step).update(fields)
-
     def evaluate(self, batch: PairBatch) -> Tensor:
-        """``[2B]`` log-probabilities in eval mode, without gradients; modes and random state are left as they were."""
+        """``[2B]`` log-probabilities in eval mode, without gradients; modes and random state stay as they were."""
         return self._evaluation.evaluate(batch)
-
-    @property
-    def noise_floor(self) -> float | None:
-        """Largest difference that the same weights give (nats/sequence); None before ``measure_noise``. A resumed run
-        takes that of its beginning."""
-        return self._rows.floor
-
-    @noise_floor.setter
-    def noise_floor(self, floor: float | None) -> None:
-        self._rows.floor = floor
 
     @property
     def momentum(self) -> Mapping[str, list[Tensor]]:
@@ -290,7 +257,7 @@ class Probe:
         """Compute the batch's log-probabilities twice from the same weights, together and each pair alone without its
         padding, and keep the largest difference as ``noise_floor`` of the step: no change below it is called one.
 
-        Costs a forward for each pair and one more; does nothing where parameters are split over processes.
+        It takes a forward for each pair and one more; does nothing where parameters are split over processes.
         """
         self._evaluation.measure_noise(step, batch)
 
@@ -312,25 +279,20 @@ class Probe:
     @property
     def draws_random_numbers(self) -> bool:
         """Whether a recorded forward of the step in progress drew random numbers (dropout). Its log-probabilities are
-        then those of one random model among many, and no baseline for the realised change: take ``before =
-        probe.evaluate(batch)`` before ``optimizer.step()``."""
+        then no baseline for the realised change: take ``probe.evaluate(batch)`` before ``optimizer.step()``."""
         return self._evaluation.random
-
-    @property
-    def fresh(self) -> list[Row]:
-        """Rows of the step in progress, not yet handed to the writer."""
-        return self._rows.fresh
-
-    @property
-    def rows(self) -> RowStore:
-        """All recorded rows, each a mapping by column name."""
-        return self._rows.all
 
     def flush(self) -> None:
         """Hand the rows of the steps done so far to the writer."""
         self._following.drop()
-        self._rows.flush()
+        super().flush()
         self._evaluation.random = False
+
+    def _finish(self) -> None:
+        try:
+            super()._finish()
+        finally:
+            self._following.close()
 
     def _rate(self, learning_rate: float | None) -> float | None:
         if learning_rate is not None or self.optimizer is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,55 +16,9 @@ from dyn_probe.engine.recording import Products
 from dyn_probe.errors import BadInput
 from dyn_probe.metric.pushes import Pushes
 from dyn_probe.metric.step_facts import StepFacts
+from dyn_probe.probe.given import Given, numbers
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Given:
-    """What the loop said about a batch; ``[2B]`` numbers, losses and further columns ``[B]``."""
-
-    logps: np.ndarray
-    reference: np.ndarray | None = None
-    lengths: np.ndarray | None = None
-    losses: np.ndarray | None = None
-    scale: float = 1.0
-    predict: bool = True
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @staticmethod
-    def of(
-        logps: Tensor,
-        reference: Tensor | None,
-        lengths: Tensor | None,
-        losses: Tensor | None,
-        scale: float,
-        predict: bool,
-        columns: Mapping[str, Tensor],
-    ) -> Given:
-        """The same from tensors.
-
-        Raises:
-            BadInput: a shape does not fit the log-probabilities'.
-        """
-        told = {"reference": reference, "lengths": lengths, "losses": losses, **columns}
-        given = Given(numbers(logps), scale=scale, predict=predict)
-        return given.completed(None, {name: value for name, value in told.items() if value is not None})
-
-    def completed(self, scale: float | None, told: Mapping[str, Tensor]) -> Given:
-        """The same with more of it.
-
-        Raises:
-            BadInput: a shape does not fit the log-probabilities'.
-        """
-        rows = len(self.logps)
-        for name, size in (("reference", rows), ("lengths", rows), ("losses", rows // 2)):
-            if name in told and told[name].shape != (size,):
-                raise BadInput(f"probe.pairs needs {name} of shape [{size}]; got {list(told[name].shape)}")
-        found = {name: numbers(value) for name, value in told.items()}
-        own: dict[str, Any] = {name: found.pop(name) for name in ("reference", "lengths", "losses") if name in found}
-        scale = self.scale if scale is None else scale
-        return replace(self, **own, scale=scale, columns={**self.columns, **found})
 
 
 OF_PULLS = (
@@ -168,11 +122,6 @@ class BatchRecord:
     def has(self, name: str, i: int) -> bool:
         """Whether row ``i`` has a value of the column."""
         return name in self.columns and (name not in self.known or bool(self.known[name][i]))
-
-
-def numbers(values: Tensor) -> np.ndarray:
-    """Values as a float64 array on the CPU."""
-    return values.detach().double().cpu().numpy()
 
 
 def layer_rows(step: int, ids: Sequence[str], layers: Mapping[Layer, Tensor]) -> list[Row]:

@@ -10,9 +10,11 @@ import pandas as pd
 from dyn_probe.errors import BadInput
 from dyn_probe.report.basis import BASES
 from dyn_probe.report.frames import numbers
-from dyn_probe.report.pair_columns import DERIVED
+from dyn_probe.report.pair_columns import DERIVED, SIDES
+from dyn_probe.report.push_parts import PARTS, bar, means, of_side, reach
 from dyn_probe.report.ranked import RUN_NUMBERS, available, chosen_ranking, ranked_pairs, ranking_words, shown_case
-from dyn_probe.report.verdicts import sig
+from dyn_probe.report.style import PUSH_COLOURS
+from dyn_probe.report.verdicts import sig, signed
 from dyn_probe.trace.schema import PAIRS
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ def pair_cards(trace: Trace, top: int = TOP) -> dict[str, Any]:
     others = {basis.column for basis in BASES.values()} - {shown_case(frame)}
     heads = [column for column in HEAD if column not in others and frame[column].notna().any()]
     cards = [_card(frame.iloc[[place]], heads) for place in range(len(frame))]
+    for card in cards:
+        card["pushes"] = push_bars(trace, card["pair_id"])
     return {
         "by": name,
         "words": ranking_words(trace),
@@ -69,6 +73,35 @@ def _card(row: pd.DataFrame, heads: list[str]) -> dict[str, Any]:
         "head": [{"name": name, "text": sig(known[name]) if name in known else "–"} for name in heads],
         "numbers": [{"name": name, "text": sig(value), "unit": _unit(name)} for name, value in known.items()],
     }
+
+
+def push_bars(trace: Trace, pair_id: str) -> list[dict[str, Any]]:
+    """What pushed each of a pair's responses, averaged over its recorded steps, as stacked bars on one scale; empty
+    where it was not recorded."""
+    sides = {side: of_side(trace, side) for side in SIDES}
+    rows = {side: frame[frame["pair_id"] == pair_id] for side, frame in sides.items()}
+    parts = {side: means(frame) for side, frame in rows.items()}
+    scale = max(map(reach, parts.values()))
+    return [
+        {
+            "side": side,
+            "steps": len(rows[side]),
+            "total": signed(sum(found.values())),
+            "pieces": [
+                {
+                    "words": PARTS[piece.part],
+                    "text": signed(piece.push),
+                    "colour": PUSH_COLOURS[piece.part],
+                    "start": round(100 + 100 * piece.start, 2),
+                    "width": round(100 * piece.width, 2),
+                }
+                for piece in bar(found, scale)
+                if piece.push
+            ],
+        }
+        for side, found in parts.items()
+        if found
+    ]
 
 
 def _unit(name: str) -> str:

@@ -45,6 +45,36 @@ def ordered(parts: dict[str, float]) -> list[tuple[str, float]]:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """One part of a stacked bar on an axis from −1 to 1: where it starts, how wide it is, its push in nats a step."""
+
+    part: str
+    push: float
+    start: float
+    width: float
+
+
+def bar(parts: dict[str, float], reach: float) -> list[Piece]:
+    """The parts stacked from the middle, pushes down to the left and pushes up to the right, the largest innermost.
+
+    Args:
+        reach: the push that fills half of the axis.
+    """
+    ends, pieces = {False: 0.0, True: 0.0}, []
+    for name, push in ordered(parts):
+        width = abs(push) / reach if reach > 0 else 0.0
+        up = push > 0
+        pieces.append(Piece(name, push, ends[up] if up else -ends[up] - width, width))
+        ends[up] += width
+    return pieces
+
+
+def reach(parts: dict[str, float]) -> float:
+    """The larger of all pushes up and all pushes down together."""
+    return max(sum(push for push in parts.values() if push > 0), -sum(push for push in parts.values() if push < 0))
+
+
+@dataclass(frozen=True)
 class Balance:
     """How far rejected pushes outweigh chosen pushes on a side's rows (negative: the other way), its standard error,
     and the pairs and rows that it was computed from."""

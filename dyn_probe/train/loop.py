@@ -168,7 +168,7 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
         if method.reweighting is not None:
             d_w, d_l = pulls(method.name, terms, method.hyper, method.shapings)
             norm_w, norm_l = probe.measure(out.logps, **given, **columns)
-            new = reweighted(run, Measured(d_w, d_l, norm_w.to(d_w), norm_l.to(d_l)))
+            new = reweighted(run, out.logps, Measured(d_w, d_l, norm_w.to(d_w), norm_l.to(d_l)))
             probe.backward(torch.cat([-new.chosen, new.rejected]) * scale / batch.pairs, **new.columns)
             return losses.detach()
         if method.rows:  # other rows are recorded; the trace's logp_* stay those of the responses

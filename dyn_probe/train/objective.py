@@ -191,10 +191,16 @@ def losses_of(method: Method, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
     return losses, {**columns, **method.coefficients(terms), **pair_scores(method.name, terms, method.hyper)}
 
 
-def reweighted(run: Run, measured: Measured) -> Reweighted:
-    """The pulls of the update, from the objective's own and the measured norms."""
+def reweighted(run: Run, logps: Tensor, measured: Measured) -> Reweighted:
+    """The pulls of the update, from the objective's own and the measured norms.
+
+    Args:
+        logps: ``[2B]`` log-probabilities that were measured.
+    """
     chosen = run.setup.method.reweighting
     assert chosen is not None and chosen.shaping.reweight is not None
+    if chosen.shaping.reweight.in_metric(chosen.options) and (found := run.probe.metric_norms(logps)) is not None:
+        measured = measured._replace(metric_norm_w=found[0].to(measured.d_w), metric_norm_l=found[1].to(measured.d_l))
     if chosen.shaping.reweight.observe is not None:
         run.observed.append(chosen.shaping.reweight.observe(measured))
     return chosen.shaping.reweight.apply(measured, chosen.options, run.memory)

@@ -14,7 +14,8 @@ from families import DROPOUT_ON, FAMILIES, make_batch, make_model
 from reference.same_graph import gram_of
 
 from dyn_probe import pair_gradients, row_gram, sequence_logps
-from dyn_probe.engine import linear, products
+from dyn_probe.engine import products
+from dyn_probe.engine.kinds import linear
 from dyn_probe.engine.recording import Recording, pair_entries
 
 TABLE: list[tuple[str, str, float]] = []

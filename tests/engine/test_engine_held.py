@@ -56,7 +56,7 @@ def test_a_direction_equals_the_forward_mode_derivative(family, tie):
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gram_in_a_metric_equals_brute_force(family, tie, groups, wide, monkeypatch):
-    monkeypatch.setattr("dyn_probe.engine.linear.WIDE", wide)
+    monkeypatch.setattr("dyn_probe.engine.kinds.linear.WIDE", wide)
     model, batch = make_model(family, tie_word_embeddings=tie), make_batch()
     rows = row_gradients(model, batch.input_ids, batch.attention_mask, batch.response_mask)
     metric = {n: m.abs() + 0.1 for n, m in random_like(model, 5).items()}
@@ -66,6 +66,28 @@ def test_the_gram_in_a_metric_equals_brute_force(family, tie, groups, wide, monk
             whole = values @ (values if scale is None else values * scale.flatten()).T
             wanted = torch.stack([whole[g::groups, g::groups] for g in range(groups)])
             assert float((held.gram(name, groups, scale) - wanted).abs().max()) <= 1e-10 * float(whole.abs().max() + 1)
+
+
+@pytest.mark.parametrize("numbers", [1, 1 << 10, 1 << 30])
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_slices_of_the_rows_gradients_are_full_gradients(family, tie, numbers, monkeypatch):
+    """Put together, the slices are every row's gradient; a tied table's readings are in those of its head."""
+    monkeypatch.setattr("dyn_probe.engine.held.BLOCK", {"cpu": numbers})
+    model, batch = make_model(family, tie_word_embeddings=tie), make_batch()
+    rows = row_gradients(model, batch.input_ids, batch.attention_mask, batch.response_mask)
+    for weights in (None, torch.tensor([1.0, 0.0, 0.5, 1.0, 1.0, 0.0], dtype=torch.float64)):
+        held, sliced = recorded(model, batch, weights), 0
+        for name, values in rows.items():
+            shape = model.get_parameter(name).shape
+            if (found := held.blocks(name, shape)) is None:
+                continue
+            scale, slices = found
+            taken = [(entries, part.clone()) for entries, part in slices]
+            assert [e.stop for e, _ in taken] == [*(e.start for e, _ in taken[1:]), shape[0]] and taken[0][0].start == 0
+            assert close(torch.cat([part for _, part in taken], 1) * scale[:, None], values, 1e-9)
+            sliced += 1
+        assert sliced > 3
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gemma2"])

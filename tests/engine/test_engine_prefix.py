@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from families import VOCAB, make_model
+from reference.gradients import row_gradients
 from reference.same_graph import gram_of
 
 from dyn_probe import PairBatch, pair_gradients, sequence_logps
 from dyn_probe.engine import prefix, products
 from dyn_probe.engine.layout import Span, find_spans
 from dyn_probe.engine.prefix import hull, work
-from dyn_probe.engine.recording import pair_entries
+from dyn_probe.engine.recording import Recording, pair_entries
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 
@@ -87,6 +88,28 @@ def test_dropout_makes_prompts_differ(taken):
     """Under dropout the two rows see other inputs at the same tokens; the shared way must not be taken."""
     pair_gradients(make_model("gpt2", embd_pdrop=0.3), long_prompts())
     assert {shared for _, shared in taken} == {0}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "falcon"])
+def test_a_direction_meets_a_shared_prompt_once(family, side, monkeypatch):
+    """The inputs of the prompt are multiplied for one of the two rows, and the answer is full gradients'."""
+    positions, flat = [], prefix._flat_dot
+    monkeypatch.setattr(prefix, "_flat_dot", lambda a, b: (positions.append(a.shape[1]), flat(a, b))[1])
+    model, batch = make_model(family), long_prompts(side)
+    rows = row_gradients(model, batch.input_ids, batch.attention_mask, batch.response_mask)
+    with Recording(model, hold=True) as recording:
+        logps = sequence_logps(model, batch)
+        recording.watch(logps)
+        logps.sum().backward()
+        recording.result()
+        held = recording.held()
+    g = torch.Generator().manual_seed(9)
+    for name, values in rows.items():
+        direction = torch.randn(model.get_parameter(name).shape, generator=g, dtype=torch.float64)
+        wanted = values @ direction.flatten()
+        assert float((held.along(name, direction) - wanted).abs().max()) <= 1e-9 * float(wanted.abs().max() + 1e-30)
+    assert (20 in positions) == (side == "right")  # left padding: the prompts of the three pairs begin apart
 
 
 def test_spans():

@@ -12,7 +12,8 @@ from reference.token_gradients import token_gradients
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dyn_probe import BadInput, pair_gradients, token_gram
-from dyn_probe.engine import linear, products, tokens
+from dyn_probe.engine import products, tokens
+from dyn_probe.engine.kinds import linear
 from dyn_probe.engine.parameters import select_parameters
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")

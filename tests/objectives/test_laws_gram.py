@@ -13,7 +13,8 @@ from families import FAMILIES, make_batch, make_model
 from hand_written import OnlyGeneric
 
 from dyn_probe import CertificationError, PairBatch, Probe, row_gram, sequence_logps
-from dyn_probe.engine import kinds, linear, products
+from dyn_probe.engine import kinds, products
+from dyn_probe.engine.kinds import linear
 from dyn_probe.engine.layers import layers_of, sum_layers
 from dyn_probe.engine.recording import pair_entries
 from dyn_probe.engine.uses import find_uses

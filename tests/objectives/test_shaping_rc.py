@@ -56,7 +56,7 @@ def test_per_pair_the_ratio_is_at_the_bands_centre_and_the_product_stays(seed: i
 def test_per_pair_it_is_pairwise_normalised_at_another_scale(seed: int) -> None:
     """C = √(d_w d_l‖g_w‖‖g_l‖) in place of √(d_w d_l)."""
     m = measured(seed)
-    ours, theirs = apply(PAIR, m), normalised_pulls(*m)
+    ours, theirs = apply(PAIR, m), normalised_pulls(*m[:4])
     scale = torch.sqrt(m.norm_w * m.norm_l)
     torch.testing.assert_close(ours.chosen, theirs.chosen * scale)
     torch.testing.assert_close(ours.rejected, theirs.rejected * scale)
@@ -96,10 +96,10 @@ def test_the_average_over_steps() -> None:
         new = apply(BATCH, m, memory)
         torch.testing.assert_close(new.chosen, alpha * m.d_w)
         torch.testing.assert_close(new.rejected, m.d_l / alpha)
-        d_w, d_l, norm_w, norm_l = (float(values.sum()) for values in m)
+        d_w, d_l, norm_w, norm_l = (float(values.sum()) for values in m[:4])
         now = math.log(norm_l / norm_w) - math.log(d_w / d_l)
         average = now if average is None else 0.9 * average + 0.1 * now
-        halves = [Measured(*(values[part] for values in m)) for part in (slice(2), slice(2, None))]
+        halves = [Measured(*(values[part] for values in m[:4])) for part in (slice(2), slice(2, None))]
         memory = remember(sum(observe(half) for half in halves), BATCH.options, memory)
         assert memory[DISTANCE] == pytest.approx(average, rel=1e-12)
 

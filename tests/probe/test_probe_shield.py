@@ -9,7 +9,8 @@ import torch
 from families import make_batch, make_model
 
 from dyn_probe import Probe, sequence_logps
-from dyn_probe.engine import linear, tap
+from dyn_probe.engine import tap
+from dyn_probe.engine.kinds import linear
 from dyn_probe.engine.recording import Recording
 from dyn_probe.metric import watch
 

@@ -2,12 +2,12 @@
 
 A newcomer owes four functions: ``claims(module)``, ``check(call)`` (whether the module computes what the kind says),
 ``keep(call)`` (put what the backward needs into ``call.saved``) and ``factors(call, saved, grads)`` (each trained
-parameter's gradient per row, in one of the forms of ``factors.py``). The smallest example is ``scale.py``.
+parameter's gradient per row, in one of the forms of ``engine/factors.py``). The smallest example is ``scale.py``.
 """
 
 from __future__ import annotations
 
-from dyn_probe.engine import embedding, generic, linear, scale
+from dyn_probe.engine.kinds import embedding, generic, linear, scale
 from dyn_probe.engine.uses import Kind
 
 KINDS: tuple[Kind, ...] = (
