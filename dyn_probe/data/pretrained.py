@@ -94,7 +94,12 @@ def _convert(source: Path, folder: Path) -> None:
     where = str(source.parent)
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=source.name)
     tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
-    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=source.name, dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(where, gguf_file=source.name, dtype=torch.float32)
+    if hasattr(read.config, "quantization_config"):  # of the file; the weights are plain numbers by now
+        del read.config.quantization_config
+    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
     end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
     for config in (model.config, model.generation_config):
         config.eos_token_id = config.pad_token_id = end

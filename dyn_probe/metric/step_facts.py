@@ -32,6 +32,8 @@ class StepFacts:
         gradient_squared: ``‖G‖²`` of the gradient that the optimizer saw.
         other_terms: share of ``‖G‖²`` that the recorded rows do not explain; None where it was not asked for.
         factor: ``κ`` that the optimizer's gradient had over the backward's; None where it could not be read.
+        seconds: wall time that taking the step apart took, the copy of the weights included.
+        held: bytes that it held until the step was made: the copy, and the rows' gradients in factored form.
         reason: why there are no pushes, or no own parts; "" where nothing is missing.
     """
 
@@ -42,6 +44,8 @@ class StepFacts:
     gradient_squared: float | None = None
     other_terms: float | None = None
     factor: float | None = None
+    seconds: float | None = None
+    held: int | None = None
     reason: str = ""
 
     def trusted(self, tolerance: float | None) -> bool:

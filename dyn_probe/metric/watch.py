@@ -7,6 +7,7 @@ by parameter, and everything is dropped.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,6 +88,7 @@ class StepWatch:
         self._pushes = False
         self._before: dict[str, Tensor] = {}
         self._turn = 0
+        self._seconds = 0.0
         self._reader = None if optimizer is None else StepReader(
             optimizer, begins=lambda _: self.begin(), ends=self._ends, wanted=lambda: bool(self._waiting),
             shield=shield,
@@ -148,10 +150,12 @@ class StepWatch:
         """The optimizer's step begins: copy the weights that it will move."""
         if self._before:
             return
+        started = time.perf_counter()
         trained = trained_parameters(self.model)
         self._names = {id(p): name for name, p in trained.items()}
         chosen = [] if not self._waiting else self._fitting(trained) if self._pushes else list(trained)
         self._before = {name: trained[name].detach().clone() for name in chosen}
+        self._seconds = time.perf_counter() - started
 
     def end(self) -> None:
         """The optimizer's step has been made, and nothing is known of how: totals only."""
@@ -191,12 +195,15 @@ class StepWatch:
             self._end_broken_split()
             self._finish([Pushes.empty(w.held.rows, w.coefficients.device) for w in self._waiting], None)
             return
+        started = time.perf_counter()
+        held = sum(w.held.nbytes for w in self._waiting) + sum(copy.nbytes for copy in self._before.values())
         rows = [StepRows(w.held, w.coefficients, factor, w.full) for w in self._waiting]
         explained = Explained() if any(one.full for one in rows) else None
         pushes = take_apart(rows, moves, self.split, explained)
         self._end_broken_split()
-        if explained is not None:
-            self.facts = replace(self.facts, other_terms=explained.other_terms)
+        seconds = self._seconds + time.perf_counter() - started
+        other_terms = None if explained is None else explained.other_terms
+        self.facts = replace(self.facts, other_terms=other_terms, seconds=seconds, held=held)
         self._finish(pushes, pushes)
 
     def _moves(self, reader: StepReader, factor: float | None) -> Iterator[Moved]:

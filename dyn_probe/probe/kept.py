@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from dyn_probe.probe.row_store import Row, RowStore
@@ -47,6 +48,10 @@ class Kept:
     def log(self, step: int, **fields: Any) -> None:
         """Add columns of the ``steps`` table to a step (loss, grad_norm, grad_norm_clipped, …), recorded or not."""
         self._rows.step(step).update(fields)
+
+    def logged(self, step: int) -> Mapping[str, Any]:
+        """The step's row of the ``steps`` table as it stands, while the step is in progress."""
+        return self._rows.step(step) if self._rows.holds(step) else {}
 
     def flush(self) -> None:
         """Hand the rows of the steps done so far to the writer."""

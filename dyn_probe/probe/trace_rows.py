@@ -212,6 +212,8 @@ def step_facts(facts: StepFacts, products: Products | None) -> Row:
         products: those of the step's only batch, where it has one.
     """
     row: Row = {name: getattr(facts, name) for name in ("law7_error", "law7_share", "unmoved_share", "other_terms")}
+    row["pushes_seconds"] = facts.seconds
+    row["pushes_mib"] = None if facts.held is None else facts.held / 2**20
     if facts.other_terms is None or facts.other_terms > OTHER_TERMS:
         return row
     if products is not None and products.gram is not None and facts.factor is not None and facts.gradient_squared:

@@ -170,6 +170,8 @@ STEPS = Table(
         ),
         real("eval_log_ratio_accuracy", "share", "share of held-out pairs whose log-ratio margin is above 0"),
         real("step_seconds", "s", "wall time of the whole step, recorder included"),
+        real("pushes_seconds", "s", "what of it went into taking the optimizer's step apart"),
+        real("pushes_mib", "MiB", "held for that until the step was made: a copy of the weights, factored gradients"),
         real("law1_error", "1", "relative error of cᵀKc = ‖∇loss‖² where the full Gram was recorded"),
         real("law7_error", "1", "largest |rounding| / Σ|parts| of the step's pushes: parts against stored weights"),
         real("law7_share", "share", "share of the trained weights that this was checked on"),

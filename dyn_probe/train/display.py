@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import IO, Any, cast
 
@@ -92,6 +92,43 @@ class Display:
                 progress.update(task, advance=by, note=note)
 
             yield advance
+
+
+LARGE = 100.0
+"""MiB of trained weights from which on a copy of them is worth a word."""
+
+
+def cost_before(mib: float, every: int) -> str:
+    """What taking steps apart will hold, said before it is done; empty where that is little.
+
+    Args:
+        mib: the trained weights.
+        every: how often it is done.
+    """
+    if not every or mib < LARGE:
+        return ""
+    which = "every step is" if every == 1 else f"every {every}th step is"
+    return (
+        f"{which} taken apart (--metric-every): until it is made it holds a copy of the trained weights, {mib:,.0f} "
+        "MiB, and its rows' gradients in factored form"
+    )
+
+
+def cost_after(row: Mapping[str, Any], every: int) -> str:
+    """What taking the first step apart took, and what that means for the run; empty where it was little.
+
+    Args:
+        row: the step's row of the ``steps`` table.
+    """
+    seconds, whole, mib = (row.get(name) for name in ("pushes_seconds", "step_seconds", "pushes_mib"))
+    if not (seconds and whole and mib) or mib < LARGE:
+        return ""
+    share = seconds / max(whole - seconds, 1e-9) / every
+    rarer = f"; --metric-every {10 * every} would make that {share / 10:.0%}" if share > 0.1 else ""
+    return (
+        f"step {row['step']}: taking it apart took {seconds:.1f} of {whole:.1f} s and held {mib:,.0f} MiB; the run "
+        f"takes about {share:.0%} longer for it{rarer}"
+    )
 
 
 BASES = {

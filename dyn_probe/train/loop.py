@@ -20,7 +20,7 @@ from dyn_probe.pairs import PairBatch
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint, remove_checkpoints
-from dyn_probe.train.display import Display, live_numbers
+from dyn_probe.train.display import Display, cost_after, cost_before, live_numbers
 from dyn_probe.train.final_rows import record_final
 from dyn_probe.train.held_out import evaluate
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
@@ -87,6 +87,9 @@ def train(run: Run) -> None:
     """Preference training with its checkpoints and the evaluation of the held-out pairs."""
     config, setup = run.config, run.setup
     setup.model.train()
+    mib = sum(p.nbytes for p in run.trained) / 2**20
+    if cost := cost_before(mib, config.metric_every or 0):
+        run.display.say(cost)
     with run.probe, run.display.bar(f"{setup.method.name:<12}", config.steps) as advance:
         advance(run.first)
         for step in range(run.first, config.steps):
@@ -146,6 +149,8 @@ def train_step(run: Run, step: int) -> str:
         pairs=sum(batch.pairs for batch in batches), step_seconds=time.perf_counter() - started,
     )  # fmt: skip
     warn_past_target(run, step)
+    if step == run.first and (cost := cost_after(run.probe.logged(step), config.metric_every or 1)):
+        run.display.say(cost)
     return live_numbers(run.probe.fresh, run.start)
 
 

@@ -67,7 +67,7 @@ def test_words_where_something_is_missing(
 
 @pytest.mark.skipif(not (MADE / pretrained.DONE).exists(), reason="the pretrained model is not there: make model")
 def test_the_pretrained_model_speaks() -> None:
-    model, tokenizer = load_model(str(MADE), "cpu", "float32", 0)
+    model, tokenizer = load_model(str(MADE), dtype="float32", device="cpu")
     assert tokenizer.eos_token == tokenizer.pad_token == pretrained.END_OF_TURN
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from rich.text import Text
 
 from dyn_probe.errors import BadInput
 from dyn_probe.report.overview import overview
+from dyn_probe.report.pair_cards import push_bars
+from dyn_probe.report.push_parts import PARTS
 from dyn_probe.report.ranked import (
     COLUMNS,
     RANKINGS,
@@ -23,8 +26,9 @@ from dyn_probe.report.ranked import (
     ranking_words,
     shown_case,
 )
+from dyn_probe.report.style import PUSH_COLOURS
 from dyn_probe.report.summary import summary_lines
-from dyn_probe.report.verdicts import verdicts
+from dyn_probe.report.verdicts import signed, verdicts
 from dyn_probe.trace.reader import Trace, load_trace
 
 
@@ -136,6 +140,33 @@ def test_a_number_that_few_pairs_have_ranks_nothing_by_default(tmp_path: Path) -
     tables["pairs"] = pairs
     found = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
     assert "fall" in available(found) and chosen_ranking(found) == "reference"
+
+
+def test_a_pairs_pushes_are_bars_on_one_scale(trace: Trace) -> None:
+    """Parts are the means over the pair's rows, stacked without gaps from the middle, and no bar leaves its frame."""
+    pair = trace.pushes["pair_id"].iloc[0]
+    bars = push_bars(trace, pair)
+    assert [one["side"] for one in bars] == ["chosen", "rejected"]
+    reached = []
+    for one in bars:
+        rows = trace.pushes[(trace.pushes["pair_id"] == pair) & (trace.pushes["side"] == one["side"])]
+        assert one["steps"] == len(rows)
+        for name, words in PARTS.items():
+            mean = float(rows[name].mean())
+            drawn = [piece for piece in one["pieces"] if piece["words"] == words]
+            assert len(drawn) == (mean != 0)
+            if drawn:
+                assert drawn[0]["text"] == signed(mean) and drawn[0]["colour"] == PUSH_COLOURS[name]
+                middle = drawn[0]["start"] + drawn[0]["width"] / 2
+                assert (middle > 100) == (mean > 0)
+        for edges in (sorted((p["start"], p["start"] + p["width"]) for p in one["pieces"] if p["start"] >= 100),):
+            assert all(end == pytest.approx(start, abs=0.02) for (_, end), (start, _) in itertools.pairwise(edges))
+        reached += [abs(x - 100) for p in one["pieces"] for x in (p["start"], p["start"] + p["width"])]
+    assert max(reached) == pytest.approx(100, abs=0.05)
+
+
+def test_pairs_without_pushes_have_no_bars(tmp_path: Path) -> None:
+    assert push_bars(new_trace(tmp_path / "run", Options(pushes=False)), "none") == []
 
 
 def test_pairs_without_text_are_still_ranked(tmp_path: Path) -> None:

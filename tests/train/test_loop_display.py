@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 from rich.text import Text
+from tiny_runs import run
 
-from dyn_probe.train.display import Display, live_numbers
+from dyn_probe.data.built_in import built_in_model
+from dyn_probe.train.display import Display, cost_after, cost_before, live_numbers
 from dyn_probe.train.log_lines import StageLines, stage_lines, written
 
 ROW = {
@@ -141,3 +144,23 @@ def test_the_line_at_the_end_also_comes_when_a_stage_fails() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7325, "2:02:05")])
 def test_times_are_written_shortly(seconds: float, text: str) -> None:
     assert written(seconds) == text
+
+
+def test_what_taking_a_step_apart_costs_is_said_before_and_after() -> None:
+    assert "every 10th step is taken apart" in cost_before(514.0, 10) and "514 MiB" in cost_before(514.0, 10)
+    assert "every step is" in cost_before(514.0, 1)
+    assert cost_before(514.0, 0) == cost_before(2.6, 1) == ""
+    row = {"step": 0, "pushes_seconds": 6.0, "step_seconds": 16.0, "pushes_mib": 900.0}
+    assert "took 6.0 of 16.0 s and held 900 MiB" in cost_after(row, 1)
+    assert "about 60% longer for it; --metric-every 10 would make that 6%" in cost_after(row, 1)
+    assert cost_after(row, 10).endswith("about 6% longer for it")
+    assert cost_after({"step": 0, "step_seconds": 16.0}, 10) == cost_after({**row, "pushes_mib": 3.0}, 1) == ""
+
+
+def test_the_cost_of_a_step_taken_apart_is_recorded(tmp_path: Path) -> None:
+    steps = run(tmp_path / "run", steps=4, metric_every=2, realised=False).steps.set_index("step")
+    apart = steps.loc[[0, 2]]
+    assert (apart["pushes_seconds"] > 0).all() and (apart["pushes_seconds"] < apart["step_seconds"]).all()
+    weights = sum(p.nbytes for p in built_in_model(0).parameters()) / 2**20
+    assert (apart["pushes_mib"] > weights).all() and (apart["pushes_mib"] < 20 * weights).all()
+    assert steps.loc[[1, 3], ["pushes_seconds", "pushes_mib"]].isna().all(axis=None)
