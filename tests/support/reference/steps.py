@@ -84,3 +84,54 @@ class Adagrad:
         scale = self.lr / (1 + self.t * self.fade) / (self.total.sqrt() + self.eps)
         self.t += 1
         return Terms(-scale * gradient, torch.zeros_like(gradient), -scale * self.rate * weights, scale)
+
+
+class NAdam:
+    def __init__(self, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, momentum_decay=4e-3):
+        self.lr, self.betas, self.eps, self.rate, self.psi = lr, betas, eps, weight_decay, momentum_decay
+        self.t, self.m, self.v, self.product = 0, 0.0, 0.0, 1.0
+
+    def step(self, gradient, weights):
+        self.t += 1
+        b1, b2 = self.betas
+        now, coming = (b1 * (1 - 0.5 * 0.96 ** (t * self.psi)) for t in (self.t, self.t + 1))
+        self.product = float(torch.tensor(self.product, dtype=torch.float32) * now)  # torch keeps it in float32
+        whole, old = gradient + self.rate * weights, b1 * self.m
+        self.m, self.v = old + (1 - b1) * whole, b2 * self.v + (1 - b2) * whole**2
+        metric = 1 / ((self.v / (1 - b2**self.t)).sqrt() + self.eps)
+        first = self.lr * (1 - now) / (1 - self.product)
+        second = self.lr * coming / (1 - self.product * coming)
+        weight = first + second * (1 - b1)
+        return Terms(
+            -weight * metric * gradient,
+            -second * metric * old,
+            -weight * metric * self.rate * weights,
+            weight * metric,
+        )
+
+
+class Adafactor:
+    """torch's: factored for matrices, the step relative to the size of the weights before it."""
+
+    def __init__(self, lr, weight_decay=0.0, d=1.0, beta2_decay=-0.8, smallest=1e-3):
+        self.lr, self.rate, self.d, self.power, self.smallest = lr, weight_decay, d, beta2_decay, smallest
+        self.t, self.second = 0, None
+
+    def step(self, gradient, weights):
+        self.t += 1
+        fresh = self.t**self.power
+        squares = gradient**2
+        new = (squares.mean(-1), squares.mean(-2)) if gradient.dim() > 1 else (squares,)
+        old = [torch.zeros_like(n) for n in new] if self.second is None else self.second
+        self.second = [o + fresh * (n - o) for o, n in zip(old, new, strict=True)]
+        floor = torch.finfo(gradient.dtype).eps
+        if gradient.dim() > 1:
+            rows, columns = self.second
+            estimate = rows.unsqueeze(-1) * columns.unsqueeze(-2) / rows.mean().clamp(min=floor)
+        else:
+            (estimate,) = self.second
+        metric = estimate.clamp(min=floor**2).rsqrt()
+        size = max(self.smallest, float(weights.norm()) / weights.numel() ** 0.5) * min(self.lr, self.t**-0.5)
+        update = metric * gradient
+        weight = size / max(1.0, float(update.norm()) / (update.numel() ** 0.5 * self.d))
+        return Terms(-weight * update, torch.zeros_like(update), -self.lr * self.rate * weights, weight * metric)
