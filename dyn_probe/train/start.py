@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dyn_probe.data.encoding import EncodedPair
+from dyn_probe.data.kept_tensors import keep, kept, key_of
 from dyn_probe.engine.certificate import TOLERANCES
 from dyn_probe.objectives import SUPERVISED
 from dyn_probe.probe import Probe
@@ -23,6 +24,7 @@ from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.setup import Setup
 from dyn_probe.train.warmup import reading_pairs, supervised_stage
 
+LOSS = "last loss"
 READING_RATE = 2e-3
 """Learning rate of the built-in model's language modelling."""
 
@@ -85,7 +87,8 @@ def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart
         )
         for title, pairs, objective, steps, lr in stages:
             if steps:
-                losses[title] = _stage(setup, display, title, pairs, objective, steps, lr or 0.0)
+                run_stage = _reading if pairs is reading else _stage
+                losses[title] = run_stage(setup, display, title, pairs, objective, steps, lr or 0.0)
     if warm is not None and not warm.weights:
         warm.weights = {name: value.clone() for name, value in model.state_dict().items()}
         warm.losses = losses
@@ -97,6 +100,31 @@ def _stage(
 ) -> float:
     with display.bar(f"{title:<12}", steps) as advance:
         return supervised_stage(setup, pairs, objective, steps, lr, lambda loss: advance(1, f"loss {loss:.3f}"))
+
+
+def _reading(
+    setup: Setup, display: Display, title: str, pairs: list[EncodedPair], objective: str, steps: int, lr: float
+) -> float:
+    """The stage that is the same in every run of a seed: its weights are kept between runs."""
+    trained = {name: p for name, p in setup.model.named_parameters() if p.requires_grad}
+    config, device = setup.config, setup.device
+    key = key_of(
+        trained,
+        rows=[(pair.chosen.ids, pair.chosen.start) for pair in pairs],
+        how=(objective, steps, lr, config.seed, config.dtype, config.batch_size, setup.processes.count),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    )
+    found = kept(key)
+    if found is None or found.keys() != {*trained, LOSS}:
+        loss = _stage(setup, display, title, pairs, objective, steps, lr)
+        keep(key, {**trained, LOSS: torch.tensor(loss, dtype=torch.float64)})
+        return loss
+    with torch.no_grad(), display.bar(f"{title:<12}", steps) as advance:
+        for name, parameter in trained.items():
+            parameter.copy_(found[name])
+        loss = float(found[LOSS])
+        advance(steps, f"loss {loss:.3f}, kept from an earlier run")
+    return loss
 
 
 def make_reference(setup: Setup, display: Display) -> Reference | None:

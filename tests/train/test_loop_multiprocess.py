@@ -164,3 +164,20 @@ def test_a_grid_of_runs_in_one_launch(tmp_path: Path) -> None:
     for name in ("dpo", "simpo"):
         trace = load_trace(tmp_path / "grid" / f"{name}-seed0")
         assert trace.closed and trace.manifest["processes"]["count"] == 2
+
+
+PUSHES = ["own_chosen", "own_rejected", "others", "past", "decay", "total", "all_chosen", "all_rejected"]
+
+
+@pytest.mark.parametrize(("name", "limit"), [("update", 1e-9), ("lora", 2e-5)])
+def test_pushes_of_two_processes_are_those_of_one(name: str, limit: float, folder: Path, tmp_path: Path) -> None:
+    """Each process takes the common step apart for its own pairs; law 7 holds in both."""
+    alone, together = run(tmp_path / "one", **PLAIN | RUNS[name]), load_trace(folder / f"{name}-ddp")
+    keys = [*KEY, "side"]
+    got, wanted = (trace.pushes.sort_values(keys, ignore_index=True) for trace in (together, alone))
+    assert got[keys].equals(wanted[keys]) and len(got) == 2 * len(alone.pairs) and set(got["rank"]) == {0, 1}
+    scale = wanted[PUSHES[:5]].abs().sum(axis=1).max()
+    for column in PUSHES:
+        assert wanted[column].notna().all()
+        np.testing.assert_allclose(got[column], wanted[column], rtol=0, atol=limit * scale)
+    assert (together.steps["law7_error"] <= (1e-10 if name == "update" else 1e-4)).all()
