@@ -15,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,16 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from dyn_probe import PairBatch, Probe, sequence_logps
 
-VARIANTS = ("plain", "recorded", "recorded with batch Gram", "two backwards per pair")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "recorded": {},
+    "recorded with batch Gram": {"gram_every": 1},
+    "recorded with update": {"update": True},
+    "recorded with pushes": {"metric_every": 1},
+    "two backwards per pair": {},
+}
+"""Variant → options of ``Probe``, where it has one. ``update``: the total along the optimizer's step; pushes: all its
+parts (AdamW without decay; decay is one direction more)."""
 
 
 def gpt2_small(device: str) -> GPT2LMHeadModel:
@@ -83,14 +93,20 @@ def runner(variant: str, model, optimizer, batch):
         return lambda: two_backwards_per_pair(model, optimizer, batch)
     if variant == "plain":
         return lambda: train_step(model, optimizer, batch)
-    probe = Probe(model, certify=False, gram_every=1 if "Gram" in variant else 0)
-    return lambda: train_step(model, optimizer, batch, probe)
+    followed = {"optimizer": optimizer} if {"update", "metric_every"} & VARIANTS[variant].keys() else {}
+    probe = Probe(model, certify=False, keep_rows=False, **followed, **VARIANTS[variant])
+
+    def step() -> None:
+        train_step(model, optimizer, batch, probe)
+        probe.flush()
+
+    return step
 
 
 def time_all(length: int, pairs: int, rounds: int, device: str) -> dict[str, list[float]]:
     """Seconds per step of each variant, taking turns."""
     model = gpt2_small(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0)
     batch = batch_of(pairs, length, device)
     steps = {v: runner(v, model, optimizer, batch) for v in VARIANTS}
     for step in steps.values():
@@ -111,7 +127,7 @@ def peak(variant: str, length: int, pairs: int, device: str) -> float:
 
 def print_peak(variant: str, length: int, pairs: int, device: str) -> None:
     model = gpt2_small(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0)
     step = runner(variant, model, optimizer, batch_of(pairs, length, device))
     for _ in range(3):
         step()

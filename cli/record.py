@@ -55,8 +55,8 @@ def record(config: Path | None = None, no_text: bool = False, command: list[str]
 
 def _record_command(command: list[str], given: dict[str, Any], text: bool) -> NoReturn:
     """Somebody's own training, with the recorder put in by the environment."""
+    from dyn_probe.attach.attach_options import AttachOptions
     from dyn_probe.attach.command import end_like, run_recorded
-    from dyn_probe.attach.options import AttachOptions
 
     told = {name: value for name, value in given.items() if value not in (None, [])}
     if wrong := [f"--{OPTIONS[name].name if name in OPTIONS else name}" for name in told if name not in OF_COMMANDS]:

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
+from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.live_numbers import live_numbers
 from dyn_probe.attach.micro_step import MicroStep
-from dyn_probe.attach.options import AttachOptions
 from dyn_probe.attach.pair_texts import PairTexts
 from dyn_probe.attach.recheck import difference
-from dyn_probe.attach.saying import say
 from dyn_probe.attach.trace_folder import open_trace
 from dyn_probe.attach.trainer_facts import facts, loss_terms
+from dyn_probe.attach.user_lines import say
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe import Probe
 from dyn_probe.probe.row_store import Row

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from dyn_probe.attach.options import AttachOptions
-from dyn_probe.attach.saying import say
+from dyn_probe.attach.attach_options import AttachOptions
+from dyn_probe.attach.user_lines import say
 
 OPTIONS, SEEN = "DYN_PROBE_ATTACH", "DYN_PROBE_SEEN"
 """Environment variables: the options, and the file that is made where a preference trainer begins."""

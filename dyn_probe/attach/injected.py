@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerCallback
 
+from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.command import OPTIONS, SEEN
 from dyn_probe.attach.finding import calling_trainer, is_preference_trainer
-from dyn_probe.attach.options import AttachOptions
-from dyn_probe.attach.saying import say
+from dyn_probe.attach.user_lines import say
 
 
 class FindTrainer(TrainerCallback):

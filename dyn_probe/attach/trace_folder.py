@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from dyn_probe.attach.options import AttachOptions
-from dyn_probe.attach.saying import say
+from dyn_probe.attach.attach_options import AttachOptions
+from dyn_probe.attach.user_lines import say
 from dyn_probe.errors import TraceError
 from dyn_probe.trace.writer import TraceWriter
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.attachment import Attachment
 from dyn_probe.attach.finding import calling_trainer
-from dyn_probe.attach.options import AttachOptions
 from dyn_probe.attach.refusals import refusal
-from dyn_probe.attach.saying import say
+from dyn_probe.attach.user_lines import say
 
 
 class ProbeCallback(TrainerCallback):

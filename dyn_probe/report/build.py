@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from dyn_probe.errors import BadInput
 from dyn_probe.report.compare_data import comparison_data
 from dyn_probe.report.comparing import labelled
-from dyn_probe.report.data import report_data
 from dyn_probe.report.figures import COMPARISONS, FIGURES
 from dyn_probe.report.output import check_folder, data_uri, render, write_files
+from dyn_probe.report.page_data import report_data
 from dyn_probe.report.tables import comparison_tables, run_tables
 from dyn_probe.report.token_view import script_hash
 from dyn_probe.report.unfit import naming_runs

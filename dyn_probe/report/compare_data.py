@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dyn_probe.report.comparing import DeltaLine, deltas
-from dyn_probe.report.data import Data, stamp, status, value_text, verdict_entry
 from dyn_probe.report.definitions import definitions
 from dyn_probe.report.figures import COMPARISONS
+from dyn_probe.report.page_data import Data, stamp, status, value_text, verdict_entry
 from dyn_probe.report.run_facts import facts
 from dyn_probe.report.verdicts.comparison import comparison
 from dyn_probe.report.verdicts.verdict import percent, signed

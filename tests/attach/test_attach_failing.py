@@ -14,8 +14,8 @@ from trl import DPOTrainer
 
 from dyn_probe import BadInput, load_trace
 from dyn_probe.attach import attachment
+from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.injected import FindTrainer
-from dyn_probe.attach.options import AttachOptions
 from dyn_probe.attach.refusals import refusal
 from dyn_probe.engine import certificate
 from dyn_probe.errors import CertificationError

@@ -95,7 +95,7 @@ def test_no_code_outside_their_room_knows_a_method_by_its_name() -> None:
         ("dyn_probe/train/loop.py", 'if method.name == "kto":\n    pass'),
         ("dyn_probe/train/setup.py", 'mask = method.shaping("token-mask")'),
         ("dyn_probe/train/objective.py", 'LIVE = ("kto", "rdpo")'),
-        ("dyn_probe/report/data.py", 'match name:\n    case "simpo":\n        pass'),
+        ("dyn_probe/report/page_data.py", 'match name:\n    case "simpo":\n        pass'),
         ("dyn_probe/report/verdicts/cases.py", 'ok = name in {"dpo:beta=0.1"}'),
         ("dyn_probe/train/options/config.py", 'kind = "simpo"'),
         ("dyn_probe/train/grid.py", 'METHODS = ("dpo",)\nREMEDY = "pairwise-normalised"'),
@@ -113,7 +113,7 @@ def test_a_name_elsewhere_is_found(file: str, source: str) -> None:
         ("dyn_probe/studies/squeezing_runs.py", 'objective = "dpo"'),
         ("dyn_probe/train/options/config.py", 'objective = "dpo"'),
         ("dyn_probe/train/grid.py", 'METHODS = ("dpo+gate-seq", "kto")'),
-        ("dyn_probe/report/data.py", '"""A docstring about kto and dpo."""\nx = "a gate"'),
+        ("dyn_probe/report/page_data.py", '"""A docstring about kto and dpo."""\nx = "a gate"'),
     ],
 )
 def test_a_name_where_it_belongs_passes(file: str, source: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -145,3 +146,48 @@ def test_an_undocumented_name_is_found(source: str) -> None:
 
 def test_a_documented_name_passes() -> None:
     assert undocumented('def f(x: int) -> int:\n    """Doc."""\n\ndef _g(x):\n    return x') == []
+
+
+LONGEST_LIBRARY_FILE, LONGEST_FUNCTION, LARGEST_ROOM, NAMES_TWICE = 300, 50, 26, 4
+TABLES = ("figures", "verdicts")
+"""Rooms in which every row of a table has a file of its own."""
+
+
+def long_functions(source: str) -> list[str]:
+    """Functions with more lines than the limit."""
+    lengths = {
+        node.name: (node.end_lineno or 0) - node.lineno + 1
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    return [f"{name}: {lines} lines" for name, lines in lengths.items() if lines > LONGEST_FUNCTION]
+
+
+def crowded(paths: list[Path]) -> list[str]:
+    """Rooms with more files than the limit."""
+    rooms = Counter(path.parent for path in paths if path.parent.name not in TABLES)
+    return [f"{room.name}: {files} files" for room, files in rooms.items() if files > LARGEST_ROOM]
+
+
+def names_twice(paths: list[Path]) -> list[str]:
+    """File names that stand in several rooms."""
+    counts = Counter(path.name for path in paths if path.name != "__init__.py")
+    return sorted(name for name, rooms in counts.items() if rooms > 1)
+
+
+def test_the_library_is_in_small_pieces() -> None:
+    paths = library_files()
+    assert {p.name: n for p in paths if (n := len(p.read_text().splitlines())) > LONGEST_LIBRARY_FILE} == {}
+    assert offences(paths, long_functions) == {}
+    assert crowded(paths) == []
+    assert len(names_twice(paths)) <= NAMES_TWICE, names_twice(paths)
+
+
+def test_a_large_piece_is_found() -> None:
+    body = "\n    x = 1" * LONGEST_FUNCTION
+    assert long_functions(f"def f():{body}") == [f"f: {LONGEST_FUNCTION + 1} lines"] and not long_functions(
+        "def f(): 1"
+    )
+    room = [Path("a") / f"{number}.py" for number in range(LARGEST_ROOM + 1)]
+    assert crowded(room) == [f"a: {LARGEST_ROOM + 1} files"] and crowded(room[1:]) == []
+    assert names_twice([Path("a/x.py"), Path("b/x.py"), Path("b/y.py")]) == ["x.py"]

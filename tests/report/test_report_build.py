@@ -12,8 +12,8 @@ from report_frames import Options, simulate
 from report_runs import manifest, new_trace, write_run, write_tables
 
 from dyn_probe.report.build import build_report, letters
-from dyn_probe.report.data import report_data
 from dyn_probe.report.figures import figures_for
+from dyn_probe.report.page_data import report_data
 from dyn_probe.report.pair_cards import marked
 from dyn_probe.report.verdicts import verdicts
 from dyn_probe.trace.reader import load_trace

@@ -13,8 +13,8 @@ from report_runs import new_trace, write_run
 
 from dyn_probe.errors import BadInput, TraceError
 from dyn_probe.report.build import build_report, default_folder
-from dyn_probe.report.data import report_data
 from dyn_probe.report.output import check_folder, write_files
+from dyn_probe.report.page_data import report_data
 from dyn_probe.report.tables import run_tables
 from dyn_probe.report.verdicts import verdicts
 

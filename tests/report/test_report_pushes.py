@@ -12,7 +12,7 @@ from report_frames import DEFAULT, Options, simulate
 from report_runs import manifest, new_trace, write_tables
 
 from dyn_probe.report.basis import basis_of, completed
-from dyn_probe.report.verdicts import pushes, signed
+from dyn_probe.report.verdicts import signed, what_moved
 from dyn_probe.report.verdicts.cases import shares
 from dyn_probe.report.verdicts.prediction import alone
 from dyn_probe.trace.reader import Trace, load_trace
@@ -34,7 +34,7 @@ def changed(path: Path, table: str, **columns: object) -> Trace:
 
 
 def test_the_headline_names_the_pushes_in_order_of_size(trace: Trace) -> None:
-    found = only(pushes.moved(trace))
+    found = only(what_moved.moved(trace))
     for side in ("chosen", "rejected"):
         rows = trace.pushes[trace.pushes.side == side]
         parts = {name: rows[name].mean() for name in ("own_chosen", "own_rejected", "others", "past", "decay")}
@@ -48,7 +48,7 @@ def test_the_headline_names_the_pushes_in_order_of_size(trace: Trace) -> None:
 
 
 def test_the_balance_is_that_of_all_pushes_on_chosen_with_its_error(trace: Trace) -> None:
-    found, rows = only(pushes.outweighed(trace)), trace.pushes[trace.pushes.side == "chosen"]
+    found, rows = only(what_moved.outweighed(trace)), trace.pushes[trace.pushes.side == "chosen"]
     wanted = -rows.all_rejected.sum() / rows.all_chosen.sum() - 1
     assert value(found, "balance") == pytest.approx(wanted) and 0.05 < wanted < 0.15
     sums = rows.groupby("pair_id")[["all_chosen", "all_rejected"]].sum().to_numpy()
@@ -63,14 +63,14 @@ def test_pushes_that_cancel_are_called_level_and_a_surplus_of_chosen_is_not_held
     level = changed(tmp_path / "level", "pushes", all_rejected=-rows.all_chosen.to_numpy()[::-1])
     ahead = changed(tmp_path / "ahead", "pushes", all_rejected=-0.5 * rows.all_chosen)
     down = changed(tmp_path / "down", "pushes", all_chosen=-rows.all_chosen)
-    assert "balance on the chosen responses" in only(pushes.outweighed(level)).sentence
-    found = only(pushes.outweighed(ahead))
+    assert "balance on the chosen responses" in only(what_moved.outweighed(level)).sentence
+    found = only(what_moved.outweighed(ahead))
     assert found.sentence.startswith("Chosen pushes outweigh rejected pushes by 50.0 %") and not found.knobs
-    assert pushes.outweighed(down) == []
+    assert what_moved.outweighed(down) == []
 
 
 def test_between_its_own_steps_a_response_is_moved_by_the_pushes_of_others(trace: Trace, tmp_path: Path) -> None:
-    found, rows = only(pushes.between(trace)), trace.pushes[trace.pushes.side == "chosen"]
+    found, rows = only(what_moved.between(trace)), trace.pushes[trace.pushes.side == "chosen"]
     others = {side: (rows[f"all_{side}"] - rows[f"own_{side}"]).sum() for side in ("chosen", "rejected")}
     wanted = -others["rejected"] / others["chosen"] - 1
     assert value(found, "balance_between") == pytest.approx(wanted) and wanted > 0
@@ -78,25 +78,25 @@ def test_between_its_own_steps_a_response_is_moved_by_the_pushes_of_others(trace
     assert value(found, "level_weight") == pytest.approx(weight)
     assert f"--set nll={weight:.2g} " in found.sentence and f"loss_weights=[1.0, {weight:.2g}]" in found.sentence
     objective = {"name": "dpo", "shaping": [], "hyper": {"nll": 0.5, "nll_mean": "batch"}}
-    assert value(only(pushes.between(with_manifest(trace, objective=objective))), "level_weight") == pytest.approx(
+    assert value(only(what_moved.between(with_manifest(trace, objective=objective))), "level_weight") == pytest.approx(
         0.5 + weight
     )
     objective["hyper"]["nll_mean"] = "sum"
-    assert "nll=" not in only(pushes.between(with_manifest(trace, objective=objective))).sentence
-    assert only(pushes.between(trace)).level == "warning" and found.knobs
+    assert "nll=" not in only(what_moved.between(with_manifest(trace, objective=objective))).sentence
+    assert only(what_moved.between(trace)).level == "warning" and found.knobs
     every = simulate(DEFAULT)["pushes"]
     chosen = every.all_chosen - every.own_chosen
     ahead = changed(tmp_path / "ahead", "pushes", all_rejected=every.own_rejected - 0.5 * chosen)
-    found = only(pushes.between(ahead))
+    found = only(what_moved.between(ahead))
     assert found.sentence.startswith("Chosen pushes of other pairs outweigh their rejected pushes by 50.0 %")
     assert found.level == "note" and not found.knobs and "nll" not in found.sentence
     level = changed(tmp_path / "level", "pushes", all_rejected=every.own_rejected - chosen.to_numpy()[::-1])
-    assert pushes.between(level) == []
+    assert what_moved.between(level) == []
 
 
 def test_pushes_that_do_not_add_up_are_not_to_be_trusted(trace: Trace) -> None:
-    assert pushes.untrusted(trace) == []
-    found = only(pushes.untrusted(with_manifest(trace, pushes={"trusted": False, "step": 7, "law7_error": 0.25})))
+    assert what_moved.untrusted(trace) == []
+    found = only(what_moved.untrusted(with_manifest(trace, pushes={"trusted": False, "step": 7, "law7_error": 0.25})))
     assert found.level == "warning" and "step 7" in found.sentence and value(found, "law7_error") == 0.25
 
 
@@ -105,19 +105,19 @@ def test_pushes_that_do_not_add_up_are_not_to_be_trusted(trace: Trace) -> None:
 )
 def test_weights_that_cannot_hold_the_rate_are_named(dtype: str, unmoved: float, said: int, tmp_path: Path) -> None:
     run = changed(tmp_path / "run", "steps", unmoved_share=unmoved)
-    found = pushes.unheld(with_manifest(run, config={"dtype": dtype}))
+    found = what_moved.unheld(with_manifest(run, config={"dtype": dtype}))
     assert len(found) == said
     if said:
         assert "cannot hold this learning rate" in found[0].sentence and value(found[0], "unmoved") == unmoved
 
 
 def test_a_trace_without_pushes_says_what_it_lacks(trace: Trace, tmp_path: Path) -> None:
-    assert pushes.lacking(trace) == []
+    assert what_moved.lacking(trace) == []
     bare = new_trace(tmp_path / "bare", Options(pushes=False))
-    assert "--metric-every" in only(pushes.lacking(bare)).sentence
+    assert "--metric-every" in only(what_moved.lacking(bare)).sentence
     told = with_manifest(bare, pushes={"reason": "Lion's step is no metric times the gradient"})
-    assert "Lion's step" in only(pushes.lacking(told)).sentence
-    assert pushes.moved(bare) == pushes.outweighed(bare) == []
+    assert "Lion's step" in only(what_moved.lacking(told)).sentence
+    assert what_moved.moved(bare) == what_moved.outweighed(bare) == []
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,13 @@ BOTH = {
 test_report_causes, test_report_verdicts, test_report_pushes and test_report_signs."""
 
 
-ASYMMETRIC = ("pushes.outweighed", "pushes.between", "cases.origin", "change.common_factor", "change.nll_weight")
+ASYMMETRIC = (
+    "pushes.outweighed",
+    "pushes.between",
+    "cases.origin",
+    "change.common_factor",
+    "change.nll_weight",
+)
 """Statements about chosen alone, or about rows with positive pulls alone: their numbers are in BOTH or ONE_SIDED."""
 
 

@@ -6,8 +6,8 @@ import re
 from html.parser import HTMLParser
 
 from dyn_probe.report.build import page
-from dyn_probe.report.data import report_data
 from dyn_probe.report.figures import FIGURES
+from dyn_probe.report.page_data import report_data
 from dyn_probe.report.verdicts import Verdict
 from dyn_probe.trace.reader import Trace
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 
-def launch(*arguments: str, timeout: int = 240) -> subprocess.CompletedProcess[str]:
+def launch(*arguments: str, timeout: int = 560) -> subprocess.CompletedProcess[str]:
     """Two processes by torchrun, each with one thread."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}

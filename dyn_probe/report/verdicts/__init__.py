@@ -17,7 +17,6 @@ from dyn_probe.report.verdicts import (
     mass_went,
     movement,
     prediction,
-    pushes,
     realised,
     reference,
     remedies,
@@ -25,6 +24,7 @@ from dyn_probe.report.verdicts import (
     spikes,
     spread,
     status,
+    what_moved,
 )
 from dyn_probe.report.verdicts.advice import IN_USE, KNOBS
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, percent, sig, signed, written
@@ -47,7 +47,14 @@ __all__ = [
 
 VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
     "movement": (movement.overall, movement.hidden, reference.distance, reference.turn),
-    "pushes": (pushes.moved, pushes.outweighed, pushes.between, pushes.untrusted, pushes.unheld, pushes.lacking),
+    "pushes": (
+        what_moved.moved,
+        what_moved.outweighed,
+        what_moved.between,
+        what_moved.untrusted,
+        what_moved.unheld,
+        what_moved.lacking,
+    ),
     "cases": (cases.turning, cases.shares, realised.measured, realised.origin, gradients.alignment),
     "change": (remedies.common_factor, remedies.nll_weight),
     "pairs": (spread.concentration, spread.length),

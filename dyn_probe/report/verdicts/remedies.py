@@ -87,7 +87,7 @@ def nll_weight(trace: Trace) -> list[Verdict]:
 
     From each pair alone, so it is said only where the pushes of all pairs are not known.
     """
-    if balance(trace, own=False) is not None:  # pushes.between knows the weight from what did move chosen
+    if balance(trace, own=False) is not None:  # what_moved.between knows the weight from what did move chosen
         return []
     rows = last_rows(trace)
     weight = needed_weight(rows)
