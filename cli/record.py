@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -50,6 +51,8 @@ def record(config: Path | None = None, no_text: bool = False, command: list[str]
         typer.echo(f"\nStopped by {str(stop) or 'Ctrl-C'}; what was recorded is kept.", err=True)
         say_next("report", made.folder)
         raise typer.Exit(getattr(stop, "exit_code", 130)) from None
+    if made.save and (run / "model").is_dir() and os.environ.get("RANK", "0") == "0":
+        typer.echo(f"Model: {run / 'model'}")
     say_next("report", run)
 
 
@@ -88,7 +91,8 @@ def _parameter(name: str, option: RunOption, default: Any) -> inspect.Parameter:
     if option.kind.removesuffix(" | None") == "bool":
         shown = option.default_text or (f"--{option.name}" if default else f"--no-{option.name}")
         flags = [f"--{option.name}/--no-{option.name}"]
-    choices = f" One of: {', '.join(option.choices)}." if option.choices else ""
+    named = option.choices and option.kind == "str"
+    choices = f" One of: {', '.join(option.choices)}." if named else ""
     stated = f" [default: {shown}]" if shown else ""
     declared = typer.Option(*flags, help=option.help + choices + stated, show_default=False, metavar=_metavar(option))
     return inspect.Parameter(
@@ -105,7 +109,7 @@ def _cli_type(option: RunOption) -> Any:
 
 def _metavar(option: RunOption) -> str | None:
     """What stands for the value in the help; click names numbers and texts itself."""
-    named = {"dict": "NAME=VALUE", "tuple": "NAME"}
+    named = {"dict": "NAME=VALUE", "tuple": "NAME", "int | str": "|".join(["N", *option.choices])}
     kind = option.kind.partition("[")[0]
     return "FOLDER" if option.name == "out" else named.get(kind)
 
