@@ -112,7 +112,7 @@ def save_model(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        with _system_errors(), _quiet():
+        with _system_errors(), quiet():
             _save_weights(part, folder, model, weights, base)
             _save_tokenizer(part, tokenizer)
         (part / STATE).write_text(json.dumps({"global_step": step}) + "\n", encoding="utf-8")
@@ -179,8 +179,8 @@ def _system_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No bar of transformers among the run's own lines."""
+def quiet() -> Iterator[None]:
+    """No bars of transformers among the run's own lines."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -201,5 +201,5 @@ def to_save(run: Run, weights: dict[str, Any] | None) -> tuple[Any, ...]:
     """Model, tokenizer, whole weights and, for adapters on the built-in model, that model: no folder holds it."""
     setup, config = run.setup, run.config
     own = config.model == BUILT_IN and config.lora_rank > 0
-    base = built_in_model(config.seed).to(DTYPES[config.dtype]) if own else None
-    return setup.model, setup.tokenizer, weights, base
+    base: Any = built_in_model(config.seed) if own else None
+    return setup.model, setup.tokenizer, weights, None if base is None else base.to(DTYPES[config.dtype])

@@ -140,9 +140,7 @@ def test_transformers_loads_the_model_that_processes_trained_together(name: str,
     files = {file.relative_to(out).as_posix(): tensor_names(file) for file in out.rglob("*.safetensors")}
     per_model = ["adapter_model.safetensors", "base/model.safetensors"] if "lora" in name else ["model.safetensors"]
     assert set(files) == {f"{place}/{one}" for place in ("model", "checkpoints/checkpoint-2") for one in per_model}
-    assert not any("lm_head" in tensor for tensors in files.values() for tensor in tensors), (
-        "the tied head is saved once"
-    )
+    assert not any("lm_head" in tensor for tensors in files.values() for tensor in tensors), "tied, saved once"
 
 
 @pytest.mark.parametrize(("odd", "said"), [("called", "layer.weight: used 2 times"), ("stranger", r"shape [8, 8]")])
