@@ -15,6 +15,7 @@ from dyn_probe_cli.pairs import pairs
 from dyn_probe_cli.record import record
 from dyn_probe_cli.report import report
 from dyn_probe_cli.reproduce import reproduce
+from dyn_probe_cli.scan import scan
 from dyn_probe_cli.summary import summary
 
 from dyn_probe import __version__
@@ -32,7 +33,7 @@ app = typer.Typer(
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for a command line it cannot parse, whichever click it uses."""
 
-COMMANDS = (data, record, grid, report, summary, pairs, heatmap, reproduce, methods)
+COMMANDS = (data, record, scan, grid, report, summary, pairs, heatmap, reproduce, methods)
 
 for command in COMMANDS:
     app.command(command.__name__)(command)

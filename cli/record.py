@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from dyn_probe_cli.next_step import say_next
+from dyn_probe_cli.run_options import parameter
 
 from dyn_probe.errors import BadInput
 from dyn_probe.train.options.config import OPTIONS, RunConfig
-from dyn_probe.train.options.option_values import RunOption, read_value
+from dyn_probe.train.options.option_values import read_value
 
 OF_COMMANDS = ("out", "every", "gram_every", "metric_every", "update", "realised", "final_pairs", "strict", "force")
 """Options that are also those of a command that is recorded."""
@@ -50,6 +52,8 @@ def record(config: Path | None = None, no_text: bool = False, command: list[str]
         typer.echo(f"\nStopped by {str(stop) or 'Ctrl-C'}; what was recorded is kept.", err=True)
         say_next("report", made.folder)
         raise typer.Exit(getattr(stop, "exit_code", 130)) from None
+    if made.save and (run / "model").is_dir() and os.environ.get("RANK", "0") == "0":
+        typer.echo(f"Model: {run / 'model'}")
     say_next("report", run)
 
 
@@ -81,35 +85,6 @@ def _read(name: str, value: Any) -> Any:
     return read
 
 
-def _parameter(name: str, option: RunOption, default: Any) -> inspect.Parameter:
-    """An option of the command. Its default is None, so that an option that was not typed is left to the YAML file."""
-    shown = option.default_text or (str(default) if default not in ((), {}, "") else "")
-    flags = [f"--{option.name}"]
-    if option.kind.removesuffix(" | None") == "bool":
-        shown = option.default_text or (f"--{option.name}" if default else f"--no-{option.name}")
-        flags = [f"--{option.name}/--no-{option.name}"]
-    choices = f" One of: {', '.join(option.choices)}." if option.choices else ""
-    stated = f" [default: {shown}]" if shown else ""
-    declared = typer.Option(*flags, help=option.help + choices + stated, show_default=False, metavar=_metavar(option))
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_cli_type(option), declared]
-    )
-
-
-def _cli_type(option: RunOption) -> Any:
-    """The type with which the command line parses the option; RunConfig checks the rest."""
-    repeated = option.kind.startswith(("tuple", "dict"))
-    kinds = {"int": int, "float": float, "bool": bool}
-    return list[str] | None if repeated else kinds.get(option.kind.removesuffix(" | None"), str) | None
-
-
-def _metavar(option: RunOption) -> str | None:
-    """What stands for the value in the help; click names numbers and texts itself."""
-    named = {"dict": "NAME=VALUE", "tuple": "NAME"}
-    kind = option.kind.partition("[")[0]
-    return "FOLDER" if option.name == "out" else named.get(kind)
-
-
 _CONFIG = inspect.Parameter(
     "config",
     inspect.Parameter.KEYWORD_ONLY,
@@ -139,8 +114,8 @@ _COMMAND = inspect.Parameter(
     ],
 )
 _DEFAULTS = RunConfig()
-_OPTIONS = [_parameter(name, option, getattr(_DEFAULTS, name)) for name, option in OPTIONS.items()]
+_OPTIONS = [parameter(name, option, getattr(_DEFAULTS, name)) for name, option in OPTIONS.items()]
 _PARAMETERS = [_CONFIG, *_OPTIONS, _NO_TEXT, _COMMAND]
 
 record.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
-record.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
+record.__annotations__ = {one.name: one.annotation for one in _PARAMETERS}

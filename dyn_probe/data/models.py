@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from dyn_probe.data.built_in import POSITIONS, built_in_model, built_in_tokenizer
+from dyn_probe.data.model_folders import adapter_base, is_adapter
 from dyn_probe.data.names import BUILT_IN, check_model
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.vocabulary import check_vocabulary
@@ -34,15 +36,18 @@ def load_model(
     """Model and tokenizer, ready to train: on its device, dropout off, LoRA adapters added if asked for.
 
     Args:
-        name: ``built-in``, a local folder, or a hub id.
+        name: ``built-in``, a local folder, or a hub id. Of a folder of adapters, the adapters are what is trained, on
+            the base model that it names.
         dtype: a name of DTYPES.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
         seed: draws the weights of the built-in model and of the adapters.
-        lora_rank: rank of LoRA adapters on every linear layer; 0 trains all weights.
+        lora_rank: rank of new LoRA adapters on every linear layer; 0 trains all weights, or those of the folder's
+            adapters.
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        BadInput: a name is unknown, the model or its tokenizer cannot be loaded, or the two do not match.
+        BadInput: a name is unknown, the model or its tokenizer cannot be loaded, the two do not match, or new adapters
+            are asked for on adapters.
     """
     if dtype not in DTYPES:
         raise BadInput(unknown("dtype", dtype, DTYPES))
@@ -50,6 +55,8 @@ def load_model(
     if name == BUILT_IN:
         model: Any = built_in_model(seed)
         model, tokenizer = model.to(DTYPES[dtype]), built_in_tokenizer()
+    elif is_adapter(Path(name)):
+        model, tokenizer = _adapted(name, DTYPES[dtype], trust_remote_code, lora_rank)
     else:
         model, tokenizer = _pretrained(name, DTYPES[dtype], trust_remote_code)
     tokenizer.model_max_length = int(1e9)  # our own max_length applies, with its own message
@@ -91,6 +98,34 @@ def add_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
         return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
+def _adapted(name: str, dtype: torch.dtype, trust_remote_code: bool, lora_rank: int) -> tuple[Any, Any]:
+    """The base model of an adapter folder with its adapters, only these trained, and their tokenizer."""
+    base, options = adapter_base(Path(name)), _options(name, trust_remote_code)
+    if lora_rank:
+        raise BadInput(
+            f"{name} holds adapters, which are trained on as they are, and --lora-rank {lora_rank} asks for new ones; "
+            f"leave out --lora-rank, or name the base model: --model {base}"
+        )
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError:
+        raise BadInput(f"{name} holds adapters, which need peft; write: pip install 'dyn-probe[peft]'") from None
+    model = _weights(base, dtype, options)
+    try:
+        config = without_dropout(PeftConfig.from_pretrained(name))
+        config.base_model_name_or_path = base
+        with torch.random.fork_rng(devices=[]):
+            model = PeftModel.from_pretrained(model, name, config=config, is_trainable=True)
+    except Exception as error:  # peft and safetensors raise several unrelated types here
+        raise BadInput(f"cannot put the adapters of {name} on {base}: {_first_line(error)}") from error
+    return model, _tokenizer(_tokenizer_place(name, base), options)
+
+
+def _tokenizer_place(name: str, base: str) -> str:
+    """The adapter folder where it holds a tokenizer, else its base model."""
+    return name if (Path(name) / "tokenizer_config.json").is_file() else base
+
+
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, int | None]:
     """The tokenizer of a model and the model's number of positions, without its weights.
 
@@ -106,7 +141,9 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> tuple[Any, int
         positions: int | None = POSITIONS
     else:
         options = _options(name, trust_remote_code)
-        tokenizer, positions = _tokenizer(name, options), position_limit(_config(name, options))
+        base = adapter_base(Path(name)) if is_adapter(Path(name)) else name
+        place = _tokenizer_place(name, base)
+        tokenizer, positions = _tokenizer(place, options), position_limit(_config(base, options))
     tokenizer.model_max_length = int(1e9)  # our own max_length decides, with a message of its own
     return tokenizer, positions
 
@@ -119,15 +156,19 @@ def position_limit(config: Any) -> int | None:
 
 def _pretrained(name: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
     """Model and tokenizer of a folder or hub id."""
+    options = _options(name, trust_remote_code)
+    return _weights(name, dtype, options), _tokenizer(name, options)
+
+
+def _weights(name: str, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    """The model of a folder or hub id."""
     from transformers import AutoModelForCausalLM
 
-    options = _options(name, trust_remote_code)
     config = without_dropout(_config(name, options))
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, **options)
+        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, **options)
     except Exception as error:  # transformers and the hub raise a dozen unrelated types here
         raise _cannot_load(name, error) from error
-    return model, _tokenizer(name, options)
 
 
 def _options(name: str, trust_remote_code: bool) -> dict[str, Any]:

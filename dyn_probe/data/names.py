@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from dyn_probe.data.files import READERS, ending
 from dyn_probe.data.generated.styles import STYLES
+from dyn_probe.data.model_folders import adapter_base, is_adapter
 from dyn_probe.errors import BadInput, did_you_mean, unknown
 
 BUILT_IN = "built-in"
@@ -101,6 +102,8 @@ def check_model(name: str) -> bool:
     if name == BUILT_IN:
         return False
     if path.is_dir() and name.strip():
+        if is_adapter(path):
+            return _check_base(path)
         if not (path / "config.json").is_file():
             raise BadInput(f"the folder {name} holds no model: no config.json; write the folder of save_pretrained")
         return False
@@ -111,6 +114,17 @@ def check_model(name: str) -> bool:
         wanted = f"{BUILT_IN}, a folder with a model, or a hub id"
         raise BadInput(f"no such model folder: {name!r}{near}; wanted {wanted}")
     return hub_or_refuse("model", name, "--model", near)
+
+
+def _check_base(folder: Path) -> bool:
+    """The same for the base model of an adapter folder."""
+    base = adapter_base(folder)
+    if is_adapter(Path(base)):
+        raise BadInput(f"the adapter folder {folder} names adapters as its base model, {base}; wanted a full model")
+    try:
+        return check_model(base)
+    except BadInput as error:
+        raise BadInput(f"the adapter folder {folder} needs its base model: {error}") from None
 
 
 def check_names(data: str | None, model: str | None) -> None:

@@ -185,6 +185,26 @@ class MassInfo:
 
 
 @dataclass(frozen=True)
+class ScannedCheckpoint:
+    """A saved model at which `dyn-probe scan` measured the pairs."""
+
+    step: int = needed("its step in the tables")
+    model: str | None = entry("the model: a folder, or a hub id")
+    step_from: str | None = entry("what says its step: trainer_state.json, name, or position (its place, from 0)")
+    weights: str | None = entry("digest of its weights")
+    done: bool | None = entry("whether all pairs have been measured")
+
+
+@dataclass(frozen=True)
+class ScanInfo:
+    """What `dyn-probe scan` measured: nothing was trained."""
+
+    checkpoints: tuple[ScannedCheckpoint, ...] = entry("the checkpoints, in order of step", factory=tuple)
+    reference: str | None = entry("the reference policy; null where the objective has none")
+    settings: dict[str, Any] = entry("what a scan and its continuation share", factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """``run.json``, typed. What a run does not say is None or empty."""
 
@@ -200,7 +220,7 @@ class Manifest:
     lost: Lost | None = entry("rows that could not be written, null if there are none", own=True)
     files: dict[str, FileCheck] = entry("Parquet file → what it is like", factory=dict, own=True)
     command: str | None = entry("the command that recorded it")
-    config: dict[str, Any] = entry("options of `dyn-probe record`, with underscores", factory=dict)
+    config: dict[str, Any] = entry("options of `dyn-probe record` or `scan`, with underscores", factory=dict)
     model: ModelInfo = entry("the model", factory=ModelInfo)
     data: DataInfo = entry("the data", factory=DataInfo)
     objective: ObjectiveInfo = entry("the objective", factory=ObjectiveInfo)
@@ -211,6 +231,7 @@ class Manifest:
     certificate: CertificateInfo | None = entry("the comparison with plain autograd")
     held_out: HeldOut | None = entry("the held-out pairs after the last step")
     mass: MassInfo | None = entry("the probe responses")
+    scan: ScanInfo | None = entry("with `dyn-probe scan`: the checkpoints")
     realised_change: str | None = entry("what `realised_delta_*` compares")
     batch_delta: str | None = entry("why `batch_delta_*` is empty")
     pushes: PushesInfo | None = entry("what stands in the way of `pushes`")

@@ -1,4 +1,5 @@
-"""Checkpoints: everything that a resumed run needs to continue as if it had never stopped. Nothing is unpickled."""
+"""Checkpoints: everything that a resumed run needs to continue as if it had never stopped, where nothing is unpickled;
+and beside them the models that a run leaves for others to load."""
 
 from __future__ import annotations
 
@@ -10,10 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from dyn_probe.data.model_folders import checkpoints_in, is_model, save_model
 from dyn_probe.errors import BadInput
 from dyn_probe.trace.failures import naming
 
 FOLDER = "checkpoints"
+MODEL = "model"
+"""Folder of the trained model."""
 
 
 def save_checkpoint(run: Path, step: int, model: dict[str, Any], optimizer: dict[str, Any], **more: Any) -> Path:
@@ -87,6 +91,42 @@ def restore(state: dict[str, Any], model: nn.Module | None, optimizer: torch.opt
     return int(state["step"])
 
 
-def remove_checkpoints(run: Path) -> None:
-    """Delete a run's checkpoints, with the folder."""
+def keep_model(run: Path, step: int, most: int | None, *saved: Any) -> Path:
+    """Leave the model at ``step`` in ``RUN/checkpoints/checkpoint-STEP``; returns the folder.
+
+    Args:
+        most: how many such folders stay, the newest; None: all.
+        saved: model, tokenizer and more, as for ``save_model``.
+
+    Raises:
+        WriteFailed: the system refuses to write it; the older ones stay.
+    """
+    folder = run / FOLDER / f"checkpoint-{step}"
+    with naming(folder):
+        save_model(folder, step, *saved)
+    older = [one for one in checkpoints_in(run / FOLDER) if one != folder]
+    for one in [] if most is None else older[: max(0, len(older) + 1 - most)]:
+        shutil.rmtree(one)
+    return folder
+
+
+def leave_model(run: Path, step: int, *saved: Any) -> Path:
+    """Leave the trained model in ``RUN/model``; returns the folder.
+
+    Args:
+        saved: model, tokenizer and more, as for ``save_model``.
+
+    Raises:
+        WriteFailed: the system refuses to write it.
+    """
+    folder = run / MODEL
+    with naming(folder):
+        save_model(folder, step, *saved)
+    return folder
+
+
+def remove_models(run: Path) -> None:
+    """Delete a run's checkpoints, with the folder, and the model that it left."""
     shutil.rmtree(run / FOLDER, ignore_errors=True)
+    if is_model(run / MODEL):
+        shutil.rmtree(run / MODEL)

@@ -19,7 +19,7 @@ from dyn_probe.objectives import Measured, pulls
 from dyn_probe.pairs import PairBatch
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order
-from dyn_probe.train.checkpoints import newest_checkpoint, remove_checkpoints
+from dyn_probe.train.checkpoints import newest_checkpoint, remove_models
 from dyn_probe.train.display import Display, cost_after, cost_before, live_numbers
 from dyn_probe.train.final_rows import record_final
 from dyn_probe.train.held_out import evaluate
@@ -32,7 +32,7 @@ from dyn_probe.train.rate_schedule import learning_rate, set_rate
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.setup import example_rows, manifest_of, prepare
 from dyn_probe.train.signals import stopping_signals
-from dyn_probe.train.start import checkpoint, start_run
+from dyn_probe.train.start import checkpoint, save_trained, start_run
 from dyn_probe.train.targets import warn_past_target
 from dyn_probe.train.token_rows import record_tokens
 
@@ -75,7 +75,7 @@ def _record(config: RunConfig, processes: Processes, display: Display, warm: War
     )  # fmt: skip
     with writer:
         if state is None and processes.first:
-            remove_checkpoints(config.folder)
+            remove_models(config.folder)
             writer.add("examples", example_rows(setup.pairs, setup.tokenizer))
         run = start_run(setup, writer, display, state, warm)
         start_probes(run, fresh=state is None)
@@ -106,6 +106,7 @@ def train(run: Run) -> None:
         stop_if_lost(run, held_out)
         if held_out:
             run.writer.update_manifest(held_out=held_out)
+        save_trained(run)
         record_final(run)
         record_mass(run, config.steps)
         finish_mass(run)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
         resumed(config, tuple(OPTIONS))
     if processes.first:
         check_folder(config)
+    check_saved(config)
     check_batch(config, method)
     check_processes(config, method, processes)
     torch.manual_seed(config.seed)
@@ -103,6 +105,21 @@ def check_folder(config: RunConfig) -> None:
     taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
     if taken and not (config.resume or config.force):
         raise TraceError(f"{folder} exists; write --force to replace the run in it, or name another folder with --out")
+
+
+def check_saved(config: RunConfig) -> None:
+    """Refuse options about the models that a run leaves which contradict each other."""
+    if config.keep_checkpoints and not config.checkpoint_every:
+        raise BadInput(
+            f"--keep-checkpoints {config.keep_checkpoints} keeps the models of checkpoints, and --checkpoint-every is "
+            "0, so that there are none; write e.g. --checkpoint-every 20"
+        )
+    model = Path(config.model).expanduser()
+    if config.force and model.is_dir() and config.folder.resolve() in (model.resolve(), *model.resolve().parents):
+        raise BadInput(
+            f"--force replaces the run in {config.folder}, and with it the model that is to be trained, "
+            f"{config.model}; name another folder with --out"
+        )
 
 
 def check_batch(config: RunConfig, method: Method) -> None:

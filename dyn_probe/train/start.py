@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from dyn_probe.data.built_in import built_in_model
 from dyn_probe.data.encoding import EncodedPair
-from dyn_probe.data.kept_tensors import keep, kept, key_of
+from dyn_probe.data.models import DTYPES
+from dyn_probe.data.names import BUILT_IN
 from dyn_probe.engine.certificate import TOLERANCES
 from dyn_probe.objectives import SUPERVISED
 from dyn_probe.probe import Probe
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order
-from dyn_probe.train.checkpoints import restore, save_checkpoint
+from dyn_probe.train.checkpoints import keep_model, leave_model, restore, save_checkpoint
 from dyn_probe.train.display import Display
+from dyn_probe.train.kept_tensors import keep, kept, key_of
 from dyn_probe.train.objective import learned_module
 from dyn_probe.train.parallel import full_state, full_weights, load_full_state, shard
 from dyn_probe.train.rate_schedule import make_optimizer
@@ -185,7 +188,7 @@ def resume(
 
 
 def checkpoint(run: Run, done: int) -> None:
-    """Save what a resumed run needs; rank 0 writes it."""
+    """Save what a resumed run needs, and the model where checkpoints are kept; rank 0 writes both."""
     model, optimizer = run.setup.model, run.optimizer
     more: dict[str, Any] = {} if run.mask is None else {"mask": run.mask.state_dict()}
     sharded = run.setup.processes.sharded
@@ -204,5 +207,27 @@ def checkpoint(run: Run, done: int) -> None:
     more["noise_floors"] = run.setup.processes.gathered(run.probe.noise_floor)
     states = full_state(model, optimizer) if sharded else (model.state_dict(), optimizer.state_dict())
     if run.setup.processes.first:
+        config = run.config
         with run.writer.surviving():
-            save_checkpoint(run.config.folder, done, *states, **more)
+            if config.keeps != 0:  # before the state: a run that is killed in between comes here again
+                keep_model(config.folder, done, config.keeps, *to_save(run, states[0] if sharded else None))
+            save_checkpoint(config.folder, done, *states, **more)
+
+
+def save_trained(run: Run) -> None:
+    """Leave the trained model in the run's folder, where that is asked for; rank 0 writes it."""
+    if not run.config.save:
+        return
+    setup = run.setup
+    weights = full_weights(setup.model) if setup.processes.sharded else None
+    if setup.processes.first:
+        with run.writer.surviving():
+            leave_model(run.config.folder, run.config.steps, *to_save(run, weights))
+
+
+def to_save(run: Run, weights: dict[str, Any] | None) -> tuple[Any, ...]:
+    """Model, tokenizer, whole weights and, for adapters on the built-in model, that model: no folder holds it."""
+    setup, config = run.setup, run.config
+    own = config.model == BUILT_IN and config.lora_rank > 0
+    base: Any = built_in_model(config.seed) if own else None
+    return setup.model, setup.tokenizer, weights, None if base is None else base.to(DTYPES[config.dtype])

@@ -9,8 +9,7 @@ import pytest
 import torch
 from tiny_runs import run
 
-from dyn_probe.data import kept_tensors
-from dyn_probe.train import start
+from dyn_probe.train import kept_tensors, start
 
 OPTIONS = dict(pretrain_steps=3, sft_steps=1, steps=2, metric_every=0)
 

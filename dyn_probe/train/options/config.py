@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dyn_probe.data.model_folders import is_adapter
 from dyn_probe.errors import BadInput
 from dyn_probe.train.options.option_values import RunOption, read_value
 
@@ -43,7 +44,7 @@ class RunConfig:
     """
 
     out: str = _option("", "Folder of the trace, created by the run.", default_text="runs/OBJECTIVE-DATA")
-    model: str = _option("built-in", "built-in, a local folder, or a hub id.")
+    model: str = _option("built-in", "built-in, a local folder (of a model, or of adapters to train on), or a hub id.")
     data: str = _option(
         "sentiment:long-suffix",
         "sentiment:STYLE (single-token, short-suffix, long-suffix, prefix-suffix; on your own statements: "
@@ -174,7 +175,19 @@ class RunConfig:
     gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, more time.")
     trust_remote_code: bool = _option(False, "Run code that ships with the model.")
 
-    checkpoint_every: int = _option(0, "Save a checkpoint every N steps; 0 saves none.", least=0)
+    save: bool = _option(
+        False,
+        "Leave the trained model in the folder model of the trace, as --model and transformers load it: weights, "
+        "configuration and tokenizer; with LoRA the adapters.",
+    )
+    checkpoint_every: int = _option(0, "Save a checkpoint to resume from every N steps; 0 saves none.", least=0)
+    keep_checkpoints: int | str = _option(
+        0,
+        "Also leave the model at every checkpoint in the folder checkpoints/checkpoint-STEP of the trace, as --model "
+        "and transformers load it: the newest N of them, or all.",
+        least=0,
+        choices=("all",),
+    )
     resume: bool = _option(False, "Continue the run in --out from its last checkpoint.")
     strict: bool = _option(
         False, "Stop where the trace cannot be written (full disk, file-size limit), instead of training on without it."
@@ -199,13 +212,19 @@ class RunConfig:
         return Path(self.out) if self.out else Path("runs") / name.strip("-.")
 
     @property
+    def keeps(self) -> int | None:
+        """How many checkpoints are left as models; None: all of them."""
+        return None if isinstance(self.keep_checkpoints, str) else self.keep_checkpoints
+
+    @property
     def pairs_per_step(self) -> int:
         """Pairs in one optimizer step."""
         return self.batch_size * self.gradient_accumulation
 
     def with_model_defaults(self) -> RunConfig:
         """The same with every default that depends on the model filled in."""
-        place = 0 if self.model == "built-in" else 1 if self.lora_rank else 2
+        adapters = self.lora_rank or is_adapter(Path(self.model).expanduser())
+        place = 0 if self.model == "built-in" else 1 if adapters else 2
         found: dict[str, Any] = {name: values[place] for name, values in BY_MODEL.items()}
         found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2}
         return replace(self, **{name: value for name, value in found.items() if getattr(self, name) is None})

@@ -13,7 +13,7 @@ from dyn_probe.trace.manifest import read_manifest, typed
 from dyn_probe.train.options.config import OPTIONS, RunConfig
 from dyn_probe.train.options.option_values import read_value
 
-MAY_CHANGE = ("out", "checkpoint_every", "device", "strict", "resume")
+MAY_CHANGE = ("out", "save", "checkpoint_every", "keep_checkpoints", "device", "strict", "resume")
 """Fields that may differ in a resumed run."""
 
 

@@ -17,8 +17,8 @@ class RunOption:
     Args:
         help: what it does.
         name: as written after ``--`` and in YAML.
-        kind: its Python type: ``int``, ``float``, ``bool``, ``str``, ``tuple[str, ...]`` or ``dict[str, Any]``,
-            with `` | None`` where the default depends on other options.
+        kind: its Python type: ``int``, ``float``, ``bool``, ``str``, ``int | str`` (a number, or one of ``choices``),
+            ``tuple[str, ...]`` or ``dict[str, Any]``, with `` | None`` where the default depends on other options.
         least, below: range of a number, ``least <= value < below``.
         choices: allowed texts; empty allows all.
         default_text: the default in words, where it depends on other options.
@@ -51,7 +51,17 @@ def _read_number(option: RunOption, value: Any) -> tuple[Any, str]:
     fits = math.isfinite(number) and (option.least is None or number >= option.least) and number < option.below
     if not fits or (whole and number != int(number)):
         return value, f"must be {wanted}; got {value!r}"
-    return (int(value) if whole and not isinstance(value, float) else int(number) if whole else number), ""
+    return (value if isinstance(value, int) else int(number)) if whole else number, ""
+
+
+def _read_number_or_word(option: RunOption, value: Any) -> tuple[Any, str]:
+    if isinstance(value, str) and value in option.choices:
+        return value, ""
+    number, complaint = _read_number(option, value)
+    if not complaint:
+        return number, ""
+    wanted = " or ".join([_range("a whole number", option), *option.choices])
+    return value, f"must be {wanted}; got {value!r}{did_you_mean(value, option.choices)}"
 
 
 def _range(noun: str, option: RunOption) -> str:
@@ -99,6 +109,7 @@ def _read_mapping(option: RunOption, value: Any) -> tuple[Any, str]:
 
 _READERS = {
     "int": _read_number,
+    "int | str": _read_number_or_word,
     "float": _read_number,
     "bool": _read_bool,
     "str": _read_text,
