@@ -114,7 +114,9 @@ def save_model(
     try:
         with _system_errors(), quiet():
             _save_weights(part, folder, model, weights, base)
-            _save_tokenizer(part, tokenizer)
+            for place in (part, part / BASE):
+                if place.is_dir():
+                    _save_tokenizer(place, tokenizer)
         (part / STATE).write_text(json.dumps({"global_step": step}) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)

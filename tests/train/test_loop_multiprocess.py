@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors import safe_open
-from saved_models import worst_of_final
 from tiny_runs import TINY, run, uneven
 from two_processes import launch
 
@@ -40,10 +38,6 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 LAUNCHED = [(name, kind) for name in RUNS for kind in ("ddp", "fsdp2")]
 PARTS = {"objective": "kto", "optimizer": "adamw", "lr": 1e-3, "checkpoint_every": 2, "steps": 4, "max_pairs": 20}
-SAVED: dict[str, dict[str, Any]] = {
-    "saved": {"optimizer": "adamw", "lr": 1e-2},
-    "saved-lora": {"optimizer": "adamw", "lr": 1e-2, "lora_rank": 2},
-}
 REFUSED = [("normalised", "fsdp2"), ("rc", "fsdp2"), ("mask", "fsdp2")]
 
 
@@ -63,9 +57,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("ddp", "fsdp2"):
         parts = {**PLAIN, **PARTS, "parallel": kind, "out": str(folder / f"parts-{kind}")}
         wanted += [parts | {"stop": 3}, parts | {"resume": True}]
-        for name, own in SAVED.items():
-            more = own | {"save": True, "checkpoint_every": 2, "keep_checkpoints": "all"}
-            wanted.append({**PLAIN, **more, "parallel": kind, "out": str(folder / f"{name}-{kind}")})
     wanted += [{"odd": odd, "out": str(folder / f"odd-{odd}")} for odd in ("none", "called", "stranger")]
     (folder / "runs.json").write_text(json.dumps(wanted))
     done = launch(str(Path(__file__).parents[1] / "support" / "multiprocess_runs.py"), str(folder / "runs.json"))
@@ -89,11 +80,6 @@ def worst(got: pd.DataFrame, wanted: pd.DataFrame) -> float:
         if wanted[column].notna().all():
             errors.append(float(((got[column] - wanted[column]).abs() / scale.clip(lower=1e-6)).max()))
     return max(errors)
-
-
-def tensor_names(file: Path) -> list[str]:
-    with safe_open(file, "pt") as kept:
-        return list(kept.keys())
 
 
 @pytest.mark.parametrize(("name", "kind"), [case for case in LAUNCHED if case not in REFUSED])
@@ -129,18 +115,6 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(kind: str, folder: P
     assert together.closed and "on purpose" in (folder / f"parts-{kind}.error").read_text()
     alone = run(tmp_path / "one", **PLAIN | PARTS)
     assert worst(sorted_pairs(together), sorted_pairs(alone)) < 1e-4
-
-
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("name", SAVED)
-def test_transformers_loads_the_model_that_processes_trained_together(name: str, kind: str, folder: Path) -> None:
-    out = folder / f"{name}-{kind}"
-    assert worst_of_final(load_trace(out), out / "model") < 1e-6
-    assert worst_of_final(load_trace(out), out / "checkpoints" / "checkpoint-2") > 1e-4, "other weights are seen"
-    files = {file.relative_to(out).as_posix(): tensor_names(file) for file in out.rglob("*.safetensors")}
-    per_model = ["adapter_model.safetensors", "base/model.safetensors"] if "lora" in name else ["model.safetensors"]
-    assert set(files) == {f"{place}/{one}" for place in ("model", "checkpoints/checkpoint-2") for one in per_model}
-    assert not any("lm_head" in tensor for tensors in files.values() for tensor in tensors), "tied, saved once"
 
 
 @pytest.mark.parametrize(("odd", "said"), [("called", "layer.weight: used 2 times"), ("stranger", r"shape [8, 8]")])

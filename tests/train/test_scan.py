@@ -128,6 +128,15 @@ def test_a_reference_that_is_named_and_an_objective_without_one(full: Path, data
     assert without.about.scan.reference is None and without.about.objective.name == "simpo"
 
 
+def test_adapters_are_measured_against_their_base(data: str, tmp_path: Path) -> None:
+    last = trained_run(tmp_path / "run", lora_rank=2) / "model"
+    base = scanned(tmp_path / "base", [last / "base"], data).pairs.set_index("pair_id")["logp_rejected"]
+    rows = scanned(tmp_path / "scan", [last], data, reference=last / "base").pairs.set_index("pair_id").loc[base.index]
+    np.testing.assert_allclose(rows["ref_logp_rejected"], base, rtol=1e-6)
+    assert (rows["logp_rejected"] - base).abs().max() > 0.01
+    assert load_trace(tmp_path / "scan").manifest["model"]["trained_parameters"] < 10_000
+
+
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:
     keys = [column for column in ("step", "pair_id", "depth") if column in frame]
     return frame.sort_values(keys, ignore_index=True)
