@@ -12,7 +12,7 @@ from dyn_probe_cli.run_options import parameter
 
 from dyn_probe.errors import BadInput
 from dyn_probe.train.options.config import OPTIONS, RunConfig
-from dyn_probe.train.scanning.checkpoints import OF_SCAN, find_checkpoints
+from dyn_probe.train.scanning.saved_steps import OF_SCAN, find_checkpoints
 
 
 def scan(checkpoints: list[str], reference: str = "", **given: Any) -> None:
@@ -27,7 +27,7 @@ def scan(checkpoints: list[str], reference: str = "", **given: Any) -> None:
     config = RunConfig(**{name: value for name, value in given.items() if value not in (None, [])})
     find_checkpoints(checkpoints)
 
-    from dyn_probe.train.scanning.scan import scan as measure
+    from dyn_probe.train.scanning.measured import scan as measure
 
     try:
         trace = measure(checkpoints, config, reference)

@@ -11,7 +11,7 @@ from test_cli_without_torch import answers
 from tiny_runs import uneven
 
 from dyn_probe import load_trace
-from dyn_probe.train.scanning import scan as scanning
+from dyn_probe.train.scanning import measured as scanning
 
 TINY = [
     "--max-pairs", "12", "--pretrain-steps", "0", "--sft-steps", "0", "--steps", "4", "--batch-size", "3", "--device",

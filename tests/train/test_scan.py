@@ -19,9 +19,9 @@ from dyn_probe.data.collating import collate
 from dyn_probe.data.models import load_model
 from dyn_probe.errors import BadInput, Diverged, TraceError
 from dyn_probe.train.options.config import RunConfig
-from dyn_probe.train.scanning import scan as scanning
-from dyn_probe.train.scanning.checkpoints import find_checkpoints
-from dyn_probe.train.scanning.scan import scan
+from dyn_probe.train.scanning import measured as scanning
+from dyn_probe.train.scanning.measured import scan
+from dyn_probe.train.scanning.saved_steps import find_checkpoints
 
 KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"lora_rank": 2}}
 PAIRS = 7

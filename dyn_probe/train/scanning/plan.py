@@ -18,7 +18,7 @@ from dyn_probe.trace.manifest import read_manifest, typed
 from dyn_probe.trace.run_fields import ScanInfo
 from dyn_probe.train.objective import Method
 from dyn_probe.train.options.config import RunConfig
-from dyn_probe.train.scanning.checkpoints import OF_SCAN, Checkpoint, find_checkpoints, refuse_mixed, weights_digest
+from dyn_probe.train.scanning.saved_steps import OF_SCAN, Checkpoint, find_checkpoints, refuse_mixed, weights_digest
 from dyn_probe.train.setup import check_folder
 
 OF_PAIR = ("r_w", "r_l")

@@ -28,8 +28,8 @@ from dyn_probe.train.memory import out_of_memory
 from dyn_probe.train.objective import losses_of
 from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.reference_model import Reference, evaluate_pairs
-from dyn_probe.train.scanning.checkpoints import OF_SCAN, Checkpoint, find_checkpoints
 from dyn_probe.train.scanning.plan import Plan, plan_scan, scan_words
+from dyn_probe.train.scanning.saved_steps import OF_SCAN, Checkpoint, find_checkpoints
 from dyn_probe.train.setup import Setup, example_rows, manifest_of
 from dyn_probe.train.signals import stopping_signals
 
@@ -155,4 +155,4 @@ def _options(config: RunConfig) -> dict[str, Any]:
 
 
 def _command() -> str:
-    return " ".join(["dyn-probe", *sys.argv[1:]]) if "scan" in sys.argv else "dyn_probe.train.scanning.scan.scan"
+    return " ".join(["dyn-probe", *sys.argv[1:]]) if "scan" in sys.argv else "dyn_probe.train.scanning.measured.scan"
