@@ -94,6 +94,18 @@ def test_between_its_own_steps_a_response_is_moved_by_the_pushes_of_others(trace
     assert what_moved.between(level) == []
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.0045, "by 0.45 % (±"), (0.0102, "by 1.0 % (±")])
+def test_a_weight_is_named_where_pushes_do_not_nearly_cancel(share: float, said: str, tmp_path: Path) -> None:
+    every = simulate(DEFAULT)["pushes"]
+    chosen = every.all_chosen - every.own_chosen
+    close = changed(tmp_path / "close", "pushes", all_rejected=every.own_rejected - (1 + share) * chosen)
+    found = only(what_moved.between(close))
+    assert said in found.sentence and found.level == "warning" and found.knobs
+    named = share >= what_moved.CLOSE
+    assert ("--set nll=" in found.sentence) == named and ("nearly cancel" in found.sentence) == (not named)
+    assert ("level_weight" in {number.key for number in found.numbers}) == named
+
+
 def test_pushes_that_do_not_add_up_are_not_to_be_trusted(trace: Trace) -> None:
     assert what_moved.untrusted(trace) == []
     found = only(what_moved.untrusted(with_manifest(trace, pushes={"trusted": False, "step": 7, "law7_error": 0.25})))

@@ -12,7 +12,7 @@ import numpy as np
 
 from dyn_probe.report.frames import finite, median, numbers
 from dyn_probe.report.pair_columns import SIDES
-from dyn_probe.report.push_parts import PARTS, balance, means, of_side, ordered
+from dyn_probe.report.push_parts import PARTS, Balance, balance, means, of_side, ordered
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ UNMOVED = 0.5
 """Share of the weights that a typical step leaves as they were, from which on half precision is warned about."""
 ERRORS = 2.0
 """A balance within this many standard errors of 0 is called level."""
+CLOSE = 0.01
+"""A balance below this is the difference of two sums that nearly cancel: no weight is named from it."""
 
 
 def moved(trace: Trace) -> list[Verdict]:
@@ -96,7 +98,7 @@ def outweighed(trace: Trace) -> list[Verdict]:
     found = balance(trace)
     if found is None:
         return []
-    part, error = f"{100 * abs(found.value):.1f} %", _error(found.error)
+    part, error = _share(found)
     if np.isfinite(found.error) and abs(found.value) <= ERRORS * found.error:
         sentence = f"Rejected and chosen pushes balance on the chosen responses, to within the error ({part}{error})."
     elif found.value > 0:
@@ -127,19 +129,23 @@ def between(trace: Trace) -> list[Verdict]:
     if found is None or (np.isfinite(found.error) and abs(found.value) <= ERRORS * found.error):
         return []
     falls = found.value > 0
-    weight = _level_weight(trace, found.value) if falls else float("nan")
-    level = bool(np.isfinite(weight))
+    weight = _level_weight(trace, found.value) if falls and found.value >= CLOSE else float("nan")
+    level, (part, error) = bool(np.isfinite(weight)), _share(found)
     first, second = ("Rejected", "chosen") if falls else ("Chosen", "rejected")
     sentence = (
-        f"{first} pushes of other pairs outweigh their {second} pushes by {100 * abs(found.value):.1f} %"
-        f"{_error(found.error)} on the chosen responses: they {'lower' if falls else 'raise'} a chosen response in the "
-        "steps that do not train on it, which are most."
+        f"{first} pushes of other pairs outweigh their {second} pushes by {part}{error} on the chosen responses: they "
+        f"{'lower' if falls else 'raise'} a chosen response in the steps that do not train on it, which are most."
     )
+    if falls and found.value < CLOSE:
+        sentence += (
+            " Both nearly cancel, and what is left decides, so no likelihood weight is named: in trials with pushes "
+            "this close the weight that first order asks for took away a tenth to a third of the fall."
+        )
     if level:
         sentence += (
             " Raising d_w/d_l by that much levels it, to first order: for example by a likelihood term, "
             f"--set nll={weight:.2g} (TRL: loss_weights=[1.0, {weight:.2g}], with 'sft' behind the run's loss_type). "
-            "In trials chosen fell much less with it, and stayed level with about twice that."
+            "In trials chosen fell much less with it, and stayed level with one to three times that."
         )
     return say(
         "warning" if falls else "note",
@@ -168,8 +174,11 @@ def _level_weight(trace: Trace, share: float) -> float:
     return float(present + share * pulls.mean() * lengths.mean())
 
 
-def _error(error: float) -> str:
-    return f" (± {100 * error:.1f})" if np.isfinite(error) else ""
+def _share(found: Balance) -> tuple[str, str]:
+    """The balance's size in per cent and its error in brackets, with two digits where it is below one per cent."""
+    size, error = 100 * abs(found.value), 100 * found.error
+    digits = (lambda number: f"{number:.1f}") if size >= 1 else (lambda number: sig(number, 2))
+    return f"{digits(size)} %", f" (± {digits(error)})" if np.isfinite(error) else ""
 
 
 def untrusted(trace: Trace) -> list[Verdict]:
