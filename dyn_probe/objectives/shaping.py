@@ -85,8 +85,8 @@ _ROWS = (
         "Needs gradient norms: normalised_pulls. metric=optimizer is ours: d_w/d_l = ‖g_l‖_P/‖g_w‖_P with ‖g‖_P² = "
         "Σ_k P_k g_k², the geometric mean of the two norms stays the plain one, and the first step is plain. It needs "
         "an optimizer whose metric is known (adamw, rmsprop; under sgd P = 1, the plain form). Tried under AdamW on "
-        "the built-in model (40 steps, 2 seeds; change of chosen over the run, nats): dpo −0.96 and −1.06, plain +0.58 and "
-        "+0.54, metric=optimizer +0.53 and +0.50, with rejected −2.92, −2.82 and −3.17, −3.16; rc +0.55 and +0.52.",
+        "the built-in model (40 steps, 2 seeds; change of chosen over the run, nats): dpo −0.96 and −1.06, plain +0.58 "
+        "and +0.54, metric=optimizer +0.53 and +0.50 (rejected −2.92, −2.82 and −3.17, −3.16); rc +0.55 and +0.52.",
         reweight=Reweighting(normalise, in_metric=in_metric),
         meets_conditions=lambda options: not in_metric(options),
     ),
