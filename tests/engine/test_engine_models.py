@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import transformers as tf
 from exactness import error_of
 from families import VOCAB, make_batch, make_model
-from hand_written import InPlace, MixesRows, OnlyGeneric, Outside, Shared, TopLevelParameter, TransposedTie
+from hand_written import HAND_WRITTEN, MixesRows, Outside
 from reference.same_graph import gram_of
 from torch import nn
 
@@ -22,13 +22,24 @@ from dyn_probe import (
     sequence_logps,
     token_logps,
 )
+from dyn_probe.engine.kinds import KINDS
+from dyn_probe.engine.recording import Recording
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 
 
-@pytest.mark.parametrize("kind", [OnlyGeneric, TopLevelParameter, Shared, TransposedTie, InPlace])
+@pytest.mark.parametrize("kind", HAND_WRITTEN)
 def test_hand_written_models_are_exact(kind):
     assert error_of(kind(), make_batch()) <= 1e-9
+
+
+def test_every_rule_explains_a_module_of_these_or_of_a_family():
+    used = set()
+    for model in (make_model("gpt2"), *(kind() for kind in HAND_WRITTEN)):
+        with Recording(model, claims=(claims := {})):
+            sequence_logps(model, make_batch())
+        used |= {claim.kind.name for claim in claims.values()}
+    assert used == {row.name for row in KINDS}
 
 
 @pytest.mark.parametrize("kind", [Outside, MixesRows])

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from families import FAMILIES, make_batch, make_model
-from hand_written import OnlyGeneric, Shared, TopLevelParameter, TransposedTie
+from hand_written import HAND_WRITTEN, OnlyGeneric
 from reference.token_gradients import token_gradients
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -128,7 +128,7 @@ def with_output(model):
     return twin
 
 
-@pytest.mark.parametrize("kind", [OnlyGeneric, TopLevelParameter, Shared, TransposedTie])
+@pytest.mark.parametrize("kind", HAND_WRITTEN)
 def test_hand_written_models(kind):
     model, batch = kind(), make_batch()
     assert error_of(token_gram(model, batch, 0, tile=4), *slow(with_output(model), batch, 0)) <= 1e-9
@@ -233,7 +233,7 @@ def test_keeping_one_position_of_a_wide_layer_is_caught(monkeypatch):
     assert error_of(token_gram(model, batch, 0), *slow(model, batch, 0)) > 1e-4
 
 
-@pytest.mark.parametrize("kind", [OnlyGeneric, TopLevelParameter, Shared, TransposedTie])
+@pytest.mark.parametrize("kind", HAND_WRITTEN)
 def test_wide_layers_of_hand_written_models(kind, monkeypatch):
     monkeypatch.setattr(linear, "WIDE", 16)
     model, batch = kind(), make_batch()

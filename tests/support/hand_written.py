@@ -142,3 +142,7 @@ class OwnExtraUse(Base):
     def body(self, x):
         x = self.table(x)
         return F.linear(x, self.table.weight) * self.table.scale if self.extra else x
+
+
+HAND_WRITTEN = (OnlyGeneric, TopLevelParameter, Shared, TransposedTie, InPlace)
+"""Those that are to be exact, in every test of such models. A rule for a kind of use that no family has owes one."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, make_batch, make_model
-from hand_written import InPlace, OnlyGeneric, Shared, TopLevelParameter, TransposedTie
+from hand_written import HAND_WRITTEN
 from reference.gradients import row_gradients
 from reference.normalised import normalised_gradient
 from reweighting import coefficients, reweighting_error, worst
@@ -23,9 +23,6 @@ from dyn_probe.train import loop
 from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint
 from dyn_probe.train.setup import prepare
-
-HAND_WRITTEN = (OnlyGeneric, TopLevelParameter, Shared, TransposedTie, InPlace)
-
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 
