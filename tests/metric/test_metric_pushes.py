@@ -159,8 +159,20 @@ def law_7(pushes) -> float:
     return float((pushes.rounding.abs() / pushes.size).max())
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("kind", MODELS)
+CORE = ("gpt2, tied", "llama, untied", "lora")
+"""Models that meet every optimizer in each run of the tests; the others do among the slow ones."""
+
+
+def crossed(kinds, optimizers, core=CORE):
+    """Every kind with AdamW and every optimizer with the core kinds; the other combinations are slow."""
+    return [
+        pytest.param(kind, name, marks=() if kind in core or name == "adamw" else pytest.mark.slow)
+        for kind in kinds
+        for name in optimizers
+    ]
+
+
+@pytest.mark.parametrize(("kind", "optimizer"), crossed(MODELS, OPTIMIZERS))
 def test_every_part_equals_full_gradients_and_the_optimizer_written_out(kind, optimizer):
     rule, options, reference = OPTIMIZERS[optimizer]
     model = MODELS[kind]()
@@ -257,16 +269,16 @@ FORMS = {name: (rule, options) for name, (rule, options, _) in OPTIMIZERS.items(
 }
 
 
-@pytest.mark.parametrize("optimizer", FORMS)
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("family", "optimizer"), crossed(["gpt2", "llama"], FORMS, core=("llama",)))
 def test_accumulation_and_another_term_of_the_loss(family, optimizer):
     """Law 7 with four micro-batches and a penalty on the weights; the penalty is in ``others``."""
     for *_, pushes in train(make_model(family), two_groups(*FORMS[optimizer]), micro=4, other=1e-2):
         assert len(pushes) == 4 and max(law_7(one) for one in pushes) <= 1e-10
 
 
-@pytest.mark.parametrize("optimizer", FORMS)
-@pytest.mark.parametrize("kind", ["gpt2, tied", "llama, untied", "opt", "gemma2"])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"), crossed(["gpt2, tied", "llama, untied", "opt", "gemma2"], FORMS, core=("gpt2, tied",))
+)
 def test_float32(kind, optimizer, monkeypatch):
     monkeypatch.undo()  # models in float32 throughout
     model = MODELS[kind]().float()
