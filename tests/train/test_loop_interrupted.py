@@ -34,7 +34,7 @@ def stop_at(step: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) ->
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:
     keys = [column for column in ("step", "pair_id", "side", "depth") if column in frame]
-    return frame.drop(columns="step_seconds", errors="ignore").sort_values(keys, ignore_index=True)
+    return frame.drop(columns=["step_seconds", "pushes_seconds"], errors="ignore").sort_values(keys, ignore_index=True)
 
 
 @pytest.mark.parametrize(

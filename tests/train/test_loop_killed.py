@@ -60,7 +60,7 @@ def killed(out: Path, **options: Any) -> Path:
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:
     keys = [column for column in ("step", "pair_id", "depth") if column in frame]
-    return frame.drop(columns="step_seconds", errors="ignore").sort_values(keys, ignore_index=True)
+    return frame.drop(columns=["step_seconds", "pushes_seconds"], errors="ignore").sort_values(keys, ignore_index=True)
 
 
 def test_a_killed_run_reads_reports_and_resumes_to_the_uninterrupted_one(method: dict[str, Any], tmp_path: Path):
