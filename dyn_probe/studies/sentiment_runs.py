@@ -8,14 +8,14 @@ differ as in the paper; seed 2 was not used for this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dyn_probe.data.generated.sentiment import read_statements
 from dyn_probe.data.generated.styles import STYLES
+from dyn_probe.data.model_folders import quiet
 from dyn_probe.errors import BadInput
 from dyn_probe.train.display import Display
 from dyn_probe.train.loop import record
@@ -103,17 +103,3 @@ def reading_model(folder: Path, study: Study, seed: int, progress: Callable[[flo
         model.save_pretrained(folder)
         setup.tokenizer.save_pretrained(folder)
     return folder
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

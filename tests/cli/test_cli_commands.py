@@ -274,13 +274,13 @@ def test_ctrl_c_keeps_the_trace_and_says_so(tmp_path: Path) -> None:
         env=os.environ,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits it as ignored
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300  # waits for a row; the limit only ends a run that hangs
     while time.monotonic() < deadline and not _has_rows(out):
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
     assert _has_rows(out), "no row was recorded"
     process.send_signal(signal.SIGINT)
-    said, complained = process.communicate(timeout=60)
+    said, complained = process.communicate(timeout=200)
     assert process.returncode == 130 and said == f"Next: dyn-probe report {out}\n"
     assert "what was recorded is kept" in complained and "Traceback" not in complained
     trace = load_trace(out)
