@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,14 @@ def autocast_type(device: str) -> torch.dtype | None:
 def computing_in(dtype: torch.dtype | None, device: str) -> torch.autocast:
     """Autocast as ``autocast_type`` found it."""
     return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
+@contextmanager
+def exact_products(device: str) -> Iterator[None]:
+    """No graph, and no autocast of whoever is around (a training loop may keep it on to the end of its step): products
+    are made in the types of their factors."""
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        yield
 
 
 HALF = (torch.float16, torch.bfloat16)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.arithmetic import as32, dots
+from dyn_probe.engine.arithmetic import as32, dots, exact_products
 from dyn_probe.engine.factors import Factor, Outer, Vector
 from dyn_probe.engine.products import cross, gram
 from dyn_probe.engine.tap import Capture
@@ -62,7 +62,7 @@ class Assembly:
         Raises:
             UnsupportedUse: the use's kind has no rule for one of its parameters.
         """
-        with torch.no_grad(), torch.autocast(self.capture.anchor.device.type, enabled=False):
+        with exact_products(self.capture.anchor.device.type):
             found = call.kind.factors(call, saved, grads)
             if found.keys() != call.trained:
                 lost = ", ".join(sorted(call.trained - found.keys()))
@@ -112,7 +112,7 @@ class Assembly:
 
     def finish(self) -> dict[str, Tensor]:
         """The answers by parameter, after the backward; a trained parameter without a gradient has zeros."""
-        with torch.no_grad():
+        with exact_products(self.capture.anchor.device.type):
             self._reduce_alone()
             self._open = {}
             names = list(dict.fromkeys(n for use in self.capture.uses for n in use.parameters.values()))

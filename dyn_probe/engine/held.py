@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.engine.arithmetic import as32
+from dyn_probe.engine.arithmetic import as32, exact_products
 from dyn_probe.engine.factors import Factor, Outer, Vector
 from dyn_probe.engine.products import cross, gram
 
@@ -45,6 +45,11 @@ class Held:
         return len(self.parts[0][1])
 
     @property
+    def device(self) -> str:
+        """The kind of device that it lies on."""
+        return self.parts[0][1].device.type
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all factors."""
         return sum(f.nbytes for factors, _ in self.parts for found in factors.values() for f in found)
@@ -52,7 +57,7 @@ class Held:
     def along(self, name: str, direction: Tensor) -> Tensor:
         """``[2B]`` (float64) ``⟨g_i, D⟩`` over one parameter; ``D`` in the parameter's shape."""
         total = torch.zeros(self.rows, dtype=torch.float64, device=direction.device)
-        with torch.no_grad():
+        with exact_products(self.device):
             for factors, weights in self.parts:
                 for factor in factors.get(name, ()):
                     total += factor.along(direction).double() * weights
@@ -70,7 +75,7 @@ class Held:
         """
         n = self.rows // groups
         total = torch.zeros(groups, n, n, dtype=torch.float64, device=self.parts[0][1].device)
-        with torch.no_grad():
+        with exact_products(self.device):
             for factors, weights in self.parts:
                 scale = weights.unflatten(0, (n, groups)).T
                 for answer in _grams(factors.get(name, ()), groups, metric):
@@ -101,7 +106,7 @@ class Held:
     def weighted(self, name: str, coefficients: Tensor, shape: torch.Size) -> Tensor | None:
         """``Σ_i c_i g_i`` over one parameter, in its shape; None where it had no use."""
         total: Tensor | None = None
-        with torch.no_grad():
+        with exact_products(self.device):
             for factors, weights in self.parts:
                 total = weighted_sum(factors.get(name, ()), coefficients * weights, shape, total)
         return total
@@ -111,16 +116,18 @@ def _slices(factors: Sequence[Any], shape: torch.Size, rows: int) -> Blocks:
     """``(entries, rows)`` of the sum of one parameter's uses, in slices as wide as ``rows`` of them may be; the next
     ones overwrite them."""
     factors = sorted(factors, key=lambda one: one.form == "lookup")  # lookups add into what is there
-    first, most = factors[0], BLOCK.get(factors[0].grads.device.type, LARGE)
+    first, device = factors[0], factors[0].grads.device.type
+    most = BLOCK.get(device, LARGE)
     width = max(min(NARROWEST, shape[0]), most // max(1, rows * shape[1:].numel()))
     memory = as32(first.grads.new_empty(0)).new_empty(first.rows * width * shape[1:].numel())
-    with torch.no_grad():
-        for begin in range(0, shape[0], width):
-            entries = slice(begin, min(begin + width, shape[0]))
+    for begin in range(0, shape[0], width):
+        entries = slice(begin, min(begin + width, shape[0]))
+        with exact_products(device):  # not around the yield: what the caller does is the caller's
             block = first.block(entries, memory)
             for factor in factors[1:]:
                 factor.add_block(entries, block)
-            yield entries, block.flatten(1)
+            rows_of_slice = block.flatten(1)
+        yield entries, rows_of_slice
 
 
 def _grams(factors: Sequence[Factor], groups: int, metric: Tensor | None) -> list[Tensor]:
@@ -149,7 +156,7 @@ def add_weighted_gradients(held: Factors, coefficients: Tensor, parameters: Mapp
         coefficients: ``c [rows]``.
         parameters: parameter name → parameter.
     """
-    with torch.no_grad():
+    with exact_products(coefficients.device.type):
         for name, factors in held.items():
             parameter = parameters[name]
             total = weighted_sum(factors, coefficients, parameter.shape)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.engine.arithmetic import exact_products
 from dyn_probe.engine.factors import Factor
 from dyn_probe.engine.module_copy import eval_mode
 from dyn_probe.engine.parameters import select_parameters
@@ -158,7 +159,7 @@ def _collect_tile(model: nn.Module, tile: Tile, names: set[str], into: Parts) ->
     def receive(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         if not names.intersection(call.use.parameters.values()):
             return
-        with torch.no_grad():
+        with exact_products(capture.anchor.device.type):
             for local, factor in call.kind.factors(call, saved, grads).items():
                 if (name := call.use.parameters[local]) in names:
                     into.setdefault(name, []).append(Part(start, factor.shared()))
@@ -171,12 +172,13 @@ def _collect_tile(model: nn.Module, tile: Tile, names: set[str], into: Parts) ->
 def add_products(total: Tensor, left: Parts, right: Parts) -> None:
     """Add to ``total [n_w + n_l, n_w + n_l]`` what every parameter's parts have with each other; ``left`` and ``right``
     are the same parts or of different tokens."""
-    for name in left.keys() & right.keys():
-        for k, one in enumerate(left[name]):
-            for other in right[name][k:] if left is right else right[name]:
-                if one is other:
-                    total[one.rows, one.rows] += gram(one.factor, 1)[0]
-                else:
-                    block = cross(one.factor, other.factor, 1)[0]
-                    total[one.rows, other.rows] += block
-                    total[other.rows, one.rows] += block.T
+    with exact_products(total.device.type):
+        for name in left.keys() & right.keys():
+            for k, one in enumerate(left[name]):
+                for other in right[name][k:] if left is right else right[name]:
+                    if one is other:
+                        total[one.rows, one.rows] += gram(one.factor, 1)[0]
+                    else:
+                        block = cross(one.factor, other.factor, 1)[0]
+                        total[one.rows, other.rows] += block
+                        total[other.rows, one.rows] += block.T

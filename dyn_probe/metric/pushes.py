@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dyn_probe.engine.arithmetic import exact_products
 from dyn_probe.engine.assembly import pair_columns
 from dyn_probe.engine.held import Held
 from dyn_probe.metric.applied import AppliedStep, wide
@@ -103,7 +104,7 @@ def take_apart(
     """
     found = [Pushes.empty(b.held.rows, b.coefficients.device, split is not None) for b in batches]
     rows = [Rows(b.held, b.coefficients, 1 if b.full else b.held.rows // 2) for b in batches]
-    with torch.no_grad():
+    with exact_products(batches[0].held.device):
         for move in moves:
             products = row_products(rows, move, partial(_directions, split=split), explained)
             for batch, pushes, one in zip(batches, found, products, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 from exactness import relative_error, true_gram
@@ -9,7 +10,7 @@ from families import FAMILIES, make_batch, make_model
 from hand_written import Base, OnlyGeneric
 from reference.same_graph import gram_of
 
-from dyn_probe import CertificationError, Probe, sequence_logps, token_logps
+from dyn_probe import CertificationError, Probe, sequence_logps, token_gram, token_logps
 from dyn_probe.engine.certificate import TOLERANCES
 from dyn_probe.engine.recording import Recording
 
@@ -115,3 +116,40 @@ def test_a_wrong_rule_is_still_caught_inside_autocast():
         logps = sequence_logps(model, batch)
         probe.pairs(logps)
         (logps.mean() + model.seen.float().square().sum()).backward()
+
+
+def trained(family, around_step, around_optimizer):
+    """Two steps of which the forward runs in autocast; the rest of the loop as told. Every number of the two steps."""
+    model, batch = make_model(family, torch.float32), make_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    probe = Probe(model, optimizer=optimizer, gram_every=1, metric_every=1, split_momentum=True)
+    seen = []
+    for step in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=around_step), probe.step(step, batch.ids):
+            with torch.autocast("cpu", torch.bfloat16):
+                logps = sequence_logps(model, batch)
+            probe.pairs(logps)
+            logps.mean().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=around_optimizer):
+            optimizer.step()
+        optimizer.zero_grad()
+        seen += [dict(row) for row in probe.rows][-batch.pairs :]
+    return seen
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("around_step", "around_optimizer"), [(True, False), (False, True), (True, True)])
+def test_a_loop_in_autocast_to_its_end_has_the_same_numbers(family, around_step, around_optimizer):
+    """Products are made in their factors' types, whatever the loop keeps on around them."""
+    wanted, got = trained(family, False, False), trained(family, around_step, around_optimizer)
+    assert len(got) == len(wanted) == 6 and "update_delta_chosen" in got[0]
+    pd.testing.assert_frame_equal(pd.DataFrame(got), pd.DataFrame(wanted), check_exact=True)
+
+
+def test_token_grams_in_autocast_have_the_same_numbers():
+    model, batch = inside(make_model("llama", torch.float32)), make_batch(pairs=1)
+    wanted = token_gram(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = token_gram(model, batch)
+    for name in ("chosen", "rejected", "chosen_rejected"):
+        assert torch.equal(getattr(got, name), getattr(wanted, name))
