@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from dyn_probe_cli.app import COMMANDS, app, main
+from loaded import run_and_list
 from loop_runs import run
 
 from dyn_probe.objectives import OBJECTIVES, SHAPINGS, describe
@@ -60,15 +61,8 @@ def refusal(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def loaded_after(arguments: list[str]) -> list[str]:
-    """Which of torch and transformers ``dyn-probe ARGUMENTS`` has loaded at its end."""
-    script = (
-        "import sys\nfrom dyn_probe_cli.app import main\n"
-        f"sys.argv = ['dyn-probe', *{arguments!r}]\n"
-        "try: main()\nexcept SystemExit: pass\n"
-        "print('LOADED', *[m for m in ('torch', 'transformers', 'pandas', 'matplotlib') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return done.stdout.rpartition("LOADED")[2].split()
+    """Which heavy packages ``dyn-probe ARGUMENTS`` has loaded at its end."""
+    return run_and_list(arguments)[2]
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loaded import run_and_list
 
 from dyn_probe.data import names
 from dyn_probe.data.names import check_data, check_model, data_place, hub_away
@@ -126,12 +125,6 @@ def test_a_hub_that_refuses_or_hangs_is_away(hub: int, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("option", ["--data", "--model"])
 def test_the_commands_answer_before_they_load_torch(option: str, tmp_path: Path) -> None:
-    script = (
-        "import sys\nfrom dyn_probe_cli.app import main\n"
-        f"sys.argv = ['dyn-probe', 'record', {option!r}, 'no/such-thing']\n"
-        "try: main()\nexcept SystemExit as stop: print('EXIT', stop.code)\n"
-        "print(*[m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout.split() == ["EXIT", "2"]
-    assert done.stderr.count("\n") == 1 and f"{option} 'no/such-thing'" in done.stderr
+    code, said, loaded = run_and_list(["record", option, "no/such-thing"], tmp_path)
+    assert code == 2 and not {"torch", "transformers", "datasets"} & set(loaded)
+    assert said.count("\n") == 1 and f"{option} 'no/such-thing'" in said
