@@ -21,7 +21,7 @@ from dyn_probe.errors import BadInput, Diverged, TraceError
 from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.scanning import measured as scanning
 from dyn_probe.train.scanning.measured import scan
-from dyn_probe.train.scanning.saved_steps import find_checkpoints
+from dyn_probe.train.scanning.saved_steps import find_checkpoints, weights_digest
 
 KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"lora_rank": 2}}
 PAIRS = 7
@@ -281,3 +281,13 @@ def test_folders_stand_for_their_checkpoints_by_step(full: Path, tmp_path: Path)
     shutil.copytree(at(full, 2), output / "checkpoint-2")
     assert [one.step for one in find_checkpoints([str(output)])] == [2]
     assert find_checkpoints(["built-in"])[0].step_from == "position"
+
+
+def test_weights_that_differ_anywhere_are_others(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(3 << 20))
+    before = weights_digest(str(tmp_path))
+    file.write_bytes(bytes(1 << 20) + b"\1" + bytes((2 << 20) - 1))
+    assert weights_digest(str(tmp_path)) != before
+    file.write_bytes(bytes(3 << 20))
+    assert weights_digest(str(tmp_path)) == before

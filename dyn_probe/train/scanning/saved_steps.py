@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from dyn_probe.data.model_folders import checkpoints_in, is_adapter, is_model, training_step
@@ -18,8 +19,6 @@ OF_SCAN = (
 )  # fmt: skip
 """Fields of ``RunConfig`` that are also options of a scan."""
 WEIGHTS = (".safetensors", ".bin")
-READ = 1 << 20
-"""Bytes at either end of a file of weights that its digest reads: training changes all of them."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +107,15 @@ def _step(folder: Path) -> int | None:
 
 
 def weights_digest(model: str) -> str:
-    """What distinguishes the weights in a folder from others: a digest of their names, sizes, beginnings and ends."""
+    """What distinguishes the weights in a folder from others: a digest of their files."""
     folder = Path(model).expanduser()
-    found = hashlib.sha256()
     files = sorted(one for one in folder.glob("*") if one.suffix in WEIGHTS) if folder.is_dir() else []
-    for file in files:
-        size = file.stat().st_size
-        found.update(f"{file.name}:{size}:".encode())
-        with file.open("rb") as read:
-            found.update(read.read(READ))
-            read.seek(max(0, size - READ))
-            found.update(read.read(READ))
-    return found.hexdigest()[:16] if files else ""
+    whole = [f"{file.name}:{_digest(file, file.stat().st_size, file.stat().st_mtime_ns)}" for file in files]
+    return hashlib.sha256("\n".join(whole).encode()).hexdigest()[:16] if files else ""
+
+
+@cache
+def _digest(file: Path, size: int, written: int) -> str:
+    """A file's digest, read once as long as the file stays as it is."""
+    with file.open("rb") as read:
+        return hashlib.file_digest(read, "sha256").hexdigest()
