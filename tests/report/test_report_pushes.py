@@ -9,22 +9,19 @@ import numpy as np
 import pytest
 from report_checks import only, value
 from report_frames import DEFAULT, Options, simulate
-from report_runs import manifest, new_trace, write_tables
+from report_runs import manifest, new_trace, with_manifest, write_tables
 
 from dyn_probe.report.basis import basis_of, completed
 from dyn_probe.report.verdicts import signed, what_moved
 from dyn_probe.report.verdicts.cases import shares
 from dyn_probe.report.verdicts.prediction import alone
+from dyn_probe.report.verdicts.status import unmeasured
 from dyn_probe.trace.reader import Trace, load_trace
 
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     return new_trace(tmp_path_factory.mktemp("runs") / "run", DEFAULT)
-
-
-def with_manifest(trace: Trace, **more: object) -> Trace:
-    return replace(trace, manifest={**trace.manifest, **more})
 
 
 def changed(path: Path, table: str, **columns: object) -> Trace:
@@ -104,6 +101,14 @@ def test_a_weight_is_named_where_pushes_do_not_nearly_cancel(share: float, said:
     named = share >= what_moved.CLOSE
     assert ("--set nll=" in found.sentence) == named and ("nearly cancel" in found.sentence) == (not named)
     assert ("level_weight" in {number.key for number in found.numbers}) == named
+
+
+def test_a_scan_is_not_asked_for_a_trainings_numbers(tmp_path: Path) -> None:
+    bare = new_trace(tmp_path / "run", Options(pushes=False, realised=False))
+    assert only(what_moved.lacking(bare)).level == "warning" and unmeasured(bare)
+    scanned = with_manifest(bare, scan={"checkpoints": [], "settings": {}})
+    found = only(what_moved.lacking(scanned))
+    assert found.level == "note" and "--" not in found.sentence and unmeasured(scanned) == []
 
 
 def test_pushes_that_do_not_add_up_are_not_to_be_trusted(trace: Trace) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from report_checks import only, value
 from report_frames import DEFAULT, Options, simulate
-from report_runs import manifest, new_trace, write_tables
+from report_runs import manifest, new_trace, with_manifest, write_tables
 
 from dyn_probe.report.verdicts import TOPICS, VERDICTS, Verdict, advice, percent, sig, signed, verdicts
 from dyn_probe.report.verdicts.advice import IN_USE, KNOBS
@@ -224,10 +224,6 @@ def test_signs_and_shares_are_written_honestly() -> None:
         "under 1%",
         "63%",
     )
-
-
-def with_manifest(trace: Trace, **more: object) -> Trace:
-    return replace(trace, manifest={**trace.manifest, **more})
 
 
 @pytest.mark.parametrize(("bad", "level"), [(10, "note"), (11, "warning")])

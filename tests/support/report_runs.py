@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -59,3 +60,8 @@ def write_tables(path: Path, tables: dict[str, pd.DataFrame], about: dict[str, o
 def new_trace(path: Path, options: Options = DEFAULT, **fields: object) -> Trace:
     """Record a synthetic run and open it."""
     return load_trace(write_run(path, options, **fields))
+
+
+def with_manifest(trace: Trace, **more: object) -> Trace:
+    """The trace with other entries of ``run.json``."""
+    return replace(trace, manifest={**trace.manifest, **more})

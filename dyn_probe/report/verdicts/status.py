@@ -137,7 +137,9 @@ def unwritten(trace: Trace) -> list[Verdict]:
 
 
 def unmeasured(trace: Trace) -> list[Verdict]:
-    """What was not recorded, so that nothing above is about it."""
+    """What was not recorded, so that nothing above is about it; a scan has no training that could have been."""
+    if trace.about.scan is not None:
+        return []
     words = "; ".join(dict.fromkeys(remedy(need) for need in missing(trace, WANTED)))
     sentence = f"Not measured in this run: {words}."
     return say("note", sentence, "columns without a value", change=("record",)) if words else []

@@ -222,6 +222,13 @@ def lacking(trace: Trace) -> list[Verdict]:
     """What a trace without pushes cannot say."""
     if not len(trace.pairs) or len(finite(numbers(trace.pushes, "total"))):
         return []
+    if trace.about.scan is not None:
+        return say(
+            "note",
+            "Nothing was trained here: the pairs were measured at saved checkpoints. What moved chosen and rejected "
+            "between them is not known; a recorded training says it.",
+            "scan in run.json",
+        )
     why = _reason(trace) or "record with --metric-every to take the optimizer's steps apart"
     return say(
         "warning",
