@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -46,23 +47,65 @@ def matmul32(left: Tensor, right: Tensor) -> Tensor:
         a, b = (t.expand(*shape, *t.shape[-2:]).reshape(-1, *t.shape[-2:]) for t in (left, right))
         return torch.bmm(a, b, out_dtype=torch.float32).reshape(*shape, left.shape[-2], right.shape[-1])
     left, right = as32(left), as32(right)
-    common = torch.promote_types(left.dtype, right.dtype)
-    return left.to(common) @ right.to(common)
+    if left.dtype != right.dtype:
+        common = torch.promote_types(left.dtype, right.dtype)
+        left, right = left.to(common), right.to(common)
+    if left.dim() == right.dim() == 3 and len(left) == len(right):
+        return torch.bmm(left, right)  # what @ makes of it by five launches more
+    return left @ right
+
+
+SUMMED = 512
+"""Products that are summed up in the type of their factors; such sums are added up in float64."""
+NARROW = 64
+"""Narrower parts than this are slow."""
+STREAMED = 1 << 22
+"""Numbers from which on a GPU multiplies entry by entry: its batched products of two rows are slow."""
 
 
 def dots(left: Tensor, right: Tensor) -> Tensor:
-    """``[…, G, n, m]`` (float64): products of ``left […, n, G, k]`` with ``right […, m, G, k]`` within groups."""
-    if left.shape[-2] == 1:
-        return matmul32(left[..., 0, :], right[..., 0, :].mT).double().unsqueeze(-3)
+    """``[G, n, m]`` (float64): products of ``left [n, G, k]`` with ``right [m, G, k]`` within groups."""
+    if left is right:
+        left = right = as32(left)
+    elif left.dtype != right.dtype:
+        left, right = left.double(), right.double()
+    else:
+        left, right = as32(left), as32(right)
+    if left.is_cuda and left.numel() > STREAMED:
+        return _entry_by_entry(left, right)
+    size = left.shape[-1]
+    if size <= SUMMED:
+        return _summed(left, right, size)
+    if (width := gcd(size, SUMMED)) >= NARROW:
+        return _summed(left, right, width)
+    whole = size - size % SUMMED
+    parts = ((left[..., some], right[..., some]) for some in (slice(whole), slice(whole, None)))
+    begun, rest = ((a, a if left is right else b) for a, b in parts)
+    return _summed(*begun, SUMMED) + _summed(*rest, size - whole)
+
+
+def _summed(left: Tensor, right: Tensor, width: int) -> Tensor:
+    """``dots`` where ``width`` divides ``k``: one batched product of parts so wide."""
+    (n, groups, size), m = left.shape, right.shape[0]
+    if not size:
+        return left.new_zeros(groups, n, m, dtype=torch.float64)
+    parts = (-1, groups * (size // width), width)
+    a = left.reshape(n, *parts[1:]).transpose(0, 1)
+    b = a if left is right else right.reshape(m, *parts[1:]).transpose(0, 1)
+    found = torch.bmm(a, b.mT)
+    if size == width:
+        return found.double()
+    return found.view(groups, -1, n, m).sum(1, dtype=torch.float64)
+
+
+def _entry_by_entry(left: Tensor, right: Tensor) -> Tensor:
     symmetric = left is right
-    left, right = as32(left), as32(right)
-    n, m = left.shape[-3], right.shape[-3]
-    answer = left.new_empty(*left.shape[:-3], left.shape[-2], n, m, dtype=torch.float64)
+    n, m = len(left), len(right)
+    answer = left.new_empty(left.shape[1], n, m, dtype=torch.float64)
     for i in range(n):
         for j in range(m):
             if symmetric and j < i:
-                answer[..., i, j] = answer[..., j, i]
+                answer[:, i, j] = answer[:, j, i]
             else:
-                products = left[..., i, :, :] * right[..., j, :, :]
-                answer[..., i, j] = products.sum(-1, dtype=torch.float64)
+                answer[:, i, j] = (left[i] * right[j]).sum(-1, dtype=torch.float64)
     return answer

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.arithmetic import as32, dots, exact_products
-from dyn_probe.engine.factors import Factor, Outer, Vector
-from dyn_probe.engine.products import cross, gram
+from dyn_probe.engine.arithmetic import exact_products
+from dyn_probe.engine.factors import Factor, Lookup, Outer, Vector
+from dyn_probe.engine.products import by_sum, cross, few, gram
 from dyn_probe.engine.tap import Capture
+from dyn_probe.engine.together import Arrived, Together
 from dyn_probe.engine.uses import Call, is_split
 from dyn_probe.errors import UnsupportedUse
 
@@ -40,8 +42,11 @@ class Assembly:
         self.kept: dict[str, list[Factor]] = {}
         self._hold, self._split = hold, is_split(capture.model)
         self._answers: dict[str, Tensor] = {}
-        self._alone: dict[tuple[torch.Size, torch.dtype], list[tuple[str, Tensor]]] = {}
+        self._stacked: list[tuple[Sequence[str], Tensor]] = []
+        self._alone: dict[tuple[int, torch.dtype], list[tuple[Sequence[str], Tensor]]] = {}
+        self._together = Together(capture.anchor.device.type, self._take_stacked)
         self._open: dict[str, list[Factor]] = {}
+        self._summed: dict[str, list[Factor]] = {}
         self._expected = capture.expected
         self._inverse = None if coefficients is None else inverse_of(coefficients)
         self._early = coefficients is not None and _extreme(coefficients)
@@ -63,23 +68,47 @@ class Assembly:
             UnsupportedUse: the use's kind has no rule for one of its parameters.
         """
         with exact_products(self.capture.anchor.device.type):
-            found = call.kind.factors(call, saved, grads)
-            if found.keys() != call.trained:
-                lost = ", ".join(sorted(call.trained - found.keys()))
-                raise UnsupportedUse(f"{call}: no rule for its parameter {lost}")
-            for local, factor in found.items():
+            if self._may_wait(call) and self._together.add((call, saved, grads)):
+                return
+            for local, factor in self._factors((call, saved, grads)).items():
                 if self._early and self._inverse is not None:
                     factor = factor.scaled(self._inverse)
-                self._take(call.use.parameters[local], factor)
+                self._take(call.use.parameters[local], factor, call.trained_size(local))
 
-    def _take(self, name: str, factor: Factor) -> None:
+    def _may_wait(self, call: Call) -> bool:
+        """Whether nothing but the products of this one use is wanted of it."""
+        once = all(self._expected[name] == 1 for name in call.use.parameters.values())
+        return once and not (self._hold or self._early)
+
+    def _factors(self, arrived: Arrived) -> dict[str, Factor]:
+        call = arrived[0]
+        found: dict[str, Factor] = call.kind.factors(*arrived)
+        if found.keys() != call.trained:
+            lost = ", ".join(sorted(call.trained - found.keys()))
+            raise UnsupportedUse(f"{call}: no rule for its parameter {lost}")
+        return found
+
+    def _take_stacked(self, stacked: Arrived, calls: Sequence[Call]) -> None:
+        """Several uses as one: their answers lie side by side in the groups."""
+        for local, factor in self._factors(stacked).items():
+            names = [call.use.parameters[local] for call in calls]
+            if type(factor) is Vector:
+                self._wait(names, factor.grads.unflatten(0, (-1, len(names))))
+            else:
+                self._several(names, gram(factor, self.groups * len(calls)))
+
+    def _take(self, name: str, factor: Factor, size: int) -> None:
         if self._hold:
             factor = factor.settled() if self._split else factor  # whole parameters are out of reach later
             self.kept.setdefault(name, []).append(factor)
-        if self._expected[name] > 1:
+        several = self._expected[name] > 1
+        small = few(self.capture.layout.responses * size, self.capture.anchor.device.type)
+        if small and (several or type(factor) is Lookup):
+            self._summed.setdefault(name, []).append(factor)
+        elif several:
             self._combine(name, factor)
         elif type(factor) is Vector:  # small: all of them are reduced together
-            self._alone.setdefault((factor.grads.shape, factor.grads.dtype), []).append((name, factor.grads))
+            self._wait([name], factor.grads.unsqueeze(1))
         else:
             self._add(name, gram(factor, self.groups))
 
@@ -102,40 +131,62 @@ class Assembly:
     def _add(self, name: str, answer: Tensor) -> None:
         self._answers[name] = self._answers[name] + answer if name in self._answers else answer
 
+    def _several(self, names: Sequence[str], answers: Tensor) -> None:
+        """Answers ``[G k, n, n]`` of ``k`` parameters."""
+        self._stacked.append((names, answers.unflatten(0, (self.groups, len(names)))))
+
+    def _wait(self, names: Sequence[str], vectors: Tensor) -> None:
+        """Vectors ``[R, k, n]`` of ``k`` parameters: small, and reduced with all others of their size."""
+        self._alone.setdefault((vectors.shape[2], vectors.dtype), []).append((names, vectors))
+
     def _reduce_alone(self) -> None:
-        """The vectors of parameters with one use: those of one size in one product."""
-        for vectors in self._alone.values():
-            stacked = as32(torch.stack([values for _, values in vectors])).unflatten(1, (-1, self.groups))
-            for (name, _), answer in zip(vectors, dots(stacked, stacked), strict=True):
-                self._add(name, answer)
-        self._alone = {}
+        """The vectors of parameters with one use, those of one size in one product; small ones with several."""
+        for found in self._alone.values():
+            names = [name for some, _ in found for name in some]
+            vectors = found[0][1] if len(found) == 1 else torch.cat([values for _, values in found], 1)
+            self._several(names, gram(Vector(vectors.flatten(0, 1)), self.groups * len(names)))
+        for name, factors in self._summed.items():
+            self._add(name, by_sum(factors, self.groups))
+        self._alone, self._summed = {}, {}
 
     def finish(self) -> dict[str, Tensor]:
         """The answers by parameter, after the backward; a trained parameter without a gradient has zeros."""
         with exact_products(self.capture.anchor.device.type):
+            self._together.finish()
             self._reduce_alone()
             self._open = {}
-            names = list(dict.fromkeys(n for use in self.capture.uses for n in use.parameters.values()))
-            n = self.capture.layout.responses // self.groups
-            zeros = torch.zeros(self.groups, n, n, dtype=torch.float64, device=self.capture.anchor.device)
-            stacked = torch.stack([self._answers.get(name, zeros) for name in names])
-            stacked = (stacked + stacked.mT) / 2
+            answers, names = self._all_answers()
+            answers = (answers + answers.mT) / 2 if self.full else answers
             if self._inverse is not None and not self._early:
-                weights = self._inverse.unflatten(0, (n, self.groups)).T
-                stacked = stacked * weights[:, :, None] * weights[:, None, :]
-            found = stacked[:, 0] if self.full else pair_columns(stacked)
-        return dict(zip(names, found, strict=True))
+                weights = self._inverse.unflatten(0, (-1, self.groups)).T[:, None]
+                answers = answers * weights[..., None] * weights[..., None, :]
+            found = answers[0].unbind(0) if self.full else pair_columns(answers).unbind(1)
+        by_name = dict(zip(names, found, strict=True))
+        return {name: by_name[name] for use in self.capture.uses for name in use.parameters.values()}
+
+    def _all_answers(self) -> tuple[Tensor, list[str]]:
+        """``[G, parameters, n, n]`` and the parameters' names."""
+        found = [*self._stacked]
+        if self._answers:
+            found.append((list(self._answers), torch.stack(list(self._answers.values()), 1)))
+        names = [name for some, _ in found for name in some]
+        silent = set(self._expected) - set(names)
+        if silent:
+            n = self.capture.layout.responses // self.groups
+            zeros = self.capture.anchor.new_zeros(self.groups, len(silent), n, n, dtype=torch.float64)
+            found.append((list(silent), zeros))
+            names += silent
+        return torch.cat([answers for _, answers in found], 1), names
 
 
 def pair_columns(grams: Tensor) -> Tensor:
     """``[…, pairs, 3]`` from ``[…, pairs, 2, 2]``."""
-    return torch.stack([grams[..., 0, 0], grams[..., 1, 1], grams[..., 0, 1]], -1)
+    return torch.cat([grams.diagonal(dim1=-2, dim2=-1), grams[..., 0, 1:]], -1)
 
 
 def inverse_of(coefficients: Tensor) -> Tensor:
     """``1 / c`` in float64; 0 where ``c`` is 0: such rows are left out."""
-    c = coefficients.detach().double()
-    return torch.where(c == 0, 0.0, 1.0 / torch.where(c == 0, 1.0, c))
+    return coefficients.detach().double().reciprocal().nan_to_num(nan=float("nan"), posinf=0.0, neginf=0.0)
 
 
 def _extreme(coefficients: Tensor) -> bool:
@@ -143,5 +194,5 @@ def _extreme(coefficients: Tensor) -> bool:
     such coefficients are marked there instead."""
     if coefficients.device.type != "cpu":
         return False
-    size = coefficients.abs()[coefficients != 0]
-    return bool(size.numel()) and not bool((size.min() >= SAFE[0]) & (size.max() <= SAFE[1]))
+    size = np.abs(coefficients.detach().numpy())
+    return bool(((size != 0) & ~((size >= SAFE[0]) & (size <= SAFE[1]))).any())

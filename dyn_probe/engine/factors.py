@@ -22,6 +22,9 @@ from dyn_probe.engine.arithmetic import as32, matmul32
 from dyn_probe.engine.layout import Span
 from dyn_probe.engine.prefix import along_by_prefix
 
+ALL = slice(None)
+"""Without any slicing, where it is this very object."""
+
 
 @dataclass(eq=False)
 class RowGradients:
@@ -83,7 +86,9 @@ class Outer(RowGradients):
             out: memory that may be used for it.
         """
         left, right = (self.inputs, self.grads) if self.transposed else (self.grads, self.inputs)
-        left, right = left[:, :, entries].mT.expand(self.rows, -1, -1), right.expand(self.rows, -1, -1)
+        left = (left if entries is ALL else left[:, :, entries]).mT
+        if len(self.inputs) < self.rows:
+            left, right = left.expand(self.rows, -1, -1), right.expand(self.rows, -1, -1)
         if out is None or not left.dtype == right.dtype == out.dtype:
             return matmul32(left, right)
         size = (self.rows, left.shape[1], right.shape[2])
@@ -169,18 +174,32 @@ class Lookup(RowGradients):
     def shared(self) -> Lookup:
         return replace(self, ids=self.ids[:1])
 
+    def empty(self) -> Tensor:
+        """``[R, entries, d]`` zeros, for ``add_block``."""
+        return self.grads.new_zeros(
+            self.rows, self.entries, self.grads.shape[-1], dtype=torch.promote_types(self.grads.dtype, torch.float32)
+        )
+
     def add_block(self, entries: slice, block: Tensor) -> None:
         """Add the gradients of some of the table's entries to ``block [R, entries, d]``."""
-        grads, size = as32(self.grads), entries.stop - entries.start
-        place = self.ids.expand(self.rows, -1) - entries.start
-        inside = (place >= 0) & (place < size)
-        place = place + torch.arange(self.rows, device=place.device)[:, None] * size
+        grads, (begin, size) = as32(self.grads), self._range(entries)
+        place = self.ids + torch.arange(0, self.rows * size, size, device=self.ids.device)[:, None]
+        if size == self.entries:
+            block.flatten(0, 1).index_add_(0, place.flatten(), grads.flatten(0, 1).to(block.dtype))
+            return
+        inside = ((self.ids >= begin) & (self.ids < begin + size)).expand(place.shape)
+        place = place - begin
         if grads.device.type == "cpu":  # elsewhere asking which are inside would stop the device
             place, grads = place[inside], grads[inside]
         else:
             place = torch.where(inside, place, 0).flatten()
             grads = grads.masked_fill(~inside[..., None], 0.0).flatten(0, 1)
         block.flatten(0, 1).index_add_(0, place, grads.to(block.dtype))
+
+    def _range(self, entries: slice) -> tuple[int, int]:
+        """First entry and number of entries."""
+        begin, end, _ = entries.indices(self.entries)
+        return begin, end - begin
 
     def dense(self, row: int) -> Tensor:
         """``[n]`` the gradient of one row."""
@@ -209,7 +228,7 @@ class Vector(RowGradients):
 
     def take(self, rows: slice) -> Tensor:
         """``[some, n]`` the gradients of some rows."""
-        return self.grads[rows]
+        return self.grads if rows is ALL else self.grads[rows]
 
     def dense(self, row: int) -> Tensor:
         """``[n]`` the gradient of one row."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dyn_probe.engine.arithmetic import as32, exact_products
 from dyn_probe.engine.factors import Factor, Outer, Vector
-from dyn_probe.engine.products import cross, gram
+from dyn_probe.engine.products import of_uses
 
 BLOCK = {"cpu": 1 << 19}
 """Numbers of one slice of all rows' gradients: what a cache holds. Elsewhere (``LARGE``): what fills the device."""
@@ -78,8 +78,8 @@ class Held:
         with exact_products(self.device):
             for factors, weights in self.parts:
                 scale = weights.unflatten(0, (n, groups)).T
-                for answer in _grams(factors.get(name, ()), groups, metric):
-                    total += answer * scale[:, :, None] * scale[:, None, :]
+                if found := factors.get(name):
+                    total += of_uses(found, groups, metric) * scale[:, :, None] * scale[:, None, :]
         return total
 
     def blocks(self, name: str, shape: torch.Size, most: int = 0) -> tuple[Tensor, Blocks] | None:
@@ -128,16 +128,6 @@ def _slices(factors: Sequence[Any], shape: torch.Size, rows: int) -> Blocks:
                 factor.add_block(entries, block)
             rows_of_slice = block.flatten(1)
         yield entries, rows_of_slice
-
-
-def _grams(factors: Sequence[Factor], groups: int, metric: Tensor | None) -> list[Tensor]:
-    """The products of one parameter's uses with themselves and with each other."""
-    answers = [gram(factor, groups, metric) for factor in factors]
-    for k, one in enumerate(factors):
-        for other in factors[k + 1 :]:
-            mixed = cross(one, other, groups, metric)
-            answers.append(mixed + mixed.mT)
-    return answers
 
 
 def weighted_sum(

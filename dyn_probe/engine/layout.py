@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +83,8 @@ class Layout:
         Raises:
             UnsupportedUse: the leading dimension is neither ``rows`` nor ``rows * length``.
         """
+        if tensor.dim() == features + 2 and tensor.shape[0] == self.rows:
+            return tensor
         tail = tensor.shape[tensor.dim() - features :]
         if tensor.dim() > features and tensor.shape[0] in (self.rows, self.rows * self.length):
             return tensor.reshape(self.rows, -1, *tail)
@@ -150,15 +153,16 @@ def find_spans(ids: Any, mask: Any) -> tuple[Span, ...]:
     """
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[0] % 2 or ids.device.type != "cpu":
         return ()
-    readable = isinstance(mask, Tensor) and mask.shape == ids.shape
-    kept = mask.bool() if readable else torch.ones_like(ids, dtype=torch.bool)
-    half, length = ids.shape[0] // 2, ids.shape[1]
-    positions = torch.arange(length)
-    starts = torch.where(kept, positions, length).amin(1)
-    ends = torch.where(kept, positions, -1).amax(1) + 1
-    apart = starts[:half] != starts[half:]
-    differs = (ids[:half] != ids[half:]) | (positions >= torch.minimum(ends[:half], ends[half:])[:, None])
-    first = torch.where(differs & (positions >= starts[:half, None]), positions, length).amin(1)
-    shared = torch.where(apart, 0, first - starts[:half]).clamp(min=0)
+    readable = isinstance(mask, Tensor) and mask.shape == ids.shape and mask.device.type == "cpu"
+    tokens = ids.numpy()
+    kept = mask.numpy().astype(bool) if readable else np.ones(tokens.shape, dtype=bool)
+    half, length = len(tokens) // 2, tokens.shape[1]
+    positions = np.arange(length)
+    starts = np.where(kept, positions, length).min(1)
+    ends = np.where(kept, positions, -1).max(1) + 1
+    first_end = np.minimum(ends[:half], ends[half:])
+    differs = (tokens[:half] != tokens[half:]) | (positions >= first_end[:, None])
+    first = np.where(differs & (positions >= starts[:half, None]), positions, length).min(1)
+    shared = np.where(starts[:half] != starts[half:], 0, first - starts[:half]).clip(min=0)
     columns = (starts[:half], ends[:half], starts[half:], ends[half:], shared)
     return tuple(Span(*span) for span in zip(*(c.tolist() for c in columns), strict=True))

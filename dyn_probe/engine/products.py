@@ -16,19 +16,24 @@ Rows come in groups, ``[n, G]``: ``G`` groups of ``n`` rows, compared within the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.arithmetic import as32, dots, matmul32
-from dyn_probe.engine.factors import Factor, Lookup, Outer, Vector
+from dyn_probe.engine.arithmetic import HALF, as32, dots, matmul32
+from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector
 from dyn_probe.engine.head_rows import HeadRows
 from dyn_probe.engine.prefix import pairs_by_prefix
 
 TRAFFIC = 40.0
 """Multiply-adds that take as long as moving one number to or from memory (measured 30 to 60 on CPUs and GPUs)."""
+LAUNCHED = {"cpu": 1 << 18}
+DEVICE = 1 << 22
+"""Numbers of all rows' gradients (elsewhere than on a CPU: ``DEVICE``) below which launches decide."""
+AT_ONCE = 1 << 18
+"""Entries of a token Gram up to which all rows are compared at once, also those that symmetry would spare."""
 CHUNK = 1 << 24
 """Numbers of one slice of blocks or of one part of a token Gram (64 MiB in float32)."""
 
@@ -68,16 +73,26 @@ def _linears(one: Outer, other: Outer, groups: int, metric: Tensor | None) -> Te
     if groups == one.grads.shape[1] == other.grads.shape[1] == 1:
         inputs = matmul32(_inputs(one, 1)[:, 0, 0], _inputs(other, 1)[:, 0, 0].T)
         return (inputs * matmul32(one.grads[:, 0], other.grads[:, 0].T)).double()[None]
-    if not cheaper_by_tokens(one, other, groups):
-        return by_blocks(one, other, groups)
-    if one is other and len(one.spans) == groups and 2 * groups == one.rows and one.inputs.device.type == "cpu":
+    size, device = one.rows * one.grads.shape[-1] * one.inputs.shape[-1], one.grads.device.type
+    of_pairs = one is other and 2 * groups == one.rows == len(one.inputs)
+    fused = of_pairs and one.inputs.is_cuda and one.inputs.dtype in HALF
+    if few(size, device) or not cheaper_by_tokens(one, other, groups, not fused):
+        found = _fused(one, groups) if fused and not few(size, device) else None
+        return by_blocks(one, other, groups) if found is None else found
+    if of_pairs and len(one.spans) == groups and device == "cpu":
         return pairs_by_prefix(as32(one.inputs), as32(one.grads), one.spans)
     a, b = _grouped(one.grads, groups), _grouped(other.grads, groups)
-    return _contract(lambda i, j: matmul32(a[i], b[j].mT), _inputs(one, groups), _inputs(other, groups), one is other)
+    left, right = _inputs(one, groups), _inputs(other, groups)
+    return _contract(lambda i, j: _token_gram(a, b, i, j, one is other), left, right, one is other)
 
 
 def _inputs(outer: Outer, groups: int) -> Tensor:
-    return _grouped(outer.inputs.expand(outer.rows, -1, -1), groups)
+    return _grouped(_by_rows(outer.inputs, outer.rows), groups)
+
+
+def _by_rows(tensor: Tensor, rows: int) -> Tensor:
+    """What all rows may share, for each of them."""
+    return tensor if len(tensor) == rows else tensor.expand(rows, *[-1] * (tensor.dim() - 1))
 
 
 def _lookups(one: Lookup, other: Lookup, groups: int, metric: Tensor | None) -> Tensor:
@@ -86,16 +101,17 @@ def _lookups(one: Lookup, other: Lookup, groups: int, metric: Tensor | None) -> 
     if groups == 1 and len(one.ids) == len(other.ids) == 1 < one.rows:
         same = (one.ids[0][:, None] == other.ids[0][None]).to(as32(grads).dtype)
         return _through(grads, same, other.grads)
-    x, y = (_grouped(f.ids.expand(f.rows, -1), groups) for f in (one, other))
-    a, b = _grouped(grads, groups), _grouped(other.grads, groups)
-    return _contract(lambda i, j: x[i].unsqueeze(-1) == y[j].unsqueeze(-2), a, b, one is other)
+    x, y = (_grouped(_by_rows(f.ids, f.rows), groups).unsqueeze(-1) for f in (one, other))
+    a = _grouped(grads, groups)
+    b = a if one is other and metric is None else _grouped(other.grads, groups)
+    return _contract(lambda i, j: torch.eq(*_sides(x, y, i, j, one is other)), a, b, one is other)
 
 
 def _head_and_table(head: Outer, table: Lookup, groups: int, metric: Tensor | None) -> Tensor:
     """A head and the table it is tied to: ``Σ_{t,s} B_i[t, x_j[s]] (A_i[t]·D_j[s])``."""
     if head.transposed:
         return _vectors(dense(head), dense(table), groups, metric)
-    ids = _grouped(table.ids.expand(table.rows, -1), groups)
+    ids = _grouped(_by_rows(table.ids, table.rows), groups)
     hidden, deltas = _inputs(head, groups), _grouped(_scaled(table, metric), groups)
     rows = []
     for i in range(len(hidden)):
@@ -115,16 +131,16 @@ def _heads(one: HeadRows, other: HeadRows, groups: int, metric: Tensor | None) -
 
 def _vectors(one: Vector, other: Vector, groups: int, metric: Tensor | None) -> Tensor:
     """Gradients as they are; those that are made on demand, a group at a time."""
-    whole = one.step >= one.rows and other.step >= other.rows
-    parts = [slice(None)] if whole else [slice(g, None, groups) for g in range(groups)]
-    found = []
-    for rows in parts:
-        within = groups if rows == slice(None) else 1
-        left = one.take(rows)
-        right = left if one is other else other.take(rows)
-        left = left if metric is None else as32(left) * metric.flatten()
-        found.append(dots(_grouped(left, within), _grouped(right, within)))
-    return torch.cat(found)
+    if one.step >= one.rows and other.step >= other.rows:
+        return _taken(one, other, groups, metric, ALL)
+    return torch.cat([_taken(one, other, 1, metric, slice(g, None, groups)) for g in range(groups)])
+
+
+def _taken(one: Vector, other: Vector, groups: int, metric: Tensor | None, rows: slice) -> Tensor:
+    """The same of some rows."""
+    left = _grouped(one.take(rows), groups)
+    right = left if one is other else _grouped(other.take(rows), groups)
+    return dots(left if metric is None else as32(left) * metric.flatten(), right)
 
 
 PRODUCTS: dict[tuple[str, str], Callable[[Any, Any, int, Tensor | None], Tensor]] = {
@@ -148,20 +164,49 @@ def _scaled(table: Lookup, metric: Tensor | None) -> Tensor:
     return table.grads if metric is None else as32(table.grads) * metric[table.ids]
 
 
-def _contract(first: Callable[[int, slice], Tensor], one: Tensor, other: Tensor, symmetric: bool) -> Tensor:
-    """``[G, n, m]``: ``Σ_{t,s} X[t,s] (v[t]·v'[s])`` from ``X = first(i, js) [m, G, P, S]`` and ``v [n, G, P, d]``."""
+def _contract(first: Callable[[slice, slice], Tensor], one: Tensor, other: Tensor, symmetric: bool) -> Tensor:
+    """``[G, n, m]``: ``Σ_{t,s} X[t,s] (v[t]·v'[s])`` from ``v [n, G, P, d]``, ``v' [m, G, S, d]`` and, for some of the
+    rows of both, ``X = first(rows, others) [G, rows P, others S]``."""
     n, m, groups = len(one), len(other), one.shape[1]
+    if groups * n * one.shape[2] * m * other.shape[2] <= AT_ONCE:
+        return _contracted(first, one, other, ALL, ALL).double()
     answer = one.new_zeros(groups, n, m, dtype=torch.float64)
     step = max(1, CHUNK // max(1, groups * one.shape[2] * other.shape[2]))
     for i in range(n):
         for j in range(i if symmetric else 0, m, step):
-            some = slice(j, min(j + step, m))
-            products = first(i, some) * matmul32(one[i], other[some].mT)
-            found = products.sum((-1, -2)).double().T
-            answer[:, i, some] = found
+            row, some = slice(i, i + 1), slice(j, min(j + step, m))
+            found = _contracted(first, one, other, row, some).double()
+            answer[:, row, some] = found
             if symmetric:
-                answer[:, some, i] = found
+                answer[:, some, row] = found.mT
     return answer
+
+
+def _contracted(
+    first: Callable[[slice, slice], Tensor], one: Tensor, other: Tensor, rows: slice, others: slice
+) -> Tensor:
+    """``[G, rows, others]`` of the same."""
+    products = first(rows, others) * _token_gram(one, other, rows, others, one is other)
+    return products.view(len(products), -1, one.shape[2], products.shape[2] // other.shape[2], other.shape[2]).sum(
+        (2, 4)
+    )
+
+
+def _token_gram(one: Tensor, other: Tensor, rows: slice, others: slice, same: bool) -> Tensor:
+    """``[G, rows P, others S]``."""
+    return matmul32(*_sides(one, other, rows, others, same))
+
+
+def _sides(one: Tensor, other: Tensor, rows: slice, others: slice, same: bool) -> tuple[Tensor, Tensor]:
+    """The tokens of some rows of both as the two sides of a product."""
+    left = as32(_tokens(one, rows))
+    return left, (left if same and rows is others else as32(_tokens(other, others))).mT
+
+
+def _tokens(tensor: Tensor, rows: slice) -> Tensor:
+    """``[G, rows P, d]`` of some rows of ``[n, G, P, d]``."""
+    some = tensor if rows is ALL else tensor[rows]
+    return some.transpose(0, 1).flatten(1, 2)
 
 
 def _through(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
@@ -179,18 +224,69 @@ def by_blocks(one: Outer, other: Outer, groups: int, metric: Tensor | None = Non
     sizes = (one.grads.shape[-1], one.inputs.shape[-1])
     first, rest = sizes[::-1] if one.transposed else sizes
     width = max(1, CHUNK // max(1, one.rows * rest))
-    total = one.grads.new_zeros((), dtype=torch.float64)
-    for begin in range(0, first, width):
-        entries = slice(begin, min(begin + width, first))
-        left = one.block(entries)
-        right = left if one is other else other.block(entries)
-        left = left if metric is None else left * metric[entries].to(left.dtype)
-        total = total + dots(_grouped(left.flatten(1), groups), _grouped(right.flatten(1), groups))
-    return total
+    slices = [slice(begin, min(begin + width, first)) for begin in range(0, first, width)]
+    found = [_block_products(one, other, groups, metric, entries) for entries in (slices if first > width else [ALL])]
+    return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
 
-def cheaper_by_tokens(one: Outer, other: Outer, groups: int) -> bool:
-    """Whether token Grams cost less than blocks: multiply-adds plus ``TRAFFIC`` times numbers moved."""
+def _block_products(one: Outer, other: Outer, groups: int, metric: Tensor | None, entries: slice) -> Tensor:
+    """The part of some entries of the parameter's first dimension."""
+    left = one.block(entries)
+    right = left if one is other else other.block(entries)
+    if metric is not None:
+        return dots(_flat(left * metric[entries].to(left.dtype), groups), _flat(right, groups))
+    flat = _flat(left, groups)
+    return dots(flat, flat if one is other else _flat(right, groups))
+
+
+def _flat(block: Tensor, groups: int) -> Tensor:
+    """``[R, p, q]`` as ``[n, G, p q]``."""
+    return block.reshape(-1, groups, block.shape[1] * block.shape[2])
+
+
+def _fused(one: Outer, groups: int) -> Tensor | None:
+    """Pairs on a GPU, in a pass that writes no gradient down; None where it cannot run."""
+    from dyn_probe.engine import pair_kernel  # brings a compiler along, which a CPU has no use for
+
+    return pair_kernel.pair_products(one.inputs, one.grads, lambda: by_blocks(one, one, groups))
+
+
+def few(numbers: int, device: str) -> bool:
+    """Whether launching costs more than computing where all rows' gradients have so many numbers."""
+    return numbers <= LAUNCHED.get(device, DEVICE)
+
+
+def of_uses(factors: Sequence[Factor], groups: int, metric: Tensor | None = None) -> Tensor:
+    """``[G, n, n]`` (float64): products of the sums over several uses of one parameter."""
+    answers = [gram(factor, groups, metric) for factor in factors]
+    for k, one in enumerate(factors):
+        for other in factors[k + 1 :]:
+            mixed = cross(one, other, groups, metric)
+            answers.append(mixed + mixed.mT)
+    return answers[0] if len(answers) == 1 else torch.stack(answers).sum(0)
+
+
+def by_sum(factors: Sequence[Factor], groups: int) -> Tensor:
+    """The same by writing the sum of all rows' gradients down, where a layer and its tied table allow it."""
+    layers = [f for f in factors if type(f) is Outer and not f.transposed]
+    tables = [f for f in factors if type(f) is Lookup]
+    if len(layers) + len(tables) < len(factors):
+        return of_uses(factors, groups)
+    block = layers[0].block(ALL) if layers else tables[0].empty()
+    for layer in layers[1:]:
+        layer.add_block(ALL, block)
+    for table in tables:
+        table.add_block(ALL, block)
+    rows = block.reshape(-1, groups, block.shape[1:].numel())
+    return dots(rows, rows)
+
+
+def cheaper_by_tokens(one: Outer, other: Outer, groups: int, written: bool) -> bool:
+    """Whether token Grams cost less than blocks: multiply-adds plus ``TRAFFIC`` times numbers moved.
+
+    Args:
+        written: whether blocks are written to memory and read again.
+    """
     length, other_length = one.grads.shape[1], other.grads.shape[1]
     p, q = one.inputs.shape[-1], one.grads.shape[-1]
     within = one.rows * other.rows // groups
@@ -198,5 +294,5 @@ def cheaper_by_tokens(one: Outer, other: Outer, groups: int) -> bool:
     products = within * (n + 1) / (2 * n) if one is other else within
     tokens = products * length * other_length * (p + q + TRAFFIC)
     multiplied = within * p * q if groups == 1 else 0
-    blocks = one.rows * length * p * q + multiplied + 3 * TRAFFIC * one.rows * p * q
+    blocks = one.rows * length * p * q + multiplied + (3 * TRAFFIC * one.rows * p * q if written else 0)
     return tokens <= blocks

@@ -167,26 +167,28 @@ class Recording:
             return
         if self._coefficients is not None:
             raise BadInput("the recorded log-probabilities were backpropagated twice in one probe.step")
-        self._coefficients, unequal = self._per_row(gradient.detach().double())
-        self._unequal = unequal.unflatten(0, (2, -1)).any(0)
-        self._bad = self._unusable(self._coefficients, self._unequal)
-        if self._anywhere(bool(self._bad.any())):
+        usable, self._unequal = self._per_row(gradient.detach().double())
+        self._coefficients, self._bad = usable, self._unusable(usable, self._unequal)
+        any_bad = bool(self._bad.any())
+        if self._anywhere(any_bad):
             self._measure_apart(self._bad)
-        usable = self._coefficients.masked_fill(self._bad.repeat(2), 0.0)
+        if any_bad:
+            usable = usable.masked_fill(self._bad.repeat(2), 0.0)
         self._training = self._active = Assembly(self.capture, self.full, usable, self.hold)
 
     def _per_row(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """``[2B]`` coefficients, and the rows whose tokens do not share one."""
+        """``[2B]`` coefficients, and ``[B]`` the pairs with a row whose tokens do not share one."""
         if self._mask is None:
-            return gradient, torch.zeros_like(gradient, dtype=torch.bool)
+            return gradient, gradient.new_zeros(len(gradient) // 2, dtype=torch.bool)
         inside = torch.where(self._mask, gradient, 0.0)
         mean = inside.sum(1) / self._mask.sum(1).clamp(min=1)
         spread = torch.where(self._mask, (gradient - mean[:, None]).abs(), 0.0).amax(1)
-        return mean, spread > UNEQUAL * mean.abs()
+        return mean, (spread > UNEQUAL * mean.abs()).unflatten(0, (2, -1)).any(0)
 
     def _unusable(self, c: Tensor, unequal: Tensor) -> Tensor:
         """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""
-        pairs = ~(c.abs() >= self._smallest).unflatten(0, (2, -1)).all(0) | unequal
+        pairs = ~(c.abs() >= self._smallest).unflatten(0, (2, -1)).all(0)
+        pairs = pairs if self._mask is None else pairs | unequal
         everything = self.separate or (self.full and bool(pairs.any()))
         return torch.ones_like(pairs) if everything else pairs
 

@@ -35,19 +35,19 @@ class Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, receive: Receiver, call: Call, anchor: Tensor, count: int, *tensors: Tensor
+        ctx: Any, receive: Receiver, call: Call, anchor: Tensor, saved: Sequence[Tensor], *outputs: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.receive, ctx.call, ctx.kept = receive, call, len(tensors) - count
-        ctx.save_for_backward(*tensors[count:])
+        ctx.receive, ctx.call = receive, call
+        ctx.save_for_backward(*saved)  # given in a sequence, so that no edge of the graph leads to them
         # `.data` is the same storage under a new, view-free tensor: the model may go on to change it in place.
-        return tuple(t.data for t in tensors[:count])
+        return tuple(t.data for t in outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if any(grad is not None for grad in grads):
             ctx.receive(ctx.call, ctx.saved_tensors, grads)
-        return (None, None, None, None, *grads, *([None] * ctx.kept))
+        return (None, None, None, None, *grads)
 
 
 class Capture:
@@ -88,7 +88,7 @@ class Capture:
         self.widened: list[str] = []
         self.entry: tuple[Any, Any, Tensor] | None = None
         self.output: Any = None
-        self.anchor = torch.zeros((), requires_grad=True)
+        self.anchor: Tensor
         self._inside = self._busy = False
         self._forwards = 0
         self._random_states: list[Any] = []
@@ -226,11 +226,11 @@ class Capture:
 
     def _put_tap(self, call: Call) -> tuple[Tensor, ...]:
         """The call's outputs behind a tap."""
-        outputs, saved, call.saved = call.outputs, [t.detach() for t in call.saved], ()
+        outputs, saved, call.saved = call.outputs, call.saved, ()
         call.forget()
         for name in call.use.parameters.values():
             self.taken.setdefault(name, []).append(call)
-        tapped: tuple[Tensor, ...] = Tap.apply(self._receive, call, self.anchor, len(outputs), *outputs, *saved)
+        tapped: tuple[Tensor, ...] = Tap.apply(self._receive, call, self.anchor, saved, *outputs)
         return tapped
 
     def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,10 @@ from dyn_probe.engine.layout import Layout
 from dyn_probe.errors import UnsupportedUse
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def never(_: Call) -> None:
+    """For a kind whose calls are reduced one by one."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Kind:
         keep: ``(call) -> bool``: leaves in ``call.saved`` the tensors that the backward needs and in ``call.notes``
             anything else; False if the call is not of this kind after all.
         factors: ``(call, saved, output gradients) -> {local parameter name: factor}``.
+        alike: ``(call) -> key``: calls with equal keys, whose tensors have the same shapes, may be stacked along their
+            rows and given to ``factors`` as one call of any of their modules; None: this call may not.
     """
 
     name: str
@@ -35,6 +41,7 @@ class Kind:
     check: Callable[[Call], bool]
     keep: Callable[[Call], bool]
     factors: Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], dict[str, Any]]
+    alike: Callable[[Call], Hashable | None] = never
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +94,12 @@ class Call:
     def trained(self) -> frozenset[str]:
         """Local names of the parameters that are trained."""
         return frozenset(self.use.parameters)
+
+    def trained_size(self, local: str) -> int:
+        """Numbers of one of its parameters."""
+        parameter = self.module._parameters[local]
+        assert parameter is not None
+        return parameter.numel()
 
     @property
     def mode(self) -> tuple[Any, ...]:

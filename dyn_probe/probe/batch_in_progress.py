@@ -85,7 +85,7 @@ class BatchInProgress:
             record = BatchRecord.of(step, self.rows.rank, ids, self.given, products, rate, not self.in_parts)
             self.rows.add(record, products, recording.capture.uses if self.layers else None)
             alone = unused and not (self.separate or distributed()) and len(self.rows.batches) == 1
-            alone = alone and not bool(products.unequal.any())
+            alone = alone and not products.unequal.numpy().any()
             if products.gram is not None and alone:
                 self.rows.step(step)["law1_error"] = law_one(self.model, products.gram, products.coefficients)
         self.following.expect(step, record, recording, products)

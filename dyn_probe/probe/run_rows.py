@@ -59,7 +59,7 @@ class RunRows:
             self.writer.add("layers", layer_rows(record.step, record.ids, sum_layers(entries, self._layers)))
         row = self.step(record.step)
         row.setdefault("learning_rate", record.rate)
-        row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.sum())
+        row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.numpy().sum())
 
     def write(self, table: str, rows: Sequence[Row]) -> None:
         """Rows of another table, at once."""

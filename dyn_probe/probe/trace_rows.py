@@ -66,7 +66,8 @@ class BatchRecord:
         ids = [f"{step}-{rank}-{i}" for i in range(size)] if ids is None else list(ids)
         if len(ids) != size:
             raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
-        known = {name: ~products.unequal.numpy() for name in OF_PULLS if bool(products.unequal.any())}
+        unequal = products.unequal.numpy()
+        known = dict.fromkeys(OF_PULLS, ~unequal) if unequal.any() else {}
         return BatchRecord(step, rank, ids, pair_columns(given, products, rate, whole), known, rate)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from exactness import take_alone
 from families import VOCAB, make_model
 from reference.gradients import row_gradients
 from reference.same_graph import gram_of
@@ -44,6 +45,7 @@ def error_of(model, batch) -> float:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "falcon"])
 def test_shared_prompts_are_exact(family, side, monkeypatch):
+    take_alone(monkeypatch)
     monkeypatch.setattr(products, "cheaper_by_tokens", lambda *_: True)
     assert error_of(make_model(family), long_prompts(side)) <= 1e-9
 
@@ -51,6 +53,7 @@ def test_shared_prompts_are_exact(family, side, monkeypatch):
 @pytest.fixture
 def taken(monkeypatch):
     """``(pairs in one product, shared positions)`` of every product."""
+    take_alone(monkeypatch)
     monkeypatch.setattr(products, "cheaper_by_tokens", lambda *_: True)
     seen, honest = [], prefix._agreed
 

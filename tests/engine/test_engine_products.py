@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dyn_probe.engine import products
+from dyn_probe.engine.arithmetic import dots
 from dyn_probe.engine.factors import Lookup, MadeVector, Outer, Vector
 from dyn_probe.engine.products import PRODUCTS, cross, gram
 
@@ -92,9 +93,45 @@ def test_every_form_meets_every_form(one, other, groups, metric):
     )
 
 
+@pytest.mark.parametrize("name", FACTORS)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_rows_are_compared_one_by_one_where_there_are_many(name, groups, monkeypatch):
+    monkeypatch.setattr(products, "AT_ONCE", 0)
+    monkeypatch.setattr(products, "LAUNCHED", {"cpu": 0})
+    one, other = FACTORS[name](), FACTORS[name](20)
+    for metric in (None, draw(*WIDTHS, seed=9).abs()):
+        assert torch.allclose(gram(one, groups, metric), brute(one, one, groups, metric), rtol=1e-12, atol=1e-12)
+        assert torch.allclose(
+            cross(one, other, groups, metric), brute(one, other, groups, metric), rtol=1e-12, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(
+    "uses",
+    [["linear"], ["lookup"], ["linear", "lookup"], ["lookup", "linear", "linear"], ["vector", "linear"]],
+    ids="+".join,
+)
+def test_the_uses_of_a_small_parameter_are_summed(uses, groups):
+    factors = [FACTORS[name](7 * k) for k, name in enumerate(uses)]
+    wanted = sum(brute(one, other, groups) for one in factors for other in factors)
+    for way in (products.by_sum, products.of_uses):
+        assert torch.allclose(way(factors, groups), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 512, 513, 700, 1024, 1037])
+@pytest.mark.parametrize("dtypes", [(torch.float64,) * 2, (torch.float32,) * 2, (torch.bfloat16, torch.float32)])
+def test_sums_of_any_length(size, dtypes):
+    left, right = (draw(n, 2, size, seed=n).to(dtype) for n, dtype in zip((3, 4), dtypes, strict=True))
+    wanted = torch.einsum("ngk,mgk->gnm", left.double(), right.double())
+    assert torch.allclose(dots(left, right), wanted, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(dots(left, left), torch.einsum("ngk,mgk->gnm", left.double(), left.double()), rtol=1e-5)
+
+
 @pytest.mark.parametrize("route", [True, False], ids=["token Grams", "blocks"])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_both_routes_of_linear_uses(route, groups, monkeypatch):
+    monkeypatch.setattr(products, "LAUNCHED", {"cpu": 0})
     monkeypatch.setattr(products, "cheaper_by_tokens", lambda *_: route)
     one, other = outer(0, positions=9), outer(5, positions=3)
     assert torch.allclose(gram(one, groups), brute(one, one, groups), rtol=1e-12)
@@ -103,6 +140,7 @@ def test_both_routes_of_linear_uses(route, groups, monkeypatch):
 
 def test_small_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(products, "CHUNK", 8)
+    monkeypatch.setattr(products, "AT_ONCE", 0)
     one, metric = outer(0), draw(*WIDTHS, seed=9).abs()
     for groups in (1, 3):
         assert torch.allclose(gram(one, groups), brute(one, one, groups), rtol=1e-12)

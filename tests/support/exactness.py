@@ -11,6 +11,7 @@ from reference.gradients import grams, row_gradients
 from reference.same_graph import gram_of
 
 from dyn_probe import Probe, pair_gradients, row_gram, sequence_logps
+from dyn_probe.engine import products, together
 from dyn_probe.engine.recording import Recording, pair_entries
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -56,6 +57,13 @@ SETTINGS = {
     "some frozen": (lambda f: frozen(make_model(f, tie_word_embeddings=True)), {}),
     "padding token trained": (lambda f: make_model(f, tie_word_embeddings=True, pad_token_id=5), {"pad": 5}),
 }
+
+
+def take_alone(monkeypatch) -> None:
+    """Every use is reduced when it comes, as those of large models are."""
+    monkeypatch.setattr(together, "SMALL", {"cpu": together.Limits(0, 0)})
+    monkeypatch.setattr(products, "LAUNCHED", {"cpu": 0})
+    monkeypatch.setattr(products, "AT_ONCE", 0)
 
 
 def certified_error(model) -> float:

@@ -75,6 +75,8 @@ def _per_response(ids: Tensor, call: Call) -> Tensor:
     if shared and not (ids.dim() == 1 and length == rows):
         call.notes["per_batch"] = True
         ids = ids.expand(rows, length)
+    if ids.shape == (rows, length) and call.layout.places is None:
+        return ids
     return call.layout.by_response(ids.unsqueeze(-1)).squeeze(-1)
 
 

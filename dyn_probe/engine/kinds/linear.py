@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dyn_probe.engine.arithmetic import as32
+from dyn_probe.engine.arithmetic import HALF, as32
 from dyn_probe.engine.factors import Factor, Outer, Vector
 from dyn_probe.engine.module_copy import agree
 from dyn_probe.engine.uses import Call
 
+FEW = 1 << 20
+"""Numbers up to which a sum is taken as such."""
 WIDE = 16384
 """From this many outputs on, a layer may be a language-model head: only positions that have a gradient are kept."""
 
@@ -65,12 +67,20 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
             outputs, inputs, isinstance(call.module, Conv1D), call.layout.spans if whole and not cut else (), cut
         )
     if "bias" in call.trained:
-        found["bias"] = Vector(summed(as32(outputs)))
+        found["bias"] = Vector(summed(outputs))
     return found
 
 
+def alike(call: Call) -> Hashable:
+    """Whether the weight is stored as ``[inputs, outputs]``."""
+    return isinstance(call.module, Conv1D)
+
+
 def summed(outputs: Tensor) -> Tensor:
-    """``[rows, q]`` sums over positions, as a product with ones (twice as fast as ``sum`` for wide layers)."""
+    """``[rows, q]`` sums over positions in float32 or better."""
+    if outputs.numel() <= FEW:
+        return outputs.sum(1, dtype=torch.float32 if outputs.dtype in HALF else None)
+    outputs = as32(outputs)  # as a product with ones, twice as fast for wide layers
     return torch.bmm(outputs.new_ones(outputs.shape[0], 1, outputs.shape[1]), outputs).squeeze(1)
 
 

@@ -6,7 +6,7 @@ known by name, and the styles do not differ. Where that equals a norm of torch, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 
 import torch
@@ -76,7 +76,7 @@ def _elementwise(module: nn.Module, inputs: Tensor, weight: Tensor, output: Tens
         return agree(output, rest + weight * hats) and agree(elsewhere, rest + other * hats)
 
 
-def _normaliser(module: nn.Module, inputs: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+def _normaliser(module: nn.Module, inputs: Tensor, weight: Tensor) -> partial[Tensor]:
     """How ``x̂`` is computed: by torch's own norm where it is the same, else by the module itself."""
     shape = tuple(weight.shape)
     if type(module) is nn.LayerNorm:
@@ -114,3 +114,10 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
     if "bias" in call.trained:
         found["bias"] = Vector(outputs.sum(1).flatten(1))
     return found
+
+
+def alike(call: Call) -> Hashable | None:
+    """How ``x̂`` is computed, where that is a norm of torch; what a module computes itself is its own."""
+    assert call.claim is not None
+    hats = call.claim.notes["hats"]
+    return None if hats.func is measured else (hats.func, *sorted(hats.keywords.items()))

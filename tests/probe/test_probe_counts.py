@@ -1,0 +1,113 @@
+"""What a recorded step launches and reads back, counted by the dispatcher: a GPU that is launch-bound pays for both."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from dyn_probe import PairBatch, Probe, sequence_logps
+
+MOST = 1.35
+"""Calls of a recorded step over those of the plain one."""
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "index.Tensor_bool")
+"""Calls whose answer the host waits for."""
+VOCABULARY, LENGTH, PAIRS = 200, 32, 4
+
+
+def llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+
+
+def tied_gpt2() -> GPT2LMHeadModel:
+    quiet = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=1)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=4, n_head=4, n_positions=64, **quiet))
+
+
+class Calls(TorchDispatchMode):
+    """Counts ATen calls by name; indexing by a mask apart from other indexing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).removeprefix("aten.")
+        if name == "index.Tensor" and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            name += "_bool"
+        self.counted[name] += 1
+        return function(*args, **(kwargs or {}))
+
+    @property
+    def reads(self) -> int:
+        """Calls after which the host has waited for the device."""
+        return sum(n for name, n in self.counted.items() if name.startswith(READS))
+
+
+def batch() -> PairBatch:
+    ids = torch.randint(5, VOCABULARY, (2 * PAIRS, LENGTH))
+    ids[PAIRS:, : LENGTH // 2] = ids[:PAIRS, : LENGTH // 2]
+    response = torch.zeros_like(ids)
+    response[:, LENGTH // 2 :] = 1
+    return PairBatch(ids, torch.ones_like(ids), response)
+
+
+def loss_of(logps: torch.Tensor) -> torch.Tensor:
+    chosen, rejected = logps.chunk(2)
+    return -F.logsigmoid(0.1 * (chosen - rejected)).mean()
+
+
+def calls_of_a_step(model, probe: Probe | None) -> Calls:
+    """Of the second step; the first one also looks into the modules."""
+    optimizer, pairs = torch.optim.AdamW(model.parameters(), lr=1e-6, foreach=True), batch()
+    for step in range(2):
+        with Calls() as calls:
+            if probe is None:
+                loss_of(sequence_logps(model, pairs)).backward()
+            else:
+                with probe.step(step, pairs.ids, learning_rate=1e-6):
+                    logps = sequence_logps(model, pairs)
+                    probe.pairs(logps)
+                    loss_of(logps).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return calls
+
+
+@pytest.fixture(params=[llama, tied_gpt2])
+def counted(request) -> tuple[Calls, Calls]:
+    """Of the plain and of the recorded step."""
+    torch.manual_seed(0)
+    model = request.param().bfloat16().train()
+    return calls_of_a_step(model, None), calls_of_a_step(model, Probe(model, certify=False))
+
+
+def test_a_recorded_step_launches_little_more_than_the_plain_one(counted):
+    plain, recorded = (calls.counted.total() for calls in counted)
+    assert plain > 300
+    assert recorded <= MOST * plain, (counted[1].counted - counted[0].counted).most_common(12)
+
+
+def test_a_recorded_step_reads_one_answer_before_its_end(counted):
+    """Whether any pull is too small to divide by; random states are compared on the host."""
+    plain, recorded = counted
+    random_state = recorded.counted["equal.default"] - plain.counted["equal.default"]
+    assert random_state == 1
+    assert recorded.reads - plain.reads - random_state == 1, recorded.counted
+
+
+def test_the_counter_sees_reads():
+    with Calls() as calls:
+        values = torch.arange(4.0)
+        bool(values.any())
+        values[values > 1]
+    assert calls.reads == 2
