@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from dyn_probe_cli.check import check
 from dyn_probe_cli.data import data
+from dyn_probe_cli.export import export
 from dyn_probe_cli.grid import grid
 from dyn_probe_cli.heatmap import heatmap
 from dyn_probe_cli.methods import methods
@@ -18,6 +19,7 @@ from dyn_probe_cli.report import report
 from dyn_probe_cli.reproduce import reproduce
 from dyn_probe_cli.scan import scan
 from dyn_probe_cli.summary import summary
+from dyn_probe_cli.watch import watch
 
 from dyn_probe import __version__
 from dyn_probe.errors import DynProbeError, on_one_line
@@ -34,7 +36,7 @@ app = typer.Typer(
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for a command line it cannot parse, whichever click it uses."""
 
-COMMANDS = (data, record, scan, grid, report, summary, pairs, check, heatmap, reproduce, methods)
+COMMANDS = (data, record, scan, grid, report, summary, pairs, watch, check, export, heatmap, reproduce, methods)
 
 for command in COMMANDS:
     app.command(command.__name__)(command)
