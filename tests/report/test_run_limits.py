@@ -74,6 +74,12 @@ def test_pairs_seen_once_are_compared_with_a_reference_that_is_the_start(tmp_pat
     assert "the reference" in words
 
 
+def test_the_start_alone_is_no_change(tmp_path: Path) -> None:
+    tables = simulate(Options(steps=1, batch=8, pairs=20, seed=5))
+    with pytest.raises(TraceError, match="no change of chosen"):
+        hold_to(traced(tmp_path, tables), {"max_fall": 0})
+
+
 def test_one_update_is_no_change_since_the_start(tmp_path: Path) -> None:
     tables = simulate(Options(steps=3, batch=8, pairs=200, seed=5, reference=False))
     tables["pairs"] = tables["pairs"].drop_duplicates("pair_id", keep="first")

@@ -95,7 +95,8 @@ def measured_change(trace: Trace, side: str) -> tuple[Floats, str]:
         return to_end, _basis(to_end, "from the first recorded row of each to the end of the run")
     again = finite(numbers(rows[rows["rows"] > 1], f"recorded_change_{side}"))
     ratios = finite(pair_columns.since_reference(rows, side))
-    if len(ratios) and len(again) < ENOUGH * len(rows) and starts_at_reference(trace.pairs):
+    moved = len(ratios) and trace.pairs["step"].nunique() > 1
+    if moved and len(again) < ENOUGH * len(rows) and starts_at_reference(trace.pairs):
         return ratios, _basis(ratios, "since the start of training, which is the reference")
     if len(again):
         return again, _basis(again, "from the first to the last recorded row of each")
