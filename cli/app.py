@@ -7,7 +7,9 @@ import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
+from dyn_probe_cli.check import check
 from dyn_probe_cli.data import data
+from dyn_probe_cli.export import export
 from dyn_probe_cli.grid import grid
 from dyn_probe_cli.heatmap import heatmap
 from dyn_probe_cli.methods import methods
@@ -17,6 +19,7 @@ from dyn_probe_cli.report import report
 from dyn_probe_cli.reproduce import reproduce
 from dyn_probe_cli.scan import scan
 from dyn_probe_cli.summary import summary
+from dyn_probe_cli.watch import watch
 
 from dyn_probe import __version__
 from dyn_probe.errors import DynProbeError, on_one_line
@@ -33,7 +36,7 @@ app = typer.Typer(
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for a command line it cannot parse, whichever click it uses."""
 
-COMMANDS = (data, record, scan, grid, report, summary, pairs, heatmap, reproduce, methods)
+COMMANDS = (data, record, scan, grid, report, summary, pairs, watch, check, export, heatmap, reproduce, methods)
 
 for command in COMMANDS:
     app.command(command.__name__)(command)
@@ -62,7 +65,7 @@ def main() -> None:
     """Run the command line.
 
     Exit codes: 0; 1 where training stopped early or a file could not be written; 2 where the command cannot be carried
-    out; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
+    out; 3 where a run is beyond a limit of ``check``; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
     """
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:

@@ -102,6 +102,21 @@ def band_slack(
     return np.where(banded, half - np.abs(off_centre), np.nan)
 
 
+def ches(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
+    """Centred hidden embedding similarity ``⟨H_w, H_l⟩ − ‖H_w‖²`` of each pair, ``[pairs]`` (arXiv 2410.08847, eq. 4).
+
+    It is high where training on the pair lowers chosen most: the condition ``⟨g_w,g_l⟩ > ‖g_w‖²`` of a model whose head
+    alone is trained, up to the residuals of its predictions.
+
+    Args:
+        chosen: ``H_w [pairs, d]``, the sum of the last hidden states from which the chosen response's tokens are
+            predicted; their mean gives the length-normalised form.
+        rejected: ``H_l [pairs, d]``, likewise.
+    """
+    h_w, h_l = (np.asarray(h, dtype=np.float64) for h in (chosen, rejected))
+    return np.asarray((h_w * h_l).sum(1) - (h_w * h_w).sum(1))
+
+
 def loss_gradient_norm(gram: ArrayLike, pull_chosen: ArrayLike, pull_rejected: ArrayLike) -> float:
     """``‖∇ mean loss‖ = sqrt(cᵀKc)`` with ``c`` the derivatives of the mean loss (law 1 of docs/notation.md)."""
     c = np.concatenate([-np.asarray(pull_chosen, dtype=np.float64), np.asarray(pull_rejected, dtype=np.float64)])

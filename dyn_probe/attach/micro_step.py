@@ -39,7 +39,7 @@ class MicroStep:
         self._found: dict[str, Tensor] = {}
         if "ref_chosen_logps" in inputs:
             self._found["reference"] = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-        self._stack.enter_context(probe.step(step, self.batch.ids))
+        self._stack.enter_context(probe.step(step, self.batch.ids, responses=self.batch.response_mask))
 
     def watch(self, model: nn.Module, reference: nn.Module | None, plain_reference: bool) -> None:
         """See the policy's forward, and the reference's.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from dyn_probe.errors import BadInput
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
 from dyn_probe.probe.given import Given, numbers
+from dyn_probe.probe.head_inputs import HeadInputs
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
 from dyn_probe.probe.trace_rows import BatchRecord
@@ -55,18 +56,28 @@ class BatchInProgress:
 
     @contextmanager
     def around(
-        self, step: int, ids: Sequence[str] | None, rate: float | None, segments: Tensor | None
+        self,
+        step: int,
+        ids: Sequence[str] | None,
+        rate: float | None,
+        segments: Tensor | None,
+        responses: Tensor | None = None,
     ) -> Iterator[None]:
         """Around the forward and backward; see ``Probe.step``."""
         full, hold = self.schedule.full_gram(step), self.following.holds(step)
         unused = all(p.grad is None for p in trained_parameters(self.model).values())
+        hidden = None if responses is None else HeadInputs(responses, segments)
+        seen = nullcontext() if hidden is None else hidden.seen(self.model, self.shield)
         try:
             with Recording(self.model, full, self.separate, self.claims, hold, segments, self.shield) as recording:
                 self.recording = recording
-                yield
+                with seen:
+                    yield
                 self.shield.check()
                 if self.given is None:
                     raise BadInput("probe.step was left without a call of probe.pairs(logps, …) in it")
+                if hidden is not None and self.armed:
+                    self.given.columns.update(hidden.columns())
                 self._take(step, ids, rate, recording, unused)
         finally:
             self.recording = self.given = None

@@ -35,7 +35,7 @@ class Probe(Kept):
         every: record steps divisible by this.
         gram_every: record the full ``[2B, 2B]`` Gram (and the batch prediction) on steps divisible by this; 0 never.
         metric_every: take the optimizer's step apart into pushes on steps divisible by this; 0 never. Such a step holds
-            the batch's activations and a copy of the trained weights until the step is made.
+            the batch's activations and a copy of the trained weights until it is made.
         split_momentum: also tell all chosen from all rejected pushes of the present and past steps: every step is held
             then, and two more buffers of the model's size are kept.
         layers: also write the ``layers`` table.
@@ -51,10 +51,10 @@ class Probe(Kept):
         rank: this process's number.
         force: replace an existing trace at ``out``.
         strict: stop where the trace cannot be written (full disk, file-size limit); else that is said once.
-        keep_rows: keep all recorded rows in ``probe.rows`` until the probe is dropped, also where they are written to
-            a trace (300 to 400 bytes each); False keeps those of the step in progress alone.
-        shielded: an error in the hooks that run inside the model's forward and backward and the optimizer's step never
-            leaves them: it ends what they do and is kept as ``failure``.
+        keep_rows: keep all recorded rows in ``probe.rows`` until the probe is dropped (300 to 400 bytes each); False
+            keeps those of the step in progress alone.
+        shielded: an error in hooks inside the model's forward and backward and the optimizer's step never leaves them:
+            it ends what they do and is kept as ``failure``.
     """
 
     def __init__(
@@ -132,15 +132,15 @@ class Probe(Kept):
         learning_rate: float | None = None,
         measure: bool = False,
         segments: Tensor | None = None,
+        responses: Tensor | None = None,
     ) -> Iterator[Probe]:
         """Around one forward and backward over ``2B`` rows; does nothing on steps that are not recorded.
 
         Args:
-            step: optimizer step; several micro-batches may share it.
-            pair_ids: ``batch.ids``.
+            step, pair_ids: optimizer step, which several micro-batches may share; ``batch.ids``.
             learning_rate: η of the predictions (default: the optimizer's).
             measure: measure in steps that are not recorded too, since the update itself needs the norms.
-            segments: ``batch.segments``, where rows are packed.
+            segments, responses: ``batch.segments`` of packed rows; ``batch.response_mask``, for the column ``ches``.
         """
         self._batch.armed = self.records(step)
         if not (self._batch.armed or measure or self.split_momentum):
@@ -150,7 +150,7 @@ class Probe(Kept):
             raise BadInput("probe.step cannot be entered twice at once")
         if not self._rows.holds(step):
             self.flush()
-        with self._batch.around(step, pair_ids, self._rate(learning_rate), segments):
+        with self._batch.around(step, pair_ids, self._rate(learning_rate), segments, responses):
             yield self
 
     def pairs(

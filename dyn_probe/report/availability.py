@@ -22,6 +22,7 @@ REMEDIES: dict[str, str] = {
     "pairs.case_plain": "the gradients of the pairs",
     "pairs.case_update": "the change under the optimizer's own update (--update)",
     "pairs.case_realised": "the same pairs measured again after the update (--realised)",
+    "pairs.ches": "hidden states that enter the head (a model of transformers; probe.step(…, responses=…))",
     "pairs.pull": "the pulls of the loss",
     "pairs.gate": "Gate-DPO shaping",
     "pairs.rho": "AdaDPO shaping",

@@ -1,21 +1,19 @@
-"""The report's folder: what may be overwritten, figures as SVG and PNG, tables as CSV."""
+"""The report's folder: what may be overwritten, figures as SVG and PNG."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from dyn_probe.errors import BadInput
+from dyn_probe.report.export.cells import plain
 from dyn_probe.trace.failures import naming
 
 MARK = "report.json"
@@ -69,15 +67,6 @@ def write_files(out: Path, files: Mapping[str, bytes], data: Mapping[str, Any]) 
         (out / MARK).write_bytes(text.encode("utf-8", "backslashreplace"))  # half a character as JSON writes it
 
 
-def plain(value: Any) -> Any:
-    """JSON values: NaN and infinite numbers become null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def render(figure: Figure) -> tuple[bytes, bytes]:
     """The figure as (SVG, PNG); texts in the SVG are outlines, so that it looks the same everywhere."""
     svg, png = io.BytesIO(), io.BytesIO()
@@ -93,15 +82,3 @@ def render(figure: Figure) -> tuple[bytes, bytes]:
 def data_uri(svg: bytes) -> str:
     """An SVG as the address of an <img>: nothing in it can run or load anything."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
-
-
-def csv_bytes(rows: Iterable[Mapping[str, object]] | pd.DataFrame) -> bytes:
-    """Rows (or a frame without its index) as CSV in UTF-8."""
-    if isinstance(rows, pd.DataFrame):
-        return rows.to_csv(index=False).encode("utf-8", "replace")
-    rows = list(rows)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "replace")

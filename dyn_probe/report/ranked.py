@@ -10,6 +10,7 @@ import pandas as pd
 
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.report import pair_columns
+from dyn_probe.report.agreement import spearman
 from dyn_probe.report.basis import BASES, basis_of_list, completed
 from dyn_probe.report.frames import Floats, finite, numbers
 from dyn_probe.report.push_parts import of_side
@@ -55,6 +56,12 @@ RANKINGS: dict[str, Ranking] = {
     ),
     "cosine": Ranking("grad_cosine", True, "most aligned gradients"),
     "inner": Ranking("grad_inner", True, "largest ⟨g_w,g_l⟩"),
+    "ches": Ranking(
+        "ches",
+        True,
+        "highest similarity of hidden states (CHES): ⟨Σ_t h_w, Σ_t h_l⟩ − ‖Σ_t h_w‖² of what enters the head",
+    ),
+    "ches-normalised": Ranking("ches_normalised", True, "highest similarity of hidden states, with means for sums"),
     "margin": Ranking("margin", False, "smallest margin, by what the objective compares"),
     "norm": Ranking("pair_grad_norm", True, "largest gradient of the pair's loss"),
     "loss": Ranking("loss", True, "largest loss"),
@@ -65,12 +72,16 @@ PREFERRED = ("run", "fall", "reference", "pushes", "update", "predicted", "exces
 """From what was measured to what was only predicted: the first that ENOUGH of the pairs have is taken by default."""
 MEASURED = ("run", "fall", "reference", "margin")
 """Those of PREFERRED that rank by a measured change rather than by a first-order prediction."""
+SIMILARITIES = ("ches", "ches-normalised")
+"""Rankings by hidden states alone, which stand for gradients."""
+EXACT = ("excess", "run", "fall")
+"""What they are compared with: the condition by the gradients of the whole model, and measured changes."""
 ENOUGH = 0.5
 """Share of the pairs that must have a ranking's number."""
 
 COLUMNS = (
     "pair_id", "step", "rows", "case_realised", "case_update", "case_plain", "excess", "grad_inner", "grad_cosine",
-    "grad_norm_chosen",
+    "ches", "ches_normalised", "grad_norm_chosen",
     "grad_norm_rejected", "pull_chosen", "pull_rejected", "predicted_delta_chosen", "predicted_delta_rejected",
     "batch_delta_chosen", "batch_delta_rejected", "update_delta_chosen", "update_delta_rejected",
     "realised_delta_chosen", "realised_delta_rejected", "run_change_chosen", "run_change_rejected",
@@ -95,10 +106,8 @@ def ranked_pairs(trace: Trace, by: str | None = None, top: int | None = 20, step
         BadInput: an unknown ranking, one whose numbers were not recorded, or a step without rows.
     """
     with naming_runs([trace.path]):
-        ranking = RANKINGS[chosen_ranking(trace, by)]
-        rows = run_rows(trace, step)
-        key = numbers(rows, ranking.column)
-        order = np.argsort(-key if ranking.largest_first else key, kind="stable")  # NaN comes last
+        name, rows = chosen_ranking(trace, by), run_rows(trace, step)
+        order = np.argsort(-_key(rows, name), kind="stable")  # NaN comes last
         chosen = rows.iloc[order[:top]]
         texts = trace.examples.drop_duplicates("pair_id")
         return chosen.merge(texts, on="pair_id", how="left").reindex(columns=list(COLUMNS))
@@ -224,4 +233,25 @@ def ranking_words(trace: Trace, by: str | None = None) -> str:
     name = chosen_ranking(trace, by)
     fallback = by is None and name not in MEASURED
     lack = "; no measured change was recorded (record with --realised, or let pairs recur)" if fallback else ""
-    return f"{name}: {RANKINGS[name].meaning}{lack}"
+    found = agreements(trace, name) if name in SIMILARITIES else {}
+    agree = "; ".join(f"{other} {rho:+.2f} ({n} pairs)" for other, (rho, n) in found.items()).replace("-", "−")
+    return f"{name}: {RANKINGS[name].meaning}{lack}" + (f"; rank correlation with {agree}" if agree else "")
+
+
+def agreements(trace: Trace, name: str) -> dict[str, tuple[float, int]]:
+    """Ranking that is exact or measured → Spearman correlation of a ranking with it, and over how many pairs: +1 where
+    they put the pairs into the same order. Only those that were recorded and correlate at all."""
+    rows = run_rows(trace)
+    own, found = _key(rows, name), {}
+    for other in (one for one in EXACT if one != name):
+        key = _key(rows, other)
+        both = np.isfinite(own) & np.isfinite(key)
+        if np.isfinite(rho := spearman(own, key)):
+            found[other] = rho, int(both.sum())
+    return found
+
+
+def _key(rows: pd.DataFrame, name: str) -> Floats:
+    """What a ranking sorts by, turned so that the first pair has the largest number [rows]."""
+    values = numbers(rows, RANKINGS[name].column)
+    return values if RANKINGS[name].largest_first else -values

@@ -11,8 +11,8 @@ from dyn_probe.errors import BadInput
 from dyn_probe.report.basis import completed
 from dyn_probe.report.by_layer import cosine_parts
 from dyn_probe.report.comparing import joined
+from dyn_probe.report.export.cells import csv_bytes
 from dyn_probe.report.frames import last_tenth, recorded, step_bins
-from dyn_probe.report.output import csv_bytes
 from dyn_probe.report.overview import measures
 from dyn_probe.report.ranked import ranked_pairs
 

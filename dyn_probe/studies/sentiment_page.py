@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dyn_probe.report.curves import Curve, draw_line, label_ends
+from dyn_probe.report.export.cells import csv_bytes
 from dyn_probe.report.frames import Floats, numbers
-from dyn_probe.report.output import check_folder, csv_bytes, write_files
+from dyn_probe.report.output import check_folder, write_files
 from dyn_probe.report.style import RUN_COLOURS, name_panel, new_figure, rule
 from dyn_probe.report.token_draw import heat_figure
 from dyn_probe.studies.claims import ERRORS, Estimate, Finding, differences, finding

@@ -12,8 +12,9 @@ import pandas as pd
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import run_figures
+from dyn_probe.report.export.cells import csv_bytes
 from dyn_probe.report.frames import Floats
-from dyn_probe.report.output import check_folder, csv_bytes, write_files
+from dyn_probe.report.output import check_folder, write_files
 from dyn_probe.studies.claims import PublishedClaim
 from dyn_probe.studies.page import draw_all, page
 from dyn_probe.studies.published import COLUMNS, PUBLISHED

@@ -48,3 +48,15 @@ class FolderLock:
         if self._folder >= 0:
             os.close(self._folder)
         self._folder = -1
+
+
+def is_recording(run: Path) -> bool:
+    """Whether a process holds the lock of the folder; true also where that cannot be known. Asking takes the lock for a
+    moment where it is free."""
+    try:
+        FolderLock(run).release()
+    except TraceError:
+        return True
+    except OSError:
+        return run.is_dir()
+    return fcntl is None

@@ -121,6 +121,10 @@ class Trace:
         """
         return self._table(name)[1]
 
+    def arrow(self, name: str) -> pa.Table:
+        """The same table as Arrow, without the older names; each field's metadata has its unit and meaning."""
+        return self._table(name)[0].data.select(list(self._selection.shown(find_table(name))))
+
     def _table(self, name: str) -> tuple[TableRows, pd.DataFrame]:
         table = find_table(name)
         if name not in self._read:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,3 +96,13 @@ def _listing(folder: Path) -> list[str]:
         return []
     except OSError as error:
         raise TraceError(f"wanted a folder of streams; {folder} cannot be listed: {error.strerror or error}") from error
+
+
+def fingerprint(run: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of every file of a trace: another one where anything was written."""
+    found = []
+    for path in own_files(run):
+        with suppress(OSError):  # merged and removed meanwhile
+            about = path.stat()
+            found.append((path.name, about.st_size, about.st_mtime_ns))
+    return tuple(found)

@@ -163,7 +163,9 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
     """
     setup, scale = run.setup, 1.0 / run.config.gradient_accumulation
     method = setup.method
-    with run.probe.step(step, batch.ids, learning_rate=rate, measure=method.reweighting is not None) as probe:
+    with run.probe.step(
+        step, batch.ids, learning_rate=rate, measure=method.reweighting is not None, responses=batch.response_mask
+    ) as probe:
         out = forward(run, batch, whole, step)
         terms = terms_of(out, batch)
         losses, columns = losses_of(method, terms)

@@ -106,7 +106,7 @@ def measure(
     with Probe(setup.model, writer=writer, separate=method.around, tolerance=tolerance, keep_rows=False) as probe:
         for start in range(0, len(ordered), config.batch_size):
             batch = collate(ordered[start : start + config.batch_size], setup.pad_id).to(setup.device)
-            with probe.step(at.step, batch.ids):
+            with probe.step(at.step, batch.ids, responses=batch.response_mask):
                 with setup.autocast():
                     logps = sequence_logps(setup.model, batch)
                 if not bool(logps.isfinite().all()):

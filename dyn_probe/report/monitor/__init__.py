@@ -1,0 +1,1 @@
+"""A run held to limits, and watched while it is written."""
