@@ -133,10 +133,12 @@ def learned_module(method: Method, model: nn.Module) -> nn.Module | None:
 class Forward:
     """A batch after its forward: ``[2B]`` log-probabilities and everything the objective may read.
 
-    ``rows`` are the log-probabilities whose gradients are recorded (``Method.rows``).
+    ``tokens`` ``[2B, L]`` are those of the response tokens, ``rows`` the log-probabilities whose gradients are recorded
+    (``Method.rows``).
     """
 
     logps: Tensor
+    tokens: Tensor
     rows: Tensor
     reference: Tensor | None
     more: dict[str, Any]
@@ -159,7 +161,7 @@ def forward(run: Run, rows: PairBatch, whole: Sequence[EncodedPair], step: int) 
     found = provide(Batch(run, rows, whole, step, tokens, hidden), method.terms)
     expected = None if run.reference is None else run.reference.rows(rows).to(tokens.dtype)
     logps = tokens.sum(1)
-    return Forward(logps, found.get(method.rows, logps), expected, found)
+    return Forward(logps, tokens, found.get(method.rows, logps), expected, found)
 
 
 def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
