@@ -64,7 +64,7 @@ class MicroStep:
         tokens = self._tokens(output)
         said = self.batch.response_mask[:, 1:]
         columns = difference_columns(torch.nn.functional.pad(tokens.detach() * said, (1, 0)), self.batch)
-        self.probe.pairs(tokens, mask=said, lengths=self.batch.lengths, **columns)
+        self.probe.pairs(tokens, mask=said, lengths=self.batch.lengths, **columns)  # type: ignore[arg-type]
         self._watched = True
         self._inside.enter_context(self._means)
 

@@ -77,8 +77,10 @@ def same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
 
 OWN_LAW = ("cases", "pushes", "movement", "margin", "token_heat", "token_evolution", "predicted")
 """Figures whose sides are axes, the two ends of a matrix, or signs: each has a test of its own below."""
-RATIOS = ("pulls", "grad_norms")
+RATIOS = ("pulls", "grad_norms", "effective_magnitudes")
 """Figures with a ratio of the two sides, which becomes its reciprocal: its formula has a slow twin."""
+SIGNED = ("pulls", "effective_magnitudes")
+"""Figures of pulls, which change their signs where the sides are exchanged."""
 SIDELESS = ("clipping", "squeezing_toy", "layers", "token_parts")
 PLAIN = [name for name in FIGURES if name not in (*OWN_LAW, *SIDELESS)]
 ANCHORED = [name for name in PLAIN if name != "entanglement"]  # whose conditions hold both sides
@@ -87,7 +89,7 @@ ANCHORED = [name for name in PLAIN if name != "entanglement"]  # whose condition
 @pytest.mark.parametrize("name", [*PLAIN, *SIDELESS])
 def test_exchanged_sides_exchange_what_a_figure_draws(name: str, traces: dict[str, Trace]) -> None:
     plain, other = (drawn(FIGURES[name].draw(traces[run])) for run in ("plain", "exchanged"))
-    sign = -1 if name == "pulls" else 1
+    sign = -1 if name in SIGNED else 1
     for side in SIDES:
         assert same([np.sort(sign * x) for x in plain[side]], [np.sort(x) for x in other[OTHER[side]]])
         assert bool(plain[side]) is (name not in SIDELESS), f"{name} draws nothing of {side}"

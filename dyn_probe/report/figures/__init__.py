@@ -20,8 +20,10 @@ from dyn_probe.report.figures.case_shares import cases
 from dyn_probe.report.figures.changes_by_pair import movement
 from dyn_probe.report.figures.clipping import clipping
 from dyn_probe.report.figures.conditions import entanglement
+from dyn_probe.report.figures.effective_magnitudes import effective_magnitudes
 from dyn_probe.report.figures.grad_norms import grad_norms
 from dyn_probe.report.figures.layer_cosines import layers
+from dyn_probe.report.figures.likeness import likeness
 from dyn_probe.report.figures.logps import log_probs
 from dyn_probe.report.figures.margin import margin
 from dyn_probe.report.figures.mass import mass
@@ -33,6 +35,7 @@ from dyn_probe.report.figures.mass_toy import squeezing_toy
 from dyn_probe.report.figures.predicted import predicted
 from dyn_probe.report.figures.pulls import pulls
 from dyn_probe.report.figures.push_stack import pushes
+from dyn_probe.report.figures.response_parts import response_parts
 from dyn_probe.report.figures.several_runs import (
     compare_entanglement,
     compare_log_probs,
@@ -67,6 +70,8 @@ class FigureRow:
 
 _SHAPING = tuple(f"pairs.{column}" for _, _, columns in PANELS for column, _, _ in columns)
 
+_PARTS = tuple(f"pairs.logp_{side}_{part}" for side in ("chosen", "rejected") for part in ("before", "at", "after"))
+
 FIGURES: dict[str, FigureRow] = {
     "log_probs": FigureRow(
         log_probs, "Log-probabilities", ("pairs.logp_chosen", "pairs.logp_rejected", "pairs.len_chosen")
@@ -80,8 +85,18 @@ FIGURES: dict[str, FigureRow] = {
     ),
     "grad_norms": FigureRow(grad_norms, "Gradient norms", ("pairs.grad_norm_chosen", "pairs.grad_norm_rejected")),
     "pulls": FigureRow(pulls, "Pulls of the objective", ("pairs.pull_chosen", "pairs.pull_rejected")),
+    "effective_magnitudes": FigureRow(
+        effective_magnitudes,
+        "Effective magnitudes",
+        ("pairs.pull_chosen", "pairs.pull_rejected", "pairs.grad_norm_chosen", "pairs.grad_norm_rejected"),
+    ),
     "shaping": FigureRow(shaping, "Gradient shaping", _SHAPING, optional=True),
     "layers": FigureRow(layers, "Entanglement by layer", ("layers.grad_inner",)),
+    "likeness": FigureRow(
+        likeness,
+        "How alike the responses are",
+        ("pairs.edit_distance", "pairs.grad_cosine", "pairs.realised_delta_chosen", "pairs.realised_delta_rejected"),
+    ),
     "predicted": FigureRow(
         predicted,
         "Predicted and realised change",
@@ -97,6 +112,7 @@ FIGURES: dict[str, FigureRow] = {
         mass_distributions, "Next-token distributions before and after", ("distributions.probabilities",), optional=True
     ),
     "squeezing_toy": FigureRow(squeezing_toy, "Squeezing in a toy model", ("mass.logp_token",), optional=True),
+    "response_parts": FigureRow(response_parts, "Which part of a response moved", _PARTS),
     "token_heat": FigureRow(token_heat, "Token heat map", ("tokens.cosine",), optional=True),
     "token_evolution": FigureRow(token_evolution, "Token heat maps over training", ("tokens.cosine",), optional=True),
     "token_parts": FigureRow(token_parts, "Where entanglement comes from", ("tokens.inner",), optional=True),

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dyn_probe.report.verdicts import (
+    alike,
     cases,
     data_read,
     gradients,
@@ -24,6 +25,8 @@ from dyn_probe.report.verdicts import (
     spikes,
     spread,
     status,
+    synchrony,
+    theorem,
     what_moved,
 )
 from dyn_probe.report.verdicts.advice import IN_USE, KNOBS
@@ -46,7 +49,7 @@ __all__ = [
 ]
 
 VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
-    "movement": (movement.overall, movement.hidden, reference.distance, reference.turn),
+    "movement": (movement.overall, movement.hidden, reference.distance, reference.turn, synchrony.together),
     "pushes": (
         what_moved.moved,
         what_moved.outweighed,
@@ -55,13 +58,13 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
         what_moved.unheld,
         what_moved.lacking,
     ),
-    "cases": (cases.turning, cases.shares, realised.measured, realised.origin, gradients.alignment),
+    "cases": (cases.turning, cases.shares, realised.measured, realised.origin, gradients.alignment, theorem.after),
     "change": (remedies.common_factor, remedies.nll_weight),
-    "pairs": (spread.concentration, spread.length),
+    "pairs": (spread.concentration, spread.length, alike.near_duplicates),
     "mass": (mass_went.went, mass_went.gated),
     "gradient": (spikes.spikes, spikes.zeros, gradients.fading, gradients.negative_pulls, gradients.clipping),
     "layers": (spread.layers,),
-    "shaping": (shaped.gate, shaped.rho, shaped.mask),
+    "shaping": (shaped.gate, shaped.rho, shaped.balance, shaped.mask),
     "prediction": (prediction.alone, prediction.batch, prediction.update),
     "trust": (
         status.ending,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dyn_probe.objectives import SHAPINGS
+from dyn_probe.report import pair_columns
 from dyn_probe.report.changes import span
 from dyn_probe.report.frames import finite, median, numbers, share, tenths
-from dyn_probe.report.run_facts import shaping_options
+from dyn_probe.report.run_facts import ceiling, shaping_options
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def rho(trace: Trace) -> list[Verdict]:
     value = finite(numbers(trace.pairs, "rho"))
     if not len(value):
         return []
-    ceiling = options_of(trace, "rho").get("ceiling")
-    known = isinstance(ceiling, int | float)
-    top = float(ceiling if isinstance(ceiling, int | float) else np.max(value))
+    limit = options_of(trace, "rho").get("ceiling")
+    known = isinstance(limit, int | float)
+    top = float(limit if isinstance(limit, int | float) else np.max(value))
     reached = share(value >= top * (1 - 1e-6))  # ρ was computed in float32
     where = f"at its ceiling of {top:g}" if known else f"at its largest value, {sig(top)},"
     sentence = (
@@ -78,6 +79,49 @@ def rho(trace: Trace) -> list[Verdict]:
         Number("rho_at_largest", "rows at it", reached, "share"),
         Number("n", "n", len(value), "rows"),
     )
+
+
+def balance(trace: Trace) -> list[Verdict]:
+    """How the effective magnitudes d_w‖g_w‖ : d_l‖g_l‖ and the pulls on probabilities d_w/p_w : d_l/p_l moved."""
+    parts, top = tenths(trace.pairs), ceiling(trace.about)
+    if parts is None:
+        return []
+    columns = {
+        "magnitude_ratio": pair_columns.magnitude_ratio(trace.pairs),
+        "balance_token": pair_columns.balance_token(trace.pairs),
+        "balance_ceiling": pair_columns.balance_ceiling(trace.pairs, top),
+        "balance_raw": pair_columns.balance_raw(trace.pairs),
+    }
+    moved = {name: (median(values[parts.first]), median(values[parts.last])) for name, values in columns.items()}
+    if not np.isfinite(list(moved.values())).all():
+        return []
+    words = {name: f"from {sig(first)} to {sig(last)}" for name, (first, last) in moved.items()}
+    sentence = (
+        f"From {span(parts.first_steps)} to {span(parts.last_steps)} the effective magnitudes d_w‖g_w‖ : d_l‖g_l‖ "
+        f"moved {words['magnitude_ratio']} (median; 1 is balanced), and the pulls on probabilities, d_w/p_w : d_l/p_l "
+        f"per token, {words['balance_token']}; with p_w/p_l counted up to {top:g}, {words['balance_ceiling']}. Of "
+        f"whole responses its logarithm moved {words['balance_raw']} nats."
+    )
+    return say(
+        "note",
+        sentence,
+        "medians of the first and the last tenth of the steps; p = e^(h/n) per token and e^h of whole responses, h the "
+        "log-ratio to the reference (without a reference the log-probability)",
+        *(
+            Number(f"{name}{key}", f"{BALANCES[name]}, {when}", value, "nats" if name == "balance_raw" else "1")
+            for name, values in moved.items()
+            for key, when, value in zip(("_first", ""), ("first tenth", "last tenth"), values, strict=True)
+        ),
+        Number("n", "n", int((parts.first | parts.last).sum()), "rows"),
+    )
+
+
+BALANCES = {
+    "magnitude_ratio": "d_w‖g_w‖ : d_l‖g_l‖",
+    "balance_token": "d_w/p_w : d_l/p_l per token",
+    "balance_ceiling": "the same up to the ceiling",
+    "balance_raw": "log of d_w/p_w : d_l/p_l of whole responses",
+}
 
 
 def mask(trace: Trace) -> list[Verdict]:
