@@ -35,6 +35,20 @@ _BALANCED = ("dpo", "rdpo", "simpo", "ipo", "cpo", "orpo")
 _Q10: dict[str, Value] = {"form": "value", "alpha": 50.0, "tau": 0.005}
 
 
+_MASK_NOTES = (
+    "The paper prints the l1 norm of the masks with a weight η_s, and leaves the slope and the learning of the "
+    "read-out open. Ours: the norm is weighted with what the loss gives an average token, the mean size d of the pulls "
+    "times the mean margin per token s (of log-ratios; of log-probabilities without a reference), so that η_s = 1 "
+    "closes the tokens that add less to the margin than the average one; the penalty waits until s is above wait and "
+    "stops where "
+    "the mean mask of the pair is at most floor; k rises by a constant factor a step from slope_start to slope within "
+    "the share anneal of the training; the read-out takes states divided by their l1 norm, at a learning rate of its "
+    "own. Pulls are those on the masked sums, and the recorded gradients are those of the masked log-probabilities "
+    "Σ_t m^t·log π^t, so no change of the unmasked ones is predicted from them. Objectives with a likelihood term are "
+    "left out: it would be minimised by closing every mask."
+)
+
+
 def _lowest_gate(options: Mapping[str, Value]) -> str:
     """g at s = 0, in words."""
     x = -float(options["alpha"]) * float(options["tau"])
@@ -109,21 +123,19 @@ _ROWS = (
     ),
     Shaping(
         "token-mask", masked_terms,
-        {"penalty": 0.01, "slope": 1.0, "threshold": 0.0, "through_hidden": False},
-        ("mask_chosen", "mask_rejected"),
-        formula="h → Σ_t m^t·h^t, ℓ + η_s(mean m_w + mean m_l), m = σ(k(u − r))",
+        {"penalty": 1.0, "slope": 20.0, "slope_start": 1.0, "anneal": 0.5, "threshold": 0.0, "readout_lr": 0.05,
+         "wait": 0.02, "floor": 0.02, "through_hidden": False},
+        ("mask_chosen", "mask_rejected", "mask_spread", "mask_signal"),
+        formula="h → Σ_t m^t·h^t, ℓ + η_s·sg[d·s]·(Σ m_w + Σ m_l), m = σ(k(u − r))",
         paper="Yuan et al. 2024, Gradient Entanglement §5.2 (arXiv 2410.13828)",
         when="When a few tokens decide the preference and the shared ones entangle the gradients.",
         dynamics="Tokens with a small mask drop out of both gradients; once the shared tokens are masked, ⟨g_w,g_l⟩ is "
         "that of the tokens that differ.",
-        notes="Penalty: means instead of the printed l1 norms, so that it does not depend on length (reconstructed). "
-        "The defaults of k, r and η_s are ours. Pulls are those on the masked sums, and the recorded gradients are "
-        "those of the masked log-probabilities Σ_t m^t·log π^t, so no change of the unmasked ones is predicted from "
-        "them.",
-        fits=lambda objective: objective.needs_reference,
-        needs=("token_logps", "ref_token_logps", "response_mask", "token_mask"),
+        notes=_MASK_NOTES,
+        fits=lambda objective: objective.needs_reference or not objective.likelihood,
+        needs=("token_logps", "response_mask", "token_mask"), reference_needs=("ref_token_logps",),
         rows="masked_logps", module=make_token_mask, around=lambda options: options["through_hidden"],
-        penalty=mask_penalty,
+        penalty=mask_penalty, module_rate=lambda options: float(options["readout_lr"]),
     ),
 )  # fmt: skip
 

@@ -26,6 +26,12 @@ _TOKEN_THEORY = (
 )
 """Theorem 3 at the positions of a followed pair, in the rows of side chosen_rejected."""
 
+_TOKEN_MASKS = tuple(
+    Column(f"mask_tokens_{side}", "list<float64>", "1", f"token masks m of the {side} response (token-mask), in order")
+    for side in ("chosen", "rejected")
+)
+"""Learned masks of a followed pair, likewise."""
+
 TOKENS = Table(
     "tokens",
     "one followed pair at one recorded step",
@@ -38,6 +44,7 @@ TOKENS = Table(
         Column("inner", "list<float64>", INNER, "token Gram, row by row"),
         Column("cosine", "list<float64>", "1", "its cosines, row by row"),
         *_TOKEN_THEORY,
+        *_TOKEN_MASKS,
     ),
 )
 

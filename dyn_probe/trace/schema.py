@@ -125,6 +125,12 @@ PAIRS = Table(
         real("normaliser_rejected", "1", "factor on d_l once gradient norms were known (pairwise-normalised, rc)"),
         real("mask_chosen", "1", "mean token mask m_w of the chosen response"),
         real("mask_rejected", "1", "mean token mask m_l of the rejected response"),
+        real("mask_spread", "1", "standard deviation of the masks over the tokens of both responses"),
+        real(
+            "mask_signal",
+            "nats/token",
+            "s: mean margin per token of the batch, in which the masks' penalty is measured",
+        ),
         real(
             "kl", "nats", "KTO's KL estimate from mismatched responses of the batch (its reference point is β times it)"
         ),

@@ -87,7 +87,7 @@ class Method:
     def resolved(row: Objective, hyper: dict[str, Any], shapings: tuple[ChosenShaping, ...]) -> Method:
         """The method of these rows, and what their declarations come to."""
         rows = next((one.shaping.rows for one in shapings if one.shaping.rows), "")
-        shaped = [name for one in shapings for name in one.shaping.needs]
+        shaped = [name for one in shapings for name in one.needs(row)]
         terms = tuple(dict.fromkeys([*row.reads(hyper), *shaped, *([rows] if rows else [])]))
         return Method(
             row, hyper, shapings, terms,
@@ -156,7 +156,7 @@ def forward(run: Run, rows: PairBatch, whole: Sequence[EncodedPair], step: int) 
         if run.mask is None:
             logits = batch_logits(run.module, rows)
         else:
-            logits, hidden = _logits_and_hidden(run.module, run.setup.model, rows)
+            logits, hidden = logits_and_hidden(run.module, run.setup.model, rows)
         tokens = token_logps(logits, rows)
     found = provide(Batch(run, rows, whole, step, tokens, hidden), method.terms)
     expected = None if run.reference is None else run.reference.rows(rows).to(tokens.dtype)
@@ -164,7 +164,7 @@ def forward(run: Run, rows: PairBatch, whole: Sequence[EncodedPair], step: int) 
     return Forward(logps, tokens, found.get(method.rows, logps), expected, found)
 
 
-def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
+def logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
     """Logits, and the head's input caught on its way (``[2B, L', d]``, put back to ``[2B, L, d]``)."""
     hidden: list[Tensor] = []
     head = inner.get_output_embeddings()  # type: ignore[operator]

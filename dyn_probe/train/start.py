@@ -21,7 +21,7 @@ from dyn_probe.train.display import Display
 from dyn_probe.train.kept_tensors import keep, kept, key_of
 from dyn_probe.train.objective import learned_module
 from dyn_probe.train.parallel import full_state, full_weights, load_full_state, shard
-from dyn_probe.train.rate_schedule import make_optimizer
+from dyn_probe.train.rate_schedule import add_module, make_optimizer
 from dyn_probe.train.reference_model import Reference, evaluate_pairs, live_reference
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.setup import Setup
@@ -46,7 +46,10 @@ def start_run(
         shard(reference.model)
     mask = learned_module(setup.method, model)
     module = processes.wrapped(model)
-    optimizer = make_optimizer(config, [*model.parameters(), *(mask.parameters() if mask else ())], config.lr or 0.0)
+    optimizer = make_optimizer(config, model.parameters(), config.lr or 0.0)
+    if mask is not None and setup.method.learned is not None:
+        learned = setup.method.learned
+        add_module(optimizer, mask, learned.shaping.module_rate(learned.options))
     first = 0 if state is None else resume(state, model, optimizer, mask, processes.sharded)
     probe = Probe(
         module,

@@ -15,6 +15,7 @@ from dyn_probe.engine.module_copy import eval_mode
 from dyn_probe.engine.tokens import TokenGram, token_gram
 from dyn_probe.pairs import PairBatch, batch_logits
 from dyn_probe.token_analysis import align
+from dyn_probe.train.objective import logits_and_hidden
 from dyn_probe.train.setup import Setup
 
 if TYPE_CHECKING:
@@ -45,9 +46,20 @@ def record_tokens(run: Run, step: int) -> None:
         with setup.autocast():
             gram = token_gram(setup.model, batch)
             with eval_mode(setup.model):
-                columns = theorem_3(setup.model, batch, gram)
+                columns = theorem_3(setup.model, batch, gram) | token_masks(run, batch, step)
         rows = token_rows(step, pair.pair_id, gram, setup.tokenizer)
         run.writer.add("tokens", [rows[0] | columns, *rows[1:]])
+
+
+@torch.no_grad()
+def token_masks(run: Run, batch: PairBatch, step: int) -> dict[str, list[float]]:
+    """``mask_tokens_chosen`` and ``mask_tokens_rejected`` of the batch's only pair; none where no masks are learned."""
+    if run.mask is None:
+        return {}
+    _, hidden = logits_and_hidden(run.setup.model, run.setup.model, batch)
+    masks = run.mask(hidden, step / run.config.steps)
+    sides = zip(("chosen", "rejected"), masks, batch.response_mask.bool(), strict=True)
+    return {f"mask_tokens_{side}": mask[said].double().tolist() for side, mask, said in sides}
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from dyn_probe.report import pair_columns
 from dyn_probe.report.changes import span
 from dyn_probe.report.frames import finite, median, numbers, share, tenths
 from dyn_probe.report.run_facts import ceiling, shaping_options
-from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
+from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, count, percent, say, sig
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -124,29 +124,50 @@ BALANCES = {
 }
 
 
+DEAD = 0.05
+"""Mean mask of both sides below which the masks are called dead: nothing is trained."""
+FLAT = 0.1
+"""Standard deviation of the masks within pairs below which they are said to choose nothing."""
+
+
 def mask(trace: Trace) -> list[Verdict]:
-    """How far the token mask is closed; and that the recorded gradients are those of the masked responses."""
-    parts, chosen, rejected = (
-        tenths(trace.pairs),
-        *(numbers(trace.pairs, f"mask_{s}") for s in ("chosen", "rejected")),
-    )
-    late = [finite(side if parts is None else side[parts.last]) for side in (chosen, rejected)]
+    """How far the token mask is closed, whether it died or chose nothing; and whose gradients were recorded."""
+    parts, names = tenths(trace.pairs), ("mask_chosen", "mask_rejected", "mask_spread")
+    columns = [numbers(trace.pairs, name) for name in names]
+    late = [finite(values if parts is None else values[parts.last]) for values in columns]
     if not len(late[0]) or not len(late[1]):
         return []
-    kept = [float(np.mean(side)) for side in late]
+    kept = [float(np.mean(side)) for side in late[:2]]
+    spread = float(np.mean(late[2])) if len(late[2]) else float("nan")
+    level, judgement = _judged(max(kept), spread)
     sentence = (
-        f"The mean token mask at the end is {sig(kept[0])} on chosen and {sig(kept[1])} on rejected tokens. The "
-        "gradient norms, inner products and pulls of this run are those of the masked log-probabilities, so they "
+        f"The mean token mask at the end is {sig(kept[0])} on chosen and {sig(kept[1])} on rejected tokens{judgement}. "
+        "The gradient norms, inner products and pulls of this run are those of the masked log-probabilities, so they "
         "predict nothing about the unmasked ones."
     )
     return say(
-        "note",
+        level,
         sentence,
-        "mean of m over response tokens, last tenth of the steps; rows are Σ_t m^t·log π^t",
+        "mean of m over response tokens, last tenth of the steps; spread: standard deviation of m over a pair's "
+        "tokens; rows are Σ_t m^t·log π^t",
         Number("mask_chosen", "m_w, mean", kept[0], "1"),
         Number("mask_rejected", "m_l, mean", kept[1], "1"),
+        *([] if np.isnan(spread) else [Number("mask_spread", "spread of m in a pair, mean", spread, "1")]),
         Number("n", "n", len(late[0]), "rows"),
     )
+
+
+def _judged(largest: float, spread: float) -> tuple[Level, str]:
+    """Level, and what the masks came to."""
+    if largest < DEAD:
+        return "warning", ": the masks died, so hardly anything is trained; lower penalty or raise wait of the shaping"
+    if spread < FLAT:
+        words = (
+            f": within a pair they differ by {sig(spread, 2)} (standard deviation), so they chose nothing. The "
+            "log-ratios did not yet say which tokens matter; train longer, or raise readout_lr"
+        )
+        return "warning", words
+    return "note", "" if np.isnan(spread) else f", with a standard deviation of {sig(spread, 2)} within a pair"
 
 
 def masked(trace: Trace) -> bool:
