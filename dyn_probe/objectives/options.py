@@ -74,6 +74,7 @@ OPTIONS: dict[str, Option] = {
     "tau": Option(
         "τ", "probability at which the gate is ½", "a number in [0, 1]", lambda v: 0 <= v <= 1
     ),
+    "q": Option("q", "which quantile of the token probabilities is read", "a number in [0, 1]", lambda v: 0 <= v <= 1),
     "space": Option(
         "",
         "balance ratios to the reference or the policy's probabilities; auto: ratio if there is a reference",

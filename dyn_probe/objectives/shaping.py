@@ -32,7 +32,7 @@ _GATE_NOTES = (
 _BALANCED = ("dpo", "rdpo", "simpo", "ipo", "cpo", "orpo")
 """Objectives whose pair term adadpo can balance: both contributions enter one margin with equal weight."""
 
-_Q10: dict[str, Value] = {"form": "value", "alpha": 50.0, "tau": 0.005}
+_Q10: dict[str, Value] = {"form": "value", "alpha": 50.0, "tau": 0.005, "q": 0.10}
 
 
 _MASK_NOTES = (
@@ -65,7 +65,7 @@ _ROWS = (
     ),
     Shaping(
         "gate-q10", gate_q10, _Q10, ("gate", "gate_statistic"),
-        formula="h_l → g·h_l, g = σ(α(s − τ)) detached, s = 0.10-quantile of the rejected token "
+        formula="h_l → g·h_l, g = σ(α(s − τ)) detached, s = q-quantile of the rejected token "
         "probabilities",
         paper="Mouiche 2026, Gate-DPO (arXiv 2605.02626)",
         when="As gate-seq, if a few very improbable tokens matter more than the average.",

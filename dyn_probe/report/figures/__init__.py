@@ -21,6 +21,7 @@ from dyn_probe.report.figures.changes_by_pair import movement
 from dyn_probe.report.figures.clipping import clipping
 from dyn_probe.report.figures.conditions import entanglement
 from dyn_probe.report.figures.effective_magnitudes import effective_magnitudes
+from dyn_probe.report.figures.gate_kinds import gate_kinds
 from dyn_probe.report.figures.grad_norms import grad_norms
 from dyn_probe.report.figures.layer_cosines import layers
 from dyn_probe.report.figures.likeness import likeness
@@ -108,6 +109,7 @@ FIGURES: dict[str, FigureRow] = {
     "mass_entropy": FigureRow(
         mass_entropy, "Entropy and rank", ("mass.entropy", "mass.rank", "mass.top1"), optional=True
     ),
+    "gate_kinds": FigureRow(gate_kinds, "The gate over kinds of response", ("mass.logp_token",), optional=True),
     "mass_distributions": FigureRow(
         mass_distributions, "Next-token distributions before and after", ("distributions.probabilities",), optional=True
     ),
