@@ -153,6 +153,7 @@ HELD_OUT: tuple[tuple[str, str, str, str], ...] = (
         "mean (a − r_w) − (b − r_l); no reference: change of a − b since the start of training",
     ),
     ("eval_log_ratio_accuracy", "held-out log-ratio accuracy", "share", "share with log-ratio margin > 0"),
+    ("eval_kl_ref", "held-out KL to the reference", "nats/token", "mean of KL(π‖π_ref) over response positions"),
 )
 """Key (its column in the table `steps`), name, unit and formula of what is evaluated on the held-out pairs."""
 

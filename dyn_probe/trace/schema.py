@@ -176,6 +176,12 @@ STEPS = Table(
             "objective compares: against the reference; without one, against the start of training",
         ),
         real("eval_log_ratio_accuracy", "share", "share of held-out pairs whose log-ratio margin is above 0"),
+        real(
+            "eval_kl_ref",
+            "nats/token",
+            "exact KL(π‖π_ref) of the next token, mean over the response positions of each held-out pair and over "
+            "pairs, before the step; π_ref is the policy at the start, where a copy of it is at hand",
+        ),
         real("step_seconds", "s", "wall time of the whole step, recorder included"),
         real("pushes_seconds", "s", "what of it went into taking the optimizer's step apart"),
         real("pushes_mib", "MiB", "held for that until the step was made: a copy of the weights, factored gradients"),

@@ -106,12 +106,15 @@ def test_what_a_figure_draws_as_one_sides_follows_that_side_alone(
     assert not same(plain[side], own[side]), f"{side} does not follow {side}"
 
 
+WITHOUT_SIDES = ("compare_margin", "compare_entanglement", "compare_kl")
+
+
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_comparisons_of_runs_draw_each_side_in_its_own_panel(name: str, traces: dict[str, Trace]) -> None:
     runs = {run: {"a": traces["plain"], "b": traces[run]} for run in ("plain", *SIDES)}
     plain, chosen, rejected = (drawn(COMPARISONS[name].draw(runs[run])) for run in ("plain", *SIDES))
     assert same(plain["chosen"], rejected["chosen"]) and same(plain["rejected"], chosen["rejected"])
-    assert bool(plain["chosen"]) is bool(plain["rejected"]) is (name not in ("compare_margin", "compare_entanglement"))
+    assert bool(plain["chosen"]) is bool(plain["rejected"]) is (name not in WITHOUT_SIDES)
     if plain["chosen"]:
         assert not same(plain["chosen"], chosen["chosen"]) and not same(plain["rejected"], rejected["rejected"])
 

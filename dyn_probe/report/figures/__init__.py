@@ -27,6 +27,7 @@ from dyn_probe.report.figures.layer_cosines import layers
 from dyn_probe.report.figures.likeness import likeness
 from dyn_probe.report.figures.logps import log_probs
 from dyn_probe.report.figures.margin import margin
+from dyn_probe.report.figures.margin_for_kl import compare_kl
 from dyn_probe.report.figures.mass import mass
 from dyn_probe.report.figures.mass_deltas import compare_deltas
 from dyn_probe.report.figures.mass_distributions import mass_distributions
@@ -127,6 +128,7 @@ COMPARISONS: dict[str, FigureRow] = {
         compare_entanglement, "Entanglement, pulls, case 2", ("pairs.grad_cosine", "pairs.case_plain")
     ),
     "compare_deltas": FigureRow(compare_deltas, "Change per method", ("mass.logp", "mass.argmax_logp")),
+    "compare_kl": FigureRow(compare_kl, "Margin for KL", ("steps.eval_kl_ref", "steps.eval_log_ratio_margin")),
     "compare_pairs": FigureRow(compare_pairs, "The same pairs", ("pairs.logp_chosen",)),
 }
 """Figures of several runs: `draw` takes a mapping of run name → trace."""
