@@ -22,7 +22,7 @@ def compare_kl(traces: Mapping[str, Trace]) -> Figure:
     How to read: the higher a line is at the same KL, the cheaper the run buys its margin. Lines that bend to the right
     go on leaving the reference without gaining margin.
 
-    Needs: held-out pairs, and a copy of the reference (the built-in model, or --no-precompute-reference).
+    Needs: pairs that are held out, and a copy of the reference (the built-in model, or --no-precompute-reference).
     """
     lines = {label: points(trace) for label, trace in traces.items()}
     if not any(len(line) for line in lines.values()):
