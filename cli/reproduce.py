@@ -13,7 +13,7 @@ from dyn_probe_cli.next_step import say_next
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.studies.presets import PRESETS, USUAL, preset_named
 
-OPTIONS = {"sentiment": ("statements",), "squeezing": ("probe_file", "preset")}
+OPTIONS = {"sentiment": ("statements",), "squeezing": ("probe_file", "preset"), "theory": ()}
 """Study → the options that only it has."""
 
 
@@ -59,6 +59,8 @@ def reproduce(
 
     squeezing: where each method moves the probability mass (Ren & Sutherland 2024; Mouiche 2026), with the published Δ
     table beside the measured one.
+
+    theory: Theorem 1, Corollary 2 and Theorem 3 of Yuan et al. 2024, each formula beside what autograd gives; seconds.
     """
     if study not in OPTIONS:
         raise BadInput(unknown("study", study, OPTIONS))
@@ -105,7 +107,16 @@ def _squeezing(folder: Path, force: bool, seeds: int | None, probe_file: Path | 
     say_next("report", *(paths[0] for paths in list(runs.values())[:4]))
 
 
-STUDIES: dict[str, Callable[..., None]] = {"sentiment": _sentiment, "squeezing": _squeezing}
+def _theory(folder: Path, force: bool, seeds: int | None) -> None:
+    from dyn_probe.studies.sentiment_page import study_lines
+    from dyn_probe.studies.theory_page import run_statements, write_study
+
+    page, judged = write_study(run_statements(seeds or 3), folder / "report", force)
+    typer.echo("\n".join(study_lines(judged)))
+    typer.echo(f"Report: {page}")
+
+
+STUDIES: dict[str, Callable[..., None]] = {"sentiment": _sentiment, "squeezing": _squeezing, "theory": _theory}
 
 
 def _known(**values: Any) -> dict[str, Any]:

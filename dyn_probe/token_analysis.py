@@ -7,7 +7,7 @@ Letters: ``y_w``, ``y_l`` the chosen and rejected response of ``n_w`` and ``n_l`
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class TokenHeat:
         tokens_rejected: ``n_l`` token strings.
         inner: ``[n_w, n_l]`` ``G``, (nats/parameter unit)².
         cosine: ``[n_w, n_l]`` its cosines; NaN where a token has no gradient.
+        masks: ``[n_w]`` and ``[n_l]`` token masks from 0 to 1, where the run learned them.
     """
 
     step: int
@@ -45,6 +46,7 @@ class TokenHeat:
     tokens_rejected: tuple[str, ...]
     inner: Floats
     cosine: Floats
+    masks: tuple[Floats, Floats] | None = None
 
     def __post_init__(self) -> None:
         wanted = (len(self.tokens_chosen), len(self.tokens_rejected))
@@ -110,9 +112,13 @@ def _heat(row: dict[Any, Any]) -> TokenHeat:
             f"tokens row of pair {row['pair_id']}, step {row['step']}: wanted {shape[0]} × {shape[1]} numbers, "
             f"got {len(inner)} and {len(cosine)}"
         )
-    return TokenHeat(
+    named = [row.get(f"mask_tokens_{side}") for side in ("chosen", "rejected")]
+    masks = [np.asarray([] if mask is None else mask, dtype=np.float64).ravel() for mask in named]
+    known = tuple(map(len, masks)) == shape
+    heat = TokenHeat(
         int(row["step"]), str(row["pair_id"]), chosen, rejected, inner.reshape(shape), cosine.reshape(shape)
     )
+    return replace(heat, masks=(masks[0], masks[1])) if known else heat
 
 
 def first_difference(chosen: Sequence[Hashable], rejected: Sequence[Hashable]) -> int:

@@ -13,6 +13,7 @@ from dyn_probe.attach.pair_losses import Means
 from dyn_probe.attach.pair_texts import pair_batch
 from dyn_probe.errors import BadInput
 from dyn_probe.probe import Probe
+from dyn_probe.probe.pair_differences import difference_columns
 
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -61,7 +62,9 @@ class MicroStep:
         if self._watched or not torch.is_grad_enabled():
             return
         tokens = self._tokens(output)
-        self.probe.pairs(tokens, mask=self.batch.response_mask[:, 1:], lengths=self.batch.lengths)
+        said = self.batch.response_mask[:, 1:]
+        columns = difference_columns(torch.nn.functional.pad(tokens.detach() * said, (1, 0)), self.batch)
+        self.probe.pairs(tokens, mask=said, lengths=self.batch.lengths, **columns)  # type: ignore[arg-type]
         self._watched = True
         self._inside.enter_context(self._means)
 

@@ -39,9 +39,12 @@ def pair_loss(
             loss: apply :func:`~dyn_probe.objectives.normalise.normalised_pulls` to its pulls.
     """
     row, values, chosen = _resolved(name, terms, hyper, shapings)
-    shaped, columns, penalty = _shape(row, terms, chosen)
+    shaped, columns = _shape(row, terms, chosen)
     losses = _loss(row, shaped, values)
-    losses = losses if penalty is None else losses + penalty
+    for one in chosen:
+        if one.shaping.penalty is not None:
+            d_w, d_l = _pulls(row, shaped, values)
+            losses = losses + one.shaping.penalty(shaped, columns, one.options, (d_w.abs() + d_l.abs()) / 2)
     return losses, {column: value.detach() for column, value in columns.items()}
 
 
@@ -51,7 +54,13 @@ def pulls(name: str | Objective, terms: Terms, hyper: Hyper = None, shapings: Sh
     Factors of shapings carry no gradient, so these are the exact coefficients of −∇ℓ.
     """
     row, values, chosen = _resolved(name, terms, hyper, shapings)
-    shaped, _, _ = _shape(row, _detached(terms), chosen)
+    shaped, _ = _shape(row, _detached(terms), chosen)
+    return _pulls(row, shaped, values)
+
+
+def _pulls(row: Objective, shaped: Terms, values: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """``d_w, d_l`` [B] at the terms as shaped."""
+    shaped = _detached(shaped)
     with torch.enable_grad():
         a, b = (x.detach().requires_grad_() for x in (shaped.a, shaped.b))
         total = _loss(row, replace(shaped, a=a, b=b), values).sum()
@@ -91,7 +100,7 @@ def _resolved(
     row = objective(name)
     values = resolve_hyper(row, hyper)
     chosen = parse_shapings(shapings, row, values)
-    needed = dict.fromkeys([*row.needs(values), *(n for one in chosen for n in one.shaping.needs)])
+    needed = dict.fromkeys([*row.needs(values), *(n for one in chosen for n in one.needs(row))])
     missing = [f"{n} ({MEANINGS[n]})" for n in needed if getattr(terms, n) is None]
     if missing:
         method = " + ".join([row.name, *(one.name for one in chosen)])
@@ -106,18 +115,15 @@ def _loss(row: Objective, terms: Terms, values: Mapping[str, Any]) -> Tensor:
     return losses + weight * likelihood(terms, values) if weight else losses
 
 
-def _shape(row: Objective, terms: Terms, chosen: tuple[ChosenShaping, ...]) -> tuple[Terms, Columns, Tensor | None]:
-    """Shaped terms, columns and penalty. Factors read the responses' own terms, so what replaces these comes last."""
+def _shape(row: Objective, terms: Terms, chosen: tuple[ChosenShaping, ...]) -> tuple[Terms, Columns]:
+    """Shaped terms and columns. Factors read the responses' own terms, so what replaces these comes last."""
     columns: Columns = {}
-    penalty = None
     for one in sorted(chosen, key=lambda one: bool(one.shaping.rows)):
         if one.shaping.apply is None:
             continue
         terms, more = one.shaping.apply(row, terms, one.options)
         columns |= more
-        if one.shaping.penalty is not None:
-            penalty = one.shaping.penalty(more, one.options)
-    return terms, columns, penalty
+    return terms, columns
 
 
 def _detached(terms: Terms) -> Terms:

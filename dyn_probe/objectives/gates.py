@@ -35,11 +35,11 @@ def gate_seq(objective: Objective, terms: Terms, options: Options) -> tuple[Term
 
 
 def gate_q10(objective: Objective, terms: Terms, options: Options) -> tuple[Terms, Columns]:
-    """Gate on s = the 0.10-quantile (linear interpolation) over the rejected response's token probabilities."""
+    """Gate on s = the q-quantile (linear interpolation) over the rejected response's token probabilities."""
     logps = terms.need("token_logps").chunk(2)[1].detach()
     said = terms.need("response_mask").chunk(2)[1].bool()
     probabilities = (logps.float() if logps.element_size() < 4 else logps).exp()  # no quantile of half precision
-    return _gate(probabilities.masked_fill(~said, math.nan).nanquantile(0.10, dim=1), terms, options)
+    return _gate(probabilities.masked_fill(~said, math.nan).nanquantile(options["q"], dim=1), terms, options)
 
 
 def balanced(objective: Objective, terms: Terms, options: Options) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,7 @@ OPTIONS: dict[str, Option] = {
     "tau": Option(
         "τ", "probability at which the gate is ½", "a number in [0, 1]", lambda v: 0 <= v <= 1
     ),
+    "q": Option("q", "which quantile of the token probabilities is read", "a number in [0, 1]", lambda v: 0 <= v <= 1),
     "space": Option(
         "",
         "balance ratios to the reference or the policy's probabilities; auto: ratio if there is a reference",
@@ -90,8 +91,17 @@ OPTIONS: dict[str, Option] = {
     ),
     "stable": Option("", "balance per-token quantities instead of per-sequence ones"),
     "ceiling": Option("C", "largest ρ", *_SCALE),
-    "penalty": Option("η_s", "weight of the mean mask", *_WEIGHT),
-    "slope": Option("k", "slope of the mask", *_SCALE),
+    "penalty": Option("η_s", "weight of the l1 norm, in units of what the loss gives an average token", *_WEIGHT),
+    "slope": Option("k", "slope of the mask once it is annealed", *_SCALE),
+    "slope_start": Option("", "slope of the mask at the start of the training", *_SCALE),
+    "anneal": Option(
+        "", "share of the training in which the slope rises", "a number in [0, 1]", lambda v: 0 <= v <= 1
+    ),
+    "readout_lr": Option("", "learning rate of the read-out, at the peak of the schedule", *_SCALE),
+    "wait": Option("", "margin per token (nats) up to which there is no penalty", *_WEIGHT),
+    "floor": Option(
+        "", "mean mask of a pair up to which there is no penalty", "a number in [0, 1)", lambda v: 0 <= v < 1
+    ),
     "threshold": Option("r", "read-out at which the mask is ½"),
     "through_hidden": Option("", "let the gradient of the mask reach the model through the hidden states"),
 }  # fmt: skip

@@ -32,7 +32,27 @@ _GATE_NOTES = (
 _BALANCED = ("dpo", "rdpo", "simpo", "ipo", "cpo", "orpo")
 """Objectives whose pair term adadpo can balance: both contributions enter one margin with equal weight."""
 
-_Q10: dict[str, Value] = {"form": "value", "alpha": 50.0, "tau": 0.005}
+_Q10: dict[str, Value] = {"form": "value", "alpha": 50.0, "tau": 0.005, "q": 0.10}
+
+
+_MASK_NOTES = (
+    "The paper prints the l1 norm of the masks with a weight η_s, and leaves the slope and the learning of the "
+    "read-out open. Ours: the norm is weighted with what the loss gives an average token, the mean size d of the "
+    "pulls times the mean margin per token s (of log-ratios; of log-probabilities without a reference), so that "
+    "η_s = 1 closes the tokens that add less to the margin than the average one; the penalty waits until s is "
+    "above wait and stops where the mean mask of the pair is at most floor; k rises by a constant factor a step "
+    "from slope_start to slope within the share anneal of the training; the read-out takes states divided by "
+    "their l1 norm, at a learning rate of its own. Pulls are those on the masked sums, and the recorded gradients "
+    "are those of the masked log-probabilities Σ_t m^t·log π^t, so no change of the unmasked ones is predicted "
+    "from them. Objectives with a likelihood term are left out: it would be minimised by closing every mask. "
+    "Tried on dpo with the built-in model and the four styles of the sentiment task (60 steps, seeds 0 to 2): "
+    "mean mask at the end 0.98 to 1.00 on tokens that differ and at most 0.04 on shared ones, AUC 1.00, but for "
+    "one seed of long-suffix (0.18, AUC 0.95). Change of chosen in nats, with the masks and (without): "
+    "long-suffix −1.9, −1.6, −1.3 (−3.4, −5.9, −1.8), short-suffix −0.8, −0.5, −0.4 (−1.0, −2.5, −0.5), "
+    "prefix-suffix −1.2, −4.0, −1.0 (−2.2, −16.9, −4.1), single-token −0.3, −0.2, −0.2 (−0.3, −0.1, −0.2), at "
+    "nearly the same accuracy: chosen falls less, and still falls. ⟨g_w,g_l⟩ of the last step, of masked sums, is "
+    "below 50 where the shared tokens are masked; with a suffix and no mask it is above 200."
+)
 
 
 def _lowest_gate(options: Mapping[str, Value]) -> str:
@@ -51,7 +71,7 @@ _ROWS = (
     ),
     Shaping(
         "gate-q10", gate_q10, _Q10, ("gate", "gate_statistic"),
-        formula="h_l → g·h_l, g = σ(α(s − τ)) detached, s = 0.10-quantile of the rejected token "
+        formula="h_l → g·h_l, g = σ(α(s − τ)) detached, s = q-quantile of the rejected token "
         "probabilities",
         paper="Mouiche 2026, Gate-DPO (arXiv 2605.02626)",
         when="As gate-seq, if a few very improbable tokens matter more than the average.",
@@ -109,21 +129,19 @@ _ROWS = (
     ),
     Shaping(
         "token-mask", masked_terms,
-        {"penalty": 0.01, "slope": 1.0, "threshold": 0.0, "through_hidden": False},
-        ("mask_chosen", "mask_rejected"),
-        formula="h → Σ_t m^t·h^t, ℓ + η_s(mean m_w + mean m_l), m = σ(k(u − r))",
+        {"penalty": 1.0, "slope": 20.0, "slope_start": 1.0, "anneal": 0.5, "threshold": 0.0, "readout_lr": 0.05,
+         "wait": 0.02, "floor": 0.02, "through_hidden": False},
+        ("mask_chosen", "mask_rejected", "mask_spread", "mask_signal"),
+        formula="h → Σ_t m^t·h^t, ℓ + η_s·sg[d·s]·(Σ m_w + Σ m_l), m = σ(k(u − r))",
         paper="Yuan et al. 2024, Gradient Entanglement §5.2 (arXiv 2410.13828)",
         when="When a few tokens decide the preference and the shared ones entangle the gradients.",
         dynamics="Tokens with a small mask drop out of both gradients; once the shared tokens are masked, ⟨g_w,g_l⟩ is "
         "that of the tokens that differ.",
-        notes="Penalty: means instead of the printed l1 norms, so that it does not depend on length (reconstructed). "
-        "The defaults of k, r and η_s are ours. Pulls are those on the masked sums, and the recorded gradients are "
-        "those of the masked log-probabilities Σ_t m^t·log π^t, so no change of the unmasked ones is predicted from "
-        "them.",
-        fits=lambda objective: objective.needs_reference,
-        needs=("token_logps", "ref_token_logps", "response_mask", "token_mask"),
+        notes=_MASK_NOTES,
+        fits=lambda objective: objective.needs_reference or not objective.likelihood,
+        needs=("token_logps", "response_mask", "token_mask"), reference_needs=("ref_token_logps",),
         rows="masked_logps", module=make_token_mask, around=lambda options: options["through_hidden"],
-        penalty=mask_penalty,
+        penalty=mask_penalty, module_rate=lambda options: float(options["readout_lr"]),
     ),
 )  # fmt: skip
 

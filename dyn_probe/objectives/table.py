@@ -143,7 +143,10 @@ class Shaping:
             log-probabilities; its columns are then applied last.
         module: ``(hidden size, options) -> module`` that is learned on the head's inputs together with the policy.
         around: ``options -> whether the loss reaches the model other than through the recorded log-probabilities``.
-        penalty: ``(columns, options) -> [B]`` that is added to the loss.
+        reference_needs: further terms that it reads where the objective has a reference.
+        module_rate: ``options -> learning rate of its module`` at the peak of the schedule.
+        penalty: ``(terms, columns, options, pull) -> [B]`` that is added to the loss; ``pull`` ``[B]`` is the mean size
+            of the pair's two pulls.
         misfit: ``(objective, options) -> why the options do not fit the objective``; empty where they do.
         changes: what it changes of a pair's pulls, of CHANGES.
         meets_conditions: ``options -> whether theory says that no pair lowers its chosen response by itself``.
@@ -165,7 +168,9 @@ class Shaping:
     rows: str = ""
     module: Callable[[int, Options], nn.Module] | None = None
     around: Callable[[Options], bool] = lambda options: False
-    penalty: Callable[[Columns, Options], Tensor] | None = None
+    penalty: Callable[[Terms, Columns, Options, Tensor], Tensor] | None = None
+    reference_needs: tuple[str, ...] = ()
+    module_rate: Callable[[Options], float] = lambda options: 0.0
     misfit: Callable[[Objective, Options], str] = lambda objective, options: ""
     changes: tuple[str, ...] = ()
     meets_conditions: Callable[[Options], bool] = lambda options: False
@@ -177,6 +182,10 @@ class ChosenShaping:
 
     shaping: Shaping
     options: Options
+
+    def needs(self, objective: Objective) -> tuple[str, ...]:
+        """Names of the terms that it reads besides those of this objective."""
+        return self.shaping.needs + (self.shaping.reference_needs if objective.needs_reference else ())
 
     @property
     def name(self) -> str:

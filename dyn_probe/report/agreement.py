@@ -1,4 +1,4 @@
-"""How well one series of changes predicts another: share of equal signs, linear and rank correlation, scale."""
+"""How well two series of changes agree: share of equal signs, correlations and their errors, synchrony of the sides."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report.frames import Floats
+from dyn_probe.report.frames import Floats, numbers, recorded
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,54 @@ def spearman(x: Floats, y: Floats) -> float:
 
 def _ranks(values: Floats) -> Floats:
     return np.asarray(pd.Series(values).rank(), dtype=np.float64)
+
+
+BLOCKS = 10
+"""Blocks of neighbouring steps of which one after another is left out for the error."""
+LEAST_STEPS, LEAST_ROWS = 8, 5
+"""Fewer steps of a run, or rows of a pair, give no correlation."""
+CHANGES = {"realised_delta": "realised", "update_delta": "along the optimizer's step, first order"}
+"""Changes whose sides can be correlated, what was measured first → how they are spoken of."""
+
+
+@dataclass(frozen=True)
+class Synchrony:
+    """Correlation of Δa with Δb over steps (Yuan et al. 2024, Figure 1): 1 both move as one, 0 independently.
+
+    Args:
+        basis: which changes, in words.
+        run, error: over the steps' means, with the error by leaving out blocks of neighbouring steps (NaN of few).
+        steps: how many there are.
+        pair, pair_error: mean over pairs of the correlation over a pair's own rows, and its standard error.
+        pairs: how many pairs have LEAST_ROWS rows.
+    """
+
+    basis: str
+    run: float
+    error: float
+    steps: int
+    pair: float
+    pair_error: float
+    pairs: int
+
+
+def synchrony(pairs: pd.DataFrame) -> Synchrony | None:
+    """Of the run's pair rows; None where no change of both sides was recorded, or over fewer than LEAST_STEPS steps."""
+    name = next((n for n in CHANGES if all(recorded(pairs, f"{n}_{side}") for side in ("chosen", "rejected"))), None)
+    if name is None:
+        return None
+    up, down = (numbers(pairs, f"{name}_{side}") for side in ("chosen", "rejected"))
+    ids = pairs["pair_id"].to_numpy()
+    frame = pd.DataFrame({"step": numbers(pairs, "step"), "pair": ids, "up": up, "down": down}).dropna()
+    means = frame.groupby("step")[["up", "down"]].mean().to_numpy(dtype=np.float64)
+    if len(means) < LEAST_STEPS:
+        return None
+    blocks = np.array_split(np.arange(len(means)), min(BLOCKS, len(means) // 2))
+    without = np.array([pearson(*np.delete(means, block, axis=0).T) for block in blocks])
+    spread = float(np.sqrt((len(blocks) - 1) * np.mean((without - without.mean()) ** 2)))
+    parts = [part.to_numpy(dtype=np.float64).T for _, part in frame.groupby("pair")[["up", "down"]]]
+    own = [pearson(*part) for part in parts if part.shape[1] >= LEAST_ROWS]
+    kept = np.array([value for value in own if np.isfinite(value)])
+    error = float(kept.std(ddof=1) / np.sqrt(len(kept))) if len(kept) > 1 else float("nan")
+    mean = float(kept.mean()) if len(kept) else float("nan")
+    return Synchrony(CHANGES[name], pearson(*means.T), spread, len(means), mean, error, len(kept))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.report import pair_columns
+from dyn_probe.report.agreement import synchrony
 from dyn_probe.report.basis import BASES, basis_of, completed
 from dyn_probe.report.frames import Floats, finite, median, numbers, share, tenths
 from dyn_probe.trace.schema import CASES
@@ -112,6 +113,14 @@ MEASURES: tuple[Measure, ...] = (
         Measure(f"pull_{side}", f"pull on {side}", "1", f"median {pull}", _column(f"pull_{side}"))
         for side, (_, _, _, _, pull) in SIDE_LETTERS.items()
     ),
+    *(
+        Measure(key, name, unit, f"median {pair_columns.DERIVED[key].meaning}", pair_columns.DERIVED[key].compute)
+        for key, name, unit in (
+            ("magnitude_ratio", "effective magnitudes, chosen : rejected", "1"),
+            ("balance_token", "pulls on probabilities per token, chosen : rejected", "1"),
+            ("balance_ceiling", "the same up to AdaDPO's ceiling", "1"),
+        )
+    ),
 )  # fmt: skip
 """What is measured of every run; `measures` adds the cases on the basis that the run has."""
 
@@ -144,6 +153,7 @@ HELD_OUT: tuple[tuple[str, str, str, str], ...] = (
         "mean (a − r_w) − (b − r_l); no reference: change of a − b since the start of training",
     ),
     ("eval_log_ratio_accuracy", "held-out log-ratio accuracy", "share", "share with log-ratio margin > 0"),
+    ("eval_kl_ref", "held-out KL to the reference", "nats/token", "mean of KL(π‖π_ref) over response positions"),
 )
 """Key (its column in the table `steps`), name, unit and formula of what is evaluated on the held-out pairs."""
 
@@ -169,7 +179,18 @@ def overview(trace: Trace) -> list[Line]:
 
 def every_line(trace: Trace, basis: str = "") -> list[Line]:
     """Every measure that was recorded, at the start and at the end of the run; cases on ``basis``, else the run's."""
-    return [*_recorded(trace, basis), *_held_out(trace)]
+    return [*_recorded(trace, basis), *_over_run(trace), *_held_out(trace)]
+
+
+def _over_run(trace: Trace) -> list[Line]:
+    """What is of the whole run rather than of its ends: the synchrony of chosen and rejected, with its error."""
+    found = synchrony(trace.pairs)
+    if found is None or np.isnan(found.run):
+        return []
+    formula = f"correlation over steps of the means of Δa and Δb ({found.basis}), whole run"
+    lines = [Line("synchrony", "synchrony of chosen and rejected", "1", formula, float("nan"), found.run)]
+    error = "blocks of neighbouring steps left out one after another (jackknife)"
+    return [*lines, Line("synchrony_error", "error of the synchrony", "1", error, float("nan"), found.error)]
 
 
 def _held_out(trace: Trace) -> list[Line]:

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from dyn_probe.objectives import SHAPINGS
 from dyn_probe.report.frames import Floats, numbers
 
 SIDES = ("chosen", "rejected")
+CEILING = next(float(row.defaults["ceiling"]) for row in SHAPINGS.values() if "ceiling" in row.defaults)
+"""C of AdaDPO, where a run has none of its own."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,41 @@ def pair_grad_norm(pairs: pd.DataFrame) -> Floats:
     return np.sqrt(np.maximum(chosen**2 + rejected**2 - 2 * cross, 0))
 
 
+def magnitude(pairs: pd.DataFrame, side: str) -> Floats:
+    """d_w‖g_w‖ or d_l‖g_l‖: how large the side's part of the loss's gradient is."""
+    return numbers(pairs, f"pull_{side}") * numbers(pairs, f"grad_norm_{side}")
+
+
+def magnitude_ratio(pairs: pd.DataFrame) -> Floats:
+    """d_w‖g_w‖ : d_l‖g_l‖."""
+    return _divide(magnitude(pairs, "chosen"), magnitude(pairs, "rejected"))
+
+
+def _ahead(pairs: pd.DataFrame, token: bool) -> Floats:
+    """log p_w − log p_l with p what AdaDPO balances by default: e^h, or e^a and e^b where there is no reference; per
+    token e^(h/n)."""
+    function = since_reference if np.isfinite(since_reference(pairs, "chosen")).any() else per_token
+    sides = [function(pairs, side) * (1.0 if token else numbers(pairs, f"len_{side}")) for side in SIDES]
+    return sides[0] - sides[1]
+
+
+def balance_raw(pairs: pd.DataFrame) -> Floats:
+    """log of d_w/p_w : d_l/p_l with p of whole responses: log(d_w/d_l) − (h_w − h_l); NaN where a pull is not positive;
+    nats."""
+    ratio = pull_ratio(pairs)
+    return np.log(np.where(ratio > 0, ratio, np.nan)) - _ahead(pairs, token=False)
+
+
+def balance_token(pairs: pd.DataFrame) -> Floats:
+    """d_w/p_w : d_l/p_l with p per token: (d_w/d_l)·e^−(h_w/n_w − h_l/n_l)."""
+    return pull_ratio(pairs) * np.exp(-_ahead(pairs, token=True))
+
+
+def balance_ceiling(pairs: pd.DataFrame, ceiling: float = CEILING) -> Floats:
+    """The same with p_w/p_l counted up to a ceiling C: (d_w/d_l)/min(e^(h_w/n_w − h_l/n_l), C), 1 under AdaDPO."""
+    return pull_ratio(pairs) / np.minimum(np.exp(_ahead(pairs, token=True)), ceiling)
+
+
 def _side(function: Callable[[pd.DataFrame, str], Floats], side: str) -> Callable[[pd.DataFrame], Floats]:
     return lambda pairs: function(pairs, side)
 
@@ -196,5 +234,11 @@ DERIVED: dict[str, Derived] = {
     "condition_chosen": Derived(condition_chosen, "1", "d_l⟨g_w,g_l⟩ / (d_w‖g_w‖²): above 1 chosen falls"),
     "condition_rejected": Derived(condition_rejected, "1", "d_w⟨g_w,g_l⟩ / (d_l‖g_l‖²): above 1 rejected rises"),
     "excess": Derived(excess, "(nats/parameter unit)²", "⟨g_w,g_l⟩ − (d_w/d_l)‖g_w‖²: above 0 chosen falls"),
+    "magnitude_ratio": Derived(magnitude_ratio, "1", "d_w‖g_w‖ : d_l‖g_l‖"),
+    "balance_raw": Derived(
+        balance_raw, "nats", "log of d_w/p_w : d_l/p_l, p = e^h of whole responses (e^a, e^b without a reference)"
+    ),
+    "balance_token": Derived(balance_token, "1", "d_w/p_w : d_l/p_l, p = e^(h/n) per token (without a reference e^ā)"),
+    "balance_ceiling": Derived(balance_ceiling, "1", f"the same with p_w/p_l up to C = {CEILING:g}: 1 under AdaDPO"),
     "pair_grad_norm": Derived(pair_grad_norm, "nats/parameter unit", "‖d_w g_w − d_l g_l‖ = ‖∇ℓ‖ of the pair alone"),
 }

@@ -62,6 +62,8 @@ RANKINGS: dict[str, Ranking] = {
         "highest similarity of hidden states (CHES): ⟨Σ_t h_w, Σ_t h_l⟩ − ‖Σ_t h_w‖² of what enters the head",
     ),
     "ches-normalised": Ranking("ches_normalised", True, "highest similarity of hidden states, with means for sums"),
+    "edit_distance": Ranking("edit_distance", False, "most alike responses: smallest edit distance of their tokens"),
+    "gate": Ranking("gate", False, "most closed gate: the smallest factor on the rejected contribution"),
     "margin": Ranking("margin", False, "smallest margin, by what the objective compares"),
     "norm": Ranking("pair_grad_norm", True, "largest gradient of the pair's loss"),
     "loss": Ranking("loss", True, "largest loss"),
@@ -88,7 +90,8 @@ COLUMNS = (
     "recorded_change_chosen", "recorded_change_rejected", "pushed_chosen", "pushed_rejected",
     "since_first_chosen", "since_first_rejected", "since_reference_chosen", "since_reference_rejected", "logp_chosen",
     "logp_rejected", "len_chosen", "len_rejected", "score_chosen", "score_rejected", "margin", "log_ratio_margin",
-    "loss", "pair_grad_norm", "prompt", "chosen", "rejected", "source",
+    "loss", "pair_grad_norm", "edit_distance", "shared_prefix", "gate",
+    "gate_statistic", "prompt", "chosen", "rejected", "source",
 )  # fmt: skip
 """Columns of the result: those of the trace, derived ones (DERIVED), and the texts."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dyn_probe.report.frames import numbers
+from dyn_probe.report.pair_columns import CEILING
 from dyn_probe.trace.run_fields import Manifest, ShapingInfo
 
 if TYPE_CHECKING:
@@ -72,6 +73,12 @@ def plain_text(value: Any) -> str:
 def shaping_options(about: Manifest) -> dict[str, dict[str, Any]]:
     """Shaping → its options as the run was recorded with; empty where run.json does not say."""
     return {one.name: one.options for one in about.objective.shaping}
+
+
+def ceiling(about: Manifest) -> float:
+    """C of the run's AdaDPO; the default where it has none."""
+    found = next((options["ceiling"] for options in shaping_options(about).values() if "ceiling" in options), CEILING)
+    return float(found) if isinstance(found, int | float) and found > 0 else CEILING
 
 
 def facts(trace: Trace) -> list[tuple[str, str]]:

@@ -57,9 +57,13 @@ def draw_heat(ax: Axes, heat: TokenHeat, small: bool = False) -> AxesImage:
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     kept = 12 if small else LABELLED
-    for axis, tokens in ((ax.yaxis, heat.tokens_chosen), (ax.xaxis, heat.tokens_rejected)):
+    masks = (None, None) if small or heat.masks is None else heat.masks
+    sides = (ax.yaxis, heat.tokens_chosen, masks[0]), (ax.xaxis, heat.tokens_rejected, masks[1])
+    for axis, tokens, mask in sides:
         places = named_places(len(tokens), kept)
-        axis.set_ticks(places, [tick_text(tokens[k], 10 if small else 14) for k in places], parse_math=False)
+        said = ["" if mask is None else f"  {mask[k]:.2f}" for k in places]
+        names = [tick_text(tokens[k], 10 if small else 14) + text for k, text in zip(places, said, strict=True)]
+        axis.set_ticks(places, names, parse_math=False)
     size = 5.5 if small else TICK if max(heat.cosine.shape) <= 30 else 6
     ax.tick_params(length=0, labelsize=size, labelcolor=MUTED if small else INK)
     ax.tick_params(axis="x", rotation=90)

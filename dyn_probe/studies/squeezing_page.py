@@ -105,7 +105,19 @@ def claims(frame: pd.DataFrame) -> list[PublishedClaim]:
     for method in ABOVE_DPO:
         rise = seeds(method, "delta_chosen")
         found.append(_claim(f"{method} prevents squeezing", "Δ chosen > 0", rise, rise > 0))
+    for method, plain in complements().items():
+        for column in ("delta_chosen", "delta_others"):
+            own = seeds(plain, column)
+            gain = seeds(method, column) - own
+            limit = f"{COLUMNS[column]} − {sig(own)} > 0"
+            found.append(_claim(f"{method} complements {plain}: {COLUMNS[column]}", limit, gain, gain > 0))
     return found
+
+
+def complements() -> dict[str, str]:
+    """Gated method → the published method of the same objective without a gate."""
+    bare = {row.objective: name for name, row in PUBLISHED.items() if not row.shaping}
+    return {name: bare[row.objective] for name, row in PUBLISHED.items() if row.shaping}
 
 
 def sig(values: Floats) -> str:

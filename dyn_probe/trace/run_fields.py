@@ -155,6 +155,7 @@ class HeldOut:
     eval_accuracy: float | None = entry("share of pairs whose margin is above 0")
     eval_log_ratio_margin: float | None = entry("mean log-ratio of chosen minus that of rejected (nats/sequence)")
     eval_log_ratio_accuracy: float | None = entry("share of pairs whose log-ratio margin is above 0")
+    eval_kl_ref: float | None = entry("mean KL of the next token to the policy at the start (nats/token)")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dyn_probe.trace.column_types import GRAD, INNER, PAIR, RANK, SEQ, STEP, Column, Table, real
+from dyn_probe.trace.response_tables import DISTRIBUTIONS, MASS, TOKENS
 from dyn_probe.trace.step_tables import FINAL, GRAMS, PUSHES
 
 __all__ = ["CASES", "RANK", "SCHEMA_VERSION", "TABLES", "Column", "Table"]
@@ -124,6 +125,12 @@ PAIRS = Table(
         real("normaliser_rejected", "1", "factor on d_l once gradient norms were known (pairwise-normalised, rc)"),
         real("mask_chosen", "1", "mean token mask m_w of the chosen response"),
         real("mask_rejected", "1", "mean token mask m_l of the rejected response"),
+        real("mask_spread", "1", "standard deviation of the masks over the tokens of both responses"),
+        real(
+            "mask_signal",
+            "nats/token",
+            "s: mean margin per token of the batch, in which the masks' penalty is measured",
+        ),
         real(
             "kl", "nats", "KTO's KL estimate from mismatched responses of the batch (its reference point is β times it)"
         ),
@@ -169,6 +176,12 @@ STEPS = Table(
             "objective compares: against the reference; without one, against the start of training",
         ),
         real("eval_log_ratio_accuracy", "share", "share of held-out pairs whose log-ratio margin is above 0"),
+        real(
+            "eval_kl_ref",
+            "nats/token",
+            "exact KL(π‖π_ref) of the next token, mean over the response positions of each held-out pair and over "
+            "pairs, before the step; π_ref is the policy at the start, where a copy of it is at hand",
+        ),
         real("step_seconds", "s", "wall time of the whole step, recorder included"),
         real("pushes_seconds", "s", "what of it went into taking the optimizer's step apart"),
         real("pushes_mib", "MiB", "held for that until the step was made: a copy of the weights, factored gradients"),
@@ -209,61 +222,6 @@ LAYERS = Table(
         real("grad_norm_chosen", GRAD, "‖g_w‖ over the layer's parameters"),
         real("grad_norm_rejected", GRAD, "‖g_l‖ over the layer's parameters"),
         real("grad_inner", INNER, "⟨g_w, g_l⟩ over the layer's parameters"),
-    ),
-)
-
-TOKENS = Table(
-    "tokens",
-    "one followed pair at one recorded step",
-    (
-        STEP,
-        PAIR,
-        Column("side", "string", "", "chosen_rejected, chosen or rejected: whose tokens the rows and columns are"),
-        Column("tokens_rows", "list<string>", "", "token strings of the rows"),
-        Column("tokens_columns", "list<string>", "", "token strings of the columns"),
-        Column("inner", "list<float64>", INNER, "token Gram, row by row"),
-        Column("cosine", "list<float64>", "1", "its cosines, row by row"),
-    ),
-)
-
-MASS = Table(
-    "mass",
-    "one probe response at one recorded step, teacher-forced",
-    (
-        STEP,
-        Column("prompt_id", "string", "", "hash of the prompt's text"),
-        Column("kind", "string", "", "response kind (chosen, rejected, random_permute, …)"),
-        Column("tokens", "int32", "tokens", "response tokens"),
-        real("logp", SEQ, "log π(y|x), summed over response tokens"),
-        real("logp_token", "nats/token", "log π(y|x) divided by the number of tokens"),
-        real("argmax_logp", SEQ, "Σ_t log max_v π_t(v)"),
-        real("not_argmax_logp", SEQ, "Σ_t log(1 − max_v π_t(v))"),
-        real("entropy", "nats/token", "mean entropy of π_t"),
-        real("rank", "1", "mean number of tokens more probable than the target; an equally probable one counts ½"),
-        real("top1", "share", "share of positions whose most probable token is the target; a tie is split"),
-        real("residual", "1", "mean ‖π_t − e_y‖₂"),
-        real("missing_mass", "1", "mean 1 − π_t(y)"),
-        real("rival_mass", "1", "mean probability of the most probable token other than the target"),
-        real("prob_norm", "1", "mean ‖π_t‖₂"),
-        real("a_norm", "1", "‖A‖_F = sqrt(V·mean‖π_t‖² + V − 2)"),
-    ),
-)
-
-DISTRIBUTIONS = Table(
-    "distributions",
-    "one position of a probe response at the first or the last measurement: what the model would say next",
-    (
-        STEP,
-        Column("first_step", "int32", "step", "step of the first measurement, to which the columns first_… belong"),
-        Column("prompt_id", "string", "", "hash of the prompt's text"),
-        Column("kind", "string", "", "response kind (chosen, rejected)"),
-        Column("position", "int32", "tokens", "which token of the response is next, counted from 0"),
-        Column("tokens", "list<string>", "", "the target and the ten most probable tokens of either measurement"),
-        Column("target", "int32", "", "place of the target, the response's own token, in tokens (from 0)"),
-        Column("probabilities", "list<float64>", "probability", "π_t of these tokens"),
-        Column("first_probabilities", "list<float64>", "probability", "the same at the first measurement"),
-        real("rest", "probability", "1 − their sum: probability of all other tokens"),
-        real("first_rest", "probability", "the same at the first measurement"),
     ),
 )
 

@@ -117,7 +117,7 @@ def ref_token_logps(batch: Batch) -> Tensor:
 def token_mask(batch: Batch) -> Tensor:
     """``[2B, L]`` from the learned read-out of the hidden states."""
     assert batch.run.mask is not None and batch.hidden is not None
-    mask: Tensor = batch.run.mask(batch.hidden)
+    mask: Tensor = batch.run.mask(batch.hidden, progress(batch))
     return mask.to(batch.tokens.dtype)
 
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from dyn_probe.data.collating import collate
 from dyn_probe.data.encoding import EncodedPair
-from dyn_probe.pairs import batch_logits, token_logps
+from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.train.run import Run
 
 COLUMNS = (
     "eval_logp_chosen", "eval_logp_rejected", "eval_margin", "eval_accuracy", "eval_log_ratio_margin",
     "eval_log_ratio_accuracy",
 )  # fmt: skip
+KL = "eval_kl_ref"
 
 
 @torch.no_grad()
@@ -28,7 +29,8 @@ def evaluate(run: Run) -> dict[str, float]:
     setup, size = run.setup, 2 * run.config.batch_size
     was = setup.model.training
     run.module.eval()
-    sums = torch.zeros(len(COLUMNS), dtype=torch.float64, device=setup.device)
+    names = COLUMNS if run.start_model is None else (*COLUMNS, KL)
+    sums = torch.zeros(len(names), dtype=torch.float64, device=setup.device)
     for k in range(0, len(setup.held_out), size):
         part = setup.held_out[k : k + size]
         own = part[setup.processes.rank :: setup.processes.count]
@@ -36,21 +38,39 @@ def evaluate(run: Run) -> dict[str, float]:
         sums += values if own else 0.0 * values
     run.module.train(was)
     means = setup.processes.summed(sums) / len(setup.held_out)
-    known = COLUMNS if run.reference is not None or run.held_out_start is not None else COLUMNS[:-2]
-    return dict(zip(known, means.tolist(), strict=False))
+    found = dict(zip(names, means.tolist(), strict=True))
+    if run.reference is None and run.held_out_start is None:
+        found = {name: value for name, value in found.items() if "log_ratio" not in name}
+    return found
 
 
 def _measured(run: Run, pairs: Sequence[EncodedPair]) -> Tensor:
-    """``[6, B]`` values of COLUMNS for each of these pairs."""
+    """``[6, B]`` values of COLUMNS for each of these pairs, and KL where the policy's start is known."""
     setup = run.setup
     batch = collate(pairs, setup.pad_id).to(setup.device)
     with setup.autocast():
-        logps = token_logps(batch_logits(run.module, batch), batch).sum(1).double()
+        logits = batch_logits(run.module, batch)
+        logps = token_logps(logits, batch).sum(1).double()
+        kl = [] if run.start_model is None else [kl_per_token(logits, batch_logits(run.start_model, batch), batch)]
     reference = None if run.reference is None else run.reference.rows(batch).double()
     score = setup.method.score.of(logps, batch.lengths, reference)
     ratio = logps - (_first(run, pairs, logps) if reference is None else reference)
     margin, log_ratio = (won - lost for won, lost in (score.chunk(2), ratio.chunk(2)))
-    return torch.stack([*logps.chunk(2), margin, (margin > 0).double(), log_ratio, (log_ratio > 0).double()])
+    return torch.stack([*logps.chunk(2), margin, (margin > 0).double(), log_ratio, (log_ratio > 0).double(), *kl])
+
+
+def kl_per_token(logits: Tensor, other: Tensor, batch: PairBatch) -> Tensor:
+    """``[B]`` exact KL(π‖π_ref) of the next token (nats/token), a mean over all response positions of each pair.
+
+    Args:
+        logits: ``[2B, L', V]`` of the policy, the last positions of the batch; ``other`` of the reference.
+    """
+    offset = batch.input_ids.shape[1] - logits.shape[1]
+    rows, columns = batch.response_mask.nonzero(as_tuple=True)
+    mine, theirs = (one[rows, columns - 1 - offset].double().log_softmax(1) for one in (logits, other))
+    values = (mine.exp() * (mine - theirs)).sum(1)
+    sums = values.new_zeros(batch.pairs).index_add(0, rows % batch.pairs, values)
+    return sums / batch.lengths.view(2, -1).sum(0)
 
 
 def _first(run: Run, pairs: Sequence[EncodedPair], logps: Tensor) -> Tensor:

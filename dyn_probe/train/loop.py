@@ -17,6 +17,7 @@ from dyn_probe.data.saying import said_of
 from dyn_probe.errors import BadInput, Diverged
 from dyn_probe.objectives import Measured, pulls
 from dyn_probe.pairs import PairBatch
+from dyn_probe.probe.pair_differences import difference_columns
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint, remove_models
@@ -170,6 +171,8 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
         terms = terms_of(out, batch)
         losses, columns = losses_of(method, terms)
         stop_if_not_finite(losses, step, batch, setup.processes, run.config)
+        if probe.records(step):
+            columns |= difference_columns(out.tokens, batch)
         given: dict[str, Any] = {
             "reference": out.reference, "lengths": batch.lengths, "losses": losses.detach(), "loss_scale": scale
         }  # fmt: skip

@@ -87,7 +87,7 @@ class Method:
     def resolved(row: Objective, hyper: dict[str, Any], shapings: tuple[ChosenShaping, ...]) -> Method:
         """The method of these rows, and what their declarations come to."""
         rows = next((one.shaping.rows for one in shapings if one.shaping.rows), "")
-        shaped = [name for one in shapings for name in one.shaping.needs]
+        shaped = [name for one in shapings for name in one.needs(row)]
         terms = tuple(dict.fromkeys([*row.reads(hyper), *shaped, *([rows] if rows else [])]))
         return Method(
             row, hyper, shapings, terms,
@@ -133,10 +133,12 @@ def learned_module(method: Method, model: nn.Module) -> nn.Module | None:
 class Forward:
     """A batch after its forward: ``[2B]`` log-probabilities and everything the objective may read.
 
-    ``rows`` are the log-probabilities whose gradients are recorded (``Method.rows``).
+    ``tokens`` ``[2B, L]`` are those of the response tokens, ``rows`` the log-probabilities whose gradients are recorded
+    (``Method.rows``).
     """
 
     logps: Tensor
+    tokens: Tensor
     rows: Tensor
     reference: Tensor | None
     more: dict[str, Any]
@@ -154,15 +156,15 @@ def forward(run: Run, rows: PairBatch, whole: Sequence[EncodedPair], step: int) 
         if run.mask is None:
             logits = batch_logits(run.module, rows)
         else:
-            logits, hidden = _logits_and_hidden(run.module, run.setup.model, rows)
+            logits, hidden = logits_and_hidden(run.module, run.setup.model, rows)
         tokens = token_logps(logits, rows)
     found = provide(Batch(run, rows, whole, step, tokens, hidden), method.terms)
     expected = None if run.reference is None else run.reference.rows(rows).to(tokens.dtype)
     logps = tokens.sum(1)
-    return Forward(logps, found.get(method.rows, logps), expected, found)
+    return Forward(logps, tokens, found.get(method.rows, logps), expected, found)
 
 
-def _logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
+def logits_and_hidden(model: nn.Module, inner: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
     """Logits, and the head's input caught on its way (``[2B, L', d]``, put back to ``[2B, L, d]``)."""
     hidden: list[Tensor] = []
     head = inner.get_output_embeddings()  # type: ignore[operator]

@@ -39,7 +39,17 @@ def learning_rate(config: RunConfig, step: int) -> float:
     return config.lr
 
 
+TIMES = "times"
+"""Key of a parameter group: its learning rate as a multiple of the run's."""
+
+
+def add_module(optimizer: torch.optim.Optimizer, module: nn.Module, rate: float) -> None:
+    """Train a module too, with a peak learning rate of its own and the schedule of the others."""
+    own = optimizer.param_groups[0]["lr"]
+    optimizer.add_param_group({"params": list(module.parameters()), "lr": rate, TIMES: rate / own if own else 1.0})
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group this learning rate."""
+    """Give every parameter group this learning rate, or its multiple of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(TIMES, 1.0)

@@ -47,6 +47,8 @@ class Run:
     """What a reweighting of pulls keeps from step to step."""
     observed: list[Tensor] = field(default_factory=list)
     """What it has seen of the micro-batches of the step in progress."""
+    start_model: nn.Module | None = None
+    """The policy as it was at the start of preference training, where a copy is at hand: KL is measured against it."""
     held_out_start: dict[str, tuple[float, float]] | None = None
     """Pair id → ``(a, b)`` at the first evaluation, where there is no reference to compare with; None: not known."""
 

@@ -21,13 +21,15 @@ from dyn_probe.train.display import Display
 from dyn_probe.train.kept_tensors import keep, kept, key_of
 from dyn_probe.train.objective import learned_module
 from dyn_probe.train.parallel import full_state, full_weights, load_full_state, shard
-from dyn_probe.train.rate_schedule import make_optimizer
+from dyn_probe.train.rate_schedule import add_module, make_optimizer
 from dyn_probe.train.reference_model import Reference, evaluate_pairs, live_reference
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.setup import Setup
 from dyn_probe.train.warmup import reading_pairs, supervised_stage
 
 LOSS = "last loss"
+START = "start_model"
+"""Key in a checkpoint: the weights of the policy at the start of preference training."""
 READING_RATE = 2e-3
 """Learning rate of the built-in model's language modelling."""
 
@@ -42,11 +44,15 @@ def start_run(
         reference = make_reference(setup, display)
     else:
         reference = resumed_reference(setup, state)
+    before = start_model(setup, reference, state)
     if processes.sharded and reference is not None and reference.model is not None:
         shard(reference.model)
     mask = learned_module(setup.method, model)
     module = processes.wrapped(model)
-    optimizer = make_optimizer(config, [*model.parameters(), *(mask.parameters() if mask else ())], config.lr or 0.0)
+    optimizer = make_optimizer(config, model.parameters(), config.lr or 0.0)
+    if mask is not None and setup.method.learned is not None:
+        learned = setup.method.learned
+        add_module(optimizer, mask, learned.shaping.module_rate(learned.options))
     first = 0 if state is None else resume(state, model, optimizer, mask, processes.sharded)
     probe = Probe(
         module,
@@ -71,8 +77,24 @@ def start_run(
     begun = {} if state is None else held_out_start(state)
     memory = {} if state is None else state.get("memory", {})
     return Run(
-        setup, writer, display, module, probe, optimizer, reference, mask, first, held_out_start=begun, memory=memory
+        setup, writer, display, module, probe, optimizer, reference, mask, first, held_out_start=begun, memory=memory,
+        start_model=before,
     )  # fmt: skip
+
+
+def start_model(setup: Setup, reference: Reference | None, state: dict[str, Any] | None) -> nn.Module | None:
+    """The policy at the start of preference training, for the KL to it: the live reference, or a copy of the built-in
+    model, which is small; None where neither is at hand."""
+    if setup.processes.sharded:
+        return None
+    if reference is not None and reference.model is not None:
+        return reference.model
+    if setup.config.model != BUILT_IN or not setup.held_out or (state is not None and START not in state):
+        return None
+    copy = live_reference(setup.model, setup.autocast).model
+    if copy is not None and state is not None:
+        copy.load_state_dict(state[START])
+    return copy
 
 
 def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart | None) -> None:
@@ -197,6 +219,8 @@ def checkpoint(run: Run, done: int) -> None:
         more["reference_model"] = full_weights(twin) if sharded else twin.state_dict()
     elif run.reference is not None:
         more["reference"] = {k: list(v) for k, v in run.reference.table.items()}
+    if run.start_model is not None and "reference_model" not in more:
+        more[START] = run.start_model.state_dict()
     if momentum := run.probe.momentum:
         more["split_momentum"] = {name: list(sides) for name, sides in momentum.items()}
     if run.memory:

@@ -38,6 +38,16 @@ def test_the_gate_reads_the_rejected_probabilities(terms: Terms) -> None:
         np.testing.assert_allclose(columns["gate"], 1 / (1 + np.exp(-50 * (np.array(statistic) - tau))), rtol=1e-9)
 
 
+@settings(max_examples=20, deadline=None)
+@given(terms=all_terms(), q=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+def test_the_quantile_is_an_option(terms: Terms, q: float) -> None:
+    assert terms.token_logps is not None and terms.response_mask is not None
+    rows = zip(terms.token_logps.chunk(2)[1], terms.response_mask.chunk(2)[1], strict=True)
+    wanted = [np.quantile(np.exp(row[said].numpy()), q) for row, said in rows]
+    columns = pair_loss("dpo", terms, shapings=[f"gate-q10:q={q}"])[1]
+    np.testing.assert_allclose(columns["gate_statistic"], wanted, rtol=1e-9)
+
+
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("name", GATED)
 @settings(max_examples=15, deadline=None)

@@ -52,9 +52,11 @@ BOTH = {
     "weight_per_token", "factor", "case_1_then", "negative", "first_step", "longer_chosen", "gate", "gate_closed",
     "rho", "rho_largest", "balance", "balance_error", "balance_between",
     "between_error", "level_weight", "rho_at_largest", "uncancelled_factor",
+    *(f"{name}{when}" for name in ("magnitude_ratio", "balance_token", "balance_ceiling", "balance_raw")
+      for when in ("", "_first")),
 }  # fmt: skip
 """Numbers whose formula is not symmetric and holds both sides (or, gate and ρ, none): their slow twins stand in
-test_report_causes, test_report_verdicts, test_report_pushes and test_report_signs."""
+test_report_causes, test_report_verdicts, test_report_pushes, test_report_signs and test_report_differences."""
 
 
 ASYMMETRIC = (
@@ -68,7 +70,7 @@ ASYMMETRIC = (
 
 SILENT = {
     "zeros", "nll_weight", "mask", "fallbacks", "left_out", "tokens", "torn", "law1", "unmeasured", "damaged",
-    "unwritten", "untrusted", "unheld", "lacking", "similarity",
+    "unwritten", "untrusted", "unheld", "lacking", "similarity", "after",
 }  # fmt: skip
 """Statements that have nothing to say of the run here: each has a test of its own."""
 

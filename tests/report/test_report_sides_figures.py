@@ -77,8 +77,10 @@ def same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
 
 OWN_LAW = ("cases", "pushes", "movement", "margin", "token_heat", "token_evolution", "predicted")
 """Figures whose sides are axes, the two ends of a matrix, or signs: each has a test of its own below."""
-RATIOS = ("pulls", "grad_norms")
+RATIOS = ("pulls", "grad_norms", "effective_magnitudes")
 """Figures with a ratio of the two sides, which becomes its reciprocal: its formula has a slow twin."""
+SIGNED = ("pulls", "effective_magnitudes")
+"""Figures of pulls, which change their signs where the sides are exchanged."""
 SIDELESS = ("clipping", "squeezing_toy", "layers", "token_parts")
 PLAIN = [name for name in FIGURES if name not in (*OWN_LAW, *SIDELESS)]
 ANCHORED = [name for name in PLAIN if name != "entanglement"]  # whose conditions hold both sides
@@ -87,7 +89,7 @@ ANCHORED = [name for name in PLAIN if name != "entanglement"]  # whose condition
 @pytest.mark.parametrize("name", [*PLAIN, *SIDELESS])
 def test_exchanged_sides_exchange_what_a_figure_draws(name: str, traces: dict[str, Trace]) -> None:
     plain, other = (drawn(FIGURES[name].draw(traces[run])) for run in ("plain", "exchanged"))
-    sign = -1 if name == "pulls" else 1
+    sign = -1 if name in SIGNED else 1
     for side in SIDES:
         assert same([np.sort(sign * x) for x in plain[side]], [np.sort(x) for x in other[OTHER[side]]])
         assert bool(plain[side]) is (name not in SIDELESS), f"{name} draws nothing of {side}"
@@ -104,12 +106,15 @@ def test_what_a_figure_draws_as_one_sides_follows_that_side_alone(
     assert not same(plain[side], own[side]), f"{side} does not follow {side}"
 
 
+WITHOUT_SIDES = ("compare_margin", "compare_entanglement", "compare_kl")
+
+
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_comparisons_of_runs_draw_each_side_in_its_own_panel(name: str, traces: dict[str, Trace]) -> None:
     runs = {run: {"a": traces["plain"], "b": traces[run]} for run in ("plain", *SIDES)}
     plain, chosen, rejected = (drawn(COMPARISONS[name].draw(runs[run])) for run in ("plain", *SIDES))
     assert same(plain["chosen"], rejected["chosen"]) and same(plain["rejected"], chosen["rejected"])
-    assert bool(plain["chosen"]) is bool(plain["rejected"]) is (name not in ("compare_margin", "compare_entanglement"))
+    assert bool(plain["chosen"]) is bool(plain["rejected"]) is (name not in WITHOUT_SIDES)
     if plain["chosen"]:
         assert not same(plain["chosen"], chosen["chosen"]) and not same(plain["rejected"], rejected["rejected"])
 

@@ -25,6 +25,7 @@ from dyn_probe.studies.squeezing_page import (
     agreement,
     beside,
     claims,
+    complements,
     measured,
     nats,
     one_sign,
@@ -113,8 +114,14 @@ def test_the_table_holds_means_and_spreads() -> None:
 
 def test_a_study_like_the_published_one_holds() -> None:
     judged = claims(like_the_paper())
-    assert len(judged) == 3 + 2 * len(ABOVE_DPO) and all(one.holds for one in judged)
+    assert len(judged) == 3 + 2 * len(ABOVE_DPO) + 2 * len(complements()) and all(one.holds for one in judged)
     assert judged[0].measured == "-11.96 ± 0.08" and judged[0].by_seed == "-11.90, -12.02"
+
+
+def test_a_gated_method_is_judged_against_its_own_objective() -> None:
+    assert complements() == {
+        f"Gate-{name} {kind}": name for name in ("DPO", "IPO", "Cal-DPO") for kind in ("seq", "q10")
+    }
 
 
 @pytest.mark.parametrize(
@@ -127,8 +134,14 @@ def test_a_study_like_the_published_one_holds() -> None:
         (
             "Gate-DPO q10",
             {"delta_chosen": -13.0},
-            ["Gate-DPO q10 keeps chosen above DPO's", "Gate-DPO q10 prevents squeezing"],
+            [
+                "Gate-DPO q10 keeps chosen above DPO's",
+                "Gate-DPO q10 prevents squeezing",
+                "Gate-DPO q10 complements DPO: Δ chosen",
+            ],
         ),
+        ("IPO", {"delta_chosen": 1.0}, ["Gate-IPO seq complements IPO: Δ chosen"]),
+        ("Cal-DPO", {"delta_others": -1.5}, ["Gate-Cal-DPO q10 complements Cal-DPO: Δ others"]),
     ],
 )
 def test_each_statement_fails_on_its_own_by_one_seed(method: str, values: dict[str, float], fails: list[str]) -> None:
@@ -149,7 +162,7 @@ def test_figures_and_lines_show_every_method() -> None:
         draw(frame).draw_without_rendering()
     lines = study_lines(frame)
     assert all(any(line.startswith(name) for line in lines) for name in PUBLISHED)
-    assert any("−11.90 | −11.96" in line for line in lines) and sum(line.startswith("holds") for line in lines) == 13
+    assert any("−11.90 | −11.96" in line for line in lines) and sum(line.startswith("holds") for line in lines) == 25
     broken = study_lines(edited("DPO", 1, delta_chosen=0.5))
     assert any(line.startswith("FAILS  chosen falls under DPO") and "+0.50" in line for line in broken)
     assert (nats(-1.5), nats(2.0), nats(float("nan"))) == ("−1.50", "+2.00", "–")

@@ -18,6 +18,7 @@ CASES = {1: 4, 2: 2, 3: 3, 4: 1}
 """Case → the case that it becomes where the sides are exchanged."""
 MANIFEST = manifest(Options()) | {"mass": {"gating_rate": 0.4, "mean_gate": 0.7}}
 
+PARTS = ("before", "at", "after")
 Tables = dict[str, pd.DataFrame]
 
 
@@ -40,7 +41,11 @@ def two_sided_tables(seed: int = 0) -> Tables:
         pairs.loc[draw.choice(pairs.index, 40, replace=False), f"pull_{side}"] *= -1
         pairs.loc[draw.choice(pairs.index, 200, replace=False), f"predicted_delta_{side}"] *= -1
         pairs[f"normaliser_{side}"] = draw.uniform(0.5, 2, len(pairs))
+        for part, weight in zip(PARTS, (0.2, 0.3, 0.5), strict=True):
+            pairs[f"logp_{side}_{part}"] = weight * pairs[f"logp_{side}"] + draw.normal(0, 0.1, len(pairs))
         pairs[f"score_{side}"] = pairs[f"logp_{side}"] / pairs[f"len_{side}"]  # what no log-ratio is
+    likeness = dict(zip(pairs.pair_id.unique(), draw.uniform(0, 1, pairs.pair_id.nunique()), strict=True))
+    pairs["edit_distance"], pairs["shared_prefix"] = pairs.pair_id.map(likeness), 2
     pairs["gate"], pairs["rho"] = draw.uniform(0, 1, len(pairs)), draw.uniform(0.5, 2, len(pairs))
     tables["tokens"] = pd.DataFrame([row for step in (0, 20, 40) for row in table_rows(label_heat(step))])
     tables["distributions"] = pd.DataFrame([_place(kind, k) for kind in SIDES for k in (0, 3)])
@@ -91,7 +96,9 @@ def disturbed(tables: Tables, side: str, seed: int = 7) -> Tables:
     new = {name: frame.copy() for name, frame in tables.items()}
     draw, pairs, layers = np.random.default_rng(seed), new["pairs"], new["layers"]
     for name in pairs.columns:
-        if not name.endswith(f"_{side}") or name == f"len_{side}":
+        if not name.removesuffix(f"_{name.rpartition('_')[2]}" if name.endswith(PARTS) else "").endswith(f"_{side}"):
+            continue
+        if name == f"len_{side}":
             continue
         spread = pairs[name].std()
         pairs[name] += draw.normal(0.1, 0.4, len(pairs)) * spread

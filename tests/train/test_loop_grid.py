@@ -109,7 +109,7 @@ def test_every_method_that_was_trained_both_ways_has_its_line():
     [
         (["dppo"], "did you mean|unknown objective"),
         (["dpo", "dpo"], "once"),
-        (["simpo+token-mask"], "does not compose"),
+        (["cpo+token-mask"], "does not compose"),
     ],
 )
 def test_methods_that_cannot_be_trained_are_refused_before_any_is(methods, said, tmp_path):

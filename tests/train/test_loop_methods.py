@@ -87,12 +87,22 @@ def test_a_normalised_run_meets_both_conditions_for_every_pair(tmp_path):
     assert (plain.pairs["case_plain"] == 3).any()
 
 
-def test_a_token_mask_learns(tmp_path):
-    trace = run(tmp_path / "run", shaping=("token-mask:penalty=0.5",), steps=4, lr=1e-2)
-    masks = trace.pairs.groupby("step")["mask_chosen"].mean()
-    assert masks.iloc[0] == pytest.approx(0.5) and masks.iloc[-1] < masks.iloc[0]
+@pytest.mark.parametrize("objective", ["dpo", "simpo"])
+def test_a_token_mask_learns(objective, tmp_path):
+    options = dict(objective=objective, steps=4, lr=1e-3, warmup_steps=1, tokens_every=3, token_pairs=2)
+    trace = run(tmp_path / "run", shaping=("token-mask:readout_lr=0.1",), **options)
+    masks = trace.pairs.groupby("step")[["mask_chosen", "mask_spread"]].mean()
+    assert masks.iloc[0].tolist() == pytest.approx([0.5, 0.0])
+    assert masks.mask_spread.iloc[-1] > 0.01
     assert trace.pairs["case_plain"].isna().all() and trace.pairs["predicted_delta_chosen"].isna().all()
     assert trace.pairs["realised_delta_chosen"].notna().all()
+    first, last = (trace.tokens[trace.tokens.step == step] for step in (0, 3))
+    for rows, flat in ((first, True), (last, False)):
+        both = rows[rows.side == "chosen_rejected"]
+        found = [x for side in ("chosen", "rejected") for one in both[f"mask_tokens_{side}"] for x in one]
+        assert (np.ptp(found) < 1e-9) is np.bool_(flat) and len(found) == sum(
+            len(one) for name in ("tokens_rows", "tokens_columns") for one in both[name]
+        )
 
 
 @pytest.mark.parametrize("through", ["false", "true"])

@@ -137,7 +137,7 @@ def test_supervised_warm_up_raises_chosen_and_both_sides_if_asked(tmp_path: Path
     ("options", "said"),
     [
         ({"objective": "dppo"}, "unknown objective 'dppo'"),
-        ({"objective": "simpo", "shaping": ("token-mask",)}, "does not compose"),
+        ({"objective": "cpo", "shaping": ("token-mask",)}, "does not compose"),
         ({"hyper": {"lambda": 1}}, "unknown option 'lambda'"),
         ({"shaping": ("gait",)}, "unknown shaping 'gait'"),
         ({"data": "sentiment:none"}, "unknown sentiment style"),

@@ -20,10 +20,14 @@ from dyn_probe.report.figures.case_shares import cases
 from dyn_probe.report.figures.changes_by_pair import movement
 from dyn_probe.report.figures.clipping import clipping
 from dyn_probe.report.figures.conditions import entanglement
+from dyn_probe.report.figures.effective_magnitudes import effective_magnitudes
+from dyn_probe.report.figures.gate_kinds import gate_kinds
 from dyn_probe.report.figures.grad_norms import grad_norms
 from dyn_probe.report.figures.layer_cosines import layers
+from dyn_probe.report.figures.likeness import likeness
 from dyn_probe.report.figures.logps import log_probs
 from dyn_probe.report.figures.margin import margin
+from dyn_probe.report.figures.margin_for_kl import compare_kl
 from dyn_probe.report.figures.mass import mass
 from dyn_probe.report.figures.mass_deltas import compare_deltas
 from dyn_probe.report.figures.mass_distributions import mass_distributions
@@ -33,6 +37,7 @@ from dyn_probe.report.figures.mass_toy import squeezing_toy
 from dyn_probe.report.figures.predicted import predicted
 from dyn_probe.report.figures.pulls import pulls
 from dyn_probe.report.figures.push_stack import pushes
+from dyn_probe.report.figures.response_parts import response_parts
 from dyn_probe.report.figures.several_runs import (
     compare_entanglement,
     compare_log_probs,
@@ -67,6 +72,8 @@ class FigureRow:
 
 _SHAPING = tuple(f"pairs.{column}" for _, _, columns in PANELS for column, _, _ in columns)
 
+_PARTS = tuple(f"pairs.logp_{side}_{part}" for side in ("chosen", "rejected") for part in ("before", "at", "after"))
+
 FIGURES: dict[str, FigureRow] = {
     "log_probs": FigureRow(
         log_probs, "Log-probabilities", ("pairs.logp_chosen", "pairs.logp_rejected", "pairs.len_chosen")
@@ -80,8 +87,18 @@ FIGURES: dict[str, FigureRow] = {
     ),
     "grad_norms": FigureRow(grad_norms, "Gradient norms", ("pairs.grad_norm_chosen", "pairs.grad_norm_rejected")),
     "pulls": FigureRow(pulls, "Pulls of the objective", ("pairs.pull_chosen", "pairs.pull_rejected")),
+    "effective_magnitudes": FigureRow(
+        effective_magnitudes,
+        "Effective magnitudes",
+        ("pairs.pull_chosen", "pairs.pull_rejected", "pairs.grad_norm_chosen", "pairs.grad_norm_rejected"),
+    ),
     "shaping": FigureRow(shaping, "Gradient shaping", _SHAPING, optional=True),
     "layers": FigureRow(layers, "Entanglement by layer", ("layers.grad_inner",)),
+    "likeness": FigureRow(
+        likeness,
+        "How alike the responses are",
+        ("pairs.edit_distance", "pairs.grad_cosine", "pairs.realised_delta_chosen", "pairs.realised_delta_rejected"),
+    ),
     "predicted": FigureRow(
         predicted,
         "Predicted and realised change",
@@ -93,10 +110,12 @@ FIGURES: dict[str, FigureRow] = {
     "mass_entropy": FigureRow(
         mass_entropy, "Entropy and rank", ("mass.entropy", "mass.rank", "mass.top1"), optional=True
     ),
+    "gate_kinds": FigureRow(gate_kinds, "The gate over kinds of response", ("mass.logp_token",), optional=True),
     "mass_distributions": FigureRow(
         mass_distributions, "Next-token distributions before and after", ("distributions.probabilities",), optional=True
     ),
     "squeezing_toy": FigureRow(squeezing_toy, "Squeezing in a toy model", ("mass.logp_token",), optional=True),
+    "response_parts": FigureRow(response_parts, "Which part of a response moved", _PARTS),
     "token_heat": FigureRow(token_heat, "Token heat map", ("tokens.cosine",), optional=True),
     "token_evolution": FigureRow(token_evolution, "Token heat maps over training", ("tokens.cosine",), optional=True),
     "token_parts": FigureRow(token_parts, "Where entanglement comes from", ("tokens.inner",), optional=True),
@@ -109,6 +128,7 @@ COMPARISONS: dict[str, FigureRow] = {
         compare_entanglement, "Entanglement, pulls, case 2", ("pairs.grad_cosine", "pairs.case_plain")
     ),
     "compare_deltas": FigureRow(compare_deltas, "Change per method", ("mass.logp", "mass.argmax_logp")),
+    "compare_kl": FigureRow(compare_kl, "Margin for KL", ("steps.eval_kl_ref", "steps.eval_log_ratio_margin")),
     "compare_pairs": FigureRow(compare_pairs, "The same pairs", ("pairs.logp_chosen",)),
 }
 """Figures of several runs: `draw` takes a mapping of run name → trace."""

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def token_heat(trace: Trace) -> Figure:
     """Shows: for the first tracked pair, at its last recorded step, the cosine of every chosen token's gradient
-    (down) with every rejected token's (across).
+    (down) with every rejected token's (across). Behind each token stands its mask, from 0 to 1, where the run learned
+    token masks.
 
     How to read: red entries move both responses in the same direction, blue ones in opposite directions. Thin lines
     mark where the responses first differ. On the diagonal, a blue label followed by a red suffix means that the suffix

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dyn_probe.report.verdicts import (
+    alike,
     cases,
     data_read,
     gradients,
@@ -25,6 +26,8 @@ from dyn_probe.report.verdicts import (
     spikes,
     spread,
     status,
+    synchrony,
+    theorem,
     what_moved,
 )
 from dyn_probe.report.verdicts.advice import IN_USE, KNOBS
@@ -47,7 +50,7 @@ __all__ = [
 ]
 
 VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
-    "movement": (movement.overall, movement.hidden, reference.distance, reference.turn),
+    "movement": (movement.overall, movement.hidden, reference.distance, reference.turn, synchrony.together),
     "pushes": (
         what_moved.moved,
         what_moved.outweighed,
@@ -56,13 +59,13 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
         what_moved.unheld,
         what_moved.lacking,
     ),
-    "cases": (cases.turning, cases.shares, realised.measured, realised.origin, gradients.alignment),
+    "cases": (cases.turning, cases.shares, realised.measured, realised.origin, gradients.alignment, theorem.after),
     "change": (remedies.common_factor, remedies.nll_weight),
-    "pairs": (spread.concentration, spread.length, hidden_similarity.similarity),
+    "pairs": (spread.concentration, spread.length, alike.near_duplicates, hidden_similarity.similarity),
     "mass": (mass_went.went, mass_went.gated),
     "gradient": (spikes.spikes, spikes.zeros, gradients.fading, gradients.negative_pulls, gradients.clipping),
     "layers": (spread.layers,),
-    "shaping": (shaped.gate, shaped.rho, shaped.mask),
+    "shaping": (shaped.gate, shaped.rho, shaped.balance, shaped.mask),
     "prediction": (prediction.alone, prediction.batch, prediction.update),
     "trust": (
         status.ending,

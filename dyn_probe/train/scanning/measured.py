@@ -20,8 +20,9 @@ from dyn_probe.data.saying import said_of
 from dyn_probe.engine.certificate import TOLERANCES
 from dyn_probe.errors import BadInput, Diverged
 from dyn_probe.objectives import Terms
-from dyn_probe.pairs import sequence_logps
+from dyn_probe.pairs import batch_logits, token_logps
 from dyn_probe.probe import Probe
+from dyn_probe.probe.pair_differences import difference_columns
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.display import Display
 from dyn_probe.train.memory import out_of_memory
@@ -108,7 +109,8 @@ def measure(
             batch = collate(ordered[start : start + config.batch_size], setup.pad_id).to(setup.device)
             with probe.step(at.step, batch.ids, responses=batch.response_mask):
                 with setup.autocast():
-                    logps = sequence_logps(setup.model, batch)
+                    tokens = token_logps(batch_logits(setup.model, batch), batch)
+                logps = tokens.sum(1)
                 if not bool(logps.isfinite().all()):
                     raise Diverged(f"log-probabilities are not finite at step {at.step}, {at.model}; leave it out")
                 expected = None if reference is None else reference.rows(batch).to(logps.dtype)
@@ -118,7 +120,7 @@ def measure(
                     reference=expected,
                     lengths=batch.lengths,
                     losses=losses.detach(),
-                    **columns,  # type: ignore[arg-type]
+                    **columns | difference_columns(tokens, batch),  # type: ignore[arg-type]
                 )
                 losses.mean().backward()
             setup.model.zero_grad(set_to_none=True)
