@@ -66,6 +66,25 @@ def trainer_of(
     )  # fmt: skip
 
 
+def without_reference(folder: Path, kind: str, callbacks: list[Any] | None = None, **options: Any) -> Any:
+    """A trainer by ``CPOTrainer`` or ``ORPOTrainer`` (``kind``: ``cpo``, ``orpo``), as ``trainer_of``."""
+    import importlib
+
+    module = importlib.import_module(f"trl.experimental.{kind}")
+    trainer, config = (getattr(module, f"{kind.upper()}{name}") for name in ("Trainer", "Config"))
+    extra = {name: options.pop(name) for name in ("peft_config", "eval_dataset") if name in options}
+    policy = MODELS[options.pop("model", "llama")]().to(options.pop("dtype", torch.float32))
+    settings: dict[str, Any] = dict(
+        output_dir=str(folder / "out"), max_steps=2, per_device_train_batch_size=2, learning_rate=1e-3,
+        logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, bf16=False, gradient_checkpointing=False,
+        disable_tqdm=True, beta=0.2, seed=3, max_length=64,
+    )  # fmt: skip
+    return trainer(
+        model=policy, args=config(**{**settings, **options}), train_dataset=pairs(),
+        processing_class=built_in_tokenizer(), callbacks=callbacks, **extra,
+    )  # fmt: skip
+
+
 def recorded(folder: Path, model: str = "llama", probe: dict[str, Any] | None = None, **options: Any) -> DPOTrainer:
     """A trainer after its training with the recorder on; the trace is in ``folder / "run"``."""
     every = dict(gram_every=1, metric_every=1, realised_every=1, update=True)
