@@ -14,7 +14,7 @@ QUIET_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPL
 PYTEST := $(QUIET_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check lint docs model clean
+.PHONY: help demo test slow check lint docs matrix model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,12 @@ lint: $(VENV)/.stamp-dev  ## format, lint and types only
 
 slow: $(VENV)/.stamp-dev  ## long reproductions
 	$(PYTEST) -m "slow and not gpu" tests
+
+matrix: $(VENV)/.stamp-dev  ## combinations of settings of recorded trainers: all of them, into docs/attach-matrix.md
+	rm -f .matrix
+	-DYN_PROBE_MATRIX=$(CURDIR)/.matrix $(PYTEST) tests/attach/test_attach_matrix.py tests/attach/test_attach_command.py \
+	  tests/attach/test_attach_failing.py
+	$(BIN)/python tests/support/attach_matrix.py .matrix docs/attach-matrix.md
 
 docs: $(VENV)/.stamp-dev  ## bring the generated pages up to date and build the site
 	$(BIN)/python docs/generate.py

@@ -51,7 +51,7 @@ class Attachment:
             metric_every=options.metric_every,
             update=options.update,
             layers=options.layers,
-            separate=bool(getattr(trainer, "aux_loss_enabled", False) or kind.likelihood(args)),
+            separate=bool(getattr(trainer, "aux_loss_enabled", False) or kind.beside(args)),
             micro_batches=args.gradient_accumulation_steps,
             rank=args.process_index,
             keep_rows=False,
@@ -175,6 +175,7 @@ class Attachment:
         micro = self.micro
         micro.finish()
         self.batches.append(micro.batch)
+        self.window.computed_in(micro.dtype)
         if self.texts is not None:
             self.writer.add("examples", self.texts.rows(micro.batch))
         self._keep_for_the_end(micro.batch)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from dyn_probe.attach.live_numbers import live_numbers
-from dyn_probe.attach.recheck import Logged, difference
+from dyn_probe.attach.recheck import HALF, Logged, difference
 from dyn_probe.attach.trainer_kinds import TrainerKind
 from dyn_probe.attach.user_lines import say
 from dyn_probe.probe.row_store import Row
@@ -33,6 +36,11 @@ class LogWindow:
         """Whether the window holds every batch since the last log."""
         self.said = ""
         self._later: list[tuple[range, dict[str, float]]] = []
+
+    def computed_in(self, dtype: torch.dtype) -> None:
+        """The type of the trainer's log-probabilities, in which it may average them too."""
+        if torch.finfo(dtype).bits < 32:
+            self.logged = replace(self.logged, room=HALF)
 
     def add(self, step: int, rows: Sequence[Row], sizes: Sequence[int], seen: int) -> None:
         """A step is over.

@@ -38,6 +38,7 @@ class MicroStep:
         self.loss: Tensor | None = None
         self._scale: Tensor | None = None
         self._watched = False
+        self.dtype = torch.float32
         self._means = Means(self.batch.pairs, guard)
         self._inside, self._stack = ExitStack(), ExitStack()
         self._found: dict[str, Tensor] = {}
@@ -77,7 +78,7 @@ class MicroStep:
         """``[2B, L-1]`` log-probabilities, of the policy with gradients, and then of the reference without."""
         if tokens.requires_grad and not self._watched:
             self.probe.pairs(self._fitting(tokens), mask=self.batch.response_mask[:, 1:], lengths=self.batch.lengths)
-            self._watched = True
+            self._watched, self.dtype = True, tokens.dtype
         elif self._watched and self._wanted and not tokens.requires_grad:
             self._found["reference"] = (self._fitting(tokens) * self.batch.response_mask[:, 1:]).sum(1)
             self._wanted = False

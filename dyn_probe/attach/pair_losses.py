@@ -47,9 +47,14 @@ class Likelihood:
             response: ``[2B, L-1]`` response tokens, at the positions that predict them.
         """
         chosen = response.chunk(2)[0].bool()
-        if self.gradient is None or self.labels.numel() != chosen.numel():
+        if self.gradient is None:
             return None
-        if not bool((self.labels.view(chosen.shape) != -100)[chosen].all()):
+        counted = self.labels != -100
+        if counted.numel() == chosen.numel():
+            whole = bool(counted.view(chosen.shape)[chosen].all())
+        else:  # only the response tokens, one after another
+            whole = counted.numel() == int(chosen.sum()) and bool(counted.all())
+        if not whole:
             return None
         found = torch.zeros(len(response), dtype=torch.float64, device=response.device)
         found[: len(chosen)] = -self.gradient.double() / self.count
@@ -99,12 +104,12 @@ class Means(TorchFunctionMode):
             weights: of the terms that are means over the pairs.
             likelihood: weight of the cross-entropy, where the loss has one.
         """
-        if len(self.seen) < len(weights) or len(self.likelihoods) != int(likelihood != 0):
+        if len(self.seen) < len(weights) or (likelihood and len(self.likelihoods) != 1):
             return None
         terms = zip(self.seen, weights, strict=False)  # means of what is only logged come after those of the terms
         found = torch.stack([values.double() * weight for values, weight in terms]).sum(0)
-        for one in self.likelihoods:
-            found = found + likelihood * one.losses(self.pairs)
+        if likelihood:
+            found = found + likelihood * self.likelihoods[0].losses(self.pairs)
         total = loss.detach().double()
         return found if bool((found.mean() - total).abs() <= CLOSE * total.abs() + 1e-12) else None
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from dyn_probe.probe.row_store import Row
 
-ROOM = 1e-3
-"""Largest difference relative to the size of what is averaged."""
+ROOM, HALF = 1e-3, 2**-6
+"""Largest difference relative to the size of what is averaged; of a trainer that averages in half precision."""
 UNSURE = 1e-2
 """A margin of log-ratios this near to 0 (nats) may have either sign by rounding: its batch says nothing of accuracy."""
 
@@ -23,11 +23,13 @@ class Logged:
         beta: factor of its rewards; None where they are something else.
         means: whether they are means per token, not sums.
         reference: whether rewards are differences from a reference.
+        room: largest difference relative to the size of what is averaged.
     """
 
     beta: float | None
     means: bool = False
     reference: bool = True
+    room: float = ROOM
 
 
 Values = Callable[[Row, Logged], float | None]
@@ -90,6 +92,6 @@ def difference(batches: Sequence[Sequence[Row]], logs: Mapping[str, float], logg
         means = [float(np.mean(np.array(batch, dtype=float))) for batch in values]
         size = max(1.0, *(abs(float(value)) for batch in values for value in batch if value is not None))
         found = float(np.mean(means))
-        if not abs(found - logs[key]) <= ROOM * size:
+        if not abs(found - logs[key]) <= logged.room * size:
             return f"{key} is {logs[key]:.6g} in the trainer's log and {found:.6g} by the recorded rows: {why}"
     return ""

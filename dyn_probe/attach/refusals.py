@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
-from dyn_probe.attach.trainer_kinds import KINDS, kind_of, unpaired
+from dyn_probe.attach.trainer_kinds import FUSED, KINDS, dpo_terms, kind_of, trl_version, unpaired
 
 
 def _argument(name: str) -> Callable[[Any], bool]:
@@ -31,6 +30,10 @@ def _prompt_learning(trainer: Any) -> bool:
     return isinstance(configs, dict) and any(getattr(one, "is_prompt_learning", False) for one in configs.values())
 
 
+def _sft_alone(trainer: Any) -> bool:
+    return set(dpo_terms(trainer.args) if hasattr(trainer.args, "loss_type") else ()) == {"sft"}
+
+
 def _in_parallel(trainer: Any) -> bool:
     config = getattr(trainer.accelerator, "parallelism_config", None)
     return any(getattr(config, name, 1) > 1 for name in ("tp_size", "cp_size", "sp_size"))
@@ -38,13 +41,6 @@ def _in_parallel(trainer: Any) -> bool:
 
 TESTED = ((1, 10), (1, 16))
 """The oldest and the newest version of TRL that the tests have run with."""
-
-
-def trl_version() -> tuple[int, ...]:
-    """The first two numbers of the installed TRL's version."""
-    import trl
-
-    return tuple(int(number) for number in re.findall(r"\d+", trl.__version__)[:2])
 
 
 def _named(version: tuple[int, ...]) -> str:
@@ -67,6 +63,8 @@ REFUSALS: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (_flag("is_encoder_decoder"), "an encoder-decoder model has no rows of prompt and response; train a causal model"),
     (lambda trainer: trl_version() < TESTED[0],
      f"this TRL is older than {_named(TESTED[0])}; install trl>={_named(TESTED[0])}"),
+    (lambda trainer: _sft_alone(trainer) and trl_version() < FUSED,
+     f"before TRL {_named(FUSED)} loss_type 'sft' alone has no token log-probabilities; install trl>={_named(FUSED)}"),
     (_flag("is_fsdp_enabled"), "FSDP shards the weights; train with DDP (accelerate launch --multi_gpu)"),
     (_flag("is_deepspeed_enabled"), "DeepSpeed keeps gradients and steps to itself; train with DDP"),
     (_in_parallel, "tensor and context parallelism split a row over processes; train with DDP"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ PER_TOKEN = ("ipo", "sigmoid_norm")
 """Loss types of ``DPOTrainer`` that compare log-ratios per token."""
 MEANS = ("ipo", "simpo")
 """Loss types of ``CPOTrainer`` that compare means per token."""
+FUSED = (1, 15)
+"""From this version on ``DPOTrainer`` computes every term from the fused head's token log-probabilities."""
 Args = Any
 
 
@@ -26,7 +29,8 @@ class TrainerKind:
     Args:
         batch: the pairs of a batch, as the trainer's collator made it.
         terms: term of the loss that is a mean over the pairs → its weight.
-        likelihood: weight of a cross-entropy term beside them.
+        likelihood: weight of a cross-entropy term that is not one of them.
+        beside: whether a cross-entropy is computed from logits, beside the token log-probabilities.
         name: what it minimises, as one would write it.
         score: what its loss compares.
         reference: whether there is a reference policy.
@@ -37,6 +41,7 @@ class TrainerKind:
     batch: Callable[[Mapping[str, Any]], PairBatch]
     terms: Callable[[Args], dict[str, float]]
     likelihood: Callable[[Args], float]
+    beside: Callable[[Args], bool]
     name: Callable[[Args], str]
     score: Callable[[Args], Score]
     reference: bool
@@ -49,6 +54,18 @@ def dpo_terms(args: Args) -> dict[str, float]:
     types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
     weights = getattr(args, "loss_weights", None) or [1.0] * len(types)
     return dict(zip(types, weights, strict=True))
+
+
+def trl_version() -> tuple[int, ...]:
+    """The first two numbers of the installed TRL's version."""
+    import trl
+
+    return tuple(int(number) for number in re.findall(r"\d+", trl.__version__)[:2])
+
+
+def sft_from_logits(args: Args) -> bool:
+    """Whether ``DPOTrainer`` has a term ``sft`` that it computes from logits."""
+    return "sft" in dpo_terms(args) and trl_version() < FUSED
 
 
 def dpo_name(args: Args) -> str:
@@ -68,17 +85,19 @@ def cpo_name(args: Args) -> str:
 
 KINDS: Mapping[str, TrainerKind] = {
     "DPOTrainer": TrainerKind(
-        one_tensor, dpo_terms, lambda args: 0.0, dpo_name,
+        one_tensor, dpo_terms, lambda args: 0.0, sft_from_logits, dpo_name,
         lambda args: MEAN_LOG_RATIO if dpo_terms(args).keys() <= set(PER_TOKEN) else LOG_RATIO,
         reference=True, logs_means=lambda args: False, logs_rewards=lambda args: True,
     ),
     "CPOTrainer": TrainerKind(
-        joined_sides, lambda args: {args.loss_type: 1.0}, lambda args: args.cpo_alpha, cpo_name,
+        joined_sides, lambda args: {args.loss_type: 1.0},
+        lambda args: args.cpo_alpha, lambda args: bool(args.cpo_alpha), cpo_name,
         lambda args: MEAN_LOG_PROB if args.loss_type in MEANS else LOG_PROB,
         reference=False, logs_means=lambda args: args.loss_type in MEANS, logs_rewards=lambda args: not args.alpha,
     ),
     "ORPOTrainer": TrainerKind(
-        joined_sides, lambda args: {"log-odds": -1.0}, lambda args: 1.0, lambda args: "orpo", lambda args: LOG_ODDS,
+        joined_sides, lambda args: {"log-odds": -1.0}, lambda args: 1.0, lambda args: True, lambda args: "orpo",
+        lambda args: LOG_ODDS,
         reference=False, logs_means=lambda args: True, logs_rewards=lambda args: True,
     ),
 }  # fmt: skip

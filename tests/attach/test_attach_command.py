@@ -14,11 +14,19 @@ import pytest
 
 pytest.importorskip("trl", reason="needs trl")
 
+from attach_matrix import EXACT, note
+
 from dyn_probe import load_trace
 from dyn_probe.attach.command import UNSEEN
 
 TESTS = Path(__file__).parents[1] / "support"
 RECORD = [sys.executable, "-m", "dyn_probe_cli", "record"]
+COMMANDS = {"torchrun": "torchrun", "accelerate": "accelerate launch --multi_gpu", "trl": "trl dpo --config"}
+ENDS = {
+    "crash": "which fails",
+    "exit": "which leaves by os._exit",
+    "vanish": "which leaves by os._exit in mid-training",
+}
 SCRIPT = [sys.executable, str(TESTS / "attach_script.py")]
 
 
@@ -48,6 +56,7 @@ def test_a_module_with_two_trainers_is_recorded_and_reported(tmp_path):
     assert trace.closed and len(trace.pairs) == 4 and len(trace.pushes) == 8 and len(trace.examples) == 4
     assert second.closed and len(second.pairs) == 2
     assert trace.pairs["ref_logp_chosen"].notna().all()
+    note("launchers", ("python -m MODULE", "1"), EXACT)
     reported = run(sys.executable, "-m", "dyn_probe_cli", "report", str(out))
     assert reported.returncode == 0 and "the film was" in (out / "report" / "report.html").read_text(encoding="utf-8")
 
@@ -66,6 +75,7 @@ def test_exit_codes_are_kept_and_traces_readable(tmp_path, how, code, status, wo
     done = run(*RECORD, "--out", str(out), "--no-text", "--", *SCRIPT, str(tmp_path), how)
     assert done.returncode == code and UNSEEN not in done.stderr
     assert done.stderr.count(f"Next: dyn-probe report {out}") == 1 and words in done.stderr
+    note("launchers", (f"python SCRIPT, {ENDS[how]}", "1"), f"exit code {code}, trace {status}")
     trace = load_trace(out)
     assert len(trace.pairs) == (4 if how == "exit" else 2) and not len(trace.examples)
     assert trace.manifest["status"] == status
@@ -148,6 +158,7 @@ def test_launchers(tmp_path, launcher):
     trace = load_trace(tmp_path / "run")
     assert trace.closed and set(trace.pairs["rank"]) == ({0} if launcher == "trl" else {0, 1})
     assert trace.pairs["ref_logp_chosen"].notna().all() and len(trace.pushes) and len(trace.examples)
+    note("launchers", (COMMANDS[launcher], str(trace.pairs["rank"].nunique())), EXACT)
 
 
 def settings_of(folder: Path) -> Path:

@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("trl", reason="needs trl")
 import attach_runs as runs
+from attach_matrix import note
 from trl import DPOTrainer
 
 from dyn_probe import BadInput, load_trace
@@ -57,7 +58,9 @@ def test_an_ordinary_trainer_is_not_refused():
     ],
 )
 def test_a_refusal_names_its_reason(trainer, words):
-    assert words in refusal(trainer())
+    said = refusal(trainer())
+    note("refusals", (words,), said)
+    assert words in said
 
 
 def test_a_refused_trainer_trains(tmp_path, capfd, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from transformers import TrainerCallback
 
 from dyn_probe import load_trace
 from dyn_probe.attach.live_numbers import live_numbers
+from dyn_probe.attach.log_window import LogWindow
 from dyn_probe.attach.micro_step import MicroStep
 from dyn_probe.attach.recheck import KEYS, Logged, difference
+from dyn_probe.attach.trainer_kinds import KINDS
 from dyn_probe.attach.trl import ProbeCallback
 
 
@@ -64,6 +67,28 @@ def test_a_wrong_reference_is_found_and_said_once(tmp_path, capfd, monkeypatch):
     said = capfd.readouterr().err
     assert said.count("by the recorded rows") == 1 and "rewards/chosen is " in said and "another reference" in said
     assert "rewards/chosen" in load_trace(tmp_path / "run").manifest["recheck"]
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.5])
+def test_logs_of_several_processes_are_held_to_all_rows(tmp_path, capfd, wrong):
+    """Rows of a closed trace, and logs as a trainer of two processes writes them."""
+    trainer = runs.recorded(tmp_path)
+    trace = load_trace(tmp_path / "run")
+    trainer.args = SimpleNamespace(world_size=2, process_index=0, beta=0.2, loss_type=["sigmoid"])
+    window = LogWindow(trainer, KINDS["DPOTrainer"], SimpleNamespace(path=trace.path), True)
+    for step in (0, 1):
+        rows = trace.pairs[trace.pairs["step"] == step].to_dict("records")
+        trainer.accelerator.gradient_state.end_of_dataloader = False
+        window.add(step, rows[:1], [1], 1)
+        means = {f"logps/{side}": np.mean([row[f"logp_{side}"] for row in rows]) for side in ("chosen", "rejected")}
+        window.log(
+            {"loss": np.mean([row["loss"] for row in rows]), **means, "logps/rejected": means["logps/rejected"] + wrong}
+        )
+    assert "recheck" not in trace.manifest
+    window.check_all_processes()
+    said = capfd.readouterr().err
+    assert said.count("step 0: logps/rejected is") == int(wrong > 0) == said.count("by the recorded rows")
+    assert ("recheck" in load_trace(tmp_path / "run").manifest) == (wrong > 0)
 
 
 @pytest.mark.parametrize("logged", [Logged(0.5), Logged(0.5, means=True, reference=False)])

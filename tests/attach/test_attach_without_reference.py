@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("trl", reason="needs trl")
 pytest.importorskip("trl.experimental.cpo", reason="needs a TRL with CPOTrainer")
 import attach_runs as runs
+from attach_checks import gradients
 
 from dyn_probe import load_trace
 from dyn_probe.attach.trl import ProbeCallback
@@ -27,25 +28,6 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "orpo tied": ("orpo", dict(model="gpt2", gradient_checkpointing=True)),
     "orpo autocast": ("orpo", dict(bf16=True)),
 }
-
-
-def gradients(trainer: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """By plain autograd, with the weights as they are: log-probabilities of the responses, rows' gradients, and the
-    gradient of the trainer's loss; the mask of a response is read off its labels."""
-    policy = trainer.model.train()
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    rows, logps = [], []
-    for side in ("chosen", "rejected"):
-        ids, labels = batch[f"{side}_input_ids"], batch[f"{side}_labels"][:, 1:]
-        logits = policy(input_ids=ids, attention_mask=batch[f"{side}_attention_mask"]).logits[:, :-1]
-        tokens = torch.log_softmax(logits.float(), -1).gather(2, ids[:, 1:, None])[..., 0]
-        logps.append((tokens * (labels != -100)).sum(1))
-        for row in logps[-1]:
-            parts = torch.autograd.grad(row, trained, retain_graph=True, allow_unused=True)
-            rows.append(torch.cat([g.flatten().double() for g in parts if g is not None]))
-    loss = trainer.compute_loss(policy, batch)
-    whole = torch.cat([g.flatten().double() for g in torch.autograd.grad(loss, trained)])
-    return torch.cat(logps).detach(), torch.stack(rows), whole
 
 
 def recorded(folder: Any, kind: str, options: dict[str, Any]) -> Any:
