@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 CLOSE = 1e-5
-"""Largest difference, relative to the loss, between the trainer's loss and the mean over the pairs' losses."""
+"""Largest difference, relative to the loss, between the trainer's loss and the mean over the pairs' losses, where the
+trainer computes it in float32; else two roundings of its type."""
 
 
 @dataclass
@@ -110,8 +111,8 @@ class Means(TorchFunctionMode):
         found = torch.stack([values.double() * weight for values, weight in terms]).sum(0)
         if likelihood:
             found = found + likelihood * self.likelihoods[0].losses(self.pairs)
-        total = loss.detach().double()
-        return found if bool((found.mean() - total).abs() <= CLOSE * total.abs() + 1e-12) else None
+        total, room = loss.detach().double(), max(CLOSE, 2 * torch.finfo(loss.dtype).eps)
+        return found if bool((found.mean() - total).abs() <= room * total.abs() + 1e-12) else None
 
     def coefficients(self, response: Tensor) -> Tensor | None:
         """``[2B]`` ∂loss/∂(row log-probability) by the cross-entropies; None where there are none that are known."""
