@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("trl", reason="needs trl")
 import attach_runs as runs
 from attach_matrix import note
-from trl import DPOTrainer
+from trl import DPOTrainer, KTOTrainer
 
 from dyn_probe import BadInput, load_trace
 from dyn_probe.attach import attachment
@@ -43,6 +43,8 @@ def test_an_ordinary_trainer_is_not_refused():
         (lambda: bare(is_fsdp_enabled=True), "FSDP"),
         (lambda: bare(is_deepspeed_enabled=True), "DeepSpeed"),
         (lambda: bare(is_encoder_decoder=True), "encoder-decoder"),
+        (lambda: KTOTrainer.__new__(KTOTrainer), "KTOTrainer trains on single responses"),
+        (lambda: bare({"loss_type": ["sft"]}), "install trl>=1.15"),
         (lambda: bare(model=SimpleNamespace(is_quantized=True)), "QLoRA"),
         (lambda: bare({"torch_compile": True}), "torch_compile=False"),
         (lambda: bare({"use_liger_kernel": True}), "use_liger_kernel=False"),
@@ -57,7 +59,9 @@ def test_an_ordinary_trainer_is_not_refused():
         ),
     ],
 )
-def test_a_refusal_names_its_reason(trainer, words):
+def test_a_refusal_names_its_reason(monkeypatch, trainer, words):
+    if "1.15" in words:
+        monkeypatch.setattr("trl.__version__", "1.14.2")
     said = refusal(trainer())
     note("refusals", (words,), said)
     assert words in said

@@ -146,8 +146,8 @@ def _launchers(found: Mapping[Any, str]) -> list[str]:
 
 
 def _refusals(found: Mapping[Any, str]) -> list[str]:
-    lines = ["## Refused", "", "The training goes on, and one line says:", "", "| setting | words |", "|---|---|"]
-    return [*lines, *(f"| {cell[0]} | {words} |" for cell, words in found.items())]
+    lines = ["## Refused", "", "The training goes on, and one line says:", ""]
+    return [*lines, *(f"- {words}" for words in found.values() if "SimpleNamespace" not in words)]
 
 
 if __name__ == "__main__":
