@@ -85,11 +85,12 @@ def _name(data: Any) -> str | None:
 
 
 def _digest(data: Any) -> str | None:
-    """Of the token ids of a few rows: the same data in another process has the same; None where rows have no number."""
-    if not isinstance(data, Sequence) and not hasattr(data, "__getitem__"):
+    """Of the token ids of a few rows of a ``datasets.Dataset``: the same data in another process has the same. None for
+    other data, whose rows might draw random numbers when they are read."""
+    if not (hasattr(data, "with_format") and hasattr(data, "__getitem__")):
         return None
-    size = _size(data) or 0
-    rows = [data[i] for i in sorted({0, size // 2, size - 1})] if size else []
+    size, plain = _size(data) or 0, data.with_format(None)
+    rows = [plain[i] for i in sorted({0, size // 2, size - 1})] if size else []
     named = [
         {name: row[name] for name in sorted(row) if name.endswith("_ids")} for row in rows if isinstance(row, dict)
     ]

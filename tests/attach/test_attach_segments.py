@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ pytest.importorskip("trl", reason="needs trl")
 import attach_runs as runs
 
 from dyn_probe import load_trace
+from dyn_probe.attach import trace_folder
 from dyn_probe.attach.trl import ProbeCallback
 from dyn_probe.report.build import build_report
+from dyn_probe.trace.writer import TraceWriter
 
 SAVING = dict(max_steps=6, save_strategy="steps", save_steps=2)
 
@@ -26,11 +29,13 @@ def started(folder: Path, **options: Any) -> Any:
 
 
 def killed_in(step: int, folder: Path) -> None:
-    """Train in another process, which vanishes in this step without leaving Python."""
+    """Train in another process, which vanishes in this step without leaving Python. Rows reach the disk only where
+    something asks for it."""
     if child := os.fork():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
         return
     try:
+        trace_folder.TraceWriter = partial(TraceWriter, flush_seconds=1e6, flush_rows=10**6)
         trainer = started(folder)
         original = trainer._compute_loss
 

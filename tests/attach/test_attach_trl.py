@@ -124,6 +124,16 @@ def test_iterable_data(tmp_path, monkeypatch):
     assert runs.same_weights(trainer, runs.plain(tmp_path))
 
 
+def test_a_mixture_of_experts_with_a_loss_of_its_routers(tmp_path):
+    """Rows are exact; the routers' loss belongs to no pair and is among the other terms."""
+    trainer = runs.recorded(tmp_path, "mixtral", max_steps=1)
+    trace = load_trace(tmp_path / "run")
+    check_against_autograd(tmp_path, trace, "mixtral", max_steps=1)
+    assert trace.pairs["separate_backward"].all() and trace.pairs["loss"].isna().all()
+    assert 0 < trace.steps["other_terms"].iloc[0] < 0.05
+    assert runs.same_weights(trainer, runs.plain(tmp_path, "mixtral", max_steps=1))
+
+
 def test_token_weights_leave_pulls_empty_and_gradients_exact(tmp_path):
     trainer = runs.recorded(tmp_path, ld_alpha=0.5)
     trace = load_trace(tmp_path / "run")
