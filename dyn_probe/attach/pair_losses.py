@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 CLOSE = 1e-5
 """Largest difference, relative to the loss, between the trainer's loss and the mean over the pairs' losses, where the
-trainer computes it in float32; else two roundings of its type."""
+trainer computes all of it in float32; else two roundings of the coarsest type in it."""
 
 
 @dataclass
@@ -111,7 +111,8 @@ class Means(TorchFunctionMode):
         found = torch.stack([values.double() * weight for values, weight in terms]).sum(0)
         if likelihood:
             found = found + likelihood * self.likelihoods[0].losses(self.pairs)
-        total, room = loss.detach().double(), max(CLOSE, 2 * torch.finfo(loss.dtype).eps)
+        types = {loss.dtype, *(one.dtype for one in self.seen), *(one.logits.dtype for one in self.likelihoods)}
+        total, room = loss.detach().double(), max(CLOSE, *(2 * torch.finfo(one).eps for one in types))
         return found if bool((found.mean() - total).abs() <= room * total.abs() + 1e-12) else None
 
     def coefficients(self, response: Tensor) -> Tensor | None:
