@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 RUN ?= runs/demo
 JOBS ?= 2
+OLDER_TRL ?= 1.10.0 1.14.0
 
 # Tests and docs need no network. The models are tiny: two processes with one thread each beat one with two, and on a
 # busy machine a second thread only waits.
@@ -43,6 +44,10 @@ matrix: $(VENV)/.stamp-dev  ## combinations of settings of recorded trainers: al
 	rm -f .matrix
 	-DYN_PROBE_MATRIX=$(CURDIR)/.matrix $(PYTEST) tests/attach/test_attach_matrix.py tests/attach/test_attach_command.py \
 	  tests/attach/test_attach_failing.py
+	for trl in $(OLDER_TRL); do \
+	  $(BIN)/python -m pip install --quiet --no-deps --upgrade --target .trl/$$trl trl==$$trl && \
+	  PYTHONPATH=.trl/$$trl DYN_PROBE_MATRIX=$(CURDIR)/.matrix $(PYTEST) -k covering tests/attach/test_attach_matrix.py; \
+	done
 	$(BIN)/python tests/support/attach_matrix.py .matrix docs/attach-matrix.md
 
 docs: $(VENV)/.stamp-dev  ## bring the generated pages up to date and build the site

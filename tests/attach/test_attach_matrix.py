@@ -120,7 +120,10 @@ def test_the_page_says_what_is_not_exact(tmp_path, monkeypatch):
     matrix.note("settings", ("CPO", "full", "float32", "default"), "norms: 1 and 2")
     matrix.note("launchers", ("torchrun", "2"), matrix.EXACT)
     matrix.note("refusals", ("FSDP",), "FSDP shards the weights")
+    monkeypatch.setattr("trl.__version__", "1.10.0")
+    matrix.note("settings", ("CPO", "LoRA", "float32", "none"), matrix.EXACT)
     page = matrix.page(tmp_path / "results")
+    assert "| 1.10.0 | 1 | 1 |" in page
     assert "| CPO | none; default: norms: 1 and 2 | – |" in page and "Of 2 combinations of settings" in page
     assert "| `torchrun` | 2 | exact |" in page and "- FSDP shards the weights" in page
 

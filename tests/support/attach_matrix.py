@@ -86,8 +86,11 @@ def name_of(cell: Cell) -> str:
 def note(table: str, cell: Sequence[str], words: str) -> None:
     """What a test found: ``exact``, or the words of a refusal; appended to ``DYN_PROBE_MATRIX`` where that is set."""
     if path := os.environ.get(RESULTS):
+        import trl
+
+        found = {"table": table, "cell": list(cell), "words": words, "trl": trl.__version__}
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"table": table, "cell": list(cell), "words": words}) + "\n")
+            file.write(json.dumps(found) + "\n")
 
 
 PACKAGES = ("trl", "transformers", "accelerate", "peft", "torch")
@@ -95,12 +98,15 @@ PACKAGES = ("trl", "transformers", "accelerate", "peft", "torch")
 
 def page(results: Path) -> str:
     """The page of docs from the results."""
-    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    everything = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    rows = [one for one in everything if one["trl"] == version("trl")]
+    others = [one for one in everything if one["trl"] != version("trl") and one["table"] == "settings"]
     found = {table: {tuple(one["cell"]): one["words"] for one in rows if one["table"] == table}
              for table in ("settings", "launchers", "refusals")}  # fmt: skip
     versions = ", ".join(f"{name} {version(name).split('+')[0]}" for name in PACKAGES)
-    return "\n".join([*_head(versions, found), *_settings(found["settings"]), *_launchers(found["launchers"]),
-                      *_refusals(found["refusals"])]) + "\n"  # fmt: skip
+    parts = [_head(versions, found), _settings(found["settings"]), _versions(others)]
+    parts += [_launchers(found["launchers"]), _refusals(found["refusals"])]
+    return "\n".join(line for part in parts for line in part) + "\n"
 
 
 def _head(versions: str, found: Mapping[str, Mapping[Any, str]]) -> list[str]:
@@ -124,7 +130,7 @@ def _settings(found: Mapping[Any, str]) -> list[str]:
         "## Settings",
         "",
         "Checkpointing under which a combination was tried and is exact: none, default, reentrant. A dash: not tried. "
-        "Combinations with `fp16=True` are tests marked `gpu`, and run where there is one.",
+        "`gpu`: its tests are marked so, and did not run where this page was written.",
         "",
         "| loss | " + " | ".join(f"{weights}, {precision}" for weights, precision in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -135,9 +141,19 @@ def _settings(found: Mapping[Any, str]) -> list[str]:
             tried = {how: found[cell] for how in CHECKPOINTING if (cell := (loss, weights, precision, how)) in found}
             exact = [how for how, words in tried.items() if words == EXACT]
             wrong = [f"{how}: {words}" for how, words in tried.items() if words != EXACT]
-            texts.append("; ".join(filter(None, [", ".join(exact), *wrong])) or "–")
+            absent = "gpu" if precision == NEEDS_GPU else "–"
+            texts.append("; ".join(filter(None, [", ".join(exact), *wrong])) or absent)
         lines.append(f"| {loss} | " + " | ".join(texts) + " |")
     return [*lines, ""]
+
+
+def _versions(others: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["## Older versions of TRL", "", "| TRL | combinations | of them exact |", "|---|---|---|"]
+    for one in sorted({row["trl"] for row in others}):
+        words = {tuple(row["cell"]): row["words"] for row in others if row["trl"] == one}
+        wrong = [f"; {name_of(cell)}: {said}" for cell, said in words.items() if said != EXACT]  # type: ignore[arg-type]
+        lines.append(f"| {one} | {len(words)} | {len(words) - len(wrong)}{''.join(wrong)} |")
+    return [*lines, ""] if others else []
 
 
 def _launchers(found: Mapping[Any, str]) -> list[str]:
