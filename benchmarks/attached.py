@@ -49,16 +49,16 @@ class Clock(TrainerCallback):
         self._last = now
 
 
-def rows(count: int, length: int, words: int) -> Dataset:
-    """Token ids at random, as a data set that is tokenized already."""
-    generator = torch.Generator().manual_seed(0)
-
-    def ids(size: int) -> list[int]:
-        return torch.randint(3, words, (size,), generator=generator).tolist()
-
+def rows(count: int, length: int) -> Dataset:
+    """Texts whose rows have about ``length`` tokens, half of them prompt; every word is a token."""
+    words = ["the", "film", "was", "long", "but", "and", "I", "would", "see", "it", "again"]
     half = length // 2
+
+    def text(start: int) -> str:
+        return "".join(" " + words[(start + i * (1 + start % 5)) % len(words)] for i in range(half - 1))
+
     return Dataset.from_list(
-        [{"prompt_ids": ids(half), "chosen_ids": ids(half), "rejected_ids": ids(half)} for _ in range(count)]
+        [{"prompt": text(3 * i), "chosen": text(3 * i + 1), "rejected": text(3 * i + 2)} for i in range(count)]
     )
 
 
@@ -77,7 +77,7 @@ def train(variant: str, length: int, pairs: int, steps: int, device: str) -> lis
         )  # fmt: skip
         DPOTrainer(
             GPT2LMHeadModel(config), GPT2LMHeadModel(config), arguments, callbacks=callbacks,
-            train_dataset=rows(pairs * (steps + 1), length, config.vocab_size), processing_class=built_in_tokenizer(),
+            train_dataset=rows(pairs * (steps + 1), length), processing_class=built_in_tokenizer(),
         ).train()  # fmt: skip
     return clock.seconds
 

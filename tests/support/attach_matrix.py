@@ -117,7 +117,7 @@ def _head(versions: str, found: Mapping[str, Mapping[Any, str]]) -> list[str]:
         "",
         f"Written by `make matrix` from the tests that it ran, with {versions}.",
         f"Of {len(ran)} combinations of settings in one process, {exact} are exact: the rows average to the trainer's "
-        "own log (log-probabilities and loss to 1e-4; to 1e-2 where CPO's and ORPO's trainers average in bfloat16), "
+        "own log (log-probabilities and loss to 1e-4; to 1e-2 where the trainer itself averages in bfloat16), "
         "gradient norms and inner products are those of plain autograd outside the trainer (1e-4; with bfloat16 5e-2), "
         "and the weights after training are bitwise those of a training without the recorder.",
         "",
