@@ -75,10 +75,10 @@ def test_logs_of_several_processes_are_held_to_all_rows(tmp_path, capfd, wrong):
     trainer = runs.recorded(tmp_path)
     trace = load_trace(tmp_path / "run")
     trainer.args = SimpleNamespace(world_size=2, process_index=0, beta=0.2, loss_type=["sigmoid"])
+    trainer.accelerator = SimpleNamespace(gradient_state=SimpleNamespace(end_of_dataloader=False))
     window = LogWindow(trainer, KINDS["DPOTrainer"], SimpleNamespace(path=trace.path), True)
     for step in (0, 1):
         rows = trace.pairs[trace.pairs["step"] == step].to_dict("records")
-        trainer.accelerator.gradient_state.end_of_dataloader = False
         window.add(step, rows[:1], [1], 1)
         means = {f"logps/{side}": np.mean([row[f"logp_{side}"] for row in rows]) for side in ("chosen", "rejected")}
         window.log(
