@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 RUN ?= runs/demo
 JOBS ?= 2
+OLDER_TRL ?= 1.10.0 1.14.0
 
 # Tests and docs need no network. The models are tiny: two processes with one thread each beat one with two, and on a
 # busy machine a second thread only waits.
@@ -14,7 +15,7 @@ QUIET_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPL
 PYTEST := $(QUIET_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check lint docs model clean
+.PHONY: help demo test slow check lint docs matrix model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +39,16 @@ lint: $(VENV)/.stamp-dev  ## format, lint and types only
 
 slow: $(VENV)/.stamp-dev  ## long reproductions
 	$(PYTEST) -m "slow and not gpu" tests
+
+matrix: $(VENV)/.stamp-dev  ## combinations of settings of recorded trainers: all of them, into docs/attach-matrix.md
+	rm -f .matrix
+	-DYN_PROBE_MATRIX=$(CURDIR)/.matrix $(PYTEST) tests/attach/test_attach_matrix.py tests/attach/test_attach_command.py \
+	  tests/attach/test_attach_failing.py
+	for trl in $(OLDER_TRL); do \
+	  $(BIN)/python -m pip install --quiet --no-deps --upgrade --target .trl/$$trl trl==$$trl && \
+	  PYTHONPATH=.trl/$$trl DYN_PROBE_MATRIX=$(CURDIR)/.matrix $(PYTEST) -k covering tests/attach/test_attach_matrix.py; \
+	done
+	$(BIN)/python tests/support/attach_matrix.py .matrix docs/attach-matrix.md
 
 docs: $(VENV)/.stamp-dev  ## bring the generated pages up to date and build the site
 	$(BIN)/python docs/generate.py

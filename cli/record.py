@@ -22,7 +22,8 @@ OF_COMMANDS = ("out", "every", "gram_every", "metric_every", "update", "realised
 def record(config: Path | None = None, no_text: bool = False, command: list[str] | None = None, **given: Any) -> None:
     """Train on preference pairs and record the gradient dynamics of every pair. Without options it trains a small
     built-in model on generated data, offline, in a minute or two. With a command behind `--` that trains by TRL's
-    DPOTrainer, that training is recorded instead: dyn-probe record --out runs/mine -- python train.py."""
+    DPOTrainer, CPOTrainer or ORPOTrainer, that training is recorded instead: dyn-probe record --out runs/mine --
+    python train.py."""
     if command:
         _record_command(command, {"config": config, **given}, not no_text)
     if no_text:
@@ -110,7 +111,7 @@ _COMMAND = inspect.Parameter(
     default=None,
     annotation=Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- COMMAND…]", help="A command that trains by TRL's DPOTrainer, to be recorded."),
+        typer.Argument(metavar="[-- COMMAND…]", help="A command that trains by one of TRL's trainers on pairs."),
     ],
 )
 _DEFAULTS = RunConfig()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,18 +13,19 @@ from typing import Any
 import torch
 
 from dyn_probe.attach.attach_options import AttachOptions
-from dyn_probe.attach.live_numbers import live_numbers
+from dyn_probe.attach.log_window import LogWindow
 from dyn_probe.attach.micro_step import MicroStep
 from dyn_probe.attach.pair_texts import PairTexts
-from dyn_probe.attach.recheck import difference
 from dyn_probe.attach.trace_folder import open_trace
-from dyn_probe.attach.trainer_facts import facts, loss_terms
-from dyn_probe.attach.user_lines import say
+from dyn_probe.attach.trainer_facts import facts
+from dyn_probe.attach.trainer_kinds import TrainerKind
+from dyn_probe.attach.user_lines import next_step, say
+from dyn_probe.errors import DynProbeError
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe import Probe
-from dyn_probe.probe.row_store import Row
+from dyn_probe.trace.reader import load_trace
 
-THROUGH_US = ("training_step", "compute_loss")
+THROUGH_US = ("training_step", "compute_loss", "_save_checkpoint")
 """Methods of the trainer that are called through the attachment while it trains."""
 
 
@@ -30,13 +33,14 @@ class Attachment:
     """Records one call of ``trainer.train``.
 
     Args:
-        trainer: a ``DPOTrainer`` that is about to begin; all its methods are its own again after ``end``.
+        trainer: about to begin; all its methods are its own again after ``end``.
+        kind: what is known of its class.
     """
 
-    def __init__(self, trainer: Any, options: AttachOptions) -> None:
-        self.trainer, self.options = trainer, options
+    def __init__(self, trainer: Any, kind: TrainerKind, options: AttachOptions) -> None:
+        self.trainer, self.kind, self.options = trainer, kind, options
         args = trainer.args
-        self.writer = open_trace(options, facts(trainer), args.process_index, trainer.state.global_step)
+        self.writer = open_trace(options, facts(trainer, kind), args.process_index, trainer.state.global_step)
         weighted = getattr(args, "ld_alpha", None) is not None
         self.probe = Probe(
             trainer.model_wrapped,
@@ -47,30 +51,31 @@ class Attachment:
             metric_every=options.metric_every,
             update=options.update,
             layers=options.layers,
-            separate=bool(getattr(trainer, "aux_loss_enabled", False)),
+            separate=bool(getattr(trainer, "aux_loss_enabled", False) or kind.beside(args)),
             micro_batches=args.gradient_accumulation_steps,
             rank=args.process_index,
             keep_rows=False,
             shielded=not options.strict,
         )
         self.texts = PairTexts(trainer.processing_class) if options.text else None
-        self.weights = list(loss_terms(args).values())
         self.plain_reference = not weighted
         self.failure: Exception | None = None
         self.micro: MicroStep | None = None
         self.batches: list[PairBatch] = []
         self.losses: list[Any] = []
         self.final: list[PairBatch] = []
+        resumed = args.process_index == 0 and trainer.state.global_step > 0
+        self._ended_before = list(load_trace(self.writer.path).final["pair_id"]) if resumed else []
+        """Pairs that an earlier end of this training has measured."""
         self.over = False
-        self.window: list[list[Row]] = []
-        self.whole = True
-        """Whether the window holds every batch since the last log."""
-        self._rechecked = False
+        self.window = LogWindow(trainer, kind, self.writer, self.plain_reference)
+        self._on_disk = False
         self.grad_norm: float | None = None
         self.step, self._began = 0, 0.0
         self._befores: list[Any] = []
         self._clip = trainer.accelerator.clip_grad_norm_
         self._put_in_between()
+        atexit.register(self._at_exit)
 
     def _put_in_between(self) -> None:
         for name in THROUGH_US:
@@ -86,7 +91,11 @@ class Attachment:
         self.trainer.accelerator.clip_grad_norm_ = clip
 
     def _through(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        around = {"training_step": self._training_step, "compute_loss": self._compute_loss}[name]
+        around = {
+            "training_step": self._training_step,
+            "compute_loss": self._compute_loss,
+            "_save_checkpoint": self._save_checkpoint,
+        }[name]
 
         def method(*args: Any, **kwargs: Any) -> Any:
             return around(original, *args, **kwargs)
@@ -114,12 +123,28 @@ class Attachment:
             loss = original(model, inputs, *args, **kwargs)
             self.guard(self._finish)()
         except BaseException as error:
-            self._let_go()
-            self.end(error)
+            self._break_off(error)
             raise
         self._let_go()
         self.stop_if_failed()
         return loss
+
+    def _break_off(self, error: BaseException) -> None:
+        """The training ends before its time, by an error of its own or by Ctrl-C."""
+        self._let_go()
+        self.end(error)
+        why = type(error).__name__
+        say(f"the training stopped at step {self.step} ({why}); what was recorded is kept. {self.next_step}")
+
+    def _at_exit(self) -> None:
+        """The process ends, and the training has not."""
+        error = getattr(sys, "last_value", None)
+        self._break_off(error or DynProbeError("the process ended before its training did"))
+
+    @property
+    def next_step(self) -> str:
+        """The command to type next."""
+        return next_step(self.writer.path)
 
     def _begin(self, model: Any, inputs: Any) -> None:
         step = self.trainer.state.global_step
@@ -127,9 +152,8 @@ class Attachment:
             self.step, self._began = step, time.perf_counter()
         if not self.probe.records(step):
             return
-        self.micro = MicroStep(self.probe, step, inputs, self.weights, self.guard)
-        reference = self.trainer.model if self.trainer.ref_model is None else self.trainer.ref_model
-        self.micro.watch(model, reference, self.plain_reference)
+        self.micro = MicroStep(self.probe, step, inputs, self.kind, self.trainer.args, self.guard)
+        self.micro.watch(self.trainer, model, self.plain_reference)
 
     def _compute_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         found = original(*args, **kwargs)
@@ -140,12 +164,18 @@ class Attachment:
                 self.guard(self.micro.take_loss)(loss)
         return found
 
+    def _save_checkpoint(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A training that goes on from the checkpoint finds all rows before it."""
+        self.guard(self.flush)()
+        return original(*args, **kwargs)
+
     def _finish(self) -> None:
         if self.micro is None:
             return
         micro = self.micro
         micro.finish()
         self.batches.append(micro.batch)
+        self.window.computed_in(micro.dtype)
         if self.texts is not None:
             self.writer.add("examples", self.texts.rows(micro.batch))
         self._keep_for_the_end(micro.batch)
@@ -189,26 +219,16 @@ class Attachment:
             step_seconds=time.perf_counter() - self._began,
         )
         rows = self.probe.fresh if self.batches else []
-        for batch in self.batches:
-            self.window.append(rows[: batch.pairs])
-            rows = rows[batch.pairs :]
-        self.whole &= len(self.batches) == len(self.losses)
+        self.window.add(self.step, rows, [batch.pairs for batch in self.batches], len(self.losses))
         self.batches, self.losses, self.grad_norm = [], [], None
+        if not self._on_disk:  # what the first step gave survives whatever comes
+            self.flush()
 
-    def log(self, logs: dict[str, float]) -> None:
-        """The trainer logs: check its numbers, and add ours."""
-        if "loss" not in logs:
-            return
-        if self.window:
-            logs.update(live_numbers([row for batch in self.window for row in batch]))
-        alone = self.trainer.args.world_size == 1 and self.plain_reference
-        if self.whole and self.window and alone and not self._rechecked:
-            said = difference(self.window, logs, self.trainer.args.beta)
-            if said:
-                self._rechecked = True
-                say(f"step {self.step}: {said}")
-                self.writer.update_manifest(recheck=said)
-        self.window, self.whole = [], True
+    def flush(self) -> None:
+        """Hand all rows to the operating system."""
+        self._on_disk = True
+        self.probe.flush()
+        self.writer.flush()
 
     def stop_if_failed(self) -> None:
         """After an error of ours: end the recording, and only that."""
@@ -231,14 +251,20 @@ class Attachment:
                 {"pair_id": pair, **dict(zip(names, row, strict=True))}
                 for pair, *row in zip(batch.ids, *columns, strict=True)
             ]
+        measured = {row["pair_id"] for row in rows}
+        rows += [{"pair_id": pair} for pair in self._ended_before if pair not in measured]
         self.writer.add("final", rows)
 
     def end(self, error: BaseException | None = None) -> None:
         """Give the trainer its methods back and close the trace."""
         self.over = True
+        atexit.unregister(self._at_exit)
         for name in THROUGH_US:
             self.trainer.__dict__.pop(name, None)
         self.trainer.accelerator.__dict__.pop("clip_grad_norm_", None)
         with suppress(Exception):
             self.probe.close()
         self.writer.end(error, None if error is None else f"{type(error).__name__}: {error}")
+        if error is None:
+            with suppress(Exception):
+                self.window.check_all_processes()

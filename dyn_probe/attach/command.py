@@ -7,19 +7,22 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from dyn_probe.attach.attach_options import AttachOptions
-from dyn_probe.attach.user_lines import say
+from dyn_probe.attach.user_lines import next_step, say
+from dyn_probe.errors import TraceError
+from dyn_probe.trace.manifest import read_manifest
 
 OPTIONS, SEEN = "DYN_PROBE_ATTACH", "DYN_PROBE_SEEN"
 """Environment variables: the options, and the file that is made where a preference trainer begins."""
-PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that are handed on to the command. Ctrl-C reaches it by itself."""
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that are handed on to the command."""
 UNSEEN = (
-    "no preference training was seen, nothing is recorded: wanted a Python command that trains with TRL's DPOTrainer "
+    "no preference training was seen, nothing is recorded: wanted a Python command that trains with TRL's DPOTrainer, "
+    "CPOTrainer or ORPOTrainer "
     "(python with -I, -E or -S takes no recorder in)"
 )
 
@@ -39,9 +42,23 @@ def run_recorded(command: Sequence[str], options: AttachOptions) -> int:
             return 127 if isinstance(error, FileNotFoundError) else 126
         with _passing_signals_on(process):
             code = process.wait()
-        if not seen.exists():
-            say(UNSEEN)
+        say_what_came(seen)
     return code
+
+
+def say_what_came(seen: Path) -> None:
+    """One line where the command left no trace, and one for each trace that it left unclosed.
+
+    Args:
+        seen: the file that its preference trainers made: the folder of a trace on each line.
+    """
+    if not seen.exists():
+        say(UNSEEN)
+        return
+    for folder in map(Path, seen.read_text(encoding="utf-8").splitlines()):
+        with suppress(TraceError):
+            if read_manifest(folder)["status"] == "recording":
+                say(f"the command ended without closing its trace; what was written is kept. {next_step(folder)}")
 
 
 def environment(options: AttachOptions, seen: Path) -> dict[str, str]:
@@ -58,15 +75,29 @@ def _passing_signals_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """Signals to us go to the command; we stay until it has ended."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+        if number != signal.SIGINT or not _in_foreground():
+            process.send_signal(number)
 
-    old = {one: signal.signal(one, pass_on) for one in PASSED_ON}
-    old[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    old = {one: signal.signal(one, pass_on) for one in PASSED_ON if signal.getsignal(one) != signal.SIG_IGN}
     try:
         yield
     finally:
         for one, handler in old.items():
             signal.signal(one, handler)
+
+
+def _in_foreground() -> bool:
+    """Whether a terminal's Ctrl-C goes to us, and so to the command as well."""
+    try:
+        terminal = os.open(os.ctermid(), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def end_like(code: int) -> int:

@@ -17,8 +17,3 @@ def calling_trainer() -> Any:
             return found
         frame = frame.f_back
     return None
-
-
-def is_preference_trainer(trainer: Any) -> bool:
-    """Whether it is TRL's ``DPOTrainer`` or made from it."""
-    return any(kind.__name__ == "DPOTrainer" and kind.__module__.startswith("trl.") for kind in type(trainer).__mro__)

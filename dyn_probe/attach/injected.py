@@ -11,7 +11,8 @@ from transformers.trainer_callback import TrainerCallback
 
 from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.command import OPTIONS, SEEN
-from dyn_probe.attach.finding import calling_trainer, is_preference_trainer
+from dyn_probe.attach.finding import calling_trainer
+from dyn_probe.attach.trainer_kinds import is_preference_trainer
 from dyn_probe.attach.user_lines import say
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.attach.pair_losses import Means
-from dyn_probe.attach.pair_texts import pair_batch
+from dyn_probe.attach.token_logps import seen
+from dyn_probe.attach.trainer_kinds import TrainerKind
 from dyn_probe.errors import BadInput
 from dyn_probe.probe import Probe
 from dyn_probe.probe.pair_differences import difference_columns
@@ -25,59 +26,74 @@ class MicroStep:
         probe: records the step.
         step: the optimizer step.
         inputs: the batch, as the trainer's collator made it.
-        weights: of the terms of the loss.
+        kind: of the trainer.
+        args: the trainer's.
         guard: put around everything that runs inside the trainer's own code.
     """
 
-    def __init__(self, probe: Probe, step: int, inputs: Mapping[str, Any], weights: list[float], guard: Guard) -> None:
-        self.probe, self.weights, self.guard = probe, weights, guard
-        self.batch = pair_batch(inputs)
+    def __init__(
+        self, probe: Probe, step: int, inputs: Mapping[str, Any], kind: TrainerKind, args: Any, guard: Guard
+    ) -> None:
+        self.probe, self.kind, self.args, self.guard = probe, kind, args, guard
+        self.batch = kind.batch(inputs)
         self.loss: Tensor | None = None
         self._scale: Tensor | None = None
         self._watched = False
-        self._means = Means(self.batch.pairs)
+        self.dtype = torch.float32
+        self._means = Means(self.batch.pairs, guard)
         self._inside, self._stack = ExitStack(), ExitStack()
         self._found: dict[str, Tensor] = {}
         if "ref_chosen_logps" in inputs:
             self._found["reference"] = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         self._stack.enter_context(probe.step(step, self.batch.ids, responses=self.batch.response_mask))
 
-    def watch(self, model: nn.Module, reference: nn.Module | None, plain_reference: bool) -> None:
+    def watch(self, trainer: Any, model: nn.Module, plain_reference: bool) -> None:
         """See the policy's forward, and the reference's.
 
         Args:
             model: what the trainer calls with gradients.
-            reference: what it calls without them; the policy itself where an adapter is switched off for that.
             plain_reference: whether given reference log-probabilities are plain sums over tokens.
         """
-        hooks = [model.register_forward_hook(self.guard(self._policy))]
-        if "reference" not in self._found and reference is not None:
-            hooks.append(reference.register_forward_hook(self.guard(self._reference)))
         if not plain_reference:
             self._found.pop("reference", None)
+        self._wanted = plain_reference and self.kind.reference and "reference" not in self._found
+        hooks = [model.register_forward_hook(self.guard(self._policy))]
+        if self._wanted:
+            reference = trainer.model if trainer.ref_model is None else trainer.ref_model
+            hooks.append(reference.register_forward_hook(self.guard(self._reference)))
         for hook in hooks:
             self._stack.callback(hook.remove)
+        self._inside.enter_context(seen(trainer, self.guard(self._take_tokens)))
 
     def _policy(self, _: nn.Module, args: Any, output: Any) -> None:
-        if self._watched or not torch.is_grad_enabled():
-            return
-        tokens = self._tokens(output)
-        said = self.batch.response_mask[:, 1:]
-        columns = difference_columns(torch.nn.functional.pad(tokens.detach() * said, (1, 0)), self.batch)
-        self.probe.pairs(tokens, mask=said, lengths=self.batch.lengths, **columns)  # type: ignore[arg-type]
-        self._watched = True
-        self._inside.enter_context(self._means)
+        if torch.is_grad_enabled() and not self._watched:
+            if isinstance(tokens := getattr(output, "log_probs", None), Tensor):
+                self._take_tokens(tokens)
+            self._inside.enter_context(self._means)
 
     def _reference(self, _: nn.Module, args: Any, output: Any) -> None:
-        if self._watched and not torch.is_grad_enabled() and "reference" not in self._found:
-            self._found["reference"] = (self._tokens(output) * self.batch.response_mask[:, 1:]).sum(1)
+        if not torch.is_grad_enabled() and isinstance(tokens := getattr(output, "log_probs", None), Tensor):
+            self._take_tokens(tokens)
 
-    def _tokens(self, output: Any) -> Tensor:
-        tokens = getattr(output, "log_probs", None)
-        if not isinstance(tokens, Tensor) or tokens.shape != self.batch.response_mask[:, 1:].shape:
+    def _take_tokens(self, tokens: Tensor) -> None:
+        """``[2B, L-1]`` log-probabilities, of the policy with gradients, and then of the reference without."""
+        if tokens.requires_grad and not self._watched:
+            said = self.batch.response_mask[:, 1:]
+            columns = difference_columns(
+                torch.nn.functional.pad(self._fitting(tokens).detach() * said, (1, 0)), self.batch
+            )
+            self.probe.pairs(tokens, mask=said, lengths=self.batch.lengths, **columns)  # type: ignore[arg-type]
+            self._watched, self.dtype = True, tokens.dtype
+        elif self._watched and self._wanted and not tokens.requires_grad:
+            self._found["reference"] = (self._fitting(tokens) * self.batch.response_mask[:, 1:]).sum(1)
+            self._wanted = False
+
+    def _fitting(self, tokens: Tensor) -> Tensor:
+        wanted = self.batch.response_mask[:, 1:].shape
+        if tokens.shape != wanted:
             raise BadInput(
-                "the model was not called with the fused head of TRL 1.16, which gives outputs.log_probs [2B, L-1]; "
-                "install trl>=1.16"
+                f"wanted log-probabilities of the tokens of {wanted[0]} rows, {list(wanted)}; the trainer computed "
+                f"{list(tokens.shape)}"
             )
         return tokens
 
@@ -86,8 +102,12 @@ class MicroStep:
         self._inside.close()
         self.loss = loss.detach()
         if not self._watched:
-            raise BadInput("the trainer computed a loss without calling its model with gradients")
-        losses = self._means.losses(loss, self.weights)
+            raise BadInput(
+                "the trainer computed its loss without token log-probabilities that can be seen (the fused head's "
+                "outputs.log_probs, or TRL's selective_log_softmax); record a trainer that computes them as TRL does"
+            )
+        weights = list(self.kind.terms(self.args).values())
+        losses = self._means.losses(loss, weights, self.kind.likelihood(self.args))
         if losses is not None:
             self._found["losses"] = losses
         loss.register_hook(self.guard(self._take_scale))
@@ -99,6 +119,9 @@ class MicroStep:
         """The backward has run."""
         if self._scale is None:
             raise BadInput("the trainer's loss was not backpropagated")
+        others = self._means.coefficients(self.batch.response_mask[:, 1:])
+        if others is not None:
+            self._found["coefficients"] = others
         self.probe.complete(loss_scale=float(self._scale), **self._found)
         self._stack.close()
 

@@ -1,22 +1,13 @@
-"""The pairs of a trainer's batch: token ids with their masks, and as text."""
+"""The pairs of a trainer's batch as text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from dyn_probe.data.token_text import decoded, decoded_from
 from dyn_probe.pairs import PairBatch
-
-
-def pair_batch(inputs: Mapping[str, Any]) -> PairBatch:
-    """The batch that ``DPOTrainer`` collated, rows ``[chosen; rejected]``. A response token at the very beginning of a
-    row has nothing that predicts it and counts nowhere."""
-    response = inputs["completion_mask"].clone()
-    response[:, 0] = 0
-    return PairBatch(inputs["input_ids"], inputs["attention_mask"], response)
 
 
 class PairTexts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dyn_probe.attach.finding import is_preference_trainer
+from dyn_probe.attach.trainer_kinds import FUSED, KINDS, dpo_terms, kind_of, trl_version, unpaired
 
 
 def _argument(name: str) -> Callable[[Any], bool]:
@@ -30,13 +30,41 @@ def _prompt_learning(trainer: Any) -> bool:
     return isinstance(configs, dict) and any(getattr(one, "is_prompt_learning", False) for one in configs.values())
 
 
+def _sft_alone(trainer: Any) -> bool:
+    return set(dpo_terms(trainer.args) if hasattr(trainer.args, "loss_type") else ()) == {"sft"}
+
+
 def _in_parallel(trainer: Any) -> bool:
     config = getattr(trainer.accelerator, "parallelism_config", None)
     return any(getattr(config, name, 1) > 1 for name in ("tp_size", "cp_size", "sp_size"))
 
 
+TESTED = ((1, 10), (1, 16))
+"""The oldest and the newest version of TRL that the tests have run with."""
+
+
+def _named(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def newer_than_tested() -> str:
+    """What to know of a TRL that is newer than those that were tested; "" where it is not."""
+    if trl_version() <= TESTED[1]:
+        return ""
+    return (
+        f"TRL {_named(trl_version())} is newer than {_named(TESTED[1])}, the newest that was tested; the recording "
+        "checks itself against plain autograd at its first step, and the trainer's logs against its rows"
+    )
+
+
 REFUSALS: tuple[tuple[Callable[[Any], bool], str], ...] = (
-    (lambda trainer: not is_preference_trainer(trainer), "{kind} is not TRL's DPOTrainer, the one that is recorded"),
+    (lambda trainer: bool(unpaired(trainer)), "{kind} {unpaired}"),
+    (lambda trainer: kind_of(trainer) is None, f"{{kind}} is none of TRL's trainers on pairs: {', '.join(KINDS)}"),
+    (_flag("is_encoder_decoder"), "an encoder-decoder model has no rows of prompt and response; train a causal model"),
+    (lambda trainer: trl_version() < TESTED[0],
+     f"this TRL is older than {_named(TESTED[0])}; install trl>={_named(TESTED[0])}"),
+    (lambda trainer: _sft_alone(trainer) and trl_version() < FUSED,
+     f"before TRL {_named(FUSED)} loss_type 'sft' alone has no token log-probabilities; install trl>={_named(FUSED)}"),
     (_flag("is_fsdp_enabled"), "FSDP shards the weights; train with DDP (accelerate launch --multi_gpu)"),
     (_flag("is_deepspeed_enabled"), "DeepSpeed keeps gradients and steps to itself; train with DDP"),
     (_in_parallel, "tensor and context parallelism split a row over processes; train with DDP"),
@@ -54,5 +82,5 @@ REFUSALS: tuple[tuple[Callable[[Any], bool], str], ...] = (
 
 def refusal(trainer: Any) -> str:
     """Why this trainer cannot be recorded; "" where it can."""
-    kind = type(trainer).__name__
-    return next((why.format(kind=kind) for is_so, why in REFUSALS if is_so(trainer)), "")
+    words = {"kind": type(trainer).__name__, "unpaired": unpaired(trainer)}
+    return next((why.format(**words) for is_so, why in REFUSALS if is_so(trainer)), "")

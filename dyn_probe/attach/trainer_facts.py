@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,36 +11,20 @@ from typing import Any
 import torch
 
 from dyn_probe import __version__
-from dyn_probe.objectives.scores import LOG_RATIO, MEAN_LOG_RATIO
+from dyn_probe.attach.trainer_kinds import TrainerKind
 
-OBJECTIVES: Mapping[str, str] = {"sigmoid": "dpo", "ipo": "ipo", "sppo_hard": "sppo"}
-"""Loss types of TRL that are the same as an objective of ours, where they stand alone."""
-PER_TOKEN = ("ipo", "sigmoid_norm")
-"""Loss types that compare log-ratios per token."""
-HYPER = ("beta", "label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting")
+HYPER = (
+    "beta", "label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting",
+    "cpo_alpha", "simpo_gamma", "alpha",
+)  # fmt: skip
 """Settings of the loss, as the trainer's configuration names them."""
 
 
-def loss_terms(args: Any) -> dict[str, float]:
-    """Loss type → its weight."""
-    types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
-    weights = getattr(args, "loss_weights", None) or [1.0] * len(types)
-    return dict(zip(types, weights, strict=True))
-
-
-def objective_name(terms: Mapping[str, float]) -> str:
-    """As one would write the loss: ``sigmoid + 0.5 sft``."""
-    if list(terms.values()) == [1.0] and (name := OBJECTIVES.get(next(iter(terms)))):
-        return name
-    return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in terms.items())
-
-
-def facts(trainer: Any) -> dict[str, Any]:
+def facts(trainer: Any, kind: TrainerKind) -> dict[str, Any]:
     """The manifest of a run that is about to start."""
-    args, terms = trainer.args, loss_terms(trainer.args)
+    args, terms = trainer.args, kind.terms(trainer.args)
     model = trainer.accelerator.unwrap_model(trainer.model)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    score = MEAN_LOG_RATIO if terms.keys() <= set(PER_TOKEN) else LOG_RATIO
     return {
         "command": " ".join(sys.argv),
         "config": _config(args),
@@ -49,12 +35,13 @@ def facts(trainer: Any) -> dict[str, Any]:
             "trained_parameters": sum(n for n, trained in sizes if trained),
         },
         "data": {"name": _name(trainer.train_dataset), "pairs": _size(trainer.train_dataset),
-                 "held_out": _size(trainer.eval_dataset), "max_length": getattr(args, "max_length", None)},
+                 "held_out": _size(trainer.eval_dataset), "max_length": getattr(args, "max_length", None),
+                 "digest": _digest(trainer.train_dataset)},
         "objective": {
-            "name": objective_name(terms),
+            "name": kind.name(args),
             "hyper": {"loss_type": list(terms), "loss_weights": list(terms.values())}
             | {name: getattr(args, name) for name in HYPER if getattr(args, name, None) is not None},
-            "score": score.as_manifest,
+            "score": kind.score(args).as_manifest,
         },
         "processes": {"count": args.world_size, "parallel": "ddp" if args.world_size > 1 else None},
         "versions": _versions(),
@@ -95,6 +82,19 @@ def _precision(args: Any) -> str:
 
 def _name(data: Any) -> str | None:
     return getattr(getattr(data, "info", None), "dataset_name", None)
+
+
+def _digest(data: Any) -> str | None:
+    """Of the token ids of a few rows of a ``datasets.Dataset``: the same data in another process has the same. None for
+    other data, whose rows might draw random numbers when they are read."""
+    if not (hasattr(data, "with_format") and hasattr(data, "__getitem__")):
+        return None
+    size, plain = _size(data) or 0, data.with_format(None)
+    rows = [plain[i] for i in sorted({0, size // 2, size - 1})] if size else []
+    named = [
+        {name: row[name] for name in sorted(row) if name.endswith("_ids")} for row in rows if isinstance(row, dict)
+    ]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16] if named else None
 
 
 def _size(data: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""``ProbeCallback``: TRL's ``DPOTrainer`` with the recorder on, by one line.
+"""``ProbeCallback``: one of TRL's trainers on pairs with the recorder on, by one line.
 
 ::
 
@@ -19,12 +19,13 @@ from transformers import TrainerCallback
 from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.attachment import Attachment
 from dyn_probe.attach.finding import calling_trainer
-from dyn_probe.attach.refusals import refusal
+from dyn_probe.attach.refusals import newer_than_tested, refusal
+from dyn_probe.attach.trainer_kinds import kind_of
 from dyn_probe.attach.user_lines import say
 
 
 class ProbeCallback(TrainerCallback):
-    """Records every pair of a ``DPOTrainer``'s training; the training itself is bitwise the same.
+    """Records every pair that ``DPOTrainer``, ``CPOTrainer`` or ``ORPOTrainer`` trains on; it stays bitwise the same.
 
     Args:
         out: folder of the trace.
@@ -49,11 +50,13 @@ class ProbeCallback(TrainerCallback):
         callbacks.remove(self)
         callbacks.insert(0, self)  # before those that report logs
         try:
-            why = refusal(trainer)
-            if why:
+            why, kind = refusal(trainer), kind_of(trainer)
+            if why or kind is None:
                 say(f"not recorded, the training goes on: {why}")
                 return
-            self.attachment = Attachment(trainer, self.options)
+            if note := newer_than_tested():
+                say(note)
+            self.attachment = Attachment(trainer, kind, self.options)
         except Exception as error:
             if self.options.strict:
                 raise
@@ -70,13 +73,13 @@ class ProbeCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs is not None:
-            self._tell(lambda attachment: attachment.log(logs))
+            self._tell(lambda attachment: attachment.window.log(logs))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._tell(lambda attachment: attachment.record_final())
         if self.attachment is not None:
             self.attachment.end()
-            say(f"recorded. Next: dyn-probe report {self.attachment.writer.path}")
+            say(f"recorded. {self.attachment.next_step}")
         self.attachment = None
 
     def _tell(self, event: Callable[[Attachment], None]) -> None:

@@ -134,6 +134,10 @@ class Recording:
         assert self._coefficients is not None
         return self._coefficients
 
+    @coefficients.setter
+    def coefficients(self, whole: Tensor) -> None:
+        self._coefficients = whole
+
     def watch(self, logps: Tensor, mask: Tensor | None = None) -> None:
         """Take the very log-probabilities that the loss is computed from.
 
@@ -292,8 +296,5 @@ class Recording:
 
 def distributed() -> bool:
     """Whether this is one of several processes."""
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
+    running = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return running and torch.distributed.get_world_size() > 1

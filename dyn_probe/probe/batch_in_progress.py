@@ -124,6 +124,14 @@ class BatchInProgress:
             if self.check.skipped:
                 self.rows.manifest(certificate={"skipped": self.check.skipped})
 
+    def complete(self, loss_scale: float | None, found: Mapping[str, Tensor]) -> None:
+        """What was not known before the backward; see ``Probe.complete``."""
+        if self.given is None or self.recording is None:
+            return
+        if (others := found.get("coefficients")) is not None:
+            self.recording.coefficients = self.recording.coefficients + others.to(self.recording.coefficients)
+        self.given = self.given.completed(loss_scale, {n: v for n, v in found.items() if n != "coefficients"})
+
     def norms(self, logps: Tensor) -> tuple[Tensor, Tensor]:
         """``(‖g_w‖, ‖g_l‖)``, ``[B]`` each, measured before the training backward; see ``Probe.measure``."""
         assert self.recording is not None

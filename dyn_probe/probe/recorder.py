@@ -192,10 +192,10 @@ class Probe(Kept):
 
         Args:
             loss_scale: as for ``pairs``.
-            found: ``reference``, ``lengths``, ``losses`` or further columns, as for ``pairs``.
+            found: ``reference``, ``lengths``, ``losses`` or further columns, as for ``pairs``; ``coefficients [2B]``:
+                ∂loss/∂(row log-probability) by terms that reach the rows otherwise than through the watched tensor.
         """
-        if self._batch.given is not None:
-            self._batch.given = self._batch.given.completed(loss_scale, found)
+        self._batch.complete(loss_scale, found)
 
     def measure(self, logps: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
         """In place of ``pairs``, where the update depends on the norms: measure now, ``backward`` follows.

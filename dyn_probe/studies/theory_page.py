@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from dyn_probe.report.output import check_folder, csv_bytes, write_files
+from dyn_probe.report.export.cells import csv_bytes
+from dyn_probe.report.output import check_folder, write_files
 from dyn_probe.report.style import CASE_COLOURS, NEUTRAL, SIDE_COLOURS, name_panel, new_figure, rule
 from dyn_probe.report.verdicts import sig
 from dyn_probe.studies.claims import FAILS, HOLDS, Finding

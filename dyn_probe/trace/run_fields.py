@@ -75,6 +75,7 @@ class DataInfo:
     left_out: dict[str, int] = entry("reason → rows that were left out for it", factory=dict)
     left_out_by_design: int | None = entry("left-out rows that were expected to be, such as ties")
     max_length: int | None = entry("most tokens of prompt and response together")
+    digest: str | None = entry("digest of the token ids of a few rows: the same data have the same")
     lengths: dict[str, tuple[int, ...]] = entry("part → its median, 95 % and largest number of tokens", factory=dict)
     facts: dict[str, DataFact] = entry("name → something about the tokens that one would not expect", factory=dict)
 

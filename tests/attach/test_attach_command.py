@@ -14,11 +14,19 @@ import pytest
 
 pytest.importorskip("trl", reason="needs trl")
 
+from attach_matrix import EXACT, note
+
 from dyn_probe import load_trace
 from dyn_probe.attach.command import UNSEEN
 
 TESTS = Path(__file__).parents[1] / "support"
 RECORD = [sys.executable, "-m", "dyn_probe_cli", "record"]
+COMMANDS = {"torchrun": "torchrun", "accelerate": "accelerate launch --multi_gpu", "trl": "trl dpo --config"}
+ENDS = {
+    "crash": "which fails",
+    "exit": "which leaves by os._exit",
+    "vanish": "which leaves by os._exit in mid-training",
+}
 SCRIPT = [sys.executable, str(TESTS / "attach_script.py")]
 
 
@@ -35,39 +43,64 @@ def run(*command: str, places: tuple[Path, ...] = (), cwd: Path | None = None) -
     )
 
 
-def test_a_script_is_recorded_and_reported(tmp_path):
+def test_a_module_with_two_trainers_is_recorded_and_reported(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("print('own start')")
     out = tmp_path / "run"
-    done = run(
-        *RECORD,
-        "--out",
-        str(out),
-        "--every",
-        "1",
-        "--metric-every",
-        "1",
-        "--",
-        *SCRIPT,
-        str(tmp_path),
-        places=(tmp_path,),
-    )
+    options = ["--out", str(out), "--every", "1", "--metric-every", "1"]
+    module = [sys.executable, "-m", "attach_script", str(tmp_path), "twice"]
+    done = run(*RECORD, *options, "--", *module, places=(tmp_path,))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "own start" in done.stdout and f"Next: dyn-probe report {out}" in done.stderr
-    trace = load_trace(out)
+    assert "own start" in done.stdout and done.stderr.count(f"Next: dyn-probe report {out}\n") == 1
+    assert f"{out} is taken; recording into {out}-2" in done.stderr and "without closing" not in done.stderr
+    trace, second = load_trace(out), load_trace(f"{out}-2")
     assert trace.closed and len(trace.pairs) == 4 and len(trace.pushes) == 8 and len(trace.examples) == 4
+    assert second.closed and len(second.pairs) == 2
     assert trace.pairs["ref_logp_chosen"].notna().all()
+    note("launchers", ("python -m MODULE", "1"), EXACT)
     reported = run(sys.executable, "-m", "dyn_probe_cli", "report", str(out))
     assert reported.returncode == 0 and "the film was" in (out / "report" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "code"), [("crash", 1), ("exit", 7)])
-def test_exit_codes_are_kept_and_traces_readable(tmp_path, how, code):
-    done = run(*RECORD, "--out", str(tmp_path / "run"), "--no-text", "--", *SCRIPT, str(tmp_path), how)
+@pytest.mark.parametrize(
+    ("how", "code", "status", "words"),
+    [
+        ("crash", 1, "stopped", "the training stopped at step 1 (ValueError); what was recorded is kept"),
+        ("exit", 7, "closed", "recorded"),
+        ("vanish", 7, "recording", "the command ended without closing its trace; what was written is kept"),
+    ],
+)
+def test_exit_codes_are_kept_and_traces_readable(tmp_path, how, code, status, words):
+    out = tmp_path / "run"
+    done = run(*RECORD, "--out", str(out), "--no-text", "--", *SCRIPT, str(tmp_path), how)
     assert done.returncode == code and UNSEEN not in done.stderr
+    assert done.stderr.count(f"Next: dyn-probe report {out}") == 1 and words in done.stderr
+    note("launchers", (f"python SCRIPT, {ENDS[how]}", "1"), f"exit code {code}, trace {status}")
+    trace = load_trace(out)
+    assert len(trace.pairs) == (4 if how == "exit" else 2) and not len(trace.examples)
+    assert trace.manifest["status"] == status
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [False, True])
+def test_ctrl_c_closes_the_trace(tmp_path, group):
+    """Sent to the recording process alone, and to its whole group, as a terminal does."""
+    command = [*RECORD, "--out", str(tmp_path / "run"), "--", *SCRIPT, str(tmp_path), "wait"]
+    process = subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while not (tmp_path / "waiting").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    if group:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == -signal.SIGINT and "the training stopped at step 1 (KeyboardInterrupt)" in said
     trace = load_trace(tmp_path / "run")
-    assert len(trace.pairs) == (2 if how == "crash" else 4) and not len(trace.examples)
-    assert trace.manifest["status"] == ("stopped" if how == "crash" else "closed")
+    assert len(trace.pairs) == 2 and trace.manifest["status"] == "stopped"
 
 
 def test_a_command_without_preference_training_is_told_so_once():
@@ -111,20 +144,21 @@ def test_no_text_alone_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate", "trl"])
 def test_launchers(tmp_path, launcher):
-    """Two processes by ``torchrun``, one by ``accelerate launch``; ``trl dpo`` on a model and data in folders."""
+    """Two processes by ``torchrun`` and by ``accelerate launch``; ``trl dpo`` on a model and data in folders."""
     scripts = Path(sys.executable).parent
     if launcher == "torchrun":
         command = [str(scripts / "torchrun"), "--standalone", "--nproc_per_node", "2", *SCRIPT[1:], str(tmp_path)]
     elif launcher == "accelerate":
-        options = ["--num_processes", "1", "--num_machines", "1", "--cpu", "--mixed_precision", "no"]
+        options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
         command = [str(scripts / "accelerate"), "launch", *options, *SCRIPT[1:], str(tmp_path)]
     else:
         command = [str(scripts / "trl"), "dpo", "--config", str(settings_of(tmp_path))]
     done = run(*RECORD, "--out", str(tmp_path / "run"), "--", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     trace = load_trace(tmp_path / "run")
-    assert trace.closed and set(trace.pairs["rank"]) == ({0, 1} if launcher == "torchrun" else {0})
+    assert trace.closed and set(trace.pairs["rank"]) == ({0} if launcher == "trl" else {0, 1})
     assert trace.pairs["ref_logp_chosen"].notna().all() and len(trace.pushes) and len(trace.examples)
+    note("launchers", (COMMANDS[launcher], str(trace.pairs["rank"].nunique())), EXACT)
 
 
 def settings_of(folder: Path) -> Path:

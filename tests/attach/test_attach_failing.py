@@ -10,13 +10,14 @@ import torch
 
 pytest.importorskip("trl", reason="needs trl")
 import attach_runs as runs
-from trl import DPOTrainer
+from attach_matrix import note
+from trl import DPOTrainer, KTOTrainer
 
 from dyn_probe import BadInput, load_trace
 from dyn_probe.attach import attachment
 from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.injected import FindTrainer
-from dyn_probe.attach.refusals import refusal
+from dyn_probe.attach.refusals import newer_than_tested, refusal
 from dyn_probe.engine import certificate
 from dyn_probe.errors import CertificationError
 from dyn_probe.metric import watch
@@ -41,6 +42,9 @@ def test_an_ordinary_trainer_is_not_refused():
     [
         (lambda: bare(is_fsdp_enabled=True), "FSDP"),
         (lambda: bare(is_deepspeed_enabled=True), "DeepSpeed"),
+        (lambda: bare(is_encoder_decoder=True), "encoder-decoder"),
+        (lambda: KTOTrainer.__new__(KTOTrainer), "KTOTrainer trains on single responses"),
+        (lambda: bare({"loss_type": ["sft"]}), "install trl>=1.15"),
         (lambda: bare(model=SimpleNamespace(is_quantized=True)), "QLoRA"),
         (lambda: bare({"torch_compile": True}), "torch_compile=False"),
         (lambda: bare({"use_liger_kernel": True}), "use_liger_kernel=False"),
@@ -49,11 +53,18 @@ def test_an_ordinary_trainer_is_not_refused():
         (lambda: bare(_is_vision_dataset=True), "images"),
         (lambda: bare(model=SimpleNamespace(peft_config={"x": SimpleNamespace(is_prompt_learning=True)})), "LoRA"),
         (lambda: bare(accelerator=SimpleNamespace(parallelism_config=SimpleNamespace(tp_size=2))), "tensor"),
-        (lambda: SimpleNamespace(), "SimpleNamespace is not TRL's DPOTrainer"),
+        (
+            lambda: SimpleNamespace(),
+            "SimpleNamespace is none of TRL's trainers on pairs: DPOTrainer, CPOTrainer, ORPOTrainer",
+        ),
     ],
 )
-def test_a_refusal_names_its_reason(trainer, words):
-    assert words in refusal(trainer())
+def test_a_refusal_names_its_reason(monkeypatch, trainer, words):
+    if "1.15" in words:
+        monkeypatch.setattr("trl.__version__", "1.14.2")
+    said = refusal(trainer())
+    note("refusals", (words,), said)
+    assert words in said
 
 
 def test_a_refused_trainer_trains(tmp_path, capfd, monkeypatch):
@@ -61,6 +72,16 @@ def test_a_refused_trainer_trains(tmp_path, capfd, monkeypatch):
     trainer = runs.recorded(tmp_path)
     assert "not recorded, the training goes on: too round" in capfd.readouterr().err
     assert not (tmp_path / "run").exists() and len(runs.logged(trainer)) == 2
+
+
+@pytest.mark.parametrize(
+    ("version", "old", "new"),
+    [("1.9.2", True, False), ("1.10.0", False, False), ("1.16.3", False, False), ("1.17.0.dev0", False, True)],
+)
+def test_versions_outside_the_range(monkeypatch, version, old, new):
+    monkeypatch.setattr("trl.__version__", version)
+    assert ("install trl>=1.10" in refusal(bare())) == old
+    assert ("newer than 1.16" in newer_than_tested()) == new
 
 
 def broken(*args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from transformers import TrainerCallback
 
 from dyn_probe import load_trace
 from dyn_probe.attach.live_numbers import live_numbers
+from dyn_probe.attach.log_window import LogWindow
 from dyn_probe.attach.micro_step import MicroStep
-from dyn_probe.attach.recheck import KEYS, difference
+from dyn_probe.attach.recheck import KEYS, Logged, difference
+from dyn_probe.attach.trainer_kinds import KINDS
 from dyn_probe.attach.trl import ProbeCallback
 
 
@@ -53,30 +56,61 @@ def test_a_good_recording_agrees_with_the_trainer(tmp_path, capfd, options):
 
 
 def test_a_wrong_reference_is_found_and_said_once(tmp_path, capfd, monkeypatch):
-    real = MicroStep._tokens
+    real = MicroStep._fitting
 
-    def wrong(self: MicroStep, output: Any) -> Any:
-        tokens = real(self, output)
+    def wrong(self: MicroStep, tokens: Any) -> Any:
+        tokens = real(self, tokens)
         return tokens if tokens.requires_grad else tokens + 0.1
 
-    monkeypatch.setattr(MicroStep, "_tokens", wrong)
+    monkeypatch.setattr(MicroStep, "_fitting", wrong)
     runs.recorded(tmp_path)
     said = capfd.readouterr().err
     assert said.count("by the recorded rows") == 1 and "rewards/chosen is " in said and "another reference" in said
     assert "rewards/chosen" in load_trace(tmp_path / "run").manifest["recheck"]
 
 
+@pytest.mark.parametrize("wrong", [0.0, 0.5])
+def test_logs_of_several_processes_are_held_to_all_rows(tmp_path, capfd, wrong):
+    """Rows of a closed trace, and logs as a trainer of two processes writes them."""
+    trainer = runs.recorded(tmp_path)
+    trace = load_trace(tmp_path / "run")
+    trainer.args = SimpleNamespace(world_size=2, process_index=0, beta=0.2, loss_type=["sigmoid"])
+    trainer.accelerator = SimpleNamespace(gradient_state=SimpleNamespace(end_of_dataloader=False))
+    window = LogWindow(trainer, KINDS["DPOTrainer"], SimpleNamespace(path=trace.path), True)
+    for step in (0, 1):
+        rows = trace.pairs[trace.pairs["step"] == step].to_dict("records")
+        window.add(step, rows[:1], [1], 1)
+        means = {f"logps/{side}": np.mean([row[f"logp_{side}"] for row in rows]) for side in ("chosen", "rejected")}
+        window.log(
+            {"loss": np.mean([row["loss"] for row in rows]), **means, "logps/rejected": means["logps/rejected"] + wrong}
+        )
+    assert "recheck" not in trace.manifest
+    window.check_all_processes()
+    said = capfd.readouterr().err
+    assert said.count("step 0: logps/rejected is") == int(wrong > 0) == said.count("by the recorded rows")
+    assert ("recheck" in load_trace(tmp_path / "run").manifest) == (wrong > 0)
+
+
+@pytest.mark.parametrize("logged", [Logged(0.5), Logged(0.5, means=True, reference=False)])
 @pytest.mark.parametrize("key", KEYS)
-def test_every_key_is_held_to_the_rows(key):
+def test_every_key_is_held_to_the_rows(key, logged):
     rows = [
         dict(logp_chosen=-3.0, logp_rejected=-5.0, ref_logp_chosen=-4.0, ref_logp_rejected=-4.5, loss=0.6),
         dict(logp_chosen=-1.0, logp_rejected=-2.0, ref_logp_chosen=-1.5, ref_logp_rejected=-1.0, loss=0.8),
     ]
+    for row, lengths in zip(rows, ((2, 5), (4, 3)), strict=True):
+        row |= dict(len_chosen=lengths[0], len_rejected=lengths[1])
     value_of, why = KEYS[key]
-    mean = float(np.mean([value_of(row, 0.5) for row in rows]))
-    assert difference([rows[:1], rows[1:]], {key: mean}, 0.5) == ""
-    said = difference([rows[:1], rows[1:]], {key: mean + 0.1}, 0.5)
+    mean = float(np.mean([value_of(row, logged) for row in rows]))
+    assert difference([rows[:1], rows[1:]], {key: mean}, logged) == ""
+    said = difference([rows[:1], rows[1:]], {key: mean + 0.1}, logged)
     assert key in said and why in said
+
+
+def test_rewards_of_another_form_are_not_held_to_the_rows():
+    rows = [dict(logp_chosen=-3.0, logp_rejected=-5.0, len_chosen=2, len_rejected=5, loss=0.6)]
+    assert difference([rows], {"rewards/chosen": 7.0}, Logged(None, means=True, reference=False)) == ""
+    assert "logps/chosen" in difference([rows], {"logps/chosen": -3.0}, Logged(None, means=True, reference=False))
 
 
 def test_what_was_not_recorded_is_left_out():

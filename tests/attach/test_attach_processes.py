@@ -47,6 +47,7 @@ def test_two_processes_write_one_trace(tmp_path, options):
         ).mean()
         assert np.isclose(0.2 * margin, entry["rewards/margins"], rtol=1e-3, atol=1e-4)
         assert np.isclose(rows["loss"].mean(), entry["loss"], rtol=1e-4)
+    assert "by the recorded rows" not in said and "recheck" not in trace.manifest
     assert ((trace.pairs["pull_chosen"] > 0.05) & (trace.pairs["pull_chosen"] < 0.15)).all()
     assert (trace.pushes["rounding"].abs() < 1e-3).all() and len(trace.pushes)
     assert trace.pairs["batch_delta_chosen"].notna().all() and trace.pairs["realised_delta_chosen"].notna().all()

@@ -43,7 +43,16 @@ def gpt2(seed: int = 0) -> tf.PreTrainedModel:
     return tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=1024, n_embd=24, n_layer=2, n_head=2, n_positions=128))
 
 
+def mixtral(seed: int = 0) -> tf.PreTrainedModel:
+    """A tiny mixture of experts, whose routers have a loss of their own."""
+    torch.manual_seed(seed)
+    experts = dict(num_local_experts=4, num_experts_per_tok=2, output_router_logits=True, router_aux_loss_coef=0.1)
+    config = tf.MixtralConfig(**SMALL, **experts, num_key_value_heads=1, max_position_embeddings=128)
+    return tf.MixtralForCausalLM(config)
+
+
 MODELS = {"llama": llama, "gpt2": gpt2}
+MORE = {**MODELS, "mixtral": mixtral}
 
 
 def trainer_of(
@@ -57,11 +66,30 @@ def trainer_of(
         logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, bf16=False, gradient_checkpointing=False,
         disable_tqdm=True, beta=0.2, seed=3, dataset_num_proc=None,
     )  # fmt: skip
-    policy = MODELS[model]().to(dtype)
+    policy = MORE[model]().to(dtype)
     with_reference = "peft_config" not in extra and not options.get("precompute_ref_log_probs")
-    reference = MODELS[model](seed=1).to(dtype) if with_reference else None
+    reference = MORE[model](seed=1).to(dtype) if with_reference else None
     return kind(
         model=policy, ref_model=reference, args=DPOConfig(**{**settings, **options}), train_dataset=pairs(),
+        processing_class=built_in_tokenizer(), callbacks=callbacks, **extra,
+    )  # fmt: skip
+
+
+def without_reference(folder: Path, kind: str, callbacks: list[Any] | None = None, **options: Any) -> Any:
+    """A trainer by ``CPOTrainer`` or ``ORPOTrainer`` (``kind``: ``cpo``, ``orpo``), as ``trainer_of``."""
+    import importlib
+
+    module = importlib.import_module(f"trl.experimental.{kind}")
+    trainer, config = (getattr(module, f"{kind.upper()}{name}") for name in ("Trainer", "Config"))
+    extra = {name: options.pop(name) for name in ("peft_config", "eval_dataset") if name in options}
+    policy = MODELS[options.pop("model", "llama")]().to(options.pop("dtype", torch.float32))
+    settings: dict[str, Any] = dict(
+        output_dir=str(folder / "out"), max_steps=2, per_device_train_batch_size=2, learning_rate=1e-3,
+        logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, bf16=False, gradient_checkpointing=False,
+        disable_tqdm=True, beta=0.2, seed=3, max_length=64,
+    )  # fmt: skip
+    return trainer(
+        model=policy, args=config(**{**settings, **options}), train_dataset=pairs(),
         processing_class=built_in_tokenizer(), callbacks=callbacks, **extra,
     )  # fmt: skip
 

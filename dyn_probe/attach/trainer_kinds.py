@@ -1,0 +1,136 @@
+"""The preference trainers of TRL that are recorded, and what the recorder must know of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dyn_probe.attach.collated import joined_sides, one_tensor
+from dyn_probe.objectives.scores import LOG_ODDS, LOG_PROB, LOG_RATIO, MEAN_LOG_PROB, MEAN_LOG_RATIO, Score
+from dyn_probe.pairs import PairBatch
+
+OBJECTIVES: Mapping[str, str] = {"sigmoid": "dpo", "ipo": "ipo", "sppo_hard": "sppo"}
+"""Loss types of ``DPOTrainer`` that are the same as an objective of ours, where they stand alone."""
+PER_TOKEN = ("ipo", "sigmoid_norm")
+"""Loss types of ``DPOTrainer`` that compare log-ratios per token."""
+MEANS = ("ipo", "simpo")
+"""Loss types of ``CPOTrainer`` that compare means per token."""
+FUSED = (1, 15)
+"""From this version on ``DPOTrainer`` computes every term from the fused head's token log-probabilities."""
+Args = Any
+
+
+@dataclass(frozen=True)
+class TrainerKind:
+    """One class of trainers.
+
+    Args:
+        batch: the pairs of a batch, as the trainer's collator made it.
+        terms: term of the loss that is a mean over the pairs → its weight.
+        likelihood: weight of a cross-entropy term that is not one of them.
+        beside: whether a cross-entropy is computed from logits, beside the token log-probabilities.
+        name: what it minimises, as one would write it.
+        score: what its loss compares.
+        reference: whether there is a reference policy.
+        logs_means: whether its ``logps/…`` and ``rewards/…`` are means per token.
+        logs_rewards: whether its ``rewards/…`` are β times what its log-probabilities say.
+    """
+
+    batch: Callable[[Mapping[str, Any]], PairBatch]
+    terms: Callable[[Args], dict[str, float]]
+    likelihood: Callable[[Args], float]
+    beside: Callable[[Args], bool]
+    name: Callable[[Args], str]
+    score: Callable[[Args], Score]
+    reference: bool
+    logs_means: Callable[[Args], bool]
+    logs_rewards: Callable[[Args], bool]
+
+
+def dpo_terms(args: Args) -> dict[str, float]:
+    """Loss type → its weight."""
+    types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    weights = getattr(args, "loss_weights", None) or [1.0] * len(types)
+    return dict(zip(types, weights, strict=True))
+
+
+def trl_version() -> tuple[int, ...]:
+    """The first two numbers of the installed TRL's version."""
+    import trl
+
+    return tuple(int(number) for number in re.findall(r"\d+", trl.__version__)[:2])
+
+
+def sft_from_logits(args: Args) -> bool:
+    """Whether ``DPOTrainer`` has a term ``sft`` that it computes from logits."""
+    return "sft" in dpo_terms(args) and trl_version() < FUSED
+
+
+def dpo_name(args: Args) -> str:
+    """As one would write the loss: ``sigmoid + 0.5 sft``."""
+    terms = dpo_terms(args)
+    if list(terms.values()) == [1.0] and (name := OBJECTIVES.get(next(iter(terms)))):
+        return name
+    return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in terms.items())
+
+
+def cpo_name(args: Args) -> str:
+    """CPO's own loss, SimPO, or its parts."""
+    if args.loss_type == "sigmoid" and args.cpo_alpha == 1:
+        return "cpo"
+    return args.loss_type + (f" + {args.cpo_alpha:g} nll" if args.cpo_alpha else "")
+
+
+KINDS: Mapping[str, TrainerKind] = {
+    "DPOTrainer": TrainerKind(
+        one_tensor, dpo_terms, lambda args: 0.0, sft_from_logits, dpo_name,
+        lambda args: MEAN_LOG_RATIO if dpo_terms(args).keys() <= set(PER_TOKEN) else LOG_RATIO,
+        reference=True, logs_means=lambda args: False, logs_rewards=lambda args: True,
+    ),
+    "CPOTrainer": TrainerKind(
+        joined_sides, lambda args: {args.loss_type: 1.0},
+        lambda args: args.cpo_alpha, lambda args: bool(args.cpo_alpha), cpo_name,
+        lambda args: MEAN_LOG_PROB if args.loss_type in MEANS else LOG_PROB,
+        reference=False, logs_means=lambda args: args.loss_type in MEANS, logs_rewards=lambda args: not args.alpha,
+    ),
+    "ORPOTrainer": TrainerKind(
+        joined_sides, lambda args: {"log-odds": -1.0}, lambda args: 1.0, lambda args: True, lambda args: "orpo",
+        lambda args: LOG_ODDS,
+        reference=False, logs_means=lambda args: True, logs_rewards=lambda args: True,
+    ),
+}  # fmt: skip
+"""Class of TRL → what is known of it; classes made from it are recorded too."""
+
+SINGLE = (
+    "trains on single responses, and no batch holds both of a pair; train with DPOTrainer (loss_type='bco_pair' or "
+    "'apo_zero'), or measure the pairs at its checkpoints: dyn-probe scan CHECKPOINT… --data pairs.jsonl"
+)
+UNPAIRED: Mapping[str, str] = {
+    "KTOTrainer": SINGLE,
+    "BCOTrainer": SINGLE,
+    "TPOTrainer": "trains on three responses together; measure two of them at its checkpoints: dyn-probe scan",
+    "OnlineDPOTrainer": "makes its pairs while it trains; record a DPOTrainer on pairs that are saved",
+}
+"""Class of TRL that trains on preferences and is not recorded → why, and what to do."""
+
+
+def kind_of(trainer: Any) -> TrainerKind | None:
+    """What is known of the trainer's class; None where it is none of ``KINDS``."""
+    return next((KINDS[name] for name in _names(trainer) if name in KINDS), None)
+
+
+def unpaired(trainer: Any) -> str:
+    """Why a preference trainer of TRL is not recorded; "" where that is not so."""
+    return next((UNPAIRED[name] for name in _names(trainer) if name in UNPAIRED), "")
+
+
+def is_preference_trainer(trainer: Any) -> bool:
+    """Whether it is one of TRL's preference trainers, or made from one."""
+    return kind_of(trainer) is not None or bool(unpaired(trainer))
+
+
+def _names(trainer: Any) -> list[str]:
+    """TRL's classes that it is made from, the nearest first."""
+    return [kind.__name__ for kind in type(trainer).__mro__ if kind.__module__.startswith("trl.")]
