@@ -68,7 +68,7 @@ ASYMMETRIC = (
 
 SILENT = {
     "zeros", "nll_weight", "mask", "fallbacks", "left_out", "tokens", "torn", "law1", "unmeasured", "damaged",
-    "unwritten", "untrusted", "unheld", "lacking",
+    "unwritten", "untrusted", "unheld", "lacking", "saturated", "stuck", "useless",
 }  # fmt: skip
 """Statements that have nothing to say of the run here: each has a test of its own."""
 

@@ -40,6 +40,7 @@ from dyn_probe.report.figures.several_runs import (
     compare_pairs,
 )
 from dyn_probe.report.figures.shaping_factors import PANELS, shaping
+from dyn_probe.report.figures.story import story
 from dyn_probe.report.figures.token_evolution import token_evolution
 from dyn_probe.report.figures.token_heat import token_heat
 from dyn_probe.report.figures.token_parts import token_parts
@@ -68,6 +69,7 @@ class FigureRow:
 _SHAPING = tuple(f"pairs.{column}" for _, _, columns in PANELS for column, _, _ in columns)
 
 FIGURES: dict[str, FigureRow] = {
+    "story": FigureRow(story, "What happened, and what pushed it", ("pairs.logp_chosen", "pairs.logp_rejected")),
     "log_probs": FigureRow(
         log_probs, "Log-probabilities", ("pairs.logp_chosen", "pairs.logp_rejected", "pairs.len_chosen")
     ),

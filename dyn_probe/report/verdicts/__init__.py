@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dyn_probe.report.verdicts import (
+    alike,
     cases,
     data_read,
     gradients,
@@ -23,6 +24,7 @@ from dyn_probe.report.verdicts import (
     shaped,
     spikes,
     spread,
+    stalled,
     status,
     what_moved,
 )
@@ -57,9 +59,17 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
     ),
     "cases": (cases.turning, cases.shares, realised.measured, realised.origin, gradients.alignment),
     "change": (remedies.common_factor, remedies.nll_weight),
-    "pairs": (spread.concentration, spread.length),
+    "pairs": (spread.concentration, spread.length, alike.useless),
     "mass": (mass_went.went, mass_went.gated),
-    "gradient": (spikes.spikes, spikes.zeros, gradients.fading, gradients.negative_pulls, gradients.clipping),
+    "gradient": (
+        stalled.saturated,
+        stalled.stuck,
+        spikes.spikes,
+        spikes.zeros,
+        gradients.fading,
+        gradients.negative_pulls,
+        gradients.clipping,
+    ),
     "layers": (spread.layers,),
     "shaping": (shaped.gate, shaped.rho, shaped.mask),
     "prediction": (prediction.alone, prediction.batch, prediction.update),
