@@ -59,7 +59,7 @@ def test_the_judgement_follows_the_numbers(chosen: float, others: float, argmax:
     [
         (0.5, -2.0, 1.0, "it went to rejected"),
         (-3.0, 2.0, 1.0, "it went to other responses"),
-        (-3.0, -2.0, 1.1 * FLAT, "the model flattened: entropy 0.60 → 0.65 nats/token"),
+        (-3.0, -2.0, 1.2 * FLAT, "the model flattened: entropy 0.60 → 0.66 nats/token"),
         (-3.0, -2.0, 0.9 * FLAT, "it went to responses that were not measured"),
     ],
 )

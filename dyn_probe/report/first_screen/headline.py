@@ -76,6 +76,10 @@ def moved_by(trace: Trace) -> str:
     """The balance of chosen and rejected pushes on the side that the headline is about, and through what it acted."""
     side = trouble(trace) or "chosen"
     rows = of_side(trace, side)
+    if trace.about.scan is not None:
+        return (
+            "What moved them is not known: the pairs were measured at saved checkpoints, not during a training."
+        )
     if not len(finite(numbers(rows, "total"))):
         note = trace.about.pushes
         why = (note.reason if note is not None else "") or "record with --metric-every"
