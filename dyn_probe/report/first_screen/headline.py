@@ -77,9 +77,7 @@ def moved_by(trace: Trace) -> str:
     side = trouble(trace) or "chosen"
     rows = of_side(trace, side)
     if trace.about.scan is not None:
-        return (
-            "What moved them is not known: the pairs were measured at saved checkpoints, not during a training."
-        )
+        return "What moved them is not known: the pairs were measured at saved checkpoints, not during a training."
     if not len(finite(numbers(rows, "total"))):
         note = trace.about.pushes
         why = (note.reason if note is not None else "") or "record with --metric-every"
