@@ -19,6 +19,7 @@ from dyn_probe_cli.report import report
 from dyn_probe_cli.reproduce import reproduce
 from dyn_probe_cli.scan import scan
 from dyn_probe_cli.summary import summary
+from dyn_probe_cli.try_ import try_
 from dyn_probe_cli.watch import watch
 
 from dyn_probe import __version__
@@ -36,10 +37,10 @@ app = typer.Typer(
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for a command line it cannot parse, whichever click it uses."""
 
-COMMANDS = (data, record, scan, grid, report, summary, pairs, watch, check, export, heatmap, reproduce, methods)
+COMMANDS = (data, record, scan, grid, report, summary, pairs, watch, check, export, heatmap, try_, reproduce, methods)
 
 for command in COMMANDS:
-    app.command(command.__name__)(command)
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,18 +1,23 @@
-"""How far each pair's log-probabilities moved over the run: the one basis for verdicts, tables and comparisons.
+"""How far each pair's log-probabilities moved over the run: the one basis for headline, verdicts and tables.
 
-The best available basis is taken, and every sentence names it: the same pairs, seen in the first and in the last
-tenth of the steps; else the log-ratio to the reference in the last tenth; else different pairs of the two tenths.
+The best available basis is taken, and every sentence names it: the same pairs from the start to the end of the run,
+where the end was measured (table `final`); else the same pairs in the first and in the last tenth of the steps; else
+the log-ratio to the reference in the last tenth; else different pairs of the two tenths.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from dyn_probe.report import pair_columns
 from dyn_probe.report.frames import Floats, Tenths, finite, numbers, tenths
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
 
 LEAST_PAIRS = 5
 """With fewer pairs in both tenths another basis is preferred, if there is one."""
@@ -31,6 +36,41 @@ class Change:
     def side(self, name: str) -> Floats:
         """The values of one side."""
         return self.chosen if name == "chosen" else self.rejected
+
+
+def run_change(trace: Trace) -> Change | None:
+    """Change over the run, nats/token: from the start to the end where the end of at least LEAST_PAIRS pairs was
+    measured, else by the recorded rows (``change``)."""
+    return _to_the_end(trace) or change(trace.pairs)
+
+
+def start_rows(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Each pair's log-probabilities at the start of the run: index pair_id; columns logp_chosen, logp_rejected (nats),
+    len_chosen, len_rejected (tokens).
+
+    The reference where that is the starting model, else what the pair's first recorded row says.
+    """
+    known = pairs.dropna(subset=["pair_id"])
+    rows = known.sort_values("step", kind="stable").drop_duplicates("pair_id").set_index("pair_id")
+    logp = "ref_logp" if starts_at_reference(pairs) else "logp"
+    columns = {f"logp_{side}": numbers(rows, f"{logp}_{side}") for side in pair_columns.SIDES}
+    columns |= {f"len_{side}": numbers(rows, f"len_{side}") for side in pair_columns.SIDES}
+    return pd.DataFrame(columns, index=rows.index)
+
+
+def _to_the_end(trace: Trace) -> Change | None:
+    start = start_rows(trace.pairs)
+    end = trace.final.drop_duplicates("pair_id", keep="last").set_index("pair_id").reindex(start.index)
+    columns = {
+        side: (numbers(end, f"logp_{side}") - numbers(start, f"logp_{side}")) / numbers(start, f"len_{side}")
+        for side in pair_columns.SIDES
+    }
+    moved = pd.DataFrame(columns).replace([np.inf, -np.inf], np.nan).dropna()
+    if len(moved) < LEAST_PAIRS:
+        return None
+    begun = "before training" if starts_at_reference(trace.pairs) else "each pair's first recorded row"
+    basis = f"the same {len(moved)} pairs, from {begun} to the end of the run"
+    return Change(basis, moved["chosen"].to_numpy(), moved["rejected"].to_numpy(), True, len(moved))
 
 
 def change(pairs: pd.DataFrame) -> Change | None:

@@ -9,24 +9,23 @@ import numpy as np
 
 from dyn_probe import __version__
 from dyn_probe.report.availability import missing, remedy
-from dyn_probe.report.changes import change, span
+from dyn_probe.report.changes import span
 from dyn_probe.report.definitions import definitions
 from dyn_probe.report.figures import FigureRow, figures_for
-from dyn_probe.report.frames import median, tenths
+from dyn_probe.report.first_screen.fix_texts import fixes
+from dyn_probe.report.first_screen.headline import confidence, headline
+from dyn_probe.report.first_screen.questions import QUESTIONS
+from dyn_probe.report.frames import tenths
 from dyn_probe.report.overview import Line, overview
 from dyn_probe.report.pair_cards import pair_cards
-from dyn_probe.report.pair_columns import SIDES
 from dyn_probe.report.run_facts import everything, facts, title
 from dyn_probe.report.token_view import token_view
-from dyn_probe.report.verdicts import TOPICS, Number, Verdict, signed, verdicts, written
+from dyn_probe.report.verdicts import TOPICS, Number, Verdict, verdicts, written
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
 Data = dict[str, Any]
-
-TILES = ("accuracy", "cosine", "case_2")
-"""Measures at the head of the page, by key."""
 
 
 def report_data(trace: Trace) -> Data:
@@ -38,8 +37,10 @@ def report_data(trace: Trace) -> Data:
         "status": status(trace),
         "facts": [{"label": label, "text": text} for label, text in facts(trace)],
         "manifest": [{"place": place, "text": text} for place, text in everything(trace.manifest)],
-        "tiles": tiles(trace),
+        "first": first_screen(trace),
         "topics": topics(found),
+        "questions": questions(trace, found),
+        "fine": fine(found),
         "knobs": knob_list(found),
         "overview": overview_table(trace),
         "figures": [figure_entry(name, row, trace) for name, row in figures_for(trace).items()],
@@ -56,20 +57,27 @@ def status(trace: Trace) -> Data:
     return {"name": about.status, "reason": about.reason or "", "closed": about.status == "closed"}
 
 
-def tiles(trace: Trace) -> list[Data]:
-    """The few numbers at the head of the page: change of both sides, then accuracy, cosine and case 2."""
-    moved, lines = change(trace.pairs), {line.key: line for line in overview(trace)}
-    found = []
-    for side in SIDES:
-        if moved is not None:
-            value = signed(median(moved.side(side)))
-            found.append({"label": f"change of {side}", "text": value, "note": "nats/token over the run"})
-    for key in TILES:
-        if key in lines:
-            entry = _line_entry(lines[key])
-            since = f"from {entry['first']}" if entry["first"] != "–" else "one recorded step"
-            found.append({"label": entry["name"], "text": entry["last"], "note": since})
-    return found
+def first_screen(trace: Trace) -> Data:
+    """Headline, confidence and fix table."""
+    return {"headline": headline(trace), "confidence": confidence(trace), "fixes": fixes(trace)}
+
+
+def questions(trace: Trace, found: list[Verdict]) -> list[Data]:
+    """The folds of the page: each with the verdicts that are worth knowing, its worst level and its figures."""
+    shown, said = figures_for(trace), topics([verdict for verdict in found if verdict.level != "ok"])
+    folds = []
+    for row in QUESTIONS:
+        own = [topic for topic in said if topic["name"] in row.topics]
+        levels = {topic["level"] for topic in own}
+        figures = [figure_entry(name, shown[name], trace) for name in row.figures if name in shown]
+        level = next((level for level in ("warning", "note") if level in levels), "ok")
+        folds.append({"name": row.name, "title": row.title, "level": level, "topics": own, "figures": figures})
+    return folds
+
+
+def fine(found: list[Verdict]) -> list[Data]:
+    """The statements that are as they should be."""
+    return [verdict_entry(verdict) for verdict in found if verdict.level == "ok"]
 
 
 def topics(found: list[Verdict]) -> list[Data]:

@@ -76,8 +76,8 @@ def reach(parts: dict[str, float]) -> float:
 
 @dataclass(frozen=True)
 class Balance:
-    """How far rejected pushes outweigh chosen pushes on a side's rows (negative: the other way), its standard error,
-    and the pairs and rows that it was computed from."""
+    """How far the pushes of the other side outweigh those of a side's own on its rows (negative: the other way), its
+    standard error, and the pairs and rows that it was computed from."""
 
     value: float
     error: float
@@ -85,18 +85,20 @@ class Balance:
     rows: int
 
 
-def balance(trace: Trace, own: bool = True, seed: int = 0) -> Balance | None:
-    """−Σ all_rejected / Σ all_chosen − 1 over the chosen rows, with a standard error by resampling pairs (200 times).
+def balance(trace: Trace, own: bool = True, seed: int = 0, side: str = "chosen") -> Balance | None:
+    """−Σ all_rejected / Σ all_chosen − 1 over the chosen rows, with a standard error by resampling pairs (200 times);
+    on the rejected rows −Σ all_chosen / Σ all_rejected − 1, above 0 where chosen pushes outweigh.
 
-    None without both columns, and where the chosen pushes do not raise chosen, so that the ratio means nothing.
+    None without both columns, and where a side's pushes do not move it its own way, so that the ratio means nothing.
 
     Args:
         own: with the pushes of the row's own pair. Without them it is the balance of what moves a response in a step
             that does not train on its pair, as most steps of a run do not.
     """
-    rows = of_side(trace, "chosen")
-    less = {side: 0.0 if own else numbers(rows, f"own_{side}") for side in ("chosen", "rejected")}
-    table = pd.DataFrame({f"all_{side}": numbers(rows, f"all_{side}") - part for side, part in less.items()})
+    rows, sign = of_side(trace, side), 1.0 if side == "chosen" else -1.0
+    sides = (side, *(other for other in ("chosen", "rejected") if other != side))
+    less = {name: 0.0 if own else numbers(rows, f"own_{name}") for name in sides}
+    table = pd.DataFrame({f"all_{name}": sign * (numbers(rows, f"all_{name}") - part) for name, part in less.items()})
     table["pair_id"] = rows["pair_id"].to_numpy()
     table = table.dropna()
     sums = table.groupby("pair_id").sum().to_numpy(dtype=np.float64)  # [pairs, 2]
@@ -109,6 +111,6 @@ def balance(trace: Trace, own: bool = True, seed: int = 0) -> Balance | None:
 
 
 def ratio(sums: Floats) -> Floats:
-    """−rejected/chosen − 1 of sums [n, 2] as [n]; NaN where chosen's sum is not above 0."""
-    chosen, rejected = sums.T
-    return np.divide(-rejected, chosen, out=np.full(len(sums), np.nan), where=chosen > 0) - 1
+    """−other/own − 1 of sums [n, 2] as [n]; NaN where the side's own sum is not above 0."""
+    own, other = sums.T
+    return np.divide(-other, own, out=np.full(len(sums), np.nan), where=own > 0) - 1

@@ -12,6 +12,7 @@ from dyn_probe.errors import BadInput, unknown
 from dyn_probe.report import pair_columns
 from dyn_probe.report.agreement import spearman
 from dyn_probe.report.basis import BASES, basis_of_list, completed
+from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.frames import Floats, finite, numbers
 from dyn_probe.report.push_parts import of_side
 from dyn_probe.report.unfit import naming_runs
@@ -44,6 +45,11 @@ RANKINGS: dict[str, Ranking] = {
         "largest fall of chosen per token by its pushes: the mean over its recorded rows, times the steps from the "
         "first of them to the end (first order, the optimizer's steps)",
     ),
+    "rejected": Ranking(
+        "run_change_rejected",
+        True,
+        "largest measured rise of rejected per token, from its first recorded row to the end of the run",
+    ),
     "reference": Ranking("since_reference_chosen", False, "chosen furthest below the reference, per token"),
     "realised": Ranking("realised_delta_chosen", False, "largest fall of chosen in one update"),
     "update": Ranking(
@@ -71,8 +77,9 @@ RANKINGS: dict[str, Ranking] = {
 """Name → ranking; `dyn-probe pairs --by` takes these names."""
 
 PREFERRED = ("run", "fall", "reference", "pushes", "update", "predicted", "excess", "margin")
-"""From what was measured to what was only predicted: the first that ENOUGH of the pairs have is taken by default."""
-MEASURED = ("run", "fall", "reference", "margin")
+"""From what was measured to what was only predicted: the first that ENOUGH of the pairs have is taken by default;
+`rejected` where that is the run's trouble."""
+MEASURED = ("run", "fall", "rejected", "reference", "margin")
 """Those of PREFERRED that rank by a measured change rather than by a first-order prediction."""
 SIMILARITIES = ("ches", "ches-normalised")
 """Rankings by hidden states alone, which stand for gradients."""
@@ -225,6 +232,8 @@ def chosen_ranking(trace: Trace, by: str | None = None) -> str:
         raise BadInput(f"this trace did not record what a ranking by {by} needs; {have}")
     if by is not None:
         return by
+    if trouble(trace) == "rejected" and part["rejected"] >= ENOUGH:
+        return "rejected"
     names = [name for name in PREFERRED if part[name] > 0]
     if not names:
         raise BadInput("this trace has no rows by which pairs could be ranked; record a run with pairs")

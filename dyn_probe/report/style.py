@@ -59,12 +59,12 @@ def name_panel(ax: Axes, title: str, y: str = "", x: str = "optimizer step") -> 
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
-def say(ax: Axes, text: str) -> None:
-    """Write in the middle of the panel why it is empty."""
+def say(ax: Axes, text: str, width: int = 60) -> None:
+    """Write in the middle of the panel why it is empty, `width` characters a line."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.grid(visible=False)
-    ax.text(0.5, 0.5, _wrapped(text), transform=ax.transAxes, ha="center", va="center", fontsize=10, color=MUTED)
+    ax.text(0.5, 0.5, _wrapped(text, width), transform=ax.transAxes, ha="center", va="center", fontsize=10, color=MUTED)
 
 
 def empty_figure(title: str, text: str) -> Figure:
@@ -75,7 +75,7 @@ def empty_figure(title: str, text: str) -> Figure:
     return figure
 
 
-def _wrapped(text: str, width: int = 60) -> str:
+def _wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, width))
 
 

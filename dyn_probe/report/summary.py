@@ -9,6 +9,8 @@ import numpy as np
 from rich.markup import escape
 
 from dyn_probe.report.changes import span
+from dyn_probe.report.first_screen.fix_texts import fix_lines, fixes
+from dyn_probe.report.first_screen.headline import confidence, headline
 from dyn_probe.report.frames import tenths
 from dyn_probe.report.overview import Line, overview
 from dyn_probe.report.run_facts import facts, title
@@ -25,7 +27,17 @@ HEADER = ("Model", "Data", "Objective", "Shaping", "β", "Learning rate", "Steps
 def summary_lines(trace: Trace) -> list[str]:
     """Lines with rich markup; all text that comes from the data is escaped."""
     with naming_runs([trace.path]):
-        return [*_head(trace), "", *_table(trace), *_verdicts(verdicts(trace))]
+        return [*_head(trace), "", *_first(trace), "", *_table(trace), *_verdicts(verdicts(trace))]
+
+
+def _first(trace: Trace) -> list[str]:
+    """Headline, confidence and fix table: what the report's first screen says."""
+    (happened, moved), table = headline(trace), fixes(trace)
+    lines = [f"[bold]{safe(happened)}[/] {safe(moved)}", f"[dim]{safe(confidence(trace))}[/]", ""]
+    if table["none"]:
+        return [*lines, safe(table["none"])]
+    trl = [f"  TRL: {row['typed']} is {safe(row['trl'])}" for row in table["rows"] if row["trl"]]
+    return [*lines, *aligned(fix_lines(table)), f"[dim]{safe(table['rule'])}[/]", *map(escape, trl)]
 
 
 def safe(text: str) -> str:

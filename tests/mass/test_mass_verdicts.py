@@ -14,7 +14,7 @@ from tiny_runs import run
 
 from dyn_probe.mass.squeezing import run_figures
 from dyn_probe.report.verdicts import verdicts
-from dyn_probe.report.verdicts.mass_went import gated, went
+from dyn_probe.report.verdicts.mass_went import FLAT, gated, went
 
 KINDS = ("chosen", "rejected", "irr_train")
 
@@ -50,6 +50,27 @@ def test_the_judgement_follows_the_numbers(chosen: float, others: float, argmax:
     assert value(said, "delta_argmax") == pytest.approx(argmax)
     assert value(said, "squeezing_index") == pytest.approx(figures.index) and value(said, "n") == 3
     assert bool(said.knobs) == (level != "ok")
+    assert ("no squeezing" in said.sentence) == (argmax < 0 < figures.index)
+    assert ("squeezing index" in said.sentence) == ("no squeezing" not in said.sentence)
+
+
+@pytest.mark.parametrize(
+    ("rejected", "others", "rise", "words"),
+    [
+        (0.5, -2.0, 1.0, "it went to rejected"),
+        (-3.0, 2.0, 1.0, "it went to other responses"),
+        (-3.0, -2.0, 1.2 * FLAT, "the model flattened: entropy 0.60 → 0.66 nats/token"),
+        (-3.0, -2.0, 0.9 * FLAT, "it went to responses that were not measured"),
+    ],
+)
+def test_where_the_mass_went_is_named(rejected: float, others: float, rise: float, words: str) -> None:
+    table = moved(-1.0, others, -0.5)
+    rows = (table["kind"] == "rejected") & (table["step"] > 0)
+    table.loc[rows, "logp"] = -20.0 + rejected
+    table["entropy"] = 0.6 + rise * (table["step"] > 0)
+    (said,) = went(trace(table))
+    assert words in said.sentence and "did not gain it" in said.sentence and "squeezing index" not in said.sentence
+    assert value(said, "entropy_last") - value(said, "entropy_first") == pytest.approx(rise)
 
 
 def test_groups_without_responses_are_left_out() -> None:

@@ -71,7 +71,7 @@ def test_between_its_own_steps_a_response_is_moved_by_the_pushes_of_others(trace
     others = {side: (rows[f"all_{side}"] - rows[f"own_{side}"]).sum() for side in ("chosen", "rejected")}
     wanted = -others["rejected"] / others["chosen"] - 1
     assert value(found, "balance_between") == pytest.approx(wanted) and wanted > 0
-    weight = wanted * trace.pairs.pull_chosen.mean() * trace.pairs.len_chosen.mean()
+    weight = 2 * wanted * trace.pairs.pull_chosen.mean() * trace.pairs.len_chosen.mean()
     assert value(found, "level_weight") == pytest.approx(weight)
     assert f"--set nll={weight:.2g} " in found.sentence and f"loss_weights=[1.0, {weight:.2g}]" in found.sentence
     objective = {"name": "dpo", "shaping": [], "hyper": {"nll": 0.5, "nll_mean": "batch"}}

@@ -70,7 +70,7 @@ ASYMMETRIC = (
 
 SILENT = {
     "zeros", "nll_weight", "mask", "fallbacks", "left_out", "tokens", "torn", "law1", "unmeasured", "damaged",
-    "unwritten", "untrusted", "unheld", "lacking", "similarity", "after",
+    "unwritten", "untrusted", "unheld", "lacking", "similarity", "after", "saturated", "stuck", "useless",
 }  # fmt: skip
 """Statements that have nothing to say of the run here: each has a test of its own."""
 

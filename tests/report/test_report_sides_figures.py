@@ -75,7 +75,7 @@ def same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
     )
 
 
-OWN_LAW = ("cases", "pushes", "movement", "margin", "token_heat", "token_evolution", "predicted")
+OWN_LAW = ("story", "cases", "pushes", "movement", "margin", "token_heat", "token_evolution", "predicted")
 """Figures whose sides are axes, the two ends of a matrix, or signs: each has a test of its own below."""
 RATIOS = ("pulls", "grad_norms", "effective_magnitudes")
 """Figures with a ratio of the two sides, which becomes its reciprocal: its formula has a slow twin."""
@@ -214,6 +214,21 @@ def test_pushes_of_both_sides_are_exchanged_and_anchored(traces: dict[str, Trace
         at = np.concatenate([area.get_paths()[0].vertices for area in figures["plain"].axes[k].collections])
         tops = [at[np.isclose(at[:, 0], x), 1].max() for x in step_bins(rows).centre]
         np.testing.assert_allclose(tops, raised, atol=1e-4)  # without rounding, which has no area
+
+
+def test_the_first_figure_has_each_side_since_the_start_and_its_own_pushes(traces: dict[str, Trace]) -> None:
+    figures = {run: FIGURES["story"].draw(trace).axes for run, trace in traces.items()}
+    trace = traces["plain"]
+    for side, panel in zip(SIDES, (1, 2), strict=True):
+        pairs, colour = trace.pairs.sort_values("step"), SIDE_COLOURS[side]
+        first = pairs.drop_duplicates("pair_id").set_index("pair_id")[f"ref_logp_{side}"]  # the reference is the start
+        since = (trace.pairs[f"logp_{side}"] - trace.pairs.pair_id.map(first)) / trace.pairs[f"len_{side}"]
+        np.testing.assert_allclose(curve(figures["plain"][0], colour), medians(trace, since))
+        np.testing.assert_allclose(curve(figures["exchanged"][0], SIDE_COLOURS[OTHER[side]]), medians(trace, since))
+        rows = trace.pushes[trace.pushes.side == side]
+        total = rows.groupby(step_bins(rows).index).total.mean()
+        np.testing.assert_allclose(curve(figures["plain"][panel], INK), total)
+        np.testing.assert_allclose(curve(figures["exchanged"][3 - panel], INK), total)
 
 
 @pytest.mark.parametrize("name", ["token_heat", "token_evolution"])

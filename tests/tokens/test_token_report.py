@@ -92,6 +92,7 @@ def test_large_runs_are_thinned_and_said_so(tmp_path: Path):
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<script>
 var view = document.getElementById("token-view");
+view.closest("details").open = true;
 var find = function (n) { return view.querySelector("[data-part=" + n + "]"); };
 var seen = [], canvas = find("map"), step = find("step");
 function move(x, y) {

@@ -45,6 +45,7 @@ from dyn_probe.report.figures.several_runs import (
     compare_pairs,
 )
 from dyn_probe.report.figures.shaping_factors import PANELS, shaping
+from dyn_probe.report.figures.story import story
 from dyn_probe.report.figures.token_evolution import token_evolution
 from dyn_probe.report.figures.token_heat import token_heat
 from dyn_probe.report.figures.token_parts import token_parts
@@ -75,6 +76,7 @@ _SHAPING = tuple(f"pairs.{column}" for _, _, columns in PANELS for column, _, _ 
 _PARTS = tuple(f"pairs.logp_{side}_{part}" for side in ("chosen", "rejected") for part in ("before", "at", "after"))
 
 FIGURES: dict[str, FigureRow] = {
+    "story": FigureRow(story, "What happened, and what pushed it", ("pairs.logp_chosen", "pairs.logp_rejected")),
     "log_probs": FigureRow(
         log_probs, "Log-probabilities", ("pairs.logp_chosen", "pairs.logp_rejected", "pairs.len_chosen")
     ),

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dyn_probe import entanglement
 from dyn_probe.report.availability import why_absent
-from dyn_probe.report.changes import Change, change
+from dyn_probe.report.changes import Change, run_change
 from dyn_probe.report.frames import Floats, finite
 from dyn_probe.report.style import CASE_COLOURS, MUTED, empty_figure, name_panel, new_figure
 from dyn_probe.trace.schema import CASES
@@ -34,7 +34,7 @@ def movement(trace: Trace) -> Figure:
 
     Needs: log-probabilities, lengths, and pairs that recur or a reference equal to the starting model.
     """
-    moved = change(trace.pairs)
+    moved = run_change(trace)
     if moved is None or not moved.paired:
         text = "not recorded: needs pairs that recur, or a reference equal to the starting model"
         return empty_figure(TITLE, why_absent(trace, "pairs.logp_chosen") or text)

@@ -53,14 +53,14 @@ def pushes(trace: Trace) -> Figure:
     drawn: set[str] = set()
     for ax, side in zip(axes, SIDES, strict=True):
         name_panel(ax, side.capitalize(), "nats per sequence and step")
-        drawn |= _panel(ax, trace, side)
+        drawn |= draw_side(ax, trace, side)
     marks = [Patch(color=PUSH_COLOURS[name], label=text) for name, text in PARTS.items() if name in drawn]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=LABEL, labelcolor=MUTED)
     return figure
 
 
-def _panel(ax: Axes, trace: Trace, side: str) -> set[str]:
-    """Draw one side; the names of the parts that have an area."""
+def draw_side(ax: Axes, trace: Trace, side: str, labels: bool = True) -> set[str]:
+    """Draw one side; the names of the parts that have an area. Without `labels` the lines have no names."""
     rows = of_side(trace, side)
     if not len(finite(numbers(rows, "total"))):
         say(ax, "not recorded")
@@ -76,7 +76,8 @@ def _panel(ax: Axes, trace: Trace, side: str) -> set[str]:
         draw_line(ax, bins.centre, bins.means(realised), Curve("measured", np.empty(0), SIDE_COLOURS[side], True)),
     ]
     fit_steps(ax, bins)
-    label_ends(ax, [end for end in ends if end is not None])
+    if labels:
+        label_ends(ax, [end for end in ends if end is not None])
     return set(kept)
 
 

@@ -21,7 +21,7 @@ LASTING = 0.2
 """A majority over a smaller part of the run's end (and over fewer than two bins) is no turning point."""
 FEW = 8
 """With fewer rows than this a share is only noted."""
-LEVELS: dict[int, Level] = {1: "ok", 2: "warning", 3: "note", 4: "warning"}
+LEVELS: dict[int, Level] = {1: "ok", 2: "warning", 3: "warning", 4: "warning"}
 REMEDIES: dict[int, tuple[str, ...]] = {
     1: (),
     2: ("normalise", "chosen", "rejected", "sft"),

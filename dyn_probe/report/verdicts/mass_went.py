@@ -1,18 +1,24 @@
-"""Where the probability mass went: squeezed onto the argmax token or not, and how often the gate was closed."""
+"""Where the probability mass went: to chosen, rejected, others or the argmax token, or spread over all; and how often
+the gate was closed."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import Squeezing, run_figures
+from dyn_probe.report.frames import numbers
 from dyn_probe.report.verdicts.shaped import gate_constants
-from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, count, percent, say, signed
+from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, count, percent, say, sig, signed
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
+FLAT = 0.05
+"""Rise of the entropy, in nats/token, from which on the model is said to have flattened."""
 DELTAS = {
     "delta_chosen": "Δ chosen",
     "delta_rejected": "Δ rejected",
@@ -24,16 +30,17 @@ DELTAS = {
 
 
 def went(trace: Trace) -> list[Verdict]:
-    """Where the probability mass went: to chosen, to everything, or squeezed onto the most probable token."""
+    """Where the probability mass went: to chosen, rejected, others, the most probable tokens, or spread over all."""
     found = figures(trace)
     if found is None:
         return []
-    level, meaning, change = judged(found)
+    entropy = entropies(trace)
+    level, meaning, change = judged(found, entropy)
     known = {name: value for name in DELTAS if not math.isnan(value := float(getattr(found, name)))}
     moved = ", ".join(f"{DELTAS[name]} {signed(value)}" for name, value in known.items())
     sentence = (
         f"{meaning}. Over {count(found.prompts, 'probe prompt')}, from step {found.first_step} to {found.last_step}: "
-        f"{moved} (nats/sequence); squeezing index {signed(found.index)} nats/token."
+        f"{moved} (nats/sequence); {_index(found)}."
     )
     return say(
         level,
@@ -43,6 +50,11 @@ def went(trace: Trace) -> list[Verdict]:
         "Δ chosen, Δ rejected, Δ others, each per token",
         *(Number(name, DELTAS[name], value, "nats/sequence") for name, value in known.items()),
         Number("squeezing_index", "squeezing index", found.index, "nats/token"),
+        *(
+            Number(f"entropy_{when}", f"entropy, {when} probe", value, "nats/token")
+            for when, value in zip(("first", "last"), entropy, strict=True)
+            if not math.isnan(value)
+        ),
         Number("n", "n", found.prompts, "prompts"),
         change=change,
     )
@@ -74,7 +86,38 @@ def figures(trace: Trace) -> Squeezing | None:
     return None if math.isnan(found.index) else found
 
 
-def judged(found: Squeezing) -> tuple[Level, str, tuple[str, ...]]:
+def entropies(trace: Trace) -> tuple[float, float]:
+    """Mean entropy of the next-token distributions at the first and at the last probe, over the responses that were
+    measured at both; nats/token, NaN where it was not measured."""
+    steps = numbers(trace.mass, "step")
+    ends = [
+        trace.mass[steps == step].drop_duplicates(["prompt_id", "kind"]).set_index(["prompt_id", "kind"])["entropy"]
+        for step in (steps.min(), steps.max())
+    ]
+    both = pd.concat([pd.to_numeric(end) for end in ends], axis=1, join="inner").dropna()
+    return (float(both.iloc[:, 0].mean()), float(both.iloc[:, 1].mean())) if len(both) else (math.nan, math.nan)
+
+
+def _index(found: Squeezing) -> str:
+    """The squeezing index in words: it is called one only where the most probable tokens gained."""
+    if found.index > 0 and found.delta_argmax <= 0:
+        return f"no squeezing: they lost {sig(found.index)} nats/token less than the responses, and gained nothing"
+    return f"squeezing index {signed(found.index)} nats/token"
+
+
+def destination(found: Squeezing, entropy: tuple[float, float]) -> str:
+    """Where the mass went that chosen lost and the most probable tokens did not gain."""
+    first, last = entropy
+    if found.delta_rejected > 0:
+        return "it went to rejected"
+    if found.delta_others > 0:
+        return "it went to other responses"
+    if last - first > FLAT:
+        return f"the model flattened: entropy {sig(first, 2)} → {sig(last, 2)} nats/token"
+    return "it went to responses that were not measured"
+
+
+def judged(found: Squeezing, entropy: tuple[float, float]) -> tuple[Level, str, tuple[str, ...]]:
     """Level, meaning in words, and the advice."""
     fell, rose, top = found.delta_chosen < 0, found.delta_chosen > 0, found.delta_argmax > 0
     if fell and top and found.index > 0:
@@ -84,7 +127,9 @@ def judged(found: Squeezing) -> tuple[Level, str, tuple[str, ...]]:
         )
         return "warning", words, ("normalise", "chosen", "rejected", "sft", "lr", "early")
     if fell:
-        words = "Chosen lost probability mass" + (", but the most probable tokens did not gain it" if not top else "")
+        words = "Chosen lost probability mass"
+        if not top:
+            words += f", but the most probable tokens did not gain it; {destination(found, entropy)}"
         return "note", words, ("normalise", "chosen", "rejected", "sft")
     if rose and found.index > 0 and found.delta_others < 0:
         words = (

@@ -8,7 +8,7 @@ import numpy as np
 
 from dyn_probe.report import pair_columns
 from dyn_probe.report.availability import missing
-from dyn_probe.report.changes import Change, change
+from dyn_probe.report.changes import Change, run_change
 from dyn_probe.report.frames import finite, median, share, tenths
 from dyn_probe.report.verdicts.verdict import Level, Number, Verdict, percent, say, sig, signed
 
@@ -16,17 +16,20 @@ if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
 LARGE = 0.1
-"""Fall of chosen in nats/token that counts as large here: tokens 0.90 times as probable. A convention."""
+"""Fall of chosen (rise of rejected) in nats/token that counts as large here: 10 % of a token's probability. A
+convention."""
 
 STILL = 0.001
 """A smaller change, in nats/token, is called no movement: 0.1 % of a token's probability."""
 
+RISE = ("normalise", "objective", "lr", "early")
+"""Advice where rejected rises: what raises d_l relative to d_w, and what makes every step smaller."""
 FALL = ("normalise", "chosen", "rejected", "sft", "lr", "beta")
 
 
 def overall(trace: Trace) -> list[Verdict]:
-    """Did chosen and rejected rise or fall over the run, and is the fall of chosen large?"""
-    moved = change(trace.pairs)
+    """Did chosen and rejected rise or fall over the run, and is a fall of chosen or a rise of rejected large?"""
+    moved = run_change(trace)
     if moved is None:
         return []
     chosen, rejected = median(moved.chosen), median(moved.rejected)
@@ -47,7 +50,7 @@ def overall(trace: Trace) -> list[Verdict]:
         Number("factor_chosen", "factor on a chosen token's probability", factor, "1"),
         *([Number("fell_chosen", "pairs whose chosen fell", fell, "share")] if moved.paired else []),
         Number("n", "n", moved.n, "pairs" if moved.paired else "rows"),
-        change=FALL if chosen <= -STILL else (),
+        change=FALL if chosen <= -STILL else RISE if rejected >= STILL else (),
     )
 
 
@@ -67,8 +70,15 @@ def _how_many(moved: Change, fell: float) -> str:
 
 def _judge(trace: Trace, chosen: float, rejected: float) -> tuple[Level, str]:
     """Level; how the fall compares with LARGE; and whether it is known where the lost mass went."""
+    if chosen > -STILL and rejected < STILL:
+        return "ok", ""
     if chosen > -STILL:
-        return ("ok" if rejected < STILL else "note"), ""
+        size = "more" if rejected > LARGE else "less"
+        words = (
+            f" Rejected rose by {size} than the {LARGE} nats/token that this report calls a large rise: its tokens are "
+        )
+        words += f"now {sig(float(np.exp(rejected)))} times as probable as before, which the margin does not show."
+        return ("warning" if rejected > LARGE else "note"), words
     size = "more" if chosen < -LARGE else "less"
     words = f" That is {size} than the {LARGE} nats/token that this report calls a large fall."
     if missing(trace, ("mass.logp_token",)):
@@ -79,7 +89,7 @@ def _judge(trace: Trace, chosen: float, rejected: float) -> tuple[Level, str]:
 
 def hidden(trace: Trace) -> list[Verdict]:
     """Pairs whose margin grew although chosen fell, which margin and accuracy do not show."""
-    moved, parts = change(trace.pairs), tenths(trace.pairs)
+    moved, parts = run_change(trace), tenths(trace.pairs)
     if moved is None or not moved.paired or parts is None:
         return []
     margin = pair_columns.margin(trace.pairs)

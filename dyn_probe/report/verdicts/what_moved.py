@@ -27,6 +27,9 @@ UNMOVED = 0.5
 """Share of the weights that a typical step leaves as they were, from which on half precision is warned about."""
 ERRORS = 2.0
 """A balance within this many standard errors of 0 is called level."""
+LEVELS = 2.0
+"""Likelihood weight that is named, as a multiple of what first order asks for: in trials chosen stayed level with one
+to three times that."""
 CLOSE = 0.01
 """A balance below this is the difference of two sums that nearly cancel: no weight is named from it."""
 
@@ -128,8 +131,7 @@ def between(trace: Trace) -> list[Verdict]:
     found = balance(trace, own=False)
     if found is None or (np.isfinite(found.error) and abs(found.value) <= ERRORS * found.error):
         return []
-    falls = found.value > 0
-    weight = _level_weight(trace, found.value) if falls and found.value >= CLOSE else float("nan")
+    falls, weight = found.value > 0, level_weight(trace)
     level, (part, error) = bool(np.isfinite(weight)), _share(found)
     first, second = ("Rejected", "chosen") if falls else ("Chosen", "rejected")
     sentence = (
@@ -143,15 +145,15 @@ def between(trace: Trace) -> list[Verdict]:
         )
     if level:
         sentence += (
-            " Raising d_w/d_l by that much levels it, to first order: for example by a likelihood term, "
-            f"--set nll={weight:.2g} (TRL: loss_weights=[1.0, {weight:.2g}], with 'sft' behind the run's loss_type). "
-            "In trials chosen fell much less with it, and stayed level with one to three times that."
+            f" A likelihood term raises d_w/d_l: --set nll={weight:.2g} (TRL: loss_weights=[1.0, {weight:.2g}], with "
+            f"'sft' behind the run's loss_type) is {LEVELS:.0f} times what levels it to first order; in trials chosen "
+            "stayed level with one to three times that."
         )
     return say(
         "warning" if falls else "note",
         sentence,
         "−Σ(all_rejected − own_rejected) / Σ(all_chosen − own_chosen) − 1 over the chosen rows, standard error by "
-        "resampling pairs 200 times; λ of the mean over a batch's chosen tokens = balance · mean d_w · mean n_w, "
+        "resampling pairs 200 times; λ of the mean over a batch's chosen tokens = 2 · balance · mean d_w · mean n_w, "
         "beside what the run has",
         Number(
             "balance_between", "rejected over chosen pushes of other pairs, on chosen responses", found.value, "share"
@@ -163,9 +165,16 @@ def between(trace: Trace) -> list[Verdict]:
     )
 
 
-def _level_weight(trace: Trace, share: float) -> float:
-    """λ of a likelihood term, averaged over a batch's chosen tokens, that adds this share of d_w to what the run has:
-    share · mean d_w · mean n_w, since λ adds λ/n̄_w to d_w. NaN where the run averages such a term otherwise."""
+def level_weight(trace: Trace) -> float:
+    """λ of a likelihood term, averaged over a batch's chosen tokens, that levels what other pairs do to chosen: LEVELS
+    times balance · mean d_w · mean n_w, since λ adds λ/n̄_w to d_w, on what the run has.
+
+    NaN where chosen pushes are not outweighed by CLOSE and more than ERRORS standard errors, and where the run averages
+    such a term otherwise."""
+    found = balance(trace, own=False)
+    if found is None or found.value < CLOSE or (np.isfinite(found.error) and found.value <= ERRORS * found.error):
+        return float("nan")
+    share = LEVELS * found.value
     pulls, lengths = (finite(numbers(trace.pairs, name)) for name in ("pull_chosen", "len_chosen"))
     present = trace.about.objective.hyper.get("nll") or 0.0
     other_mean = present and trace.about.objective.hyper.get("nll_mean", "batch") != "batch"

@@ -1,0 +1,1 @@
+"""What the first screen says: what happened, what moved it, how sure that is, and which change would have helped."""

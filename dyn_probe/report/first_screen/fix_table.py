@@ -1,0 +1,145 @@
+"""The fix table: remedies in order, each with its estimated effect, its error bar, what it costs, and what to type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dyn_probe.objectives import OBJECTIVES, SHAPINGS, resolve_hyper
+from dyn_probe.report.changes import Change as Moved
+from dyn_probe.report.changes import run_change
+from dyn_probe.report.first_screen.remedy_rows import REMEDIES, Change, Recorded
+from dyn_probe.report.first_screen.trouble import trouble
+from dyn_probe.report.frames import Floats, finite, median, numbers
+from dyn_probe.report.push_parts import balance
+from dyn_probe.report.replay.kernels import Kernels, kernels
+from dyn_probe.report.replay.pull_forms import FORMS
+from dyn_probe.report.replay.shape_forms import FITS
+from dyn_probe.report.replay.walk import ADAPTIVE, Method, Walk, walk
+from dyn_probe.report.run_facts import shaping_options
+from dyn_probe.report.verdicts.what_moved import CLOSE, level_weight
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+LEAST_COST = 0.05
+"""Share of the run's margin that every remedy is taken to cost at least, so that a small free gain is not put above a
+large cheap one."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one remedy would have done over the same run, to first order; changes in nats/token.
+
+    Args:
+        key: its row of REMEDIES.
+        chosen, rejected: estimated change over the run; `error`: of the trouble's side, one standard error.
+        cost: margin that it loses (nats/token; negative: gains), `margin`: that of the run as it was.
+        gain: improvement of the trouble's side; `told`: whether it is larger than its error and pushes do not cancel.
+    """
+
+    key: str
+    words: str
+    change: Change
+    chosen: float
+    rejected: float
+    error: float
+    cost: float
+    margin: float
+    gain: float
+    told: bool
+
+    @property
+    def worth(self) -> float:
+        """Gain per margin lost, of which LEAST_COST of the run's margin is always counted."""
+        return self.gain / max(self.cost, LEAST_COST * abs(self.margin), 1e-9)
+
+
+def fix_table(trace: Trace) -> list[Estimate]:
+    """The remedies that help, best first; empty where nothing is wrong, or where nothing can be estimated (`why_none`).
+
+    The order is that of the gain (of chosen, or less rise of rejected) per margin lost; remedies of which nothing can
+    be told come last.
+    """
+    found = [estimate for estimate in estimates(trace) if estimate.gain > 0]
+    return sorted(found, key=lambda one: (not one.told, -one.worth))
+
+
+def why_none(trace: Trace) -> str:
+    """Why a run has no fix table; empty where it has one."""
+    if run_change(trace) is None:
+        return "Nothing is suggested: how far the log-probabilities moved was not measured."
+    side = trouble(trace)
+    if not side:
+        return "Nothing to change: chosen did not fall and rejected did not rise."
+    if trace.about.scan is not None:
+        return "Nothing is estimated: these pairs were measured at checkpoints, and no training was recorded."
+    if kernels(trace) is None:
+        note = trace.about.pushes
+        why = (note.reason if note is not None else "") or (
+            "this needs the pushes of all chosen and all rejected responses: record with --metric-every and "
+            "--split-momentum, with pulls that stay above 0"
+        )
+        return f"No remedy was estimated ({why}). What has helped in trials stands under Why?"
+    return "" if fix_table(trace) else "No remedy of the table is estimated to help."
+
+
+def estimates(trace: Trace) -> list[Estimate]:
+    """Every remedy that applies to the run, in the order of REMEDIES, those that do harm too."""
+    side, moved = trouble(trace), run_change(trace)
+    known = kernels(trace) if side and moved is not None and trace.about.scan is None else None
+    if known is None or moved is None:
+        return []
+    run = recorded(trace, known)
+    adaptive = any(name in str(trace.about.config.get("optimizer") or "adamw").lower() for name in ADAPTIVE)
+    base, close = walk(known, run.method, adaptive), _cancel(trace, side)
+    found = []
+    for key, row in REMEDIES.items():
+        change = row.change(run)
+        if change is not None:
+            there = walk(known, change.method, adaptive)
+            found.append(_estimate(key, change, side, moved, base, there, close and row.by_balance))
+    return found
+
+
+def _estimate(key: str, change: Change, side: str, moved: Moved, base: Walk, there: Walk, close: bool) -> Estimate:
+    """Measured change of the run, and the difference of the two walks on it."""
+    was = {name: median(moved.side(name)) for name in ("chosen", "rejected")}
+    difference = {name: getattr(there, name) - getattr(base, name) for name in was}
+    then = {name: was[name] + float(difference[name][0]) for name in was}
+    spread = float(np.std(difference[side][1:], ddof=1)) if len(difference[side]) > 2 else float("nan")
+    miss = float(getattr(base, side)[0] - moved.side(side).mean())
+    error = float(np.hypot(np.nan_to_num(spread), miss))
+    gain = (then[side] - was[side]) * (1 if side == "chosen" else -1)
+    margin = was["chosen"] - was["rejected"]
+    told = gain > error and not close
+    cost = margin - (then["chosen"] - then["rejected"])
+    words = REMEDIES[key].words
+    return Estimate(key, words, change, then["chosen"], then["rejected"], error, cost, margin, gain, told)
+
+
+def _cancel(trace: Trace, side: str) -> bool:
+    """Whether the pushes of other pairs nearly cancel on the trouble's side, so that no estimate stands on them."""
+    found = balance(trace, own=False, side=side)
+    return found is None or abs(found.value) < CLOSE
+
+
+def recorded(trace: Trace, known: Kernels) -> Recorded:
+    """What the run's remedies start from, as run.json says it."""
+    about = trace.about
+    name = str(about.objective.name)
+    row, shapings = OBJECTIVES.get(name), shaping_options(about)
+    hyper: dict[str, Any] = {}
+    if row is not None:
+        hyper = resolve_hyper(row, {k: v for k, v in about.objective.hyper.items() if k in row.options})
+    options = {one: {**SHAPINGS[one].defaults, **given} for one, given in shapings.items() if one in SHAPINGS}
+    closed = name in FORMS and not hyper.get("soft") and all(
+        one in FITS and one in options and FITS[one](name, options[one]) for one in shapings
+    )  # fmt: skip
+    method = Method(name, hyper, options) if closed else Method(None, {})
+    rates: Floats = finite(numbers(trace.steps, "learning_rate"))
+    lr = about.config.get("lr")
+    most = float(lr) if isinstance(lr, int | float) else float(rates.max(initial=0.0))
+    return Recorded(name if row is not None else None, method, most, known.steps, level_weight(trace))

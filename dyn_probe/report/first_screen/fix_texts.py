@@ -1,0 +1,78 @@
+"""The fix table as text: for the page and for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dyn_probe.report.first_screen.fix_table import Estimate, fix_table, why_none
+from dyn_probe.report.first_screen.trouble import trouble
+from dyn_probe.report.verdicts.verdict import sig
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
+
+RULE = (
+    "First-order estimates over the same run, nats/token, ± one standard error, ordered by {side} per margin lost; "
+    "dyn-probe try RUN measures them."
+)
+MOST = 8
+"""Remedies that are shown."""
+CANNOT = "cannot tell"
+
+
+def places(value: float, digits: int = 2) -> int:
+    """Decimals that leave `digits` significant digits, two at least and four at most."""
+    return 2 if not value else min(4, max(2, digits - 1 - math.floor(math.log10(abs(value)))))
+
+
+def change_text(value: float, decimals: int) -> str:
+    """A change with its sign, in so many decimals."""
+    text = f"{abs(value):.{decimals}f}"
+    return ("" if not float(text) else "−" if value < 0 else "+") + text
+
+
+def fixes(trace: Trace) -> dict[str, Any]:
+    """The fix table as text: a row per remedy and one for the run as it was; `none` says why there is no table."""
+    rows, side = fix_table(trace)[:MOST], trouble(trace) or "chosen"
+    return {
+        "none": why_none(trace) if not rows else "",
+        "side": side,
+        "was": was_text(rows[0], side) if rows else {},
+        "rows": [fix_row(row, side) for row in rows],
+        "rule": RULE.format(side="less rise of rejected" if side == "rejected" else "Δ chosen"),
+    }
+
+
+def fix_lines(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The fix table for the terminal: heads, the run as it was, and a row per remedy."""
+    heads = ("", f"Δ {table['side']}", "margin", "type")
+    rows = [(row["words"], row["effect"], row["margin"], row["typed"]) for row in table["rows"]]
+    return [heads, ("As trained", table["was"]["effect"], table["was"]["margin"], ""), *rows]
+
+
+def fix_row(row: Estimate, side: str) -> dict[str, Any]:
+    """One remedy: words, Δ of the trouble's side with its error, change of the margin, what to type, TRL's setting."""
+    value = row.chosen if side == "chosen" else row.rejected
+    decimals = places(row.error, 1)
+    effect = f"{change_text(value, decimals)} ± {row.error:.{decimals}f}"
+    return {
+        "key": row.key,
+        "words": row.words,
+        "effect": effect if row.told else f"{CANNOT} ({effect})",
+        "told": row.told,
+        "margin": change_text(-row.cost, 2),
+        "typed": row.change.typed,
+        "trl": row.change.trl,
+        "chosen": row.chosen,
+        "rejected": row.rejected,
+        "error": row.error,
+        "cost": row.cost,
+    }
+
+
+def was_text(row: Estimate, side: str) -> dict[str, str]:
+    """The run as it was trained: what a remedy's numbers stand beside."""
+    value = (row.chosen - row.gain) if side == "chosen" else (row.rejected + row.gain)
+    return {"effect": change_text(value, 2), "margin": sig(row.margin, 2)}
