@@ -10,8 +10,10 @@ JOBS ?= 2
 OLDER_TRL ?= 1.10.0 1.14.0
 
 # Tests and docs need no network. The models are tiny: two processes with one thread each beat one with two, and on a
-# busy machine a second thread only waits.
-QUIET_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=agg NO_MKDOCS_2_WARNING=1
+# busy machine a second thread only waits. Bytecode is kept, for many tests start processes that import torch: without
+# it, each of them compiles ten seconds of sources again.
+KEPT_BYTECODE := PYTHONDONTWRITEBYTECODE=
+QUIET_ENV := $(KEPT_BYTECODE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=agg NO_MKDOCS_2_WARNING=1
 PYTEST := $(QUIET_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -21,8 +23,8 @@ help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(VENV)/.stamp-package  ## install, record a run on the built-in model and data, write its report
-	OMP_NUM_THREADS=1 $(BIN)/dyn-probe record --out $(RUN) --max-pairs 200 --update --mass-every 20 --tokens-every 20 --force
-	$(BIN)/dyn-probe report $(RUN) --force
+	$(KEPT_BYTECODE) OMP_NUM_THREADS=1 $(BIN)/dyn-probe record --out $(RUN) --max-pairs 200 --update --mass-every 20 --tokens-every 20 --force
+	$(KEPT_BYTECODE) $(BIN)/dyn-probe report $(RUN) --force
 	@echo
 	@echo "The report is one file, made from the run just recorded:"
 	@echo "  $(CURDIR)/$(RUN)/report/report.html"
