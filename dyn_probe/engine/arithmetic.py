@@ -90,12 +90,17 @@ def _summed(left: Tensor, right: Tensor, width: int) -> Tensor:
     if not size:
         return left.new_zeros(groups, n, m, dtype=torch.float64)
     parts = (-1, groups * (size // width), width)
-    a = left.reshape(n, *parts[1:]).transpose(0, 1)
-    b = a if left is right else right.reshape(m, *parts[1:]).transpose(0, 1)
+    a = _exact(left).reshape(n, *parts[1:]).transpose(0, 1)
+    b = a if left is right else _exact(right).reshape(m, *parts[1:]).transpose(0, 1)
     found = torch.bmm(a, b.mT)
     if size == width:
         return found.double()
     return found.view(groups, -1, n, m).sum(1, dtype=torch.float64)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """On a GPU in float64, since whoever trains there may let float32 products be rounded to TF32."""
+    return tensor.double() if tensor.is_cuda else tensor
 
 
 def _entry_by_entry(left: Tensor, right: Tensor) -> Tensor:

@@ -70,6 +70,8 @@ class Assembly:
         with exact_products(self.capture.anchor.device.type):
             if self._may_wait(call) and self._together.add((call, saved, grads)):
                 return
+            if self._hold:  # without the graph that led to them
+                saved = [tensor.detach() for tensor in saved]
             for local, factor in self._factors((call, saved, grads)).items():
                 if self._early and self._inverse is not None:
                     factor = factor.scaled(self._inverse)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from exactness import LIMITS, relative_error, true_gram
 from families import make_batch, make_model
+from reference.pair_blocks import pair_blocks
 from reweighting import coefficients, reweighting_error
 from tiny_runs import run
 
@@ -68,3 +69,19 @@ def test_the_loop_trains_on_cuda(options, tmp_path):
 
 def test_the_comparison_itself_holds_on_the_cpu():
     assert max(errors_on("cpu", "llama", torch.float32)) < LIMITS[torch.float32]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("positions, p, q", [(300, 512, 384), (64, 1000, 200), (1024, 256, 256)])
+def test_the_fused_kernel_on_cuda(dtype, positions, p, q):
+    pytest.importorskip("triton")
+    from dyn_probe.engine import pair_kernel
+
+    torch.manual_seed(0)
+    inputs, grads = (torch.randn(8, positions, n, device="cuda").to(dtype) for n in (q, p))
+    wanted = pair_blocks(inputs.cpu(), grads.cpu())
+    found = pair_kernel.pair_products(inputs, grads, lambda: wanted.cuda())
+    assert found is not None
+    norms = wanted.diagonal(dim1=1, dim2=2).sqrt()
+    assert ((found.cpu() - wanted).abs() / (norms[:, :, None] * norms[:, None])).max() <= 1e-5
