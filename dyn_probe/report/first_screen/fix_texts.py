@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
 RULE = (
-    "First-order estimates over the same run, nats/token, ± one standard error, ordered by {side} per margin lost; "
-    "dyn-probe try RUN measures them."
+    "First-order estimates of where the same run would have ended, nats/token, ± one standard error, ordered by {side} "
+    "per margin lost; dyn-probe try RUN measures them."
 )
 MOST = 8
 """Remedies that are shown."""
@@ -53,7 +53,7 @@ def fix_lines(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def fix_row(row: Estimate, side: str) -> dict[str, Any]:
-    """One remedy: words, Δ of the trouble's side with its error, change of the margin, what to type, TRL's setting."""
+    """One remedy: words, Δ of the trouble's side with its error, the margin then, what to type, TRL's setting."""
     value = row.chosen if side == "chosen" else row.rejected
     decimals = places(row.error, 1)
     effect = f"{change_text(value, decimals)} ± {row.error:.{decimals}f}"
@@ -62,7 +62,7 @@ def fix_row(row: Estimate, side: str) -> dict[str, Any]:
         "words": row.words,
         "effect": effect if row.told else f"{CANNOT} ({effect})",
         "told": row.told,
-        "margin": change_text(-row.cost, 2),
+        "margin": sig(row.margin - row.cost, 2),
         "typed": row.change.typed,
         "trl": row.change.trl,
         "chosen": row.chosen,
