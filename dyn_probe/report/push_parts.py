@@ -84,6 +84,23 @@ class Balance:
     pairs: int
     rows: int
 
+    @property
+    def together(self) -> bool:
+        """Whether the pushes of both sides move the response the same way."""
+        return self.value <= -1
+
+    @property
+    def excess(self) -> float:
+        """By what share the stronger pushes outweigh the weaker; NaN where both move the response the same way."""
+        if self.together:
+            return float("nan")
+        return self.value if self.value >= 0 else -self.value / (1 + self.value)
+
+    @property
+    def excess_error(self) -> float:
+        """The standard error of `excess`."""
+        return self.error if self.value >= 0 or self.together else self.error / (1 + self.value) ** 2
+
 
 def balance(trace: Trace, own: bool = True, seed: int = 0, side: str = "chosen") -> Balance | None:
     """−Σ all_rejected / Σ all_chosen − 1 over the chosen rows, with a standard error by resampling pairs (200 times);

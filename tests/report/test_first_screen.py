@@ -53,7 +53,7 @@ def test_the_headline_says_what_happened_and_what_moved_it(fallen: Trace) -> Non
     found = balance(fallen, own=False)
     assert (
         found is not None
-        and f"rejected pushes of other pairs outweigh chosen pushes by {100 * found.value:.0f} %" in moved
+        and f"rejected pushes of other pairs outweigh chosen pushes by {100 * found.value:.0f}%" in moved
     )
     assert confidence(fallen).startswith(f"Medians over the same {fallen.pairs.pair_id.nunique()} pairs")
     assert "(standard error)" in confidence(fallen) and "gradients agree with autograd to 3.1e−7" in confidence(fallen)

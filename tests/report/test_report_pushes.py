@@ -62,8 +62,10 @@ def test_pushes_that_cancel_are_called_level_and_a_surplus_of_chosen_is_not_held
     down = changed(tmp_path / "down", "pushes", all_chosen=-rows.all_chosen)
     assert "balance on the chosen responses" in only(what_moved.outweighed(level)).sentence
     found = only(what_moved.outweighed(ahead))
-    assert found.sentence.startswith("Chosen pushes outweigh rejected pushes by 50.0 %") and not found.knobs
+    assert found.sentence.startswith("Chosen pushes outweigh rejected pushes by 100.") and not found.knobs
     assert what_moved.outweighed(down) == []
+    same = changed(tmp_path / "same", "pushes", all_rejected=0.3 * rows.all_chosen)
+    assert "both raise the chosen responses" in only(what_moved.outweighed(same)).sentence
 
 
 def test_between_its_own_steps_a_response_is_moved_by_the_pushes_of_others(trace: Trace, tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_between_its_own_steps_a_response_is_moved_by_the_pushes_of_others(trace
     chosen = every.all_chosen - every.own_chosen
     ahead = changed(tmp_path / "ahead", "pushes", all_rejected=every.own_rejected - 0.5 * chosen)
     found = only(what_moved.between(ahead))
-    assert found.sentence.startswith("Chosen pushes of other pairs outweigh their rejected pushes by 50.0 %")
+    assert found.sentence.startswith("Chosen pushes of other pairs outweigh their rejected pushes by 100.")
     assert found.level == "note" and not found.knobs and "nll" not in found.sentence
     level = changed(tmp_path / "level", "pushes", all_rejected=every.own_rejected - chosen.to_numpy()[::-1])
     assert what_moved.between(level) == []

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
 RULE = (
-    "First-order estimates of where the same run would have ended, nats/token, ± one standard error, ordered by {side} "
-    "per margin lost; dyn-probe try RUN measures them."
+    "First-order estimates of where the same run would have ended, nats/token, ± the spread over pairs and the "
+    "estimate's own miss of this run, ordered by {side} per margin lost; dyn-probe try RUN measures them."
 )
 MOST = 8
 """Remedies that are shown."""

@@ -41,7 +41,7 @@ def happened(trace: Trace) -> str:
     """The change of both sides over the run, and how many of the updates lowered (or raised) both."""
     moved = run_change(trace)
     if moved is None:
-        return "How far chosen and rejected moved is not known: no pair was measured twice, and there is no reference."
+        return "How far chosen and rejected moved is not known: no pair was measured twice."
     first = trouble(trace) or "chosen"
     sentence = f"{_went(moved, first).capitalize()}, {_went(moved, OTHER[first])}"
     return f"{sentence}{_both(trace, first)}."
@@ -88,18 +88,17 @@ def moved_by(trace: Trace) -> str:
         says = f"{side.capitalize()} moved by {'+' if total > 0 else '−'}{sig(abs(total), DIGITS)} nats a step"
         lacks = "; the pushes of all chosen and all rejected were not kept apart (--split-momentum)"
         return f"{says}{f', mostly through {way}' if way else ''}{lacks}."
-    return f"{_outweighs(found, side)}{f', mostly through {way}' if way else ''}."
+    came = f"; what moved {side} came mostly through {way}" if way else ""
+    return f"{_outweighs(found, side)}{came}."
 
 
 def _outweighs(found: Balance, side: str) -> str:
     if np.isfinite(found.error) and abs(found.value) <= ERRORS * found.error:
         return f"The pushes of chosen and rejected responses balance on {side}, to within the error"
+    if found.together:
+        return f"On {side}, chosen and rejected pushes of other pairs go the same way"
     first, second = (OTHER[side], side) if found.value > 0 else (side, OTHER[side])
-    return f"On {side}, {first} pushes of other pairs outweigh {second} pushes by {_part(abs(found.value))}"
-
-
-def _part(value: float) -> str:
-    return f"{sig(100 * value, DIGITS)} %"
+    return f"On {side}, {first} pushes of other pairs outweigh {second} pushes by {sig(100 * found.excess, DIGITS)}%"
 
 
 def through(trace: Trace, side: str) -> str:
@@ -121,7 +120,8 @@ def confidence(trace: Trace) -> str:
     said = [f"Medians over {moved.basis}" if moved is not None else "", _first_order(trace), _certified(trace)]
     found = balance(trace, own=False, side=trouble(trace) or "chosen")
     if found is not None and np.isfinite(found.error):
-        said.append(f"balance {sig(100 * found.value, DIGITS)} ± {sig(100 * found.error, DIGITS)} % (standard error)")
+        size, error = (sig(100 * number, DIGITS) for number in (found.excess, found.excess_error))
+        said.append("" if found.together else f"the pushes outweigh each other by {size} ± {error}% (standard error)")
     return "; ".join(filter(None, said)) + "." if any(said) else ""
 
 

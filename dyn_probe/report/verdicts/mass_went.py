@@ -101,7 +101,7 @@ def entropies(trace: Trace) -> tuple[float, float]:
 def _index(found: Squeezing) -> str:
     """The squeezing index in words: it is called one only where the most probable tokens gained."""
     if found.index > 0 and found.delta_argmax <= 0:
-        return f"no squeezing: they lost {sig(found.index)} nats/token less than the responses, and gained nothing"
+        return f"no squeezing: the most probable tokens lost {sig(found.index)} nats/token less than the responses"
     return f"squeezing index {signed(found.index)} nats/token"
 
 
@@ -131,7 +131,7 @@ def judged(found: Squeezing, entropy: tuple[float, float]) -> tuple[Level, str, 
         if not top:
             words += f", but the most probable tokens did not gain it; {destination(found, entropy)}"
         return "note", words, ("normalise", "chosen", "rejected", "sft")
-    if rose and found.index > 0 and found.delta_others < 0:
+    if rose and top and found.index > 0 and found.delta_others < 0:
         words = (
             "Probability mass went to chosen and to the most probable tokens, away from everything else; squeezing was "
             "prevented"

@@ -104,6 +104,8 @@ def outweighed(trace: Trace) -> list[Verdict]:
     part, error = _share(found)
     if np.isfinite(found.error) and abs(found.value) <= ERRORS * found.error:
         sentence = f"Rejected and chosen pushes balance on the chosen responses, to within the error ({part}{error})."
+    elif found.together:
+        sentence = "Chosen and rejected pushes both raise the chosen responses, in the steps that train on them."
     elif found.value > 0:
         sentence = (
             f"Rejected pushes outweigh chosen pushes by {part}{error} on the chosen responses, in the steps that train "
@@ -134,9 +136,12 @@ def between(trace: Trace) -> list[Verdict]:
     falls, weight = found.value > 0, level_weight(trace)
     level, (part, error) = bool(np.isfinite(weight)), _share(found)
     first, second = ("Rejected", "chosen") if falls else ("Chosen", "rejected")
+    outweigh = f"{first} pushes of other pairs outweigh their {second} pushes by {part}{error} on the chosen responses"
+    if found.together:
+        outweigh = "Chosen and rejected pushes of other pairs go the same way on the chosen responses"
     sentence = (
-        f"{first} pushes of other pairs outweigh their {second} pushes by {part}{error} on the chosen responses: they "
-        f"{'lower' if falls else 'raise'} a chosen response in the steps that do not train on it, which are most."
+        f"{outweigh}: they {'lower' if falls else 'raise'} a chosen response in the steps that do not train on it, "
+        "which are most."
     )
     if falls and found.value < CLOSE:
         sentence += (
@@ -185,7 +190,7 @@ def level_weight(trace: Trace) -> float:
 
 def _share(found: Balance) -> tuple[str, str]:
     """The balance's size in per cent and its error in brackets, with two digits where it is below one per cent."""
-    size, error = 100 * abs(found.value), 100 * found.error
+    size, error = 100 * found.excess, 100 * found.excess_error
     digits = (lambda number: f"{number:.1f}") if size >= 1 else (lambda number: sig(number, 2))
     return f"{digits(size)} %", f" (± {digits(error)})" if np.isfinite(error) else ""
 
