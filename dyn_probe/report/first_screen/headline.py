@@ -88,7 +88,7 @@ def moved_by(trace: Trace) -> str:
         says = f"{side.capitalize()} moved by {'+' if total > 0 else '−'}{sig(abs(total), DIGITS)} nats a step"
         lacks = "; the pushes of all chosen and all rejected were not kept apart (--split-momentum)"
         return f"{says}{f', mostly through {way}' if way else ''}{lacks}."
-    came = f"; what moved {side} came mostly through {way}" if way else ""
+    came = f"; it moved mostly through {way}" if way else ""
     return f"{_outweighs(found, side)}{came}."
 
 
@@ -121,7 +121,7 @@ def confidence(trace: Trace) -> str:
     found = balance(trace, own=False, side=trouble(trace) or "chosen")
     if found is not None and np.isfinite(found.error):
         size, error = (sig(100 * number, DIGITS) for number in (found.excess, found.excess_error))
-        said.append("" if found.together else f"the pushes outweigh each other by {size} ± {error}% (standard error)")
+        said.append("" if found.together else f"balance of pushes {size} ± {error}% (standard error)")
     return "; ".join(filter(None, said)) + "." if any(said) else ""
 
 
