@@ -21,6 +21,7 @@ from dyn_probe.report.pair_cards import pair_cards
 from dyn_probe.report.run_facts import everything, facts, title
 from dyn_probe.report.token_view import token_view
 from dyn_probe.report.verdicts import TOPICS, Number, Verdict, verdicts, written
+from dyn_probe.report.verdicts.generalised import held_out_line
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -58,8 +59,13 @@ def status(trace: Trace) -> Data:
 
 
 def first_screen(trace: Trace) -> Data:
-    """Headline, confidence and fix table."""
-    return {"headline": headline(trace), "confidence": confidence(trace), "fixes": fixes(trace)}
+    """Headline, the same on held-out pairs, confidence and fix table."""
+    return {
+        "headline": headline(trace),
+        "held_out": held_out_line(trace),
+        "confidence": confidence(trace),
+        "fixes": fixes(trace),
+    }
 
 
 def questions(trace: Trace, found: list[Verdict]) -> list[Data]:

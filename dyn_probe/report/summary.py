@@ -16,6 +16,7 @@ from dyn_probe.report.overview import Line, overview
 from dyn_probe.report.run_facts import facts, title
 from dyn_probe.report.unfit import naming_runs
 from dyn_probe.report.verdicts import TOPICS, Number, Verdict, verdicts, written
+from dyn_probe.report.verdicts.generalised import held_out_line
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -31,9 +32,10 @@ def summary_lines(trace: Trace) -> list[str]:
 
 
 def _first(trace: Trace) -> list[str]:
-    """Headline, confidence and fix table: what the report's first screen says."""
+    """Headline, the same on held-out pairs, confidence and fix table: what the report's first screen says."""
     (happened, moved), table = headline(trace), fixes(trace)
-    lines = [f"[bold]{safe(happened)}[/] {safe(moved)}", f"[dim]{safe(confidence(trace))}[/]", ""]
+    unseen = [f"[bold]{safe(line)}[/]"] if (line := held_out_line(trace)) else []
+    lines = [f"[bold]{safe(happened)}[/] {safe(moved)}", *unseen, f"[dim]{safe(confidence(trace))}[/]", ""]
     if table["none"]:
         return [*lines, safe(table["none"])]
     trl = [f"  TRL: {row['typed']} is {safe(row['trl'])}" for row in table["rows"] if row["trl"]]

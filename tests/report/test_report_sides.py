@@ -29,6 +29,7 @@ STATEMENTS = {f"{topic}.{one.__name__}": one for topic, ones in VERDICTS.items()
 
 RELATIONS: dict[str, Callable[[float], float]] = {
     "margin": lambda x: -x,
+    "held_out_margin": lambda x: -x,
     "length_difference": lambda x: -x,
     "difference_log_ratio_margin": lambda x: -x,
     "higher_log_ratio_margin": lambda x: 1 - x,

@@ -55,6 +55,8 @@ def two_sided_tables(seed: int = 0) -> Tables:
     mass["logp_token"] += noise
     for name in ("missing_mass", "rival_mass", "entropy", "rank", "top1"):
         mass[name] = draw.uniform(0.1, 0.4, len(mass))
+    for side, slope in zip(SIDES, (-0.02, -0.05), strict=True):
+        tables["steps"][f"eval_logp_{side}"] = -40 + slope * tables["steps"].step
     return tables
 
 
@@ -106,6 +108,7 @@ def disturbed(tables: Tables, side: str, seed: int = 7) -> Tables:
             pairs[name] = pairs[name].clip(lower=0.1 * spread)
         if name.startswith("pull"):
             pairs.loc[draw.choice(pairs.index, 60, replace=False), name] *= -1
+    new["steps"][f"eval_logp_{side}"] += draw.normal(0, 1, len(new["steps"]))
     layers[f"grad_norm_{side}"] *= draw.uniform(0.7, 1.4, len(layers))
     pushed = new["pushes"]
     for name in ("own_chosen", "own_rejected", "others", "past", "decay", "rounding", "total"):

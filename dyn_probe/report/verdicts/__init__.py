@@ -14,6 +14,7 @@ from dyn_probe.report.verdicts import (
     alike,
     cases,
     data_read,
+    generalised,
     gradients,
     hidden_similarity,
     mass_went,
@@ -52,7 +53,14 @@ __all__ = [
 ]
 
 VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
-    "movement": (movement.overall, movement.hidden, reference.distance, reference.turn, synchrony.together),
+    "movement": (
+        movement.overall,
+        generalised.generalised,
+        movement.hidden,
+        reference.distance,
+        reference.turn,
+        synchrony.together,
+    ),
     "pushes": (
         what_moved.moved,
         what_moved.outweighed,
