@@ -9,15 +9,19 @@ import typer
 from dyn_probe_cli.next_step import say_next
 
 
-def summary(run: Annotated[Path, typer.Argument(metavar="RUN", help="Trace folder.")]) -> None:
-    """Print what happened in a run: start and end, verdicts, and what to change."""
+def summary(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Trace folder; several are compared.")],
+) -> None:
+    """Print what happened in a run, or which of several runs is healthier and why, with their numbers side by side."""
     from rich.console import Console
 
+    from dyn_probe.report.side_by_side.opened import opened
+    from dyn_probe.report.side_by_side.terminal import comparison_lines
     from dyn_probe.report.summary import summary_lines
-    from dyn_probe.trace.reader import load_trace
 
-    console = Console(highlight=False)
-    for line in summary_lines(load_trace(run)):
+    console, traces = Console(highlight=False), opened(runs)
+    lines = summary_lines(*traces.values()) if len(traces) == 1 else comparison_lines(traces)
+    for line in lines:
         console.print(line, soft_wrap=not console.is_terminal)
     typer.echo()
-    say_next("pairs", run)
+    say_next("pairs" if len(runs) == 1 else "report", *runs)

@@ -14,15 +14,14 @@ from matplotlib.figure import Figure
 
 from dyn_probe.errors import BadInput
 from dyn_probe.report.compare_data import comparison_data
-from dyn_probe.report.comparing import labelled
 from dyn_probe.report.figures import COMPARISONS, FIGURES
 from dyn_probe.report.output import check_folder, data_uri, render, write_files
 from dyn_probe.report.page_data import report_data
+from dyn_probe.report.side_by_side.opened import opened
 from dyn_probe.report.tables import comparison_tables, run_tables
 from dyn_probe.report.token_view import script_hash
 from dyn_probe.report.unfit import naming_runs
 from dyn_probe.token_analysis import visible
-from dyn_probe.trace.reader import load_trace
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -50,16 +49,16 @@ def build_report(
 
     Raises:
         TraceError: a run cannot be read.
-        BadInput: no runs, or `out` may not be written.
+        BadInput: no runs, the same run twice, or `out` may not be written.
     """
     if not runs:
         raise BadInput("wanted the folder of at least one run, got none; write: dyn-probe report RUN")
     paths = [Path(run) for run in runs]
     folder = Path(out) if out is not None else default_folder(paths)
     check_folder(folder, force)
-    traces = [load_trace(path) for path in paths]
+    traces = opened(paths)
     with naming_runs(paths):
-        data, drawn, tables = _one(traces[0]) if len(traces) == 1 else _several(labelled(traces), held_out)
+        data, drawn, tables = _one(*traces.values()) if len(traces) == 1 else _several(traces, held_out)
         files, images = figure_files(drawn)
         files |= tables
         files[PAGE] = page(data, images).encode("utf-8", "replace")

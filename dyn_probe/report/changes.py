@@ -7,6 +7,7 @@ the log-ratio to the reference in the last tenth; else different pairs of the tw
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.report import pair_columns
-from dyn_probe.report.frames import Floats, Tenths, finite, numbers, tenths
+from dyn_probe.report.frames import Floats, Tenths, finite, numbers, recorded, tenths
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -32,6 +33,8 @@ class Change:
     rejected: Floats
     paired: bool
     n: int
+    ids: tuple[str, ...] = ()
+    """The pairs, in the order of the values; empty where `paired` is false."""
 
     def side(self, name: str) -> Floats:
         """The values of one side."""
@@ -50,27 +53,78 @@ def start_rows(pairs: pd.DataFrame) -> pd.DataFrame:
 
     The reference where that is the starting model, else what the pair's first recorded row says.
     """
+    return first_recorded(pairs, "ref_logp" if starts_at_reference(pairs) else "logp")
+
+
+def first_recorded(pairs: pd.DataFrame, logp: str) -> pd.DataFrame:
+    """The columns `logp` or `ref_logp`, and lengths, of each pair's first recorded row; as ``start_rows``."""
     known = pairs.dropna(subset=["pair_id"])
     rows = known.sort_values("step", kind="stable").drop_duplicates("pair_id").set_index("pair_id")
-    logp = "ref_logp" if starts_at_reference(pairs) else "logp"
     columns = {f"logp_{side}": numbers(rows, f"{logp}_{side}") for side in pair_columns.SIDES}
     columns |= {f"len_{side}": numbers(rows, f"len_{side}") for side in pair_columns.SIDES}
     return pd.DataFrame(columns, index=rows.index)
 
 
-def _to_the_end(trace: Trace) -> Change | None:
+def changes_alike(traces: Sequence[Trace]) -> list[Change]:
+    """The change of every run over the best stretch that all of them have, nats/token; empty where there is none.
+
+    Stretches, best first: from before training to the end, from each pair's first recorded row to the end, from the
+    first to the last tenth of the steps, against a reference that is the start, by different pairs.
+    """
+    for measure in STRETCHES:
+        found = [measure(trace) for trace in traces]
+        if all(one is not None and (not one.paired or one.n >= LEAST_PAIRS) for one in found):
+            return [one for one in found if one is not None]
+    return []
+
+
+def run_start(trace: Trace) -> pd.DataFrame:
+    """``start_rows`` of a run: where the table `final` has the start (runs without a reference), from before training,
+    NaN in the pairs that it lacks."""
     start = start_rows(trace.pairs)
-    end = trace.final.drop_duplicates("pair_id", keep="last").set_index("pair_id").reindex(start.index)
+    if recorded(trace.final, "start_logp_chosen"):
+        ends = _ends(trace, start)
+        start = start.assign(**{f"logp_{side}": numbers(ends, f"start_logp_{side}") for side in pair_columns.SIDES})
+    return start
+
+
+def starts_before_training(trace: Trace) -> bool:
+    """Whether ``run_start`` is the model before training, rather than each pair's first recorded row."""
+    return starts_at_reference(trace.pairs) or recorded(trace.final, "start_logp_chosen")
+
+
+def _ends(trace: Trace, start: pd.DataFrame) -> pd.DataFrame:
+    """The table `final` in the order of the pairs of `start`."""
+    return trace.final.drop_duplicates("pair_id", keep="last").set_index("pair_id").reindex(start.index)
+
+
+def _to_the_end(trace: Trace, start: pd.DataFrame | None = None) -> Change | None:
+    before = start is None and starts_before_training(trace)
+    begun = "before training" if before else "each pair's first recorded row"
+    start = run_start(trace) if start is None else start
+    end = _ends(trace, start)
     columns = {
         side: (numbers(end, f"logp_{side}") - numbers(start, f"logp_{side}")) / numbers(start, f"len_{side}")
         for side in pair_columns.SIDES
     }
-    moved = pd.DataFrame(columns).replace([np.inf, -np.inf], np.nan).dropna()
+    moved = pd.DataFrame(columns, index=start.index).replace([np.inf, -np.inf], np.nan).dropna()
     if len(moved) < LEAST_PAIRS:
         return None
-    begun = "before training" if starts_at_reference(trace.pairs) else "each pair's first recorded row"
-    basis = f"the same {len(moved)} pairs, from {begun} to the end of the run"
-    return Change(basis, moved["chosen"].to_numpy(), moved["rejected"].to_numpy(), True, len(moved))
+    return _paired(moved, f"the same {len(moved)} pairs, from {begun} to the end of the run")
+
+
+def _paired(moved: pd.DataFrame, basis: str) -> Change:
+    """A change by pair: index pair_id, columns by side (nats/token)."""
+    chosen, rejected = (moved[side].to_numpy(dtype=np.float64) for side in pair_columns.SIDES)
+    return Change(basis, chosen, rejected, True, len(moved), tuple(moved.index))
+
+
+def _from_the_start(trace: Trace) -> Change | None:
+    return _to_the_end(trace) if starts_before_training(trace) else None
+
+
+def _from_the_first_row(trace: Trace) -> Change | None:
+    return _to_the_end(trace, first_recorded(trace.pairs, "logp"))
 
 
 def change(pairs: pd.DataFrame) -> Change | None:
@@ -94,8 +148,7 @@ def _same_pairs(pairs: pd.DataFrame, parts: Tenths) -> Change | None:
     moved = (late - early).dropna()
     if not len(moved):
         return None
-    basis = f"the same {len(moved)} pairs, {spans(parts)}"
-    return Change(basis, moved["chosen"].to_numpy(), moved["rejected"].to_numpy(), True, len(moved))
+    return _paired(moved, f"the same {len(moved)} pairs, {spans(parts)}")
 
 
 def _against_reference(pairs: pd.DataFrame, parts: Tenths | None) -> Change | None:
@@ -108,7 +161,7 @@ def _against_reference(pairs: pd.DataFrame, parts: Tenths | None) -> Change | No
     if not len(moved):
         return None
     basis = f"{len(moved)} pairs of {span(parts.last_steps)} relative to the reference, which is the starting model"
-    return Change(basis, moved["chosen"].to_numpy(), moved["rejected"].to_numpy(), True, len(moved))
+    return _paired(moved, basis)
 
 
 def starts_at_reference(pairs: pd.DataFrame, tolerance: float = 0.02) -> bool:
@@ -121,6 +174,11 @@ def starts_at_reference(pairs: pd.DataFrame, tolerance: float = 0.02) -> bool:
     return bool(len(ratios)) and float(np.abs(ratios).max()) < tolerance
 
 
+def _of_tenths(measure: Callable[[pd.DataFrame, Tenths], Change | None]) -> Callable[[Trace], Change | None]:
+    """A measure of the first and the last tenth; nothing where a run has no two steps."""
+    return lambda trace: None if (parts := tenths(trace.pairs)) is None else measure(trace.pairs, parts)
+
+
 def _different_pairs(pairs: pd.DataFrame, parts: Tenths) -> Change | None:
     medians = []
     for side in pair_columns.SIDES:
@@ -131,6 +189,16 @@ def _different_pairs(pairs: pd.DataFrame, parts: Tenths) -> Change | None:
     rows = int(parts.first.sum() + parts.last.sum())
     basis = f"medians of different pairs, {rows} rows, {spans(parts)}"
     return Change(basis, medians[0], medians[1], False, rows)
+
+
+STRETCHES: tuple[Callable[[Trace], Change | None], ...] = (
+    _from_the_start,
+    _from_the_first_row,
+    _of_tenths(_same_pairs),
+    lambda trace: _against_reference(trace.pairs, tenths(trace.pairs)),
+    _of_tenths(_different_pairs),
+)
+"""Over what a change can be measured, best first; ``changes_alike`` takes the first that all runs have."""
 
 
 def span(steps: tuple[int, int]) -> str:

@@ -12,6 +12,9 @@ from dyn_probe.report.definitions import definitions
 from dyn_probe.report.figures import COMPARISONS
 from dyn_probe.report.page_data import Data, stamp, status, value_text, verdict_entry
 from dyn_probe.report.run_facts import facts
+from dyn_probe.report.side_by_side.quantities import Quantity, quantities
+from dyn_probe.report.side_by_side.shared_pairs import shared_cards
+from dyn_probe.report.side_by_side.terminal import quantity_texts
 from dyn_probe.report.verdicts.comparison import comparison
 from dyn_probe.report.verdicts.verdict import percent, signed
 
@@ -28,6 +31,8 @@ def comparison_data(traces: Mapping[str, Trace], held_out: Mapping[str, Any] | N
         "runs": [{"label": label, "status": status(trace)} for label, trace in traces.items()],
         "facts": facts_side_by_side(traces),
         "verdicts": [verdict_entry(v) for v in found],
+        "side_by_side": [quantity_entry(row) for row in quantities(traces)],
+        "shared": shared_cards(traces),
         "held_out": held_out_data(held_out) if held_out else None,
         "deltas": [delta_entry(line) for line in deltas(traces)],
         "figures": [
@@ -36,6 +41,12 @@ def comparison_data(traces: Mapping[str, Trace], held_out: Mapping[str, Any] | N
         "definitions": definitions(*traces.values()),
         **stamp(),
     }
+
+
+def quantity_entry(row: Quantity) -> Data:
+    """One number of every run, as text."""
+    unit = "" if row.unit == "share" else row.unit
+    return {"key": row.key, "name": row.name, "unit": unit, "formula": row.formula, "texts": quantity_texts(row)}
 
 
 def held_out_data(found: Mapping[str, Any]) -> Data:

@@ -15,6 +15,7 @@ from dyn_probe.report.export.cells import csv_bytes
 from dyn_probe.report.frames import last_tenth, recorded, step_bins
 from dyn_probe.report.overview import measures
 from dyn_probe.report.ranked import ranked_pairs
+from dyn_probe.report.side_by_side.shared_pairs import shared_pairs
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -42,6 +43,7 @@ def comparison_tables(traces: Mapping[str, Trace], data: Mapping[str, Any]) -> d
         "held_out": held_out_rows(data),
         "differences": delta_rows(data),
         "same_pairs": flat_joined(traces),
+        "pairs_that_differ": shared_pairs(traces, MOST_PAIRS),
         "definitions": data["definitions"],
     }
     return {f"tables/{name}.csv": csv_bytes(rows) for name, rows in tables.items() if len(rows)}

@@ -12,7 +12,7 @@ import numpy as np
 
 from dyn_probe.errors import BadInput
 from dyn_probe.report.agreement import spearman
-from dyn_probe.report.changes import run_change, start_rows
+from dyn_probe.report.changes import run_change, run_start
 from dyn_probe.report.first_screen.fix_table import Estimate, estimates, fix_table, why_none
 from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.frames import median
@@ -126,7 +126,7 @@ def changed(base: RunConfig, trace: Trace, row: Estimate) -> RunConfig:
 
 def measured(trace: Trace, there: Trace, row: Estimate) -> Tried:
     """What a remedy did to the pairs of the run from the same start: median change per token."""
-    start = start_rows(trace.pairs)
+    start = run_start(trace)
     end = there.final.drop_duplicates("pair_id", keep="last").set_index("pair_id").reindex(start.index)
     found = [
         median(((end[f"logp_{side}"] - start[f"logp_{side}"]) / start[f"len_{side}"]).to_numpy(np.float64))

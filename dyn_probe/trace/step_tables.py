@@ -54,6 +54,8 @@ FINAL = Table(
         RANK,
         real("logp_chosen", SEQ, "a = log π(y_w|x), summed over response tokens, after the last step"),
         real("logp_rejected", SEQ, "b = log π(y_l|x), summed over response tokens, after the last step"),
+        real("start_logp_chosen", SEQ, "a before the first step; null where a reference was recorded, which is that"),
+        real("start_logp_rejected", SEQ, "b before the first step; null where a reference was recorded, which is that"),
         Column("len_chosen", "int32", "tokens", "n_w: response tokens of chosen"),
         Column("len_rejected", "int32", "tokens", "n_l: response tokens of rejected"),
     ),

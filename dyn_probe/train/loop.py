@@ -22,7 +22,7 @@ from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint, remove_models
 from dyn_probe.train.display import Display, cost_after, cost_before, live_numbers
-from dyn_probe.train.final_rows import record_final
+from dyn_probe.train.final_rows import measure_start, record_final
 from dyn_probe.train.held_out import evaluate
 from dyn_probe.train.mass_rows import finish_mass, record_mass, start_probes
 from dyn_probe.train.memory import out_of_memory, savings
@@ -79,6 +79,8 @@ def _record(config: RunConfig, processes: Processes, display: Display, warm: War
             remove_models(config.folder)
             writer.add("examples", example_rows(setup.pairs, setup.tokenizer))
         run = start_run(setup, writer, display, state, warm)
+        if state is None:
+            measure_start(run)
         start_probes(run, fresh=state is None)
         train(run)
     return config.folder

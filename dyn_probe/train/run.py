@@ -52,6 +52,9 @@ class Run:
     held_out_start: dict[str, tuple[float, float]] | None = None
     """Pair id → ``(a, b)`` at the first evaluation, where there is no reference to compare with; None: not known."""
 
+    pairs_start: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Pair id → ``(a, b)`` of pairs that are trained on, before training, where there is no reference."""
+
     @property
     def config(self) -> RunConfig:
         return self.setup.config

@@ -75,10 +75,11 @@ def start_run(
     if state is not None:
         probe.momentum = state.get("split_momentum", {})
     begun = {} if state is None else held_out_start(state)
+    pairs = {} if state is None else {k: (v[0], v[1]) for k, v in state.get("pairs_start", {}).items()}
     memory = {} if state is None else state.get("memory", {})
     return Run(
         setup, writer, display, module, probe, optimizer, reference, mask, first, held_out_start=begun, memory=memory,
-        start_model=before,
+        start_model=before, pairs_start=pairs,
     )  # fmt: skip
 
 
@@ -225,6 +226,8 @@ def checkpoint(run: Run, done: int) -> None:
         more["split_momentum"] = {name: list(sides) for name, sides in momentum.items()}
     if run.memory:
         more["memory"] = dict(run.memory)
+    if run.pairs_start:
+        more["pairs_start"] = {pair: list(values) for pair, values in run.pairs_start.items()}
     if run.held_out_start is not None:
         parts = run.setup.processes.gathered(run.held_out_start)
         more["held_out_start"] = {pair: list(values) for part in parts for pair, values in part.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,12 +72,14 @@ def test_methods_are_listed_and_explained_without_heavy_packages() -> None:
 
 
 def test_a_run_is_read_and_reported_without_heavy_packages(run: str, tmp_path: Path) -> None:
-    page = tmp_path / "page"
-    summary, pairs, report, several = answers(
+    page, copy = tmp_path / "page", str(shutil.copytree(run, tmp_path / "copy"))
+    summary, pairs, report, several, both, twice = answers(
         ["summary", run], ["pairs", run, "--format", "csv"], ["report", run, "--out", str(page)],
-        ["report", run, run, "--out", str(tmp_path / "both")],
+        ["report", run, copy, "--out", str(tmp_path / "both")], ["summary", run, copy], ["summary", run, run],
     )  # fmt: skip
     assert [said["code"] for said in (summary, pairs, report, several)] == [0, 0, 0, 0], (summary, pairs, report)
+    assert both["code"] == 0 and "Which run is healthier cannot be told" in both["out"], both
+    assert twice["code"] == 2 and "the same folder 2 times" in twice["err"], twice
     assert "Chosen and rejected" in summary["out"] and pairs["out"].startswith("pair_id,")
     assert (page / "report.html").is_file() and (tmp_path / "both" / "report.html").is_file()
 

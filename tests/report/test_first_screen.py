@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from moved_runs import moved_run
+from moved_runs import moved_run, moved_tables
 from report_checks import Page, page_of
 from report_frames import Options
-from report_runs import new_trace
+from report_runs import manifest, new_trace, write_tables
 
 from dyn_probe.report.changes import run_change, start_rows
 from dyn_probe.report.figures import FIGURES
@@ -22,7 +22,7 @@ from dyn_probe.report.first_screen.trouble import WORTH, trouble
 from dyn_probe.report.push_parts import balance
 from dyn_probe.report.summary import summary_lines
 from dyn_probe.report.verdicts import TOPICS, verdicts
-from dyn_probe.trace.reader import Trace
+from dyn_probe.trace.reader import Trace, load_trace
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +138,18 @@ def test_changes_are_written_in_so_many_decimals(value: float, decimals: int, te
 
 def test_errors_keep_a_digit() -> None:
     assert [places(value, 1) for value in (0.03, 0.3, 0.004, 0.0)] == [2, 2, 3, 2]
+
+
+def test_a_run_without_a_reference_moved_from_where_it_was_before_training(tmp_path: Path) -> None:
+    """The table `final` says the start; pairs that it lacks do not count."""
+    tables = moved_tables(-0.38, -1.9, Options())
+    final, pairs = tables["final"], tables["pairs"]
+    for side in ("chosen", "rejected"):
+        final[f"start_logp_{side}"] = final[f"logp_{side}"] + 0.2 * final[f"len_{side}"]
+        pairs[f"ref_logp_{side}"] = np.nan
+    tables["final"] = final.iloc[:-3]
+    found = run_change(load_trace(write_tables(tmp_path / "run", tables, manifest(Options()))))
+    assert found is not None and "from before training" in found.basis
+    assert set(found.ids) == set(final.pair_id[:-3]) and found.n == len(final) - 3
+    np.testing.assert_allclose(found.chosen, -0.2)
+    np.testing.assert_allclose(found.rejected, -0.2)

@@ -110,7 +110,7 @@ def test_runs_of_two_objectives_are_compared_by_log_ratios(tmp_path: Path) -> No
     assert lines["log-ratio accuracy"]["one"] == lines["log-ratio accuracy"]["two"]
     said = {row["label"]: row for row in comparison_data(traces)["facts"]}["Margin and accuracy of"]
     assert said["texts"] == ["the score a, b", "the score ā, b̄"] and said["differs"]
-    spoken = [v.sentence for v in comparison(traces) if "margin" in v.sentence]
+    spoken = [v.sentence for v in comparison(traces) if "log-ratio margin" in v.sentence]
     assert len(spoken) == 1 and "the log-ratio margin ends 0 nats/sequence" in spoken[0]
 
 

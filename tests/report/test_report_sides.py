@@ -33,6 +33,7 @@ RELATIONS: dict[str, Callable[[float], float]] = {
     "length_difference": lambda x: -x,
     "difference_log_ratio_margin": lambda x: -x,
     "higher_log_ratio_margin": lambda x: 1 - x,
+    **{f"run_{place}_margin_growth": lambda x: -x for place in (1, 2)},
     "accuracy": lambda x: 1 - x,
     "accuracy_first": lambda x: 1 - x,
     "norm_ratio": lambda x: 1 / x,
@@ -52,7 +53,7 @@ BOTH = {
     "hidden_fall", "condition_fails_chosen", "condition_fails_rejected", "falls_chosen", "rises_rejected", "weight",
     "weight_per_token", "factor", "case_1_then", "negative", "first_step", "longer_chosen", "gate", "gate_closed",
     "rho", "rho_largest", "balance", "balance_error", "balance_between",
-    "between_error", "level_weight", "rho_at_largest", "uncancelled_factor",
+    "run_1_harm", "run_2_harm", "between_error", "level_weight", "rho_at_largest", "uncancelled_factor",
     *(f"{name}{when}" for name in ("magnitude_ratio", "balance_token", "balance_ceiling", "balance_raw")
       for when in ("", "_first")),
 }  # fmt: skip
@@ -150,9 +151,9 @@ def test_the_laws_reach_every_number_of_the_verdicts(traces: dict[str, Trace]) -
             f"{key}_{side}"
             for key in ("change", "pull_left", "negative", "same_sign", "pearson", "push_total_on", "push_past_on")
         } <= named
-    assert (
-        set(RELATIONS) - {"difference_log_ratio_margin", "higher_log_ratio_margin"} <= named and set(ONE_SIDED) <= named
-    )
+    assert {name for name in RELATIONS if not name.startswith(("difference_", "higher_", "run_"))} <= named and set(
+        ONE_SIDED
+    ) <= named
 
 
 def test_the_exchange_law_fails_where_sides_are_mixed_up_in_one_place(traces: dict[str, Trace]) -> None:
@@ -243,8 +244,11 @@ def test_comparisons_exchange_and_are_anchored(tables: Tables, traces: dict[str,
     }
     assert check_exchange(found["plain"], found["exchanged"]) == []
     assert {f"difference_logp_per_token_{side}" for side in SIDES} <= set(found["plain"])
+    assert {f"run_2_{key}" for key in ("change_chosen", "change_rejected", "margin_growth", "held_out_chosen")} <= set(
+        found["plain"]
+    )
     for side in SIDES:
-        keys = keys_of(side, found["plain"])
+        keys = {key for key in keys_of(side, found["plain"]) if not key.startswith("run_1_")}
         assert check_anchor(found["plain"], found[side], found[OTHER[side]], keys) == []
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from dyn_probe.report.availability import why_absent
-from dyn_probe.report.changes import start_rows
+from dyn_probe.report.changes import run_start
 from dyn_probe.report.curves import Curve, draw_bands
 from dyn_probe.report.figures.push_stack import draw_side
 from dyn_probe.report.frames import Floats, finite, numbers, step_bins
@@ -65,9 +65,9 @@ def _moved(ax: Axes, trace: Trace) -> None:
 
 
 def since_start(trace: Trace, side: str) -> Floats:
-    """Change per token of each row since the start of the run [rows]: since the reference where that is the starting
-    model, else since the pair's first recorded row; nats/token."""
-    start = numbers(start_rows(trace.pairs).reindex(trace.pairs["pair_id"]), f"logp_{side}")
+    """Change per token of each row since the start of the run [rows]: since before training where that is known (the
+    reference, or the table `final`), else since the pair's first recorded row; nats/token."""
+    start = numbers(run_start(trace).reindex(trace.pairs["pair_id"]), f"logp_{side}")
     moved = numbers(trace.pairs, f"logp_{side}") - start
     lengths = numbers(trace.pairs, f"len_{side}")
     return np.divide(moved, lengths, out=np.full(len(moved), np.nan), where=lengths > 0)

@@ -12,6 +12,7 @@ from dyn_probe.report.basis import BASES
 from dyn_probe.report.comparing import common_case_basis, deltas, joined, pair_ids
 from dyn_probe.report.frames import finite, median, share, tenths
 from dyn_probe.report.run_facts import plain_text
+from dyn_probe.report.verdicts.healthier import healthier
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ FEW = 5
 
 def comparison(traces: Mapping[str, Trace]) -> list[Verdict]:
     """All sentences about several runs; every run is compared with the first."""
-    return [*_overlap(traces), *_settings(traces), *_same_pairs(traces), *_case_two(traces)]
+    return [*healthier(traces), *_overlap(traces), *_settings(traces), *_same_pairs(traces), *_case_two(traces)]
 
 
 def _overlap(traces: Mapping[str, Trace]) -> list[Verdict]:
