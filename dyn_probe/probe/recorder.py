@@ -93,7 +93,7 @@ class Probe(Kept):
         super().__init__(RunRows(opened, rank, keep_rows), owns=writer is None and out is not None)
         check = SelfCheck(tolerance)
         check.done = not certify
-        self._shield = Shield(shielded)
+        self._shield, self._entered = Shield(shielded), -1
         self._evaluation = Evaluation(model, self._rows)
         in_parts = micro_batches > 1 or distributed()
         self._following = Following(
@@ -148,8 +148,9 @@ class Probe(Kept):
             return
         if self.recording:
             raise BadInput("probe.step cannot be entered twice at once")
-        if not self._rows.holds(step):
+        if step != self._entered:  # a step that is only followed has no rows, and may have several micro-batches too
             self.flush()
+        self._entered = step
         with self._batch.around(step, pair_ids, self._rate(learning_rate), segments, responses):
             yield self
 

@@ -23,6 +23,7 @@ from dyn_probe.report.verdicts.what_moved import CLOSE, level_weight
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
+    from dyn_probe.trace.run_fields import Manifest
 
 LEAST_COST = 0.05
 """Share of the run's margin that every remedy is taken to cost at least, so that a small free gain is not put above a
@@ -130,6 +131,15 @@ def recorded(trace: Trace, known: Kernels) -> Recorded:
     """What the run's remedies start from, as run.json says it."""
     about = trace.about
     name = str(about.objective.name)
+    rates: Floats = finite(numbers(trace.steps, "learning_rate"))
+    lr = about.config.get("lr")
+    most = float(lr) if isinstance(lr, int | float) else float(rates.max(initial=0.0))
+    return Recorded(name if name in OBJECTIVES else None, method_of(about), most, known.steps, level_weight(trace))
+
+
+def method_of(about: Manifest) -> Method:
+    """How the run was trained, for the walk; without an objective where its pulls have no closed form here."""
+    name = str(about.objective.name)
     row, shapings = OBJECTIVES.get(name), shaping_options(about)
     hyper: dict[str, Any] = {}
     if row is not None:
@@ -138,8 +148,4 @@ def recorded(trace: Trace, known: Kernels) -> Recorded:
     closed = name in FORMS and not hyper.get("soft") and all(
         one in FITS and one in options and FITS[one](name, options[one]) for one in shapings
     )  # fmt: skip
-    method = Method(name, hyper, options) if closed else Method(None, {})
-    rates: Floats = finite(numbers(trace.steps, "learning_rate"))
-    lr = about.config.get("lr")
-    most = float(lr) if isinstance(lr, int | float) else float(rates.max(initial=0.0))
-    return Recorded(name if row is not None else None, method, most, known.steps, level_weight(trace))
+    return Method(name, hyper, options) if closed else Method(None, {})
