@@ -15,7 +15,18 @@ from dyn_probe.errors import BadInput
 from dyn_probe.train.options.config import OPTIONS, RunConfig
 from dyn_probe.train.options.option_values import read_value
 
-OF_COMMANDS = ("out", "every", "gram_every", "metric_every", "update", "realised", "final_pairs", "strict", "force")
+OF_COMMANDS = (
+    "out",
+    "every",
+    "gram_every",
+    "metric_every",
+    "split_momentum",
+    "update",
+    "realised",
+    "final_pairs",
+    "strict",
+    "force",
+)
 """Options that are also those of a command that is recorded."""
 
 

@@ -36,7 +36,7 @@ def try_(
 
     trace = load_trace(run)
     if trying.attached(trace):
-        typer.echo("\n".join(trying.commands(trying.fix_table(trace)[:top]) or [trying.why_none(trace)]))
+        typer.echo("\n".join(trying.commands(trace, trying.fix_table(trace)[:top]) or [trying.why_none(trace)]))
         return
     base, tried = trying.try_remedies(run, top, steps, out, force, typer.echo, every)
     console = Console(highlight=False)

@@ -20,6 +20,8 @@ class AttachOptions:
         gram_every: full Gram of the batch every N steps; 0 never.
         metric_every: take the optimizer's step apart every N steps; 0 never.
         realised_every: evaluate the recorded pairs again after the update every N steps; 0 never.
+        split_momentum: tell all chosen from all rejected gradients over all steps, which the fix table needs; None:
+            where few parameters are trained (LoRA), in one process, and the optimizer's steps are taken apart.
         update: the first-order change along the optimizer's own step at every recorded step.
         layers: also record every layer.
         text: also record the pairs' texts.
@@ -33,6 +35,7 @@ class AttachOptions:
     gram_every: int = 10
     metric_every: int = 10
     realised_every: int = 10
+    split_momentum: bool | None = None
     update: bool = False
     layers: bool = True
     text: bool = True

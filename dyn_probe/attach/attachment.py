@@ -17,7 +17,7 @@ from dyn_probe.attach.log_window import LogWindow
 from dyn_probe.attach.micro_step import MicroStep
 from dyn_probe.attach.pair_texts import PairTexts
 from dyn_probe.attach.trace_folder import open_trace
-from dyn_probe.attach.trainer_facts import facts
+from dyn_probe.attach.trainer_facts import facts, splits_momentum
 from dyn_probe.attach.trainer_kinds import TrainerKind
 from dyn_probe.attach.user_lines import next_step, say
 from dyn_probe.errors import DynProbeError
@@ -42,6 +42,7 @@ class Attachment:
         args = trainer.args
         self.writer = open_trace(options, facts(trainer, kind), args.process_index, trainer.state.global_step)
         weighted = getattr(args, "ld_alpha", None) is not None
+        self._splits = splits_momentum(trainer, options, weighted)
         self.probe = Probe(
             trainer.model_wrapped,
             writer=self.writer,
@@ -49,6 +50,7 @@ class Attachment:
             every=options.every,
             gram_every=options.gram_every,
             metric_every=options.metric_every,
+            split_momentum=self._splits,
             update=options.update,
             layers=options.layers,
             separate=bool(getattr(trainer, "aux_loss_enabled", False) or kind.beside(args)),
@@ -150,7 +152,7 @@ class Attachment:
         step = self.trainer.state.global_step
         if step != self.step or not self.losses:
             self.step, self._began = step, time.perf_counter()
-        if not self.probe.records(step):
+        if not (self.probe.records(step) or self._splits):
             return
         self.micro = MicroStep(self.probe, step, inputs, self.kind, self.trainer.args, self.guard)
         self.micro.watch(self.trainer, model, self.plain_reference)
@@ -174,14 +176,19 @@ class Attachment:
             return
         micro = self.micro
         micro.finish()
+        if self.probe.records(self.step):
+            self._take(micro)
+        accelerator = self.trainer.accelerator
+        if accelerator.sync_gradients and getattr(accelerator, "scaler", None) is None:
+            self.probe.before_update()
+
+    def _take(self, micro: MicroStep) -> None:
+        """Beside its rows: what else is kept of a batch that was recorded, and not only followed."""
         self.batches.append(micro.batch)
         self.window.computed_in(micro.dtype)
         if self.texts is not None:
             self.writer.add("examples", self.texts.rows(micro.batch))
         self._keep_for_the_end(micro.batch)
-        accelerator = self.trainer.accelerator
-        if accelerator.sync_gradients and getattr(accelerator, "scaler", None) is None:
-            self.probe.before_update()
 
     def _let_go(self) -> None:
         if self.micro is not None:

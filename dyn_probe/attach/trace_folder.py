@@ -45,8 +45,10 @@ def open_trace(options: AttachOptions, manifest: Mapping[str, Any], rank: int, f
         try:
             writer = _open(options, manifest, session, first)
             told = [(str(writer.path), session)]
-        except TraceError as error:
-            told = [error]
+        except Exception as error:  # told to the others too, which wait for it
+            told = [
+                error if isinstance(error, TraceError) else TraceError(f"cannot record into {options.out}: {error}")
+            ]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(told, src=0)
     if isinstance(told[0], TraceError):
@@ -73,7 +75,7 @@ def _open(options: AttachOptions, manifest: Mapping[str, Any], session: str, fir
                 say(f"the training goes on at step {first}; its rows are appended to {continued}")
                 return writer
             except TraceError as error:
-                why = f"cannot be gone on with ({error})"
+                why = f"cannot be continued ({error})"
     over = options.force and not first
     folder = wanted if over else next(folder for folder in _numbered(wanted) if _is_free(folder))
     if folder != wanted:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dyn_probe import __version__
+from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.trainer_kinds import TrainerKind
 
 HYPER = (
@@ -18,6 +19,9 @@ HYPER = (
     "cpo_alpha", "simpo_gamma", "alpha",
 )  # fmt: skip
 """Settings of the loss, as the trainer's configuration names them."""
+
+FEW = 0.25
+"""Share of the parameters up to which so few are trained that two more buffers of their size are cheap."""
 
 
 def facts(trainer: Any, kind: TrainerKind) -> dict[str, Any]:
@@ -50,6 +54,20 @@ def facts(trainer: Any, kind: TrainerKind) -> dict[str, Any]:
                     "precompute_ref_log_probs": bool(getattr(args, "precompute_ref_log_probs", False)),
                     "sync_ref_model": bool(getattr(args, "sync_ref_model", False))},
     }  # fmt: skip
+
+
+def splits_momentum(trainer: Any, options: AttachOptions, weighted: bool) -> bool:
+    """Whether the momentum of all chosen is kept apart from that of all rejected gradients: as asked for; else where it
+    is cheap and of use.
+
+    Args:
+        weighted: whether the loss weights the tokens of a response differently, so that no push is recorded.
+    """
+    if options.split_momentum is not None:
+        return options.split_momentum
+    sizes = [(p.numel(), p.requires_grad) for p in trainer.accelerator.unwrap_model(trainer.model).parameters()]
+    few = sum(n for n, trained in sizes if trained) <= FEW * sum(n for n, _ in sizes)
+    return few and options.metric_every > 0 and not weighted and trainer.args.world_size == 1
 
 
 def _config(args: Any) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from dyn_probe.pairs import PairBatch
 
 OBJECTIVES: Mapping[str, str] = {"sigmoid": "dpo", "ipo": "ipo", "sppo_hard": "sppo"}
 """Loss types of ``DPOTrainer`` that are the same as an objective of ours, where they stand alone."""
+PLAIN_DIVERGENCE = (None, "reverse_kl")
+"""Values of ``f_divergence_type`` with which ``DPOTrainer`` compares plain log-ratios."""
 PER_TOKEN = ("ipo", "sigmoid_norm")
 """Loss types of ``DPOTrainer`` that compare log-ratios per token."""
 MEANS = ("ipo", "simpo")
@@ -69,11 +71,25 @@ def sft_from_logits(args: Args) -> bool:
 
 
 def dpo_name(args: Args) -> str:
-    """As one would write the loss: ``sigmoid + 0.5 sft``."""
-    terms = dpo_terms(args)
-    if list(terms.values()) == [1.0] and (name := OBJECTIVES.get(next(iter(terms)))):
+    """As one would write the loss: ``sigmoid + 0.5 sft``, ``sigmoid (js_divergence)``; the name of an objective of ours
+    only where nothing changes its pulls."""
+    terms, changes = dpo_terms(args), _changes_of_dpo(args)
+    if list(terms.values()) == [1.0] and not changes and (name := OBJECTIVES.get(next(iter(terms)))):
         return name
-    return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in terms.items())
+    written = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in terms.items())
+    return f"{written} ({', '.join(changes)})" if changes else written
+
+
+def _changes_of_dpo(args: Args) -> list[str]:
+    """Settings of ``DPOTrainer`` under which a loss type has other pulls than its own."""
+    divergence = getattr(args, "f_divergence_type", None)
+    divergence = getattr(divergence, "value", divergence)
+    long = getattr(args, "ld_alpha", None)
+    return [
+        *([str(divergence)] if divergence not in PLAIN_DIVERGENCE else []),
+        *([f"ld_alpha={long:g}"] if long is not None else []),
+        *(["use_weighting"] if getattr(args, "use_weighting", False) else []),
+    ]
 
 
 def cpo_name(args: Args) -> str:

@@ -29,8 +29,8 @@ class ProbeCallback(TrainerCallback):
 
     Args:
         out: folder of the trace.
-        options: as in ``AttachOptions``: ``every``, ``gram_every``, ``metric_every``, ``realised_every``, ``update``,
-            ``layers``, ``text``, ``final_pairs``, ``strict``, ``force``.
+        options: as in ``AttachOptions``: ``every``, ``gram_every``, ``metric_every``, ``realised_every``,
+            ``split_momentum``, ``update``, ``layers``, ``text``, ``final_pairs``, ``strict``, ``force``.
     """
 
     def __init__(self, out: str | Path = "runs/trl", **options: Any) -> None:

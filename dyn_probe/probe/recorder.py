@@ -88,13 +88,12 @@ class Probe(Kept):
             raise BadInput("pushes are read off the optimizer's steps; write Probe(..., optimizer=optimizer)")
         self.model, self.optimizer, self.rank = model, optimizer, rank
         self.schedule = Schedule(every, gram_every, metric_every)
-        self.update, self.split_momentum = update, split_momentum
+        self.update, self.split_momentum, self._entered = update, split_momentum, -1
         opened = writer if out is None else TraceWriter(out, manifest or {}, rank=rank, force=force, strict=strict)
         super().__init__(RunRows(opened, rank, keep_rows), owns=writer is None and out is not None)
         check = SelfCheck(tolerance)
         check.done = not certify
-        self._shield = Shield(shielded)
-        self._evaluation = Evaluation(model, self._rows)
+        self._shield, self._evaluation = Shield(shielded), Evaluation(model, self._rows)
         in_parts = micro_batches > 1 or distributed()
         self._following = Following(
             model, optimizer, self._rows, self.schedule,
@@ -148,8 +147,9 @@ class Probe(Kept):
             return
         if self.recording:
             raise BadInput("probe.step cannot be entered twice at once")
-        if not self._rows.holds(step):
+        if step != self._entered:  # a step that is only followed has no rows, and may have several micro-batches too
             self.flush()
+        self._entered = step
         with self._batch.around(step, pair_ids, self._rate(learning_rate), segments, responses):
             yield self
 

@@ -13,7 +13,7 @@ import numpy as np
 from dyn_probe.errors import BadInput
 from dyn_probe.report.agreement import spearman
 from dyn_probe.report.changes import run_change, run_start
-from dyn_probe.report.first_screen.fix_table import Estimate, estimates, fix_table, why_none
+from dyn_probe.report.first_screen.fix_table import Estimate, estimates, fix_table, trl_trainer, why_none
 from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.frames import median
 from dyn_probe.report.summary import aligned
@@ -52,12 +52,15 @@ def attached(trace: Trace) -> bool:
     return "trainer" in trace.manifest or "pretrain_steps" not in trace.about.config
 
 
-def commands(rows: Sequence[Estimate]) -> list[str]:
-    """What to change in one's own training, a line per remedy."""
-    return [
-        f"{row.words}: " + (f"DPOConfig({row.change.trl})" if row.change.trl else f"not in TRL ({row.change.typed})")
-        for row in rows
-    ]
+def commands(trace: Trace, rows: Sequence[Estimate]) -> list[str]:
+    """What to change in one's own training, a line per remedy: the configuration of the run's trainer, or another."""
+    own, lines = trl_trainer(trace), []
+    for row in rows:
+        needed = row.change.trainer or own
+        setting = f"{needed}Config({row.change.trl})" if row.change.trl else f"not in TRL ({row.change.typed})"
+        there = f"{needed}Trainer, " if row.change.trl and needed != own else ""
+        lines.append(f"{row.words}: {there}{setting}")
+    return lines
 
 
 def try_remedies(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from dyn_probe.errors import BadInput
 from dyn_probe.report.first_screen.fix_table import Estimate, estimates, fix_table, recorded
 from dyn_probe.report.first_screen.remedy_rows import REMEDIES
 from dyn_probe.report.replay.kernels import kernels
+from dyn_probe.report.verdicts.what_moved import likelihood_weight
 from dyn_probe.studies import trying
 from dyn_probe.trace.reader import Trace, load_trace
 from dyn_probe.train.loop import record
 from dyn_probe.train.objective import Method
+from dyn_probe.train.options.config_file import make_config
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +59,86 @@ def test_every_remedy_is_the_runs_own_configuration_with_one_change(base: Trace)
             assert name == row.key and there.shaping == () and hyper["beta"] != 0.2
 
 
-def test_what_is_typed_is_what_is_trained(base: Trace, tmp_path: Path) -> None:
-    """A remedy's fields are those that its options give on the command line."""
-    from dyn_probe.train.options.config_file import make_config
+GIVEN: dict[str, dict[str, Any]] = {
+    "beta, shaping": {"beta": 0.2, "shaping": ["gate-seq:tau=0.2"]},
+    "set": {"set": ["label_smoothing=0.1", "beta=0.2"], "lr": 1e-3, "steps": 6},
+    "inline": {"objective": "dpo:beta=0.2,nll=0.01"},
+    "ipo": {"objective": "ipo", "beta": 0.3},
+}
+"""Options that a run was typed with."""
 
-    short = {"objective": "objective", "lr": "lr", "steps": "steps", "set": "set", "shaping": "shaping"}
-    for row in rows_of(base):
-        option, text = row.change.typed.split(" ", 1)
-        value = [text] if option in ("--set", "--shaping") else text
-        typed = Method.of(make_config(None, {short[option[2:]]: value}))
-        there = Method.of(trying.changed(trying._config(base), base, row))
-        assert typed.objective.name == (there.objective.name if option == "--objective" else "dpo")
-        if option == "--set":
-            name, number = text.split("=")
-            assert there.hyper[name] == typed.hyper[name] == float(number)
+
+@pytest.mark.parametrize("how", GIVEN)
+def test_what_is_typed_is_what_is_trained(base: Trace, how: str) -> None:
+    """A run's own options with what its remedy says to type, in the place of those of the same name, give the
+    configuration that is trained."""
+    given = GIVEN[how]
+    config = make_config(None, given)
+    method = Method.of(config)
+    shapings = [{"name": one.shaping.name, "options": one.options} for one in method.shapings]
+    told = {"name": method.name, "hyper": method.hyper, "shaping": shapings}
+    manifest = base.manifest | {"objective": told, "config": base.about.config | asdict(config)}
+    trace = replace(base, manifest=manifest)
+    rows = rows_of(trace)
+    assert len(rows) > 6
+    for row in rows:
+        text, _, left = row.change.typed.partition(" (leave out ")
+        option, value = text.removeprefix("--").split(" ", 1)
+        options = {name: own for name, own in given.items() if f"--{name}" not in left.rstrip(")").split(", ")}
+        if option in ("set", "shaping"):
+            options[option] = [*options.get(option, []), value]
+        else:
+            options[option] = value
+        typed, there = make_config(None, options), trying.changed(config, trace, row)
+        assert (typed.lr, typed.steps) == (there.lr, there.steps), row.key
+        one, other = Method.of(typed), Method.of(there)
+        assert (one.name, one.hyper) == (other.name, other.hyper), row.key
+        assert [(s.shaping.name, s.options) for s in one.shapings] == [
+            (s.shaping.name, s.options) for s in other.shapings
+        ]
+
+
+def attached(base: Trace, trainer: str, name: str, **hyper: Any) -> list[str]:
+    """What to change in a run of this trainer of TRL."""
+    trace = replace(
+        base, manifest=base.manifest | {"trainer": {"name": trainer}, "objective": {"name": name, "hyper": hyper}}
+    )
+    return trying.commands(trace, rows_of(trace))
+
+
+def test_settings_are_those_of_the_runs_own_trainer(base: Trace) -> None:
+    said = attached(base, "CPOTrainer", "cpo", loss_type=["sigmoid"], loss_weights=[1.0], beta=0.1, cpo_alpha=1.0)
+    assert "likelihood: CPOConfig(cpo_alpha=0.03)" in said and any(": CPOConfig(learning_rate=" in one for one in said)
+    assert 'ipo: DPOTrainer, DPOConfig(loss_type="ipo", beta=0.1)' in said
+    said = attached(base, "ORPOTrainer", "orpo", loss_type=["log-odds"], loss_weights=[-1.0], beta=0.1)
+    assert any(one.startswith("rate: ORPOConfig(learning_rate=") for one in said)
+    assert any(one.startswith("likelihood: not in TRL") for one in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "terms", "expected"),
+    [
+        ("dpo", {"sigmoid": 1.0}, 'loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.03]'),
+        ("ipo", {"ipo": 1.0}, 'loss_type=["ipo", "sft"], loss_weights=[1.0, 0.03]'),
+        ("0.8 hinge + 0.2 sft", {"hinge": 0.8, "sft": 0.2}, 'loss_type=["hinge", "sft"], loss_weights=[0.8, 0.03]'),
+    ],
+)
+def test_every_loss_of_dpo_trainer_can_have_a_likelihood_term(
+    base: Trace, name: str, terms: dict[str, float], expected: str
+) -> None:
+    said = attached(base, "DPOTrainer", name, loss_type=list(terms), loss_weights=list(terms.values()), beta=0.2)
+    assert f"likelihood: DPOConfig({expected})" in said
+
+
+def test_a_likelihood_term_that_the_run_has_is_counted(base: Trace) -> None:
+    assert likelihood_weight({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]}) == 0.3
+    assert likelihood_weight({"cpo_alpha": 0.5}) == 0.5 and likelihood_weight({"nll": 0.1}) == 0.1
+    assert likelihood_weight({"beta": 0.1}) == 0.0
+    told = {"name": "hinge + 0.01 sft", "hyper": {"loss_type": ["hinge", "sft"], "loss_weights": [1.0, 0.01]}}
+    row = next(
+        one for one in rows_of(replace(base, manifest=base.manifest | {"objective": told})) if one.key == "likelihood"
+    )
+    assert row.change.method.hyper["nll"] == pytest.approx(0.02)  # beside the recorded pulls, which have the 0.01
 
 
 def test_a_remedy_is_measured_from_the_start_of_the_run(base: Trace, tmp_path: Path) -> None:
@@ -106,7 +175,7 @@ def test_somebody_elses_training_is_not_started_again(tmp_path: Path) -> None:
     assert trying.attached(foreign)
     with pytest.raises(BadInput, match="another loop"):
         trying.try_remedies(foreign.path)
-    said = trying.commands(fix_table(foreign))
+    said = trying.commands(foreign, fix_table(foreign))
     assert any("DPOConfig(learning_rate=" in line for line in said) and any("not in TRL" in line for line in said)
 
 

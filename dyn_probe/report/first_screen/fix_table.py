@@ -10,7 +10,7 @@ import numpy as np
 from dyn_probe.objectives import OBJECTIVES, SHAPINGS, resolve_hyper
 from dyn_probe.report.changes import Change as Moved
 from dyn_probe.report.changes import run_change
-from dyn_probe.report.first_screen.remedy_rows import REMEDIES, Change, Recorded
+from dyn_probe.report.first_screen.remedy_rows import REMEDIES, TRL_LOSSES, Change, Recorded
 from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.frames import Floats, finite, median, numbers
 from dyn_probe.report.push_parts import balance
@@ -19,10 +19,11 @@ from dyn_probe.report.replay.pull_forms import FORMS
 from dyn_probe.report.replay.shape_forms import FITS
 from dyn_probe.report.replay.walk import ADAPTIVE, Method, Walk, walk
 from dyn_probe.report.run_facts import shaping_options
-from dyn_probe.report.verdicts.what_moved import CLOSE, level_weight
+from dyn_probe.report.verdicts.what_moved import CLOSE, level_weight, likelihood_weight
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
+    from dyn_probe.trace.run_fields import Manifest
 
 LEAST_COST = 0.05
 """Share of the run's margin that every remedy is taken to cost at least, so that a small free gain is not put above a
@@ -130,6 +131,28 @@ def recorded(trace: Trace, known: Kernels) -> Recorded:
     """What the run's remedies start from, as run.json says it."""
     about = trace.about
     name = str(about.objective.name)
+    rates: Floats = finite(numbers(trace.steps, "learning_rate"))
+    lr = about.config.get("lr")
+    most = float(lr) if isinstance(lr, int | float) else float(rates.max(initial=0.0))
+    hyper, ours = about.objective.hyper, TRL_LOSSES.get(name)
+    trl = trl_trainer(trace)
+    terms = dict(zip(hyper.get("loss_type") or (), hyper.get("loss_weights") or (), strict=False))
+    terms = {one: weight for one, weight in terms.items() if one != "sft"} or ({ours: 1.0} if ours else {})
+    return Recorded(
+        name if name in OBJECTIVES else None, method_of(about), most, known.steps, level_weight(trace),
+        likelihood_weight(hyper), trl, terms, about.config,
+    )  # fmt: skip
+
+
+def trl_trainer(trace: Trace) -> str:
+    """Which of TRL's trainers trained the run, or would: DPO, CPO or ORPO."""
+    name = str((trace.manifest.get("trainer") or {}).get("name") or "")
+    return "ORPO" if "ORPO" in name else "CPO" if "CPO" in name or "cpo_alpha" in trace.about.objective.hyper else "DPO"
+
+
+def method_of(about: Manifest) -> Method:
+    """How the run was trained, for the walk; without an objective where its pulls have no closed form here."""
+    name = str(about.objective.name)
     row, shapings = OBJECTIVES.get(name), shaping_options(about)
     hyper: dict[str, Any] = {}
     if row is not None:
@@ -138,8 +161,4 @@ def recorded(trace: Trace, known: Kernels) -> Recorded:
     closed = name in FORMS and not hyper.get("soft") and all(
         one in FITS and one in options and FITS[one](name, options[one]) for one in shapings
     )  # fmt: skip
-    method = Method(name, hyper, options) if closed else Method(None, {})
-    rates: Floats = finite(numbers(trace.steps, "learning_rate"))
-    lr = about.config.get("lr")
-    most = float(lr) if isinstance(lr, int | float) else float(rates.max(initial=0.0))
-    return Recorded(name if row is not None else None, method, most, known.steps, level_weight(trace))
+    return Method(name, hyper, options) if closed else Method(None, {})

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dyn_probe.report.first_screen.fix_table import Estimate, fix_table, why_none
+from dyn_probe.report.first_screen.fix_table import Estimate, fix_table, method_of, why_none
 from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.verdicts.verdict import sig
 
@@ -41,8 +41,19 @@ def fixes(trace: Trace) -> dict[str, Any]:
         "side": side,
         "was": was_text(rows[0], side) if rows else {},
         "rows": [fix_row(row, side) for row in rows],
-        "rule": RULE.format(side="less rise of rejected" if side == "rejected" else "Δ chosen"),
+        "rule": RULE.format(side="less rise of rejected" if side == "rejected" else "Δ chosen") + _unknown(trace),
     }
+
+
+def _unknown(trace: Trace) -> str:
+    """What is left out where the pulls of the run's method are not known as functions of the log-probabilities."""
+    if method_of(trace.about).objective is not None:
+        return ""
+    named = " with ".join([str(trace.about.objective.name), *(one.name for one in trace.about.objective.shaping)])
+    return (
+        f" There is no closed form of the pulls of {named}: the run is walked with its recorded pulls, and its own β, "
+        "shapings and likelihood term are not varied."
+    )
 
 
 def fix_lines(table: Mapping[str, Any]) -> list[tuple[str, ...]]:

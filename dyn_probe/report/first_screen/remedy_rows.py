@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dyn_probe.objectives import OBJECTIVES, SHAPINGS, resolve_hyper, shapings_of
+from dyn_probe.objectives.options import parse
 from dyn_probe.report.replay.shape_forms import FITS
 from dyn_probe.report.replay.walk import Method
 
@@ -23,7 +24,10 @@ class Recorded:
         objective: its name as `dyn-probe methods` lists it; None where it is none of these.
         method: how it was trained, for the walk; its objective is None where its pulls are not known in closed form.
         lr: its largest learning rate; steps: its optimizer steps.
-        weight: likelihood weight that levels chosen (NaN where none is named).
+        weight: likelihood weight that levels chosen (NaN where none is named); present: the one that it had.
+        trl: trainer of TRL that it is, or would be, trained by: DPO, CPO or ORPO.
+        terms: TRL's loss types of its own, without the likelihood → their weights; empty where TRL has none.
+        typed: what its options said of the method: `objective`, `hyper`, `beta` and `shaping`, as in its run.json.
     """
 
     objective: str | None
@@ -31,19 +35,27 @@ class Recorded:
     lr: float
     steps: int
     weight: float
+    present: float = 0.0
+    trl: str = "DPO"
+    terms: Mapping[str, float] = field(default_factory=dict)
+    typed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Change:
-    """A remedy of one run: the method to walk with, `record` options that are added, TRL's setting (empty: TRL has
-    none), and the options as fields of a run's configuration."""
+    """A remedy of one run: the method to walk with, `record` options that are added or take the place of the run's own,
+    TRL's setting (empty: TRL has none), the options as fields of a run's configuration, and the trainer of TRL that it
+    needs (empty: the run's)."""
 
     method: Method
     typed: str
     trl: str
     fields: Mapping[str, Any] = field(default_factory=dict)
+    trainer: str = ""
 
 
+TRL_LOSSES: Mapping[str, str] = {"dpo": "sigmoid", "ipo": "ipo", "sppo": "sppo_hard"}
+"""Objective → the loss type of TRL's `DPOTrainer` that is the same."""
 BETA_FACTOR = 5.0
 """A small increase of beta hardly helps with an optimizer that divides the pulls' common size out."""
 IMITATION = 0.2
@@ -54,18 +66,39 @@ def _text(value: float) -> str:
     return f"{value:.2g}" if value < 1000 else f"{value:.0f}"
 
 
+def _hyper(run: Recorded, name: str, value: float) -> str:
+    """What to type for a hyper-parameter: where the run's own options have it, in its place."""
+    objective, inline = parse(str(run.typed.get("objective") or "dpo"))
+    if name in inline:
+        given = ",".join(f"{key}={f'{value:g}' if key == name else own}" for key, own in inline.items())
+        return f"--objective {objective}:{given}"
+    if name == "beta" and run.typed.get("beta") is not None:
+        return f"--beta {value:g}"
+    return f"--set {name}={value:g}"
+
+
+def _with_likelihood(run: Recorded, weight: float) -> str:
+    """TRL's setting of a likelihood term of this weight beside the run's own loss; 0: without one."""
+    if run.trl == "CPO":
+        return f"cpo_alpha={weight:g}"
+    if run.trl != "DPO" or not run.terms:
+        return ""
+    types, weights = [*run.terms, "sft"], [*run.terms.values(), weight]
+    if not weight and len(run.terms) == 1:
+        return f'loss_type="{types[0]}"'
+    named = ", ".join(f'"{one}"' for one in types)
+    return f"loss_type=[{named}], loss_weights=[{', '.join(str(float(one)) for one in weights)}]"
+
+
 def likelihood(run: Recorded) -> Change | None:
     """A likelihood term on chosen, with the weight that levels what other pairs do to it."""
     if not run.weight > 0:
         return None
     weight = float(_text(run.weight))
-    hyper = {"nll_mean": "batch", **run.method.hyper, "nll": weight}
-    return Change(
-        replace(run.method, hyper=hyper),
-        f"--set nll={weight:g}",
-        f'loss_type=["sigmoid", "sft"], loss_weights=[1.0, {weight:g}]' if run.objective == "dpo" else "",
-        {"hyper": {"nll": weight}},
-    )
+    added = weight if run.method.objective is not None else weight - run.present  # recorded pulls have the present one
+    hyper = {"nll_mean": "batch", **run.method.hyper, "nll": added}
+    there = replace(run.method, hyper=hyper)
+    return Change(there, _hyper(run, "nll", weight), _with_likelihood(run, weight), {"hyper": {"nll": weight}})
 
 
 def beta(run: Recorded) -> Change | None:
@@ -75,7 +108,7 @@ def beta(run: Recorded) -> Change | None:
         return None
     value = float(_text(BETA_FACTOR * now))
     method = replace(run.method, hyper={**run.method.hyper, "beta": value})
-    return Change(method, f"--set beta={value:g}", f"beta={value:g}", {"hyper": {"beta": value}, "beta": None})
+    return Change(method, _hyper(run, "beta", value), f"beta={value:g}", {"hyper": {"beta": value}, "beta": None})
 
 
 def rate(run: Recorded) -> Change | None:
@@ -97,15 +130,20 @@ def early(run: Recorded) -> Change | None:
     return Change(method, f"--steps {steps}", f"max_steps={steps}", {"steps": steps})
 
 
-def other(name: str, trl: str = "") -> Callable[[Recorded], Change | None]:
-    """Another objective, with its own defaults."""
+def other(name: str) -> Callable[[Recorded], Change | None]:
+    """Another objective, with its own defaults: what the run's options say of its own is to be left out."""
 
     def remedy(run: Recorded) -> Change | None:
         if run.objective == name:
             return None
-        method = replace(run.method, objective=name, hyper=resolve_hyper(name), shapings={})
+        hyper, loss = resolve_hyper(name), TRL_LOSSES.get(name)
+        method = replace(run.method, objective=name, hyper=hyper, shapings={})
         fields: dict[str, Any] = {"objective": name, "hyper": {}, "beta": None, "shaping": ()}
-        return Change(method, f"--objective {name}", trl, fields)
+        options = {"beta": "--beta", "hyper": "--set", "shaping": "--shaping"}
+        own = [option for key, option in options.items() if run.typed.get(key) not in (None, {}, [], ())]
+        left = f" (leave out {', '.join(own)})" if own else ""
+        trl = f'loss_type="{loss}", beta={hyper["beta"]:g}' if loss else ""
+        return Change(method, f"--objective {name}{left}", trl, fields, "DPO")
 
     return remedy
 
@@ -130,7 +168,7 @@ def without_likelihood(run: Recorded) -> Change | None:
     if not run.method.hyper.get("nll") or run.method.objective is None:
         return None
     method = replace(run.method, hyper={**run.method.hyper, "nll": 0.0})
-    return Change(method, "--set nll=0", 'loss_type="sigmoid"', {"hyper": {"nll": 0.0}})
+    return Change(method, _hyper(run, "nll", 0.0), _with_likelihood(run, 0.0), {"hyper": {"nll": 0.0}})
 
 
 def less_imitation(run: Recorded) -> Change | None:
@@ -140,7 +178,7 @@ def less_imitation(run: Recorded) -> Change | None:
         return None
     value = float(_text(IMITATION * run.method.hyper["lambda"]))
     method = replace(run.method, hyper={**run.method.hyper, "lambda": value})
-    return Change(method, f"--set lambda={value:g}", "", {"hyper": {"lambda": value}})
+    return Change(method, _hyper(run, "lambda", value), "", {"hyper": {"lambda": value}})
 
 
 @dataclass(frozen=True)
@@ -161,8 +199,8 @@ REMEDIES: dict[str, Remedy] = {
     "dpop": Remedy("DPOP", other("dpop")),
     "dpo_shift": Remedy("DPO-Shift", other("dpo_shift")),
     "cal_dpo": Remedy("Cal-DPO", other("cal_dpo")),
-    "ipo": Remedy("IPO", other("ipo", 'loss_type="ipo"')),
-    "dpo": Remedy("DPO", other("dpo", 'loss_type="sigmoid"')),
+    "ipo": Remedy("IPO", other("ipo")),
+    "dpo": Remedy("DPO", other("dpo")),
     "gate": Remedy("Gate on rejected", shaping("gate-seq")),
     "adadpo": Remedy("AdaDPO", shaping("adadpo")),
     "normalise": Remedy("Pairwise-normalised updates", shaping("pairwise-normalised")),

@@ -6,7 +6,8 @@ of them: no sentence here turns a push into advice to leave something out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -181,11 +182,18 @@ def level_weight(trace: Trace) -> float:
         return float("nan")
     share = LEVELS * found.value
     pulls, lengths = (finite(numbers(trace.pairs, name)) for name in ("pull_chosen", "len_chosen"))
-    present = trace.about.objective.hyper.get("nll") or 0.0
+    present = likelihood_weight(trace.about.objective.hyper)
     other_mean = present and trace.about.objective.hyper.get("nll_mean", "batch") != "batch"
     if not len(pulls) or not len(lengths) or not pulls.mean() > 0 or other_mean:
         return float("nan")
     return float(present + share * pulls.mean() * lengths.mean())
+
+
+def likelihood_weight(hyper: Mapping[str, Any]) -> float:
+    """Weight of the likelihood term that a run has beside its loss: ours (`nll`), or that of TRL's trainers (the weight
+    of the loss type `sft`, `cpo_alpha`)."""
+    terms = dict(zip(hyper.get("loss_type") or (), hyper.get("loss_weights") or (), strict=False))
+    return float(hyper.get("nll") or terms.get("sft") or hyper.get("cpo_alpha") or 0.0)
 
 
 def _share(found: Balance) -> tuple[str, str]:
