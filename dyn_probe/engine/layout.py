@@ -154,8 +154,8 @@ def find_spans(ids: Any, mask: Any) -> tuple[Span, ...]:
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[0] % 2 or ids.device.type != "cpu":
         return ()
     readable = isinstance(mask, Tensor) and mask.shape == ids.shape and mask.device.type == "cpu"
-    tokens = ids.numpy()
-    kept = mask.numpy().astype(bool) if readable else np.ones(tokens.shape, dtype=bool)
+    tokens = (ids.float() if ids.is_floating_point() else ids).detach().numpy()
+    kept = mask.detach().bool().numpy() if readable else np.ones(tokens.shape, dtype=bool)
     half, length = len(tokens) // 2, tokens.shape[1]
     positions = np.arange(length)
     starts = np.where(kept, positions, length).min(1)

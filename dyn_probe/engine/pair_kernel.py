@@ -7,7 +7,8 @@ copy of an activation reach memory. Every tile writes its sums to a buffer that 
 answer is the same every time.
 
 The first call on a device is compared with plain blocks on the same input; where it differs, or Triton cannot run
-there, that is said once and blocks are used.
+there, that is said once and blocks are used. Products that are not finite (usual in the first steps of float16 with a
+loss scale) compare nothing: the next call does.
 """
 
 from __future__ import annotations
@@ -62,14 +63,26 @@ def pair_products(inputs: Tensor, grads: Tensor, slow: Callable[[], Tensor]) -> 
     Args:
         inputs: ``A [2B, T, q]``, chosen rows first.
         grads: ``B [2B, T, p]``.
-        slow: the same by other means; asked on the first call.
+        slow: the same by other means; asked until it has been finite once.
     """
     if triton is None or not inputs.is_cuda or inputs.dtype not in HALF or grads.dtype != inputs.dtype:
         return None
-    key = (inputs.device, inputs.dtype)
+    return compared_once((inputs.device, inputs.dtype), lambda: entries(inputs, grads), slow)
+
+
+def compared_once(
+    key: tuple[torch.device, torch.dtype], fused: Callable[[], Tensor], slow: Callable[[], Tensor]
+) -> Tensor | None:
+    """``[B, 2, 2]`` by the kernel where it has agreed with blocks on this device and type; None where it did not.
+
+    What blocks give is returned, and nothing is decided, as long as it is not finite.
+    """
     if key not in _USABLE:
-        _USABLE[key] = agrees(lambda: entries(inputs, grads), slow())
-    return entries(inputs, grads) if _USABLE[key] else None
+        wanted = slow()
+        if not bool(wanted.isfinite().all()):
+            return wanted
+        _USABLE[key] = agrees(fused, wanted)
+    return fused() if _USABLE[key] else None
 
 
 def agrees(fused: Callable[[], Tensor], wanted: Tensor) -> bool:

@@ -241,7 +241,7 @@ def _block_products(one: Outer, other: Outer, groups: int, metric: Tensor | None
 
 def _flat(block: Tensor, groups: int) -> Tensor:
     """``[R, p, q]`` as ``[n, G, p q]``."""
-    return block.reshape(-1, groups, block.shape[1] * block.shape[2])
+    return block.reshape(block.shape[0] // groups, groups, block.shape[1] * block.shape[2])
 
 
 def _fused(one: Outer, groups: int) -> Tensor | None:
@@ -277,7 +277,7 @@ def by_sum(factors: Sequence[Factor], groups: int) -> Tensor:
         layer.add_block(ALL, block)
     for table in tables:
         table.add_block(ALL, block)
-    rows = block.reshape(-1, groups, block.shape[1:].numel())
+    rows = block.reshape(block.shape[0] // groups, groups, block.shape[1:].numel())
     return dots(rows, rows)
 
 

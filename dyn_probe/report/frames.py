@@ -88,7 +88,9 @@ class Bins:
         return len(self.centre)
 
     def slices(self, values: Floats) -> list[Floats]:
-        """The finite values of each bin."""
+        """The finite values of each bin; nothing where there is no bin."""
+        if not len(self):
+            return []
         kept = np.isfinite(values)
         order = np.argsort(self.index[kept], kind="stable")
         bounds = np.searchsorted(self.index[kept][order], np.arange(1, len(self)))

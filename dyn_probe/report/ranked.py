@@ -12,6 +12,7 @@ from dyn_probe.errors import BadInput, unknown
 from dyn_probe.report import pair_columns
 from dyn_probe.report.agreement import spearman
 from dyn_probe.report.basis import BASES, basis_of_list, completed
+from dyn_probe.report.changes import run_start
 from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.frames import Floats, finite, numbers
 from dyn_probe.report.push_parts import of_side
@@ -34,7 +35,7 @@ RANKINGS: dict[str, Ranking] = {
     "run": Ranking(
         "run_change_chosen",
         False,
-        "largest measured fall of chosen per token, from its first recorded row to the end of the run",
+        "largest measured fall of chosen per token, from the start of the run to its end",
     ),
     "fall": Ranking(
         "recorded_change_chosen", False, "largest measured fall of chosen per token, over its recorded rows"
@@ -48,7 +49,7 @@ RANKINGS: dict[str, Ranking] = {
     "rejected": Ranking(
         "run_change_rejected",
         True,
-        "largest measured rise of rejected per token, from its first recorded row to the end of the run",
+        "largest measured rise of rejected per token, from the start of the run to its end",
     ),
     "reference": Ranking("since_reference_chosen", False, "chosen furthest below the reference, per token"),
     "realised": Ranking("realised_delta_chosen", False, "largest fall of chosen in one update"),
@@ -145,7 +146,8 @@ RUN_NUMBERS: dict[str, tuple[str, str]] = {
     **{
         f"run_change_{side}": (
             "nats/token",
-            f"change of {form} from the pair's first recorded row to the end of the run (table final)",
+            f"change of {form} from the start of the run (the reference where that is the starting model, else the "
+            "pair's first recorded row) to its end (table final)",
         )
         for side, form in zip(pair_columns.SIDES, ("a/n_w", "b/n_l"), strict=True)
     },
@@ -170,10 +172,9 @@ def run_rows(trace: Trace, step: int | None = None) -> pd.DataFrame:
 
 
 def run_change(trace: Trace, rows: pd.DataFrame, side: str) -> Floats:
-    """Measured change per token of each row's pair, from its first recorded row to the table `final`; nats/token."""
-    name = f"logp_{side}"
-    pairs = trace.pairs.dropna(subset=["pair_id"])
-    start = pairs.sort_values("step", kind="stable").drop_duplicates("pair_id").set_index("pair_id")
+    """Measured change per token of each row's pair, from the start of the run (``run_start``) to the table `final`;
+    nats/token."""
+    name, start = f"logp_{side}", run_start(trace)
     end = trace.final.drop_duplicates("pair_id", keep="last").set_index("pair_id")
     first, last = (numbers(frame.reindex(rows["pair_id"]), name) for frame in (start, end))
     return (last - first) / numbers(rows, f"len_{side}")

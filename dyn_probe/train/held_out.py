@@ -17,6 +17,8 @@ COLUMNS = (
     "eval_log_ratio_accuracy",
 )  # fmt: skip
 KL = "eval_kl_ref"
+KL_NUMBERS = 1 << 24
+"""Log-probabilities of one model that the KL holds at once, in float64: 128 MiB."""
 
 
 @torch.no_grad()
@@ -67,9 +69,11 @@ def kl_per_token(logits: Tensor, other: Tensor, batch: PairBatch) -> Tensor:
     """
     offset = batch.input_ids.shape[1] - logits.shape[1]
     rows, columns = batch.response_mask.nonzero(as_tuple=True)
-    mine, theirs = (one[rows, columns - 1 - offset].double().log_softmax(1) for one in (logits, other))
-    values = (mine.exp() * (mine - theirs)).sum(1)
-    sums = values.new_zeros(batch.pairs).index_add(0, rows % batch.pairs, values)
+    size = max(1, KL_NUMBERS // logits.shape[2])
+    sums = torch.zeros(batch.pairs, dtype=torch.float64, device=logits.device)
+    for row, column in zip(rows.split(size), columns.split(size), strict=True):
+        mine, theirs = (one[row, column - 1 - offset].double().log_softmax(1) for one in (logits, other))
+        sums.index_add_(0, row % batch.pairs, (mine.exp() * (mine - theirs)).sum(1))
     return sums / batch.lengths.view(2, -1).sum(0)
 
 

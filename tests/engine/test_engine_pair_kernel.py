@@ -67,3 +67,31 @@ def test_a_spill_would_be_seen(monkeypatch):
     """Four warps are too few for the large tile."""
     monkeypatch.setitem(pair_kernel.TILES, 90, pair_kernel.Tile(128, 128, 64, 4, 3))
     assert compiled.resources(90, "bf16").spilled > 0
+
+
+@pytest.fixture
+def undecided(monkeypatch):
+    """No device has been tried."""
+    monkeypatch.setattr(pair_kernel, "_USABLE", {})
+    return torch.device("cpu"), torch.float16
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_decides_nothing(undecided, broken):
+    """The first steps of float16 with a loss scale overflow; the kernel must be tried again after them."""
+    wanted = pair_blocks(torch.randn(4, 6, 5), torch.randn(4, 6, 7))
+    overflowed, calls = wanted.clone(), []
+    overflowed[1] = broken
+    found = pair_kernel.compared_once(undecided, lambda: calls.append(1) or overflowed, lambda: overflowed)
+    assert torch.equal(found, overflowed) or found.isnan().any()
+    assert not calls and not pair_kernel._USABLE
+    fused = wanted * (1 + 1e-6)
+    assert pair_kernel.compared_once(undecided, lambda: fused, lambda: wanted) is fused
+    assert pair_kernel.compared_once(undecided, lambda: fused, pytest.fail) is fused
+
+
+def test_a_kernel_that_differed_once_is_not_asked_again(undecided):
+    wanted = pair_blocks(torch.randn(4, 6, 5), torch.randn(4, 6, 7))
+    with pytest.warns(UserWarning, match="differs from plain blocks"):
+        assert pair_kernel.compared_once(undecided, lambda: wanted * 2, lambda: wanted) is None
+    assert pair_kernel.compared_once(undecided, pytest.fail, pytest.fail) is None

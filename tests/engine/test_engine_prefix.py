@@ -123,3 +123,12 @@ def test_spans():
     (span,) = find_spans(*(long_prompts("right", pairs=1).input_ids, long_prompts("right", pairs=1).attention_mask))
     assert span.shared == 20 and span.start_chosen == 0
     assert find_spans(None, None) == () and find_spans(torch.rand(2, 3, 4), None) == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.bool])
+def test_spans_are_those_of_the_mask_in_every_type(dtype):
+    batch = long_prompts("left")
+    wanted = find_spans(batch.input_ids, batch.attention_mask)
+    assert wanted and find_spans(batch.input_ids, batch.attention_mask.to(dtype)) == wanted
+    small = batch.input_ids % 50
+    assert find_spans(small.bfloat16(), batch.attention_mask) == find_spans(small, batch.attention_mask)

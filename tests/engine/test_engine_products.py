@@ -188,3 +188,11 @@ def test_the_table_has_a_wrong_entry_and_the_comparison_sees_it(monkeypatch):
         PRODUCTS, ("outer", "outer"), lambda one, other, groups, metric: brute(one, other, groups) * 1.001
     )
     assert not torch.allclose(gram(outer(), 3), brute(outer(), outer(), 3), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(0, 5), (7, 0)])
+def test_a_weight_without_outputs_or_inputs_has_products_of_zero(outputs, inputs):
+    empty = Outer(torch.zeros(ROWS, 4, outputs), torch.zeros(ROWS, 4, inputs))
+    for groups in (ROWS // 2, 1):
+        found = products.by_blocks(empty, empty, groups)
+        assert found.shape == (groups, ROWS // groups, ROWS // groups) and not found.any()

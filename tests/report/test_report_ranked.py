@@ -37,8 +37,8 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     return new_trace(tmp_path_factory.mktemp("runs") / "run", DEFAULT)
 
 
-ELSEWHERE = ("run", "edit_distance", "gate")
-"""Rankings by numbers that the run here lacks: below, in test_report_differences and in test_report_gate."""
+ELSEWHERE = ("run", "rejected", "ches", "ches-normalised", "edit_distance", "gate")
+"""Rankings by numbers that the run here lacks: below, in test_report_stalled, _ches, _differences and _gate."""
 
 
 @pytest.mark.parametrize("by", [name for name in RANKINGS if name not in ELSEWHERE])
@@ -256,11 +256,11 @@ def test_pairs_are_ranked_by_their_fall_to_the_end_of_the_run(tmp_path: Path) ->
     tables["final"] = pd.DataFrame({f"logp_{side}": end for side, end in ends.items()}).reset_index()
     tables["pairs"] = tables["pairs"].drop_duplicates("pair_id")
     found = load_trace(write_tables(tmp_path / "run", tables, manifest(DEFAULT)))
-    slow = (ends["chosen"] - first.logp_chosen) / first.len_chosen
+    slow = (ends["chosen"] - first.ref_logp_chosen) / first.len_chosen  # the reference is the start
     table = ranked_pairs(found, top=None)
     assert chosen_ranking(found) == "run" and list(table.pair_id) == list(slow.sort_values().index)
     np.testing.assert_allclose(table.run_change_chosen, slow[table.pair_id])
-    rejected = (ends["rejected"] - first.logp_rejected) / first.len_rejected
+    rejected = (ends["rejected"] - first.ref_logp_rejected) / first.len_rejected
     np.testing.assert_allclose(table.run_change_rejected, rejected[table.pair_id])
     on_chosen = tables["pushes"].query("side == 'chosen'").groupby("pair_id")
     left = max(tables["steps"].step.max(), tables["pairs"].step.max()) - on_chosen.step.min() + 1

@@ -98,3 +98,10 @@ def test_pairs_are_ranked_by_rejected_where_that_is_the_trouble(tmp_path: Path) 
     first = pd.to_numeric(ranked_pairs(run, top=None)["run_change_rejected"]).to_numpy()
     assert (np.diff(first) <= 1e-12).all() and np.isfinite(first).all()
     assert chosen_ranking(moved_run(tmp_path / "fallen", -0.3, 0.48)) == "run"
+
+
+def test_a_side_that_never_pulled_says_nothing_about_its_share(tmp_path: Path) -> None:
+    still = np.zeros(len(faded(1)))
+    for pulls in ((faded(0.5 * GONE), still), (still, faded(0.5 * GONE))):
+        run = with_pairs(tmp_path / f"run{pulls[0][0]}", pull_chosen=pulls[0], pull_rejected=pulls[1])
+        assert stalled.saturated(run) == []

@@ -99,3 +99,16 @@ def test_files_that_cannot_be_used_are_refused_before_anything_is_measured(tmp_p
     with pytest.raises(BadInput, match="exists already"):
         Cleaning.of("ches", "5%", "", str(data), str(data), force=True)
     assert Cleaning.of("", "", "", "", str(data)) is None and parse_share("drop", "12.5%") == 0.125
+
+
+def test_a_share_that_keeps_no_pair_is_refused(tmp_path: Path, data: Path) -> None:
+    out = tmp_path / "cleaned.jsonl"
+    trace = scanned(tmp_path, data, np.linspace(0, 1, COUNT))
+    with pytest.raises(BadInput, match=r"no pair would be kept: .* of 20 pairs.*larger --keep"):
+        cleaning(data, out, keep="2%").write(trace)
+    assert not out.exists()
+
+
+def test_a_folder_that_is_missing_is_refused_before_anything_is_measured(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(BadInput, match="in a folder that does not exist"):
+        cleaning(data, tmp_path / "none" / "cleaned.jsonl", drop="5%")

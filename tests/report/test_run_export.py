@@ -15,7 +15,7 @@ from report_frames import Options, simulate
 from report_runs import manifest, write_run, write_tables
 from trace_samples import sample_rows
 
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, WriteFailed
 from dyn_probe.report.export import dashboards
 from dyn_probe.report.export.cells import neutral
 from dyn_probe.report.export.series import all_series
@@ -202,11 +202,10 @@ def test_nothing_is_written_outside_of_the_folder(simulated: Trace, tmp_path: Pa
     out.mkdir()
     elsewhere.mkdir()
     (elsewhere / "victim").write_text("kept")
-    (out / "pairs.csv").symlink_to(elsewhere / "victim")
     listed = {"written_by": "dyn-probe export", "files": ["../elsewhere/victim", str(elsewhere / "victim")]}
     (out / MARK).write_text(json.dumps(listed))
     export(simulated, "csv", out, force=True)
-    assert (elsewhere / "victim").read_text() == "kept" and not (out / "pairs.csv").is_symlink()
+    assert (elsewhere / "victim").read_text() == "kept"
     (out / "wandb").symlink_to(elsewhere)
     with pytest.raises(BadInput, match="links to other folders"):
         export(simulated, "csv", out, force=True)
@@ -227,3 +226,52 @@ def test_what_cannot_be_exported_is_refused(simulated: Trace, tmp_path: Path) ->
         with pytest.raises(BadInput, match=said):
             export(trace, form, out, force=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_other_files_under_the_names_of_an_export_are_never_overwritten(simulated: Trace, tmp_path: Path) -> None:
+    for name, link in (("pairs.csv", False), (MARK, False), ("steps.csv", True)):
+        out = tmp_path / f"out-{name}-{link}"
+        out.mkdir()
+        mine = tmp_path / "victim" if link else out / name
+        mine.write_text("mine")
+        if link:
+            (out / name).symlink_to(mine)
+        with pytest.raises(BadInput, match=rf"files that no export wrote.*\({name}\)"):
+            export(simulated, "csv", out, force=True)
+        assert mine.read_text() == "mine" and [path.name for path in out.iterdir()] == [name]
+
+
+def test_the_list_of_an_export_has_all_of_its_files(
+    simulated: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a second one, and after one that failed, so that the next may replace them."""
+    out = tmp_path / "out"
+    for _ in range(2):
+        export(simulated, "csv", out, force=True)
+        listed = json.loads((out / MARK).read_text())["files"]
+        assert set(listed) == {path.name for path in out.iterdir()} - {MARK}
+
+    def fails(table: object, path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(WriteFailed):
+        patch.setitem(ENDINGS, "csv", ("csv", fails))
+        export(simulated, "csv", out, force=True)
+    assert json.loads((out / MARK).read_text())["files"] == ["pairs.csv"]
+    export(simulated, "csv", out, force=True)
+    assert len(pd.read_csv(out / "pairs.csv")) == len(simulated.pairs)
+
+
+def test_a_run_without_pushes_on_chosen_has_its_other_curves(tmp_path: Path) -> None:
+    tables = simulate(OPTIONS)
+    tables["pushes"] = tables["pushes"].query("side == 'rejected'")
+    some = {one.name for one in all_series(load_trace(write_tables(tmp_path / "some", tables, manifest(OPTIONS))))}
+    del tables["pushes"]
+    trace = load_trace(write_tables(tmp_path / "run", tables, manifest(OPTIONS)))
+    none = {one.name for one in all_series(trace)}
+    assert "pairs/logp_chosen" in none and not any(name.startswith("pushes_") for name in none)
+    assert {name.split("/")[0] for name in some - none} == {"pushes_rejected"}
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    _, said = export(trace, "tensorboard", tmp_path / "out")
+    assert said.startswith(f"{len(none)} curves")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from moved_runs import moved_run
 from report_frames import Options, simulate
 from report_runs import manifest, write_tables
 
 from dyn_probe.errors import BadInput, TraceError
+from dyn_probe.report.changes import run_change
 from dyn_probe.report.monitor.limits import LIMITS, hold_to, measured_change
 from dyn_probe.trace.reader import Trace, load_trace
 
@@ -24,15 +27,17 @@ def traced(folder: Path, tables: dict[str, pd.DataFrame], status: str = "closed"
 
 
 def by_hand(pairs: pd.DataFrame, side: str, final: pd.DataFrame | None = None) -> float:
-    """Median change per token of the pairs, pair by pair: to the table `final`, or to the last row and its update."""
+    """Median change per token of the pairs, pair by pair: from the reference, its start, to the table `final`, or from
+    the first row to the last and its update."""
     changes = []
     for name, rows in pairs.groupby("pair_id"):
         first, last = rows.loc[rows.step.idxmin()], rows.loc[rows.step.idxmax()]
+        start = first[f"logp_{side}" if final is None else f"ref_logp_{side}"]
         end = last[f"logp_{side}"] + last[f"realised_delta_{side}"]
         if final is not None:
             end = final.set_index("pair_id").loc[name, f"logp_{side}"] if name in set(final.pair_id) else np.nan
         if final is not None or len(rows) > 1:
-            changes.append((end - first[f"logp_{side}"]) / first[f"len_{side}"])
+            changes.append((end - start) / first[f"len_{side}"])
     return float(np.nanmedian(changes))
 
 
@@ -138,3 +143,47 @@ def test_limits_that_no_run_could_meet_or_miss_are_refused(
 ) -> None:
     with pytest.raises(BadInput, match=said):
         hold_to(traced(tmp_path, simulate(OPTIONS)), given)
+
+
+def test_check_and_headline_have_one_number(tmp_path: Path) -> None:
+    """Moved from the reference, the start: later first rows, which have moved already, are not where it begins."""
+    trace = moved_run(tmp_path / "run", -0.3, 0.2)
+    told = run_change(trace)
+    assert told is not None and "before training" in told.basis
+    for side, moved in (("chosen", -0.3), ("rejected", 0.2)):
+        change, words = measured_change(trace, side)
+        assert np.median(change) == pytest.approx(np.median(told.side(side)), rel=1e-12)
+        assert np.median(change) == pytest.approx(moved, rel=1e-9) and "before training" in words
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_run_that_diverged_is_beyond_every_limit(tmp_path: Path, name: str, value: float) -> None:
+    tables = simulate(OPTIONS)
+    pairs = tables["pairs"]
+    last = pairs.drop_duplicates("pair_id", keep="last").index
+    pairs.loc[last[:23], "logp_rejected"] = value
+    (found,) = hold_to(traced(tmp_path, tables), {name: 1.0})
+    assert not found.within and "23 of 24 pairs have a non-finite log-probability at their last row" in found.words
+    assert json.loads(json.dumps(found.as_json(), allow_nan=False))["value"] is None
+    tables["final"] = final_rows(pairs[pairs.step < 5], 1).assign(logp_chosen=value)
+    pairs.loc[last, "logp_rejected"] = -9.0
+    (found,) = hold_to(traced(tmp_path / "end", tables), {name: 1.0})
+    assert not found.within and "1 of 24 pairs" in found.words
+
+
+def test_a_run_that_was_never_finite_is_beyond_its_limits(tmp_path: Path) -> None:
+    tables = simulate(OPTIONS)
+    tables["pairs"] = tables["pairs"].assign(logp_chosen=np.nan, logp_rejected=np.nan)
+    (found,) = hold_to(traced(tmp_path, tables), {"max_fall": 1.0})
+    assert not found.within and "24 of 24 pairs" in found.words
+
+
+def test_few_rows_with_a_case_say_nothing(tmp_path: Path) -> None:
+    tables = simulate(Options(steps=20, realised=False, update=False))
+    pairs = tables["pairs"]
+    kept = pairs.groupby("step").cumcount() < 1
+    lacking = [name for name in pairs if name.startswith("case") or "_delta_" in name]
+    pairs.loc[~kept, lacking] = np.nan
+    with pytest.raises(TraceError, match=rf"only {kept.sum()} of {len(pairs)} rows have a case"):
+        hold_to(traced(tmp_path, tables), {"max_both_down": 1.0})

@@ -11,6 +11,7 @@ import pytest
 from trace_samples import recorded_steps, step_rows
 
 from dyn_probe.errors import TraceError
+from dyn_probe.trace import lock
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.trace.writer import TraceWriter
 
@@ -153,3 +154,16 @@ def test_one_recorder_at_a_time(tmp_path: Path) -> None:
     writer.close()
     TraceWriter(tmp_path / "run", {}, resume=True).close()
     assert recorded_steps(tmp_path / "run") == [0]
+
+
+def test_a_recorder_that_starts_while_somebody_asks_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks holds the lock for a moment, which passes here while the recorder waits; a recorder keeps it."""
+    asking = lock.FolderLock(tmp_path)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: asking.release())
+    recorder = lock.FolderLock(tmp_path)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: pytest.fail("asking never waits"))
+    assert lock.is_recording(tmp_path)
+    recorder.release()
+    assert not lock.is_recording(tmp_path)

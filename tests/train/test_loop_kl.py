@@ -12,10 +12,13 @@ from tiny_runs import tiny, uneven
 
 from dyn_probe.report.figures.margin_for_kl import points
 from dyn_probe.trace.reader import load_trace
-from dyn_probe.train import loop
+from dyn_probe.train import held_out, loop
 
 
-def test_the_kl_is_that_of_a_loop_over_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [1, 1 << 24])
+def test_the_kl_is_that_of_a_loop_over_positions(at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position at a time, and all at once."""
+    monkeypatch.setattr(held_out, "KL_NUMBERS", at_once)
     kept: dict[str, Any] = {}
     real = loop.train
 

@@ -62,9 +62,11 @@ class Cleaning:
         """Refuse files that cannot be used, before anything is measured."""
         if not self.data.is_file() or self.data.suffix not in (".jsonl", ".ndjson"):
             raise BadInput(
-                f"--cleaned keeps lines of a file of JSON lines (.jsonl), unchanged; --data {self.data} is none: write "
-                "it as JSON lines first"
+                f"--cleaned keeps lines of a file of JSON lines (.jsonl), unchanged; --data {self.data} is not one: "
+                "write it as JSON lines first"
             )
+        if not self.out.parent.is_dir():
+            raise BadInput(f"--cleaned {self.out} is in a folder that does not exist; make {self.out.parent} first")
         if self.out.exists() and (not self.force or self.out.samefile(self.data) or self.out.is_dir()):
             raise BadInput(f"--cleaned {self.out} exists already; name another file, or write --force to replace it")
 
@@ -85,11 +87,16 @@ class Cleaning:
                 f"{lacking} of {len(found)} pairs have no number to rank by {self.rank}; nothing was written"
             )
         gone = round(self.share * len(found))
+        if gone == len(found):
+            raise BadInput(
+                f"no pair would be kept: {self.share:.4g} of {len(found)} pairs, rounded to whole pairs, is all of "
+                "them; write a smaller --drop or a larger --keep; nothing was written"
+            )
         kept = {_line_of(source, self.data) for source in found["source"].iloc[gone:]}
         with self.data.open("rb") as file:
             lines = [line for number, line in enumerate(file, start=1) if number in kept]
         if len(lines) != len(kept):
-            raise BadInput(f"{self.data} has not the lines that were scanned any more; scan it again")
+            raise BadInput(f"{self.data} no longer has the lines that were scanned; scan it again")
         with naming(self.out):
             self.out.write_bytes(b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines))
         limit = f", {ranking.column} from {values[gone - 1]:.4g} on" if gone else ""

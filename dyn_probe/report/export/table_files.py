@@ -55,6 +55,11 @@ ENDINGS: dict[str, tuple[str, Write]] = {
 """Format → ending of its files, and what writes one."""
 
 
+def table_names(trace: Trace, form: str) -> list[str]:
+    """Names of the files that ``write_tables`` writes."""
+    return [f"{name}.{ENDINGS[form][0]}" for name in TABLES if trace.arrow(name).num_rows]
+
+
 def write_tables(trace: Trace, out: Path, form: str) -> str:
     """Every table that has rows, in a file of its own name; returns what was written, in words."""
     ending, write = ENDINGS[form]
@@ -64,8 +69,7 @@ def write_tables(trace: Trace, out: Path, form: str) -> str:
         if table.num_rows:
             path = out / f"{name}.{ending}"
             with naming(path):
-                path.unlink(missing_ok=True)  # never through a link that lies there
-                write(table, path)
+                write(table, path)  # refuses a file or a link that lies there
             rows[name] = table.num_rows
     return ", ".join(f"{name} ({count:,} {'row' if count == 1 else 'rows'})" for name, count in rows.items())
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from dyn_probe.errors import BadInput, TraceError, on_one_line
 from dyn_probe.report import pair_columns
@@ -70,7 +71,7 @@ class Outcome:
         return {
             "limit": self.limit.option.removeprefix("--").replace("-", "_"),
             "most": self.most,
-            "value": self.found.value,
+            "value": self.found.value if math.isfinite(self.found.value) else None,
             "unit": self.limit.unit,
             "within": self.within,
             "rows": self.found.n,
@@ -82,9 +83,10 @@ class Outcome:
 def measured_change(trace: Trace, side: str) -> tuple[Floats, str]:
     """Change per token of each pair's response since training began, and its basis in words; nats/token [pairs].
 
-    From the pair's first recorded row to the table `final`; without one, to its last recorded row, over pairs that were
-    recorded twice. Where those are fewer than half of the pairs: the log-ratio to the reference at each pair's last
-    row, if the reference is the model that training started from.
+    From the start that the report's headline takes (``changes.run_start``) to the table `final`; without one, from the
+    pair's first to its last recorded row, over pairs that were recorded twice. Where those are fewer than half of the
+    pairs: the log-ratio to the reference at each pair's last row, if the reference is the model that training started
+    from.
 
     Raises:
         TraceError: none of these was recorded.
@@ -92,7 +94,8 @@ def measured_change(trace: Trace, side: str) -> tuple[Floats, str]:
     rows = pair_rows(trace.pairs)
     to_end = finite(run_change(trace, rows, side))
     if len(to_end):
-        return to_end, _basis(to_end, "from the first recorded row of each to the end of the run")
+        begun = "before training" if starts_at_reference(trace.pairs) else "the first recorded row of each"
+        return to_end, _basis(to_end, f"from {begun} to the end of the run")
     again = finite(numbers(rows[rows["rows"] > 1], f"recorded_change_{side}"))
     ratios = finite(pair_columns.since_reference(rows, side))
     moved = len(ratios) and trace.pairs["step"].nunique() > 1
@@ -125,7 +128,8 @@ def _moved(side: str, up: bool) -> Callable[[Trace], Measured]:
 
 
 def _both_down(trace: Trace) -> Measured:
-    """The share of all rows with a case that are in case 2, on the run's basis."""
+    """The share of the rows with a case that are in case 2, on the run's basis. Of the steps in which cases were
+    measured, at least ENOUGH of the rows must have one."""
     pairs = completed(trace)
     basis = BASES[basis_of(pairs)]
     cases = finite(case_of(pairs, basis.name))
@@ -134,9 +138,26 @@ def _both_down(trace: Trace) -> Measured:
             f"{trace.path}: no case was recorded, so the share of rows in which both log-probabilities fall is not "
             "known; record gradients, or measure with --realised"
         )
+    measured = int(pairs["step"].isin(pairs["step"][np.isfinite(case_of(pairs, basis.name))]).sum())
+    if len(cases) < ENOUGH * measured:
+        raise TraceError(
+            f"{trace.path}: only {len(cases)} of {count(measured, 'row')} have a case {basis.words}, so the share of "
+            "rows in which both log-probabilities fall is not known; look for non-finite losses or gradients"
+        )
     share = float((cases == BOTH_DOWN).mean())
     words = f"{percent(share)} of {count(len(cases), 'row')} lowered both"
     return Measured(share, words, f"case 2 {basis.words}", len(cases))
+
+
+def _diverged(trace: Trace) -> Measured | None:
+    """What is beyond every limit: pairs whose log-probabilities were not finite when they were measured last."""
+    columns = ["pair_id", *(f"logp_{side}" for side in pair_columns.SIDES)]
+    rows = trace.pairs.sort_values("step", kind="stable")
+    rows = rows[rows["pair_id"].notna() & np.isfinite(numbers(rows, "len_chosen"))]  # others were not evaluated
+    last = pd.concat([rows[columns], trace.final[columns]]).drop_duplicates("pair_id", keep="last")
+    lost = int((~np.isfinite([numbers(last, name) for name in columns[1:]]).all(0)).sum())
+    words = f"{lost:,} of {count(len(last), 'pair')} have a non-finite log-probability at their last row"
+    return Measured(math.inf, words, "the run diverged", len(last)) if lost else None
 
 
 LIMITS: dict[str, Limit] = {
@@ -148,7 +169,7 @@ LIMITS: dict[str, Limit] = {
 
 
 def hold_to(trace: Trace, given: Mapping[str, float | None]) -> list[Outcome]:
-    """The run held to every limit that was given, in the order of LIMITS.
+    """The run held to every limit that was given, in the order of LIMITS; a run that diverged is beyond each.
 
     Args:
         trace: a run, closed or still being written.
@@ -161,8 +182,9 @@ def hold_to(trace: Trace, given: Mapping[str, float | None]) -> list[Outcome]:
     wanted = {name: given[name] for name in LIMITS if given.get(name) is not None}
     _refuse(wanted)
     with naming_runs([trace.path]):
+        diverged = _diverged(trace)
         return [
-            Outcome(LIMITS[name], most, LIMITS[name].measure(trace))
+            Outcome(LIMITS[name], most, diverged or LIMITS[name].measure(trace))
             for name, most in wanted.items()
             if most is not None
         ]

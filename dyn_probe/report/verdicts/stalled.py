@@ -35,7 +35,7 @@ def saturated(trace: Trace) -> list[Verdict]:
     later = steps >= low + AT_ONCE * (high - low)
     left = {side: median(pull[later]) / median(pull[steps == low]) if median(pull[steps == low]) > 0 else math.nan
             for side, pull in zip(pair_columns.SIDES, pulls, strict=True)}  # fmt: skip
-    if not max(left.values()) < GONE:
+    if not all(share < GONE for share in left.values()):  # false for NaN: both must be known
         return []
     unmoved = median(numbers(trace.steps, "unmoved_share"))
     far = median(finite(pair_columns.per_token(pairs[steps == low], "chosen")))
@@ -46,7 +46,7 @@ def saturated(trace: Trace) -> list[Verdict]:
     )
     sentence += f"; a typical step leaves {percent(unmoved)} of the weights as they were" if unmoved > 0.5 else ""
     sentence += f". At the start a chosen token has {sig(far, 2)} nats: " if np.isfinite(far) else ". "
-    sentence += "responses that the model finds improbable are easily told apart by their margin. "
+    sentence += "responses that the model finds improbable are easily distinguished by their margin. "
     sentence += "A smaller beta or learning rate lets the loss last longer."
     return say(
         "warning",
@@ -73,7 +73,7 @@ def stuck(trace: Trace) -> list[Verdict]:
     held = f" A typical step leaves {percent(unmoved)} of the weights as they were." if unmoved > 0.5 else ""
     sentence = (
         f"The loss is stuck at {sig(last)} (log 2 = 0.693, a margin of 0) from {span(parts.first_steps)} to "
-        f"{span(parts.last_steps)}: the pairs have not been told apart.{held} Raise the learning rate; look whether "
+        f"{span(parts.last_steps)}: the pairs have not been distinguished.{held} Raise the learning rate; look whether "
         "the trained weights are those that answer, and whether the two responses differ at all."
     )
     return say(
