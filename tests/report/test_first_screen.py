@@ -15,7 +15,7 @@ from report_runs import manifest, new_trace, write_tables
 
 from dyn_probe.report.changes import run_change, start_rows
 from dyn_probe.report.figures import FIGURES
-from dyn_probe.report.first_screen.fix_texts import change_text, fixes, places
+from dyn_probe.report.first_screen.fix_texts import BEYOND, change_text, fixes, margin_text, places
 from dyn_probe.report.first_screen.headline import confidence, headline, through
 from dyn_probe.report.first_screen.questions import QUESTIONS, STORY
 from dyn_probe.report.first_screen.trouble import WORTH, trouble
@@ -153,3 +153,8 @@ def test_a_run_without_a_reference_moved_from_where_it_was_before_training(tmp_p
     assert set(found.ids) == set(final.pair_id[:-3]) and found.n == len(final) - 3
     np.testing.assert_allclose(found.chosen, -0.2)
     np.testing.assert_allclose(found.rejected, -0.2)
+
+
+@pytest.mark.parametrize(("cost", "said"), [(0.5, "1.5"), (-0.19, "2.2"), (-0.21, BEYOND)])
+def test_a_margin_is_named_as_far_as_the_run_reached(cost: float, said: str) -> None:
+    assert margin_text(2.0, cost) == said

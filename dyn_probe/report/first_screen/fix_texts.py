@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 RULE = (
     "First-order estimates of where the same run would have ended, nats/token, ± the spread over pairs and the "
-    "estimate's own miss of this run, ordered by {side} per margin lost; dyn-probe try RUN measures them."
+    "estimate's own miss of this run, ordered by {side} per margin lost (?: beyond what this run reached); "
+    "dyn-probe try RUN measures them."
 )
 MOST = 8
 """Remedies that are shown."""
 CANNOT = "cannot tell"
+BEYOND = "?"
+REACHED = 1.1
+"""Margin over that of the run as it was, up to which it is named: in trials estimates beyond were up to three times the
+measured ones."""
 
 
 def places(value: float, digits: int = 2) -> int:
@@ -73,7 +78,7 @@ def fix_row(row: Estimate, side: str) -> dict[str, Any]:
         "words": row.words,
         "effect": effect if row.told else f"{CANNOT} ({effect})",
         "told": row.told,
-        "margin": sig(row.margin - row.cost, 2),
+        "margin": margin_text(row.margin, row.cost),
         "typed": row.change.typed,
         "trl": row.change.trl,
         "chosen": row.chosen,
@@ -81,6 +86,11 @@ def fix_row(row: Estimate, side: str) -> dict[str, Any]:
         "error": row.error,
         "cost": row.cost,
     }
+
+
+def margin_text(margin: float, cost: float) -> str:
+    """The margin that the run would have ended with, nats/token; BEYOND where the recorded run never came that far."""
+    return BEYOND if margin - cost > REACHED * abs(margin) else sig(margin - cost, 2)
 
 
 def was_text(row: Estimate, side: str) -> dict[str, str]:
