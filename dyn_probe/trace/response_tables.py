@@ -20,7 +20,7 @@ _TOKEN_THEORY = (
         "theorem_3_change",
         "list<float64>",
         "1",
-        "at these positions (1−s_w[i])(s_l[i]−s_w[i]) − Σ_{j≠i} s_w[j](s_l[j]−s_w[j]): the change of the chosen token "
+        "at these positions (1−s_w[i])(s_l[i]−s_w[i]) − Σ_{j≠i} s_w[j]·(s_l[j]−s_w[j]): the change of the chosen token "
         "if only the logits are trained; the assumption makes it ≤ 0",
     ),
 )

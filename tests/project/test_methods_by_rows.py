@@ -29,6 +29,10 @@ ALLOWED: tuple[tuple[str, frozenset[str], str], ...] = (
     ("dyn_probe/attach/*", EVERY, "the table of a trainer's losses"),
     ("dyn_probe/train/options/config.py", frozenset({"dpo", "sft", "extended_sft"}), "defaults and choices of options"),
     ("dyn_probe/train/grid.py", EVERY, "METHODS: what is compared where nothing is named"),
+    ("dyn_probe/report/first_screen/remedy_rows.py", EVERY, "the table of remedies"),
+    ("dyn_probe/report/replay/*_forms.py", EVERY, "closed forms of each row's pulls, for a report without torch"),
+    ("dyn_probe/report/replay/walk.py", frozenset({"pairwise-normalised"}), "the form that follows from norms"),
+    ("dyn_probe/report/first_screen/fix_table.py", frozenset({"sft"}), "TRL's name of its likelihood term"),
     ("dyn_probe/report/verdicts/*", frozenset({"sft"}), "a key of the remedies' advice"),
 )
 """Files, names that may stand in them, and why."""
