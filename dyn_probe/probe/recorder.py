@@ -147,7 +147,7 @@ class Probe(Kept):
             return
         if self.recording:
             raise BadInput("probe.step cannot be entered twice at once")
-        if step != self._entered:  # a step that is only followed has no rows, and may have several micro-batches too
+        if step != self._entered and not self._rows.holds(step):  # one that is only followed has no rows
             self.flush()
         self._entered = step
         with self._batch.around(step, pair_ids, self._rate(learning_rate), segments, responses):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import SETTINGS, record, relative_error, true_gram
+from exactness import SETTINGS, record, relative_error, take_alone, true_gram
 from families import FAMILIES, make_batch, make_model
 from hand_written import OnlyGeneric
 
@@ -197,6 +197,7 @@ def test_hooks_leave_after_an_error():
 
 
 def test_a_dropped_tied_cross_term_is_caught(monkeypatch):
+    take_alone(monkeypatch)
     model, batch = make_model("gpt2"), make_batch()
     wanted = true_gram(model, batch)
     assert relative_error(row_gram(model, batch), wanted) <= 1e-9
@@ -236,6 +237,7 @@ def test_a_wrong_mask_is_caught():
 
 
 def test_a_swapped_embedding_row_is_caught(monkeypatch):
+    take_alone(monkeypatch)
     model, batch = make_model("llama", tie_word_embeddings=False), make_batch()
     wanted = true_gram(model, batch)
     honest = products.PRODUCTS["lookup", "lookup"]
