@@ -87,7 +87,7 @@ def test_two_processes_give_the_numbers_of_one(name: str, kind: str, folder: Pat
     alone = run(tmp_path / "one", **PLAIN | options_of(name, tmp_path))
     together = load_trace(folder / f"{name}-{kind}")
     got, wanted = sorted_pairs(together), sorted_pairs(alone)
-    assert worst(got, wanted) < 1e-5
+    assert worst(got, wanted) < 1e-4  # masks learn, so float32 sums of other orders drift apart
     assert together.closed and together.manifest["processes"] == {"count": 2, "parallel": kind}
     assert together.pairs.groupby(["step", "rank"]).size().nunique() == 1 and set(together.pairs["rank"]) == {0, 1}
     for column in ("grad_norm", "grad_norm_clipped"):
