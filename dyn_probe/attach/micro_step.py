@@ -82,7 +82,7 @@ class MicroStep:
             columns = difference_columns(
                 torch.nn.functional.pad(self._fitting(tokens).detach() * said, (1, 0)), self.batch
             )
-            self.probe.pairs(tokens, mask=said, lengths=self.batch.lengths, **columns)  # type: ignore[arg-type]
+            self.probe.pairs(self._fitting(tokens), mask=said, lengths=self.batch.lengths, **columns)  # type: ignore[arg-type]
             self._watched, self.dtype = True, tokens.dtype
         elif self._watched and self._wanted and not tokens.requires_grad:
             self._found["reference"] = (self._fitting(tokens) * self.batch.response_mask[:, 1:]).sum(1)
