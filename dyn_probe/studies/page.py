@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from dyn_probe.report.output import data_uri, render
+from dyn_probe.report.export.cells import csv_bytes
+from dyn_probe.report.output import data_uri, render, write_files
 
 Runs = TypeVar("Runs")
 
@@ -24,6 +28,32 @@ def draw_all(
         files |= {f"{name}.png": png, f"{name}.svg": svg}
         images.append({"title": title, "text": " ".join((draw.__doc__ or "").split()), "address": data_uri(svg)})
     return files, images
+
+
+def write_page(
+    out: Path,
+    template: str,
+    figures: Mapping[str, tuple[Callable[[Runs], Figure], str]],
+    runs: Runs,
+    judged: Sequence[Any],
+    data: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame] | None = None,
+    **filters: Callable[..., str],
+) -> Path:
+    """Draw and write: report.html, its figures, claims.csv and further tables as CSV beside it; returns the page.
+
+    Args:
+        out: a folder that ``check_folder`` has passed.
+        judged: the claims (data classes); they also stand in ``data`` for the template.
+        tables: file name → rows.
+    """
+    found = [asdict(one) for one in judged]
+    files, images = draw_all(figures, runs)
+    files |= {name: csv_bytes(rows) for name, rows in (tables or {}).items()} | {"claims.csv": csv_bytes(found)}
+    whole = {"claims": found, **data}
+    files["report.html"] = page(template, whole, images, **filters)
+    write_files(out, files, whole)
+    return out / "report.html"
 
 
 def page(template: str, data: Mapping[str, Any], images: list[dict[str, str]], **filters: Callable[..., str]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dyn_probe.report.curves import Curve, draw_line, label_ends
-from dyn_probe.report.export.cells import csv_bytes
 from dyn_probe.report.frames import Floats, numbers
-from dyn_probe.report.output import check_folder, write_files
+from dyn_probe.report.output import check_folder
 from dyn_probe.report.style import RUN_COLOURS, name_panel, new_figure, rule
 from dyn_probe.report.token_draw import heat_figure
 from dyn_probe.studies.claims import ERRORS, Estimate, Finding, differences, finding
-from dyn_probe.studies.page import draw_all, page
+from dyn_probe.studies.page import write_page
 from dyn_probe.token_analysis import TokenHeat, counterparts, first_difference, recorded_heats
 from dyn_probe.trace.reader import Trace
 
@@ -190,19 +188,14 @@ def write_study(runs: Runs, out: Path, settings: Mapping[str, Any], force: bool 
     """
     check_folder(out, force)
     judged = claims(runs)
-    files, images = draw_all(FIGURES, runs)
-    files["claims.csv"] = csv_bytes([asdict(one) for one in judged])
     data = {
-        "claims": [asdict(one) for one in judged],
         "settings": {name: str(value) for name, value in settings.items()},
         "seeds": len(next(iter(runs.values()))),
         "errors": f"{ERRORS:g}",
         "late": f"{LATE:.0%}",
         "early": f"{EARLY:.1%}",
     }
-    files["report.html"] = page("study.html.j2", data, images)
-    write_files(out, files, data)
-    return out / "report.html", judged
+    return write_page(out, "study.html.j2", FIGURES, runs, judged, data), judged
 
 
 def study_lines(judged: Sequence[Finding]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import pandas as pd
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import run_figures
-from dyn_probe.report.export.cells import csv_bytes
 from dyn_probe.report.frames import Floats
-from dyn_probe.report.output import check_folder, write_files
+from dyn_probe.report.output import check_folder
 from dyn_probe.studies.claims import PublishedClaim
-from dyn_probe.studies.page import draw_all, page
+from dyn_probe.studies.page import write_page
 from dyn_probe.studies.published import COLUMNS, PUBLISHED
 from dyn_probe.studies.squeezing_figures import FIGURES, PRINTED, published
 from dyn_probe.trace.reader import Trace
@@ -152,15 +150,7 @@ def write_study(
         raise BadInput(f"the study compares with DPO; got runs of {', '.join(runs) or 'no method'}")
     frame = measured(runs)
     judged, table, agreed = claims(frame), beside(frame), agreement(frame)
-    files, images = draw_all(FIGURES, frame)
-    files |= {
-        "measured.csv": csv_bytes(frame),
-        "table.csv": csv_bytes(table),
-        "agreement.csv": csv_bytes(agreed),
-        "claims.csv": csv_bytes([asdict(one) for one in judged]),
-    }
     data = {
-        "claims": [asdict(one) for one in judged],
         "columns": COLUMNS,
         "table": table.to_dict("records"),
         "agreement": agreed.to_dict("records"),
@@ -169,9 +159,8 @@ def write_study(
         "settings": {name: str(value) for name, value in settings.items()},
         "seeds": int(frame["seed"].nunique()),
     }
-    files["report.html"] = page("squeezing.html.j2", data, images, nats=nats)
-    write_files(out, files, data)
-    return out / "report.html", frame
+    tables = {"measured.csv": frame, "table.csv": table, "agreement.csv": agreed}
+    return write_page(out, "squeezing.html.j2", FIGURES, frame, judged, data, tables, nats=nats), frame
 
 
 def nats(value: float) -> str:

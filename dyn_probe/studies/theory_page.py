@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from dyn_probe.report.export.cells import csv_bytes
-from dyn_probe.report.output import check_folder, write_files
+from dyn_probe.report.output import check_folder
 from dyn_probe.report.style import CASE_COLOURS, NEUTRAL, SIDE_COLOURS, name_panel, new_figure, rule
 from dyn_probe.report.verdicts import sig
 from dyn_probe.studies.claims import FAILS, HOLDS, Finding
-from dyn_probe.studies.page import draw_all, page
+from dyn_probe.studies.page import write_page
 from dyn_probe.studies.theory import STATEMENTS, Checked, after_difference, assumption, logit_change, theorem_1
 
 Runs = Mapping[int, Sequence[Checked]]
@@ -123,9 +121,5 @@ def write_study(runs: Runs, out: Path, force: bool = False) -> tuple[Path, list[
     """
     check_folder(out, force)
     judged = claims(runs)
-    files, images = draw_all(FIGURES, runs)
-    files["claims.csv"] = csv_bytes([asdict(one) for one in judged])
-    data = {"claims": [asdict(one) for one in judged], "seeds": len(runs), "tolerance": f"{TOLERANCE:g}"}
-    files["report.html"] = page("theory.html.j2", data, images)
-    write_files(out, files, data)
-    return out / "report.html", judged
+    data = {"seeds": len(runs), "tolerance": f"{TOLERANCE:g}"}
+    return write_page(out, "theory.html.j2", FIGURES, runs, judged, data), judged
