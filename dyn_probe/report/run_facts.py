@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dyn_probe.report.frames import numbers
+import numpy as np
+
+from dyn_probe.report.frames import finite, numbers
 from dyn_probe.report.pair_columns import CEILING
 from dyn_probe.trace.run_fields import Manifest, ShapingInfo
 
@@ -126,3 +128,9 @@ def everything(manifest: dict[str, Any], prefix: str = "") -> list[tuple[str, st
 def title(trace: Trace) -> str:
     """The run's name: its folder."""
     return trace.path.resolve().name or str(trace.path)
+
+
+def last_step(trace: Trace) -> int | None:
+    """The last step of which anything was recorded; None before the first row."""
+    steps = np.concatenate([finite(numbers(frame, "step")) for frame in (trace.pairs, trace.steps)])
+    return int(steps.max()) if len(steps) else None

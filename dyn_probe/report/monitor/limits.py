@@ -16,9 +16,10 @@ import pandas as pd
 from dyn_probe.errors import BadInput, TraceError, on_one_line
 from dyn_probe.report import pair_columns
 from dyn_probe.report.basis import BASES, basis_of, case_of, completed
-from dyn_probe.report.changes import starts_at_reference
+from dyn_probe.report.changes import starts_at_reference, starts_before_training
 from dyn_probe.report.frames import Floats, finite, numbers
 from dyn_probe.report.ranked import ENOUGH, pair_rows, run_change
+from dyn_probe.report.run_facts import last_step
 from dyn_probe.report.unfit import naming_runs
 from dyn_probe.report.verdicts.verdict import count, percent, sig
 
@@ -94,7 +95,7 @@ def measured_change(trace: Trace, side: str) -> tuple[Floats, str]:
     rows = pair_rows(trace.pairs)
     to_end = finite(run_change(trace, rows, side))
     if len(to_end):
-        begun = "before training" if starts_at_reference(trace.pairs) else "the first recorded row of each"
+        begun = "before training" if starts_before_training(trace) else "the first recorded row of each"
         return to_end, _basis(to_end, f"from {begun} to the end of the run")
     again = finite(numbers(rows[rows["rows"] > 1], f"recorded_change_{side}"))
     ratios = finite(pair_columns.since_reference(rows, side))
@@ -218,7 +219,7 @@ def verdict_json(trace: Trace, found: list[Outcome]) -> dict[str, Any]:
     return {
         "run": str(trace.path),
         "status": trace.about.status,
-        "last_step": _last_step(trace),
+        "last_step": last_step(trace),
         "within": all(one.within for one in found),
         "limits": [one.as_json() for one in found],
     }
@@ -226,10 +227,5 @@ def verdict_json(trace: Trace, found: list[Outcome]) -> dict[str, Any]:
 
 def _state(trace: Trace) -> str:
     """Status and last step: a run that stopped or goes on is judged by what it has recorded."""
-    step = _last_step(trace)
+    step = last_step(trace)
     return f"{trace.about.status}, {'no step yet' if step is None else f'step {step}'}"
-
-
-def _last_step(trace: Trace) -> int | None:
-    steps = finite(numbers(trace.pairs, "step"))
-    return int(steps.max()) if len(steps) else None

@@ -9,12 +9,12 @@ import numpy as np
 
 from dyn_probe.errors import TraceError
 from dyn_probe.report.basis import BASES, basis_of, completed
-from dyn_probe.report.frames import finite, last_tenth, numbers
+from dyn_probe.report.frames import last_tenth
 from dyn_probe.report.monitor.limits import measured_change
 from dyn_probe.report.overview import overview
 from dyn_probe.report.pair_columns import SIDES
 from dyn_probe.report.push_parts import means, of_side, ordered
-from dyn_probe.report.run_facts import title
+from dyn_probe.report.run_facts import last_step, title
 from dyn_probe.report.unfit import naming_runs
 from dyn_probe.report.verdicts import verdicts
 from dyn_probe.trace.schema import CASES
@@ -71,7 +71,7 @@ def live_state(trace: Trace) -> LiveState:
             title=title(trace),
             status=trace.about.status,
             reason=trace.about.reason or "",
-            step=_last_step(trace),
+            step=last_step(trace),
             planned=_planned(trace),
             logp={side: lines.get(f"logp_{side}", NAN) for side in SIDES},
             change={side: value for side, (value, _) in changes.items()},
@@ -92,11 +92,6 @@ def _change(trace: Trace, side: str) -> tuple[float, str]:
     except TraceError:
         return NAN, "no pair has come twice yet"
     return float(np.median(change)), basis
-
-
-def _last_step(trace: Trace) -> int | None:
-    steps = np.concatenate([finite(numbers(frame, "step")) for frame in (trace.pairs, trace.steps)])
-    return int(steps.max()) if len(steps) else None
 
 
 def _planned(trace: Trace) -> int | None:
