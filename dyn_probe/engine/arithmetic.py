@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import gcd
 
 import torch
@@ -20,10 +20,15 @@ def computing_in(dtype: torch.dtype | None, device: str) -> torch.autocast:
     return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
 
 
-@contextmanager
-def exact_products(device: str) -> Iterator[None]:
+def exact_products(device: str) -> AbstractContextManager[None]:
     """No graph, and no autocast of whoever is around (a training loop may keep it on to the end of its step): products
-    are made in the types of their factors."""
+    are made in the types of their factors. Costs nothing where both are off, as in most backwards."""
+    off = not (torch.is_grad_enabled() or torch.is_autocast_enabled(device))
+    return nullcontext() if off else _exact_products(device)
+
+
+@contextmanager
+def _exact_products(device: str) -> Iterator[None]:
     with torch.no_grad(), torch.autocast(device, enabled=False):
         yield
 

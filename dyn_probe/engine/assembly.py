@@ -14,7 +14,7 @@ from dyn_probe.engine.factors import Factor, Lookup, Outer, Vector
 from dyn_probe.engine.products import by_sum, cross, few, gram
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.together import Arrived, Together
-from dyn_probe.engine.uses import Call, is_split
+from dyn_probe.engine.uses import Call
 from dyn_probe.errors import UnsupportedUse
 
 SAFE = (1e-6, 1e6)
@@ -40,7 +40,7 @@ class Assembly:
     ) -> None:
         self.capture, self.full = capture, full
         self.kept: dict[str, list[Factor]] = {}
-        self._hold, self._split = hold, is_split(capture.model)
+        self._hold, self._split = hold, capture.survey.split
         self._answers: dict[str, Tensor] = {}
         self._stacked: list[tuple[Sequence[str], Tensor]] = []
         self._alone: dict[tuple[int, torch.dtype], list[tuple[Sequence[str], Tensor]]] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.recording import Products, Recording, distributed
-from dyn_probe.engine.uses import is_split, trained_parameters
+from dyn_probe.engine.uses import trained_parameters
 from dyn_probe.errors import CertificationError
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
@@ -156,7 +156,7 @@ class SelfCheck:
 
     def prepare(self, recording: Recording) -> None:
         """Compute the first pair by plain autograd on the recorded graph, where the model allows it."""
-        split = is_split(recording.capture.model)
+        split = recording.capture.survey.split
         if split or (recording.reentrant and distributed()):
             why = "parameters are sharded" if split else "reentrant gradient checkpointing in several processes"
             self.done, self.skipped = True, f"{why}; run a step without it to certify"

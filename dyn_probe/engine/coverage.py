@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.graph import Graph, graph_behind
 from dyn_probe.engine.tap import Capture
-from dyn_probe.engine.uses import Call, is_split, trained_parameters
+from dyn_probe.engine.uses import Call
 from dyn_probe.errors import UnsupportedUse
 
 
@@ -52,7 +52,7 @@ def _refuse(complaints: Sequence[str]) -> None:
 
 def _unexplained(capture: Capture, graph: Graph) -> list[str]:
     """Each parameter with more uses in ``graph`` than the taps in it account for."""
-    trained = trained_parameters(capture.model)
+    trained = capture.survey.trained
     names = {id(p): name for name, p in trained.items()} | capture.leaves
     counted: Counter[str] = Counter()
     for leaf, count in graph.uses.items():
@@ -96,7 +96,7 @@ def _compare_segment(capture: Capture, outputs: Any) -> None:
 def _strangers(capture: Capture, leaves: dict[int, Tensor]) -> list[str]:
     """Parameters in the graph of a split model that no module of theirs was called with. (Their names are gone: FSDP2
     puts whole parameters in the place of its pieces.)"""
-    if not is_split(capture.model):
+    if not capture.survey.split:
         return []
     return [
         f"a parameter of shape {list(leaf.shape)}: used without its own module being called"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from dyn_probe.engine.uses import Call
 
@@ -43,13 +44,14 @@ def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if "CheckpointFunction" in node.name():
-            checkpoints.append(node)
-        if isinstance(call := getattr(node, "call", None), Call):
-            calls.add(call)
-        dtypes.update(output.dtype for output in node._input_metadata)
+        if isinstance(node, BackwardCFunction):  # written in Python: a tap, a checkpoint, or somebody's own
+            if "CheckpointFunction" in node.name():
+                checkpoints.append(node)
+            if isinstance(call := getattr(node, "call", None), Call):
+                calls.add(call)
+        dtypes.update([output.dtype for output in node._input_metadata])
         for following, _ in node.next_functions:
-            if following is not None and hasattr(following, "variable"):
+            if type(following).__name__ == "AccumulateGrad":
                 uses[id(following.variable)] += 1
                 leaves[id(following.variable)] = following.variable
             stack.append(following)

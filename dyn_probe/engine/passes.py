@@ -13,7 +13,7 @@ from dyn_probe.engine.coverage import check_coverage, check_hidden, check_rows
 from dyn_probe.engine.graph import Graph
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.tap import Capture
-from dyn_probe.engine.uses import Use, is_split, trained_parameters
+from dyn_probe.engine.uses import Use
 from dyn_probe.errors import BadInput, UnsupportedUse
 from dyn_probe.pairs import PairBatch, sequence_logps
 
@@ -104,7 +104,7 @@ def explained(capture: Capture, logps: Tensor) -> Graph:
     if logps.grad_fn is None:
         raise BadInput("wanted log-probabilities that carry a gradient; these are detached, or all is frozen")
     graph = check_coverage(capture, logps)
-    if not is_split(capture.model):
+    if not capture.survey.split:
         check_rows(capture, logps, lambda loss: backward_only(loss, capture, graph.reentrant, retain=True))
     return graph
 
@@ -117,7 +117,7 @@ def backward_only(loss: Tensor, capture: Capture, reentrant: bool, retain: bool 
     if not reentrant:
         torch.autograd.grad(loss, [capture.anchor], allow_unused=True, retain_graph=retain)
         return
-    parameters = trained_parameters(capture.model)
+    parameters = capture.survey.trained
     aside = {name: p.grad for name, p in parameters.items()}
     try:
         for p in parameters.values():

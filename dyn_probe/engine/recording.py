@@ -22,7 +22,8 @@ from dyn_probe.engine.held import Held, add_weighted_gradients
 from dyn_probe.engine.passes import backward_only, explained, refuse_missed
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.tap import Capture
-from dyn_probe.engine.uses import Call, Claims, is_split, trained_parameters
+from dyn_probe.engine.survey import Survey
+from dyn_probe.engine.uses import Call, Claims
 from dyn_probe.errors import BadInput
 
 SMALLEST = {torch.float64: 1e-100, torch.float32: 1e-18, torch.bfloat16: 1e-18}
@@ -77,6 +78,7 @@ class Recording:
         hold: keep what ``along`` needs until the recording is dropped.
         segments: ``[rows, length]`` response of each position, where rows are packed.
         shield: around everything that runs in the model's forward and backward.
+        survey: what is known of the model's parameters.
     """
 
     def __init__(
@@ -88,9 +90,10 @@ class Recording:
         hold: bool = False,
         segments: Tensor | None = None,
         shield: Shield | None = None,
+        survey: Survey | None = None,
     ) -> None:
         self.full, self.separate, self.hold = full, separate, hold
-        self.capture = Capture(model, self._receive, claims, segments, shield)
+        self.capture = Capture(model, self._receive, claims, segments, shield, survey)
         self.logps: Tensor | None = None
         self.reentrant = False
         self._mask: Tensor | None = None
@@ -199,12 +202,12 @@ class Recording:
     def _smallest_of(self, dtypes: Iterable[torch.dtype]) -> float:
         """The smallest coefficient that may be divided by, where gradients are computed in ``dtypes``. What reentrant
         checkpoints hide is judged by what its modules put out."""
-        parameters = {p.dtype for p in trained_parameters(self.capture.model).values()}
+        parameters = {p.dtype for p in self.capture.survey.trained.values()}
         return max(SMALLEST.get(d, 1e-3) for d in {*dtypes, *self.capture.dtypes, *parameters} if d.is_floating_point)
 
     def _anywhere(self, wanted: bool) -> bool:
         """Whether any process wants it, where parameters are split: then all must run the same backwards."""
-        if not is_split(self.capture.model):
+        if not self.capture.survey.split:
             return wanted
         flag = torch.tensor(float(wanted), device=self.capture.anchor.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
@@ -246,7 +249,7 @@ class Recording:
         """
         assert self._training is not None
         with self.capture.quiet():
-            add_weighted_gradients(self._training.kept, coefficients, trained_parameters(self.capture.model))
+            add_weighted_gradients(self._training.kept, coefficients, self.capture.survey.trained)
         self._coefficients = coefficients.detach().double()
         if not self.hold:
             self._training.kept = {}
@@ -281,7 +284,7 @@ class Recording:
         if self._found is None:
             check_hidden(self.capture)
             if self.reentrant:  # the graph hid what is inside; what has a gradient now must have been tapped
-                trained = trained_parameters(self.capture.model)
+                trained = self.capture.survey.trained
                 refuse_missed([n for n, p in trained.items() if p.grad is not None and n not in self.capture.taken])
             self._found = self._training.finish()
         found = self._found

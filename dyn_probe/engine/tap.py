@@ -20,7 +20,8 @@ from dyn_probe.engine.kinds import KINDS
 from dyn_probe.engine.layout import Layout
 from dyn_probe.engine.randomness import have_moved, random_states
 from dyn_probe.engine.shield import Shield
-from dyn_probe.engine.uses import Call, Claims, Use, explain, find_uses
+from dyn_probe.engine.survey import Survey
+from dyn_probe.engine.uses import Call, Claims, Use, explain
 from dyn_probe.errors import BadInput, UnsupportedUse
 
 Receiver = Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], None]
@@ -59,6 +60,7 @@ class Capture:
         claims: what earlier captures found out about the modules; completed here.
         segments: ``[rows, length]`` response of each position, for packed rows (``layout.Layout``).
         shield: around every hook.
+        survey: what is known of the model's parameters.
 
     ``around`` is autocast's type where the model is called; ``autocast`` says whether any module runs under it, for the
     forward may enter it itself.
@@ -71,10 +73,13 @@ class Capture:
         claims: Claims | None = None,
         segments: Tensor | None = None,
         shield: Shield | None = None,
+        survey: Survey | None = None,
     ) -> None:
         self.model, self._receiver, self._segments = model, receive, segments
         self.shield = Shield() if shield is None else shield
-        self.uses: list[Use] = find_uses(model)
+        self.survey = Survey(model) if survey is None else survey
+        self.survey.renew()
+        self.uses: list[Use] = self.survey.uses
         self.claims: Claims = {} if claims is None else claims
         self.layout = Layout(0, 0)
         self.around: torch.dtype | None = None
@@ -97,7 +102,7 @@ class Capture:
     def __enter__(self) -> Capture:
         if not self.uses:
             raise BadInput("the model has no trained parameter (requires_grad is False everywhere)")
-        device = next(iter(self.uses[0].module.parameters(recurse=False))).device
+        device = next(iter(self.survey.trained.values())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         around = self.shield.around
         try:
@@ -145,7 +150,7 @@ class Capture:
         self._random_states = random_states(self._devices())
 
     def _devices(self) -> set[torch.device]:
-        return {p.device for use in self.uses for p in use.module.parameters(recurse=False)}
+        return {p.device for p in self.survey.trained.values()}
 
     def _leave_model(self, _: nn.Module, args: object, output: Any) -> None:
         if not self._busy and self._inside:

@@ -15,7 +15,8 @@ from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
 from dyn_probe.engine.recording import Products, Recording, distributed
 from dyn_probe.engine.shield import Shield
-from dyn_probe.engine.uses import Claims, trained_parameters
+from dyn_probe.engine.survey import Survey
+from dyn_probe.engine.uses import Claims
 from dyn_probe.errors import BadInput
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
@@ -53,6 +54,10 @@ class BatchInProgress:
     recording: Recording | None = None
     given: Given | None = None
     claims: Claims = field(default_factory=dict)
+    survey: Survey = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.survey = Survey(self.model)
 
     @contextmanager
     def around(
@@ -65,11 +70,14 @@ class BatchInProgress:
     ) -> Iterator[None]:
         """Around the forward and backward; see ``Probe.step``."""
         full, hold = self.schedule.full_gram(step), self.following.holds(step)
-        unused = all(p.grad is None for p in trained_parameters(self.model).values())
+        self.survey.renew()
+        unused = all(p.grad is None for p in self.survey.trained.values())
         hidden = None if responses is None else HeadInputs(responses, segments)
         seen = nullcontext() if hidden is None else hidden.seen(self.model, self.shield)
         try:
-            with Recording(self.model, full, self.separate, self.claims, hold, segments, self.shield) as recording:
+            with Recording(
+                self.model, full, self.separate, self.claims, hold, segments, self.shield, self.survey
+            ) as recording:
                 self.recording = recording
                 with seen:
                     yield
