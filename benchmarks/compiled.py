@@ -1,4 +1,4 @@
-"""The fused kernel compiled for GPUs that need not be there: registers, spilled bytes, tensor-core instructions.
+"""The fused kernels compiled for GPUs that need not be there: registers, spilled bytes, tensor-core instructions.
 
 python benchmarks/compiled.py [--out benchmarks/results/compiled.md]
 """
@@ -6,15 +6,17 @@ python benchmarks/compiled.py [--out benchmarks/results/compiled.md]
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 
-from dyn_probe.engine import pair_kernel
+from dyn_probe.engine import norm_kernel, pair_kernel
 
 TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 """What multiplies on tensor cores, by its names in PTX."""
@@ -29,9 +31,22 @@ class Resources:
     instructions: dict[str, int]
 
 
-def resources(architecture: int, dtype: str) -> Resources:
-    """Of the kernel for a compute capability (80 for 8.0) and a type of activations."""
-    kernel = pair_kernel.compiled(architecture, dtype)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "products": {},
+    "products and the weight's gradient": {"sum_up": True},
+    "products, 16 inputs": {"narrow": 16},
+    "products, 64 inputs": {"narrow": 64},
+}
+"""What the kernel of pairs is compiled for."""
+
+
+def resources(architecture: int, dtype: str, variant: str) -> Resources:
+    """Of the kernel of pairs for a compute capability (80 for 8.0), a type of activations, a row of ``VARIANTS``."""
+    return used_by(pair_kernel.compiled(architecture, dtype, **VARIANTS[variant]))
+
+
+def used_by(kernel: Any) -> Resources:
+    """What a compiled kernel takes."""
     tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -45,18 +60,25 @@ def resources(architecture: int, dtype: str) -> Resources:
 def table() -> str:
     """All architectures and types, as Markdown."""
     lines = [
-        "| GPU | activations | tile | warps | registers | spilled bytes | tensor-core instructions |",
-        "|---" * 7 + "|",
+        "| GPU | activations | kernel | tile | warps | registers | spilled bytes | tensor-core instructions |",
+        "|---" * 8 + "|",
     ]
-    for architecture, tile in pair_kernel.TILES.items():
-        for dtype in ("bf16", "fp16"):
-            found = resources(architecture, dtype)
-            named = ", ".join(f"{n} `{name}`" for name, n in found.instructions.items()) or "none"
-            lines.append(
-                f"| sm_{architecture} | {dtype} | {tile.outputs} × {tile.inputs} × {tile.positions} | {tile.warps} | "
-                f"{found.registers} | {found.spilled} | {named} |"
-            )
+    for architecture, whole in pair_kernel.TILES.items():
+        for dtype, variant in itertools.product(("bf16", "fp16"), VARIANTS):
+            narrow = VARIANTS[variant].get("narrow")
+            tile = pair_kernel.narrowed(whole, narrow) if narrow else whole
+            shape = f"{tile.outputs} × {tile.inputs} × {tile.positions} | {tile.warps}"
+            lines.append(_line(architecture, dtype, variant, shape, resources(architecture, dtype, variant)))
+        for layer, features in itertools.product((True, False), (768, 2048, 8192)):
+            kind = f"{'LayerNorm' if layer else 'RMSNorm'}, {features} features"
+            found = used_by(norm_kernel.compiled(architecture, "bf16", features, layer))
+            lines.append(_line(architecture, "bf16", kind, "| 8", found))
     return "\n".join(lines)
+
+
+def _line(architecture: int, dtype: str, variant: str, shape: str, found: Resources) -> str:
+    named = ", ".join(f"{n} `{name}`" for name, n in found.instructions.items()) or "none"
+    return f"| sm_{architecture} | {dtype} | {variant} | {shape} | {found.registers} | {found.spilled} | {named} |"
 
 
 def main() -> None:
@@ -67,10 +89,10 @@ def main() -> None:
     print(found)
     if options.out is not None:
         options.out.write_text(
-            "# The fused kernel, compiled\n\n```console\npython benchmarks/compiled.py\n```\n\n"
+            "# The fused kernels, compiled\n\n```console\npython benchmarks/compiled.py\n```\n\n"
             f"With Triton {triton.__version__}, for GPUs that were not there; tile is outputs × inputs × positions. A "
-            "test fails on a spilled byte, or where no tensor-core instruction is left. How fast the kernel is on a "
-            f"GPU was not measured.\n\n{found}\n"
+            "test fails on a spilled byte, or where no tensor-core instruction is left in a kernel of pairs.\n\n"
+            f"{found}\n"
         )
 
 

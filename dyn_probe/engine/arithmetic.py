@@ -41,6 +41,11 @@ def as32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor
 
 
+def for_products(tensor: Tensor) -> Tensor:
+    """What ``matmul32`` takes without making a copy of it each time."""
+    return tensor if tensor.is_cuda else as32(tensor)
+
+
 def matmul32(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` with sums in float32 or better, batch dimensions broadcast.
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.engine.answer import Products
+from dyn_probe.engine.recording import Recording, distributed
 from dyn_probe.engine.uses import trained_parameters
 from dyn_probe.errors import CertificationError
 

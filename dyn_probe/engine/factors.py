@@ -68,12 +68,14 @@ class Outer(RowGradients):
         transposed: whether the parameter is ``[inputs, outputs]``.
         spans: where the rows of a pair have tokens, as a hint.
         cut: whether rows were cut to different positions, so that their inputs are never the same.
+        live: ``[R, 2]`` (int32) where each row has gradients, ``[first, last)``, as a hint on a device.
     """
 
     inputs: Tensor
     transposed: bool = False
     spans: tuple[Span, ...] = ()
     cut: bool = False
+    live: Tensor | None = None
     form: ClassVar[str] = "outer"
 
     def shared(self) -> Outer:
@@ -137,7 +139,7 @@ class Outer(RowGradients):
         else:
             where = torch.arange(groups[0].numel(), device=ids.device).view(1, *groups.shape[1:]).expand_as(groups)
             kept = torch.stack([_columns(row, groups).flatten(2) for row in grads])
-        return MetOuter(self.grads[..., :0], self.inputs, self.transposed, (), self.cut, kept, where)
+        return MetOuter(self.grads[..., :0], self.inputs, self.transposed, (), self.cut, None, kept, where)
 
 
 @dataclass(eq=False)

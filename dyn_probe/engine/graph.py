@@ -45,7 +45,7 @@ def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
             continue
         seen.add(node)
         if isinstance(node, BackwardCFunction):  # written in Python: a tap, a checkpoint, or somebody's own
-            if "CheckpointFunction" in node.name():
+            if "CheckpointFunction" in type(node).__name__:
                 checkpoints.append(node)
             if isinstance(call := getattr(node, "call", None), Call):
                 calls.add(call)

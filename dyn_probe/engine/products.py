@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.arithmetic import HALF, as32, dots, matmul32
+from dyn_probe.engine.arithmetic import HALF, as32, dots, for_products, matmul32
 from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector
 from dyn_probe.engine.head_rows import HeadRows
 from dyn_probe.engine.prefix import pairs_by_prefix
@@ -32,8 +32,9 @@ TRAFFIC = 40.0
 LAUNCHED = {"cpu": 1 << 18}
 DEVICE = 1 << 22
 """Numbers of all rows' gradients (elsewhere than on a CPU: ``DEVICE``) below which launches decide."""
-AT_ONCE = 1 << 18
-"""Entries of a token Gram up to which all rows are compared at once, also those that symmetry would spare."""
+AT_ONCE = {"cpu": 1 << 18}
+"""Entries of a token Gram up to which all rows are compared at once, also those that symmetry would spare; elsewhere
+``CHUNK``."""
 CHUNK = 1 << 24
 """Numbers of one slice of blocks or of one part of a token Gram (64 MiB in float32)."""
 
@@ -75,10 +76,10 @@ def _linears(one: Outer, other: Outer, groups: int, metric: Tensor | None) -> Te
         return (inputs * matmul32(one.grads[:, 0], other.grads[:, 0].T)).double()[None]
     size, device = one.rows * one.grads.shape[-1] * one.inputs.shape[-1], one.grads.device.type
     of_pairs = one is other and 2 * groups == one.rows == len(one.inputs)
-    fused = of_pairs and one.inputs.is_cuda and one.inputs.dtype in HALF
-    if few(size, device) or not cheaper_by_tokens(one, other, groups, not fused):
-        found = _fused(one, groups) if fused and not few(size, device) else None
-        return by_blocks(one, other, groups) if found is None else found
+    if of_pairs and one.inputs.is_cuda and one.inputs.dtype in HALF and (found := _fused(one, groups)) is not None:
+        return found
+    if few(size, device) or not cheaper_by_tokens(one, other, groups):
+        return by_blocks(one, other, groups)
     if of_pairs and len(one.spans) == groups and device == "cpu":
         return pairs_by_prefix(as32(one.inputs), as32(one.grads), one.spans)
     a, b = _grouped(one.grads, groups), _grouped(other.grads, groups)
@@ -168,7 +169,7 @@ def _contract(first: Callable[[slice, slice], Tensor], one: Tensor, other: Tenso
     """``[G, n, m]``: ``Σ_{t,s} X[t,s] (v[t]·v'[s])`` from ``v [n, G, P, d]``, ``v' [m, G, S, d]`` and, for some of the
     rows of both, ``X = first(rows, others) [G, rows P, others S]``."""
     n, m, groups = len(one), len(other), one.shape[1]
-    if groups * n * one.shape[2] * m * other.shape[2] <= AT_ONCE:
+    if groups * n * one.shape[2] * m * other.shape[2] <= AT_ONCE.get(one.device.type, CHUNK):
         return _contracted(first, one, other, ALL, ALL).double()
     answer = one.new_zeros(groups, n, m, dtype=torch.float64)
     step = max(1, CHUNK // max(1, groups * one.shape[2] * other.shape[2]))
@@ -199,8 +200,8 @@ def _token_gram(one: Tensor, other: Tensor, rows: slice, others: slice, same: bo
 
 def _sides(one: Tensor, other: Tensor, rows: slice, others: slice, same: bool) -> tuple[Tensor, Tensor]:
     """The tokens of some rows of both as the two sides of a product."""
-    left = as32(_tokens(one, rows))
-    return left, (left if same and rows is others else as32(_tokens(other, others))).mT
+    left = for_products(_tokens(one, rows))
+    return left, (left if same and rows is others else for_products(_tokens(other, others))).mT
 
 
 def _tokens(tensor: Tensor, rows: slice) -> Tensor:
@@ -248,7 +249,7 @@ def _fused(one: Outer, groups: int) -> Tensor | None:
     """Pairs on a GPU, in a pass that writes no gradient down; None where it cannot run."""
     from dyn_probe.engine import pair_kernel  # brings a compiler along, which a CPU has no use for
 
-    return pair_kernel.pair_products(one.inputs, one.grads, lambda: by_blocks(one, one, groups))
+    return pair_kernel.pair_products(one.inputs, one.grads, lambda: by_blocks(one, one, groups), one.live)
 
 
 def few(numbers: int, device: str) -> bool:
@@ -281,12 +282,8 @@ def by_sum(factors: Sequence[Factor], groups: int) -> Tensor:
     return dots(rows, rows)
 
 
-def cheaper_by_tokens(one: Outer, other: Outer, groups: int, written: bool) -> bool:
-    """Whether token Grams cost less than blocks: multiply-adds plus ``TRAFFIC`` times numbers moved.
-
-    Args:
-        written: whether blocks are written to memory and read again.
-    """
+def cheaper_by_tokens(one: Outer, other: Outer, groups: int) -> bool:
+    """Whether token Grams cost less than blocks: multiply-adds plus ``TRAFFIC`` times numbers moved."""
     length, other_length = one.grads.shape[1], other.grads.shape[1]
     p, q = one.inputs.shape[-1], one.grads.shape[-1]
     within = one.rows * other.rows // groups
@@ -294,5 +291,5 @@ def cheaper_by_tokens(one: Outer, other: Outer, groups: int, written: bool) -> b
     products = within * (n + 1) / (2 * n) if one is other else within
     tokens = products * length * other_length * (p + q + TRAFFIC)
     multiplied = within * p * q if groups == 1 else 0
-    blocks = one.rows * length * p * q + multiplied + (3 * TRAFFIC * one.rows * p * q if written else 0)
+    blocks = one.rows * length * p * q + multiplied + 3 * TRAFFIC * one.rows * p * q
     return tokens <= blocks

@@ -8,21 +8,22 @@ the training backward goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.engine.assembly import Assembly, pair_columns
+from dyn_probe.engine.answer import Products
+from dyn_probe.engine.assembly import Assembly
 from dyn_probe.engine.coverage import check_hidden
+from dyn_probe.engine.fetching import fetching
 from dyn_probe.engine.held import Held, add_weighted_gradients
 from dyn_probe.engine.passes import backward_only, explained, refuse_missed
 from dyn_probe.engine.shield import Shield
-from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.survey import Survey
+from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.uses import Call, Claims
 from dyn_probe.errors import BadInput
 
@@ -30,42 +31,6 @@ SMALLEST = {torch.float64: 1e-100, torch.float32: 1e-18, torch.bfloat16: 1e-18}
 """Coefficients below this are not divided by, by the type that the gradient was computed in (float16: 1e-3)."""
 UNEQUAL = 1e-5
 """A row's tokens have one coefficient if they differ by no more than this share of it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Products:
-    """What one batch gave, on the CPU in float64.
-
-    Args:
-        by_parameter: name → ``[B, 3]`` (``‖g_w‖²``, ``‖g_l‖²``, ``⟨g_w,g_l⟩``), or ``[2B, 2B]`` if ``full``.
-        coefficients: ``[2B]`` ``∂loss/∂(row log-probability)``.
-        separate: ``[B]`` pairs that were measured by a separate backward.
-        full: whether ``by_parameter`` holds full Grams.
-        unequal: ``[B]`` pairs with a row whose tokens have different coefficients (``coefficients`` has their mean), so
-            that no pull on the row's log-probability stands for them.
-    """
-
-    by_parameter: dict[str, Tensor]
-    coefficients: Tensor
-    separate: Tensor
-    full: bool
-    unequal: Tensor
-
-    @property
-    def gram(self) -> Tensor | None:
-        """``K [2B, 2B]``, where the full Gram was recorded."""
-        return torch.stack(list(self.by_parameter.values())).sum(0) if self.full else None
-
-    def pair_entries(self) -> dict[str, Tensor]:
-        """Name → ``[B, 3]``."""
-        return {n: pair_entries(v) for n, v in self.by_parameter.items()} if self.full else self.by_parameter
-
-
-def pair_entries(gram: Tensor) -> Tensor:
-    """``[B, 3]`` from ``[2B, 2B]``: ``K[w,w], K[l,l], K[w,l]`` of each pair."""
-    half = len(gram) // 2
-    grouped = gram.unflatten(0, (2, half)).unflatten(2, (2, half)).diagonal(dim1=1, dim2=3)
-    return pair_columns(grouped.permute(2, 0, 1))
 
 
 class Recording:
@@ -270,7 +235,11 @@ class Recording:
         return Held(tuple(parts)) if parts else None
 
     def result(self) -> Products:
-        """The answers, once the backward has run.
+        """The answers, once the backward has run; see ``fetching``."""
+        return self.fetching()()
+
+    def fetching(self) -> Callable[[], Products]:
+        """Start fetching the answers, once the backward has run; what this returns waits for them.
 
         Raises:
             BadInput: the loss did not depend on the log-probabilities.
@@ -292,9 +261,14 @@ class Recording:
             apart = self._apart.finish()
             keep = self._bad.any() if self.full else self._bad[:, None]
             found = {name: torch.where(keep, apart[name], value) for name, value in found.items()}
-        stacked = torch.stack(list(found.values())).cpu()
-        by_parameter, unequal = dict(zip(found, stacked, strict=True)), self._unequal.cpu()
-        return Products(by_parameter, self._coefficients.cpu(), self._bad.cpu(), self.full, unequal)
+        stacked, full = torch.stack(list(found.values())), self.full
+        fetched = fetching([stacked, self._coefficients, self._bad, self._unequal])
+
+        def products() -> Products:
+            values, coefficients, separate, unequal = fetched()
+            return Products(dict(zip(found, values, strict=True)), coefficients, separate, full, unequal)
+
+        return products
 
 
 def distributed() -> bool:

@@ -34,7 +34,11 @@ class Survey:
         """Read the model again if a module or a trained parameter is not the one it was."""
         seen = _identities(self.model)
         if seen != self._seen:
-            self.trained, self.uses, self.split = trained_parameters(self.model), find_uses(self.model), is_split(self.model)
+            self.trained, self.uses, self.split = (
+                trained_parameters(self.model),
+                find_uses(self.model),
+                is_split(self.model),
+            )
             self._seen = seen
 
 

@@ -51,6 +51,24 @@ class Tap(torch.autograd.Function):
         return (None, None, None, None, *grads)
 
 
+class Quiet:
+    """Around what runs modules that are no concern of a capture (entered for every use: a generator would be slow)."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture, self.was = capture, capture.busy
+
+    def __enter__(self) -> None:
+        self.capture.busy = True
+
+    def __exit__(self, *_: object) -> None:
+        self.capture.busy = self.was
+
+
+def leaves_of(output: Any) -> list[Any]:
+    """What a module gives, flat."""
+    return [output] if isinstance(output, Tensor) else pytree.tree_leaves(output)
+
+
 class Capture:
     """Hooks on every module of ``model`` with trained parameters, for one forward; they leave with the context.
 
@@ -60,7 +78,7 @@ class Capture:
         claims: what earlier captures found out about the modules; completed here.
         segments: ``[rows, length]`` response of each position, for packed rows (``layout.Layout``).
         shield: around every hook.
-        survey: what is known of the model's parameters.
+        survey: what is known of the model's parameters; renewed by whoever gives it.
 
     ``around`` is autocast's type where the model is called; ``autocast`` says whether any module runs under it, for the
     forward may enter it itself.
@@ -75,10 +93,10 @@ class Capture:
         shield: Shield | None = None,
         survey: Survey | None = None,
     ) -> None:
-        self.model, self._receiver, self._segments = model, receive, segments
+        self.model, self._segments = model, segments
         self.shield = Shield() if shield is None else shield
+        self._receiver = self.shield.around(receive)
         self.survey = Survey(model) if survey is None else survey
-        self.survey.renew()
         self.uses: list[Use] = self.survey.uses
         self.claims: Claims = {} if claims is None else claims
         self.layout = Layout(0, 0)
@@ -94,7 +112,7 @@ class Capture:
         self.entry: tuple[Any, Any, Tensor] | None = None
         self.output: Any = None
         self.anchor: Tensor
-        self._inside = self._busy = False
+        self._inside = self.busy = False
         self._forwards = 0
         self._random_states: list[Any] = []
         self._hooks = ExitStack()
@@ -132,7 +150,7 @@ class Capture:
         self._hooks.callback(step)
 
     def _enter_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.is_grad_enabled() or self._busy:
+        if not torch.is_grad_enabled() or self.busy:
             return
         tensors = (t.shape for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim() > 1)
         shape = next(tensors, None)
@@ -153,21 +171,21 @@ class Capture:
         return {p.device for p in self.survey.trained.values()}
 
     def _leave_model(self, _: nn.Module, args: object, output: Any) -> None:
-        if not self._busy and self._inside:
+        if not self.busy and self._inside:
             self._inside = False
             self.random = have_moved(self._random_states, random_states(self._devices()))
             self.output = output if self.widened else None
 
     def _hook_of(self, use: Use) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if self._busy or not self._forwards:
+            if self.busy or not self._forwards:
                 return None
             for local, name in use.parameters.items():  # FSDP2 puts whole parameters in place for the forward
                 self.leaves[id(module._parameters[local])] = name
             if self._inside:
                 self.calls[module] = self.calls.get(module, 0) + 1
                 self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
-                self.dtypes.update(t.dtype for t in pytree.tree_leaves(output) if isinstance(t, Tensor))
+                self.dtypes.update([t.dtype for t in leaves_of(output) if isinstance(t, Tensor)])
             if not torch.is_grad_enabled():
                 return None
             return self._tap(use, args, kwargs, output)
@@ -175,7 +193,7 @@ class Capture:
         return hook
 
     def _recorded(self) -> bool:
-        return self._inside and not self._busy and torch.is_grad_enabled()
+        return self._inside and not self.busy and torch.is_grad_enabled()
 
     def _entering(self, head: FusedHead) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -208,11 +226,11 @@ class Capture:
         output.log_probs = self._put_tap(call)[0]
 
     def _tap(self, use: Use, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        leaves, spec = pytree.tree_flatten(output)
-        places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad)
+        leaves = leaves_of(output)
+        places = tuple([i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad])
         if not places:
             return None
-        call = Call(use, self.layout, args, kwargs, tuple(leaves[i] for i in places), places)
+        call = Call(use, self.layout, args, kwargs, tuple([leaves[i] for i in places]), places)
         try:
             with self.quiet(), torch.no_grad():
                 self.claims[use.module] = explain(call, KINDS, self.claims.get(use.module))
@@ -225,7 +243,11 @@ class Capture:
             outputs = tuple(t.expand(rows, length, t.shape[-1]).clone() for t in outputs)
             self.widened.append(use.name)
         call.outputs = outputs
-        for place, tensor in zip(places, self._put_tap(call), strict=True):
+        tapped = self._put_tap(call)
+        if isinstance(output, Tensor):
+            return tapped[0]
+        leaves, spec = pytree.tree_flatten(output)
+        for place, tensor in zip(places, tapped, strict=True):
             leaves[place] = tensor
         return pytree.tree_unflatten(leaves, spec)
 
@@ -240,21 +262,16 @@ class Capture:
 
     def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         with self.quiet():
-            self.shield.around(self._receiver)(call, saved, grads)
+            self._receiver(call, saved, grads)
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
+    def quiet(self) -> Quiet:
         """Modules that run inside are not tapped: the rules themselves run some again."""
-        was, self._busy = self._busy, True
-        try:
-            yield
-        finally:
-            self._busy = was
+        return Quiet(self)
 
     @contextmanager
     def receiving(self, receiver: Receiver) -> Iterator[None]:
         """Backwards that run inside report to ``receiver``."""
-        was, self._receiver = self._receiver, receiver
+        was, self._receiver = self._receiver, self.shield.around(receiver)
         try:
             yield
         finally:

@@ -8,9 +8,8 @@ and taken as one call with ``k`` times as many rows: row ``i`` of the ``j``-th u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -51,9 +50,10 @@ class Together:
 
     def add(self, arrived: Arrived) -> bool:
         """Whether the use is small and of a kind that can wait; else nothing is done."""
-        limits, key = SMALL.get(self.device, DEVICE), _key(arrived)
-        size = sum(t.numel() for t in _tensors(arrived))
-        if key is None or size > limits.use:
+        limits, tensors = SMALL.get(self.device, DEVICE), _tensors(arrived)
+        size = sum([t.numel() for t in tensors])
+        key = _key(arrived, tensors) if size <= limits.use else None
+        if key is None:
             return False
         self._waiting.setdefault(key, []).append(arrived)
         self._numbers[key] = self._numbers.get(key, 0) + size
@@ -72,21 +72,22 @@ class Together:
         self.reduce(_stacked(uses) if len(uses) > 1 else uses[0], [call for call, _, _ in uses])
 
 
-def _tensors(arrived: Arrived) -> Iterator[Tensor]:
+def _tensors(arrived: Arrived) -> list[Tensor]:
     _, saved, grads = arrived
-    return chain(saved, (grad for grad in grads if grad is not None))
+    return [*saved, *_whole(grads)]
 
 
-def _key(arrived: Arrived) -> Hashable | None:
+def _key(arrived: Arrived, tensors: Sequence[Tensor]) -> Hashable | None:
     """What uses have in common that can be stacked; None for one that is taken alone."""
     call, _, grads = arrived
     alike = call.kind.alike(call)
     rows = call.layout.rows
     if alike is None or call.layout.places is not None or any(grad is None for grad in grads):
         return None
-    if any(t.dim() < 2 or len(t) != rows for t in _tensors(arrived)):  # rows and positions flattened
+    shapes = tuple([t.shape for t in tensors])
+    if any(len(shape) < 2 or shape[0] != rows for shape in shapes):  # rows and positions flattened
         return None
-    return (call.kind.name, alike, call.trained, *((t.shape, t.dtype) for t in _tensors(arrived)))
+    return (call.kind.name, alike, call.trained, shapes, tuple([t.dtype for t in tensors]))
 
 
 def _stacked(uses: Sequence[Arrived]) -> Arrived:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.engine.answer import Products
 from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
-from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.engine.recording import Recording, distributed
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey
 from dyn_probe.engine.uses import Claims
 from dyn_probe.errors import BadInput
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
-from dyn_probe.probe.given import Given, numbers
+from dyn_probe.probe.given import Given, Told
 from dyn_probe.probe.head_inputs import HeadInputs
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
-from dyn_probe.probe.trace_rows import BatchRecord
+from dyn_probe.probe.trace_rows import BatchRecord, ids_of
 
 
 @dataclass
@@ -52,7 +53,7 @@ class BatchInProgress:
     armed: bool = False
     certificate: Certificate | None = None
     recording: Recording | None = None
-    given: Given | None = None
+    given: Told | None = None
     claims: Claims = field(default_factory=dict)
     survey: Survey = field(init=False)
 
@@ -85,7 +86,7 @@ class BatchInProgress:
                 if self.given is None:
                     raise BadInput("probe.step was left without a call of probe.pairs(logps, …) in it")
                 if hidden is not None and self.armed:
-                    self.given.columns.update(hidden.columns())
+                    self.given = self.given.completed(None, hidden.columns())
                 self._take(step, ids, rate, recording, unused)
         finally:
             self.recording = self.given = None
@@ -95,16 +96,37 @@ class BatchInProgress:
     ) -> None:
         """What one batch gave; ``unused`` where no parameter had a gradient before it."""
         assert self.given is not None
-        products, record = recording.result(), None
-        self._certify(recording, products)
         self.evaluation.random |= recording.capture.random
         device = recording.capture.anchor.device.type
         self.evaluation.arithmetic = partial(computing_in, recording.capture.around, device)
-        if self.armed:
-            record = BatchRecord.of(step, self.rows.rank, ids, self.given, products, rate, not self.in_parts)
+        ids = ids_of(step, self.rows.rank, ids, self.given.pairs)
+        alone = unused and not (self.separate or distributed())
+        finish = partial(
+            self._finish, recording, recording.fetching(), self.given.fetching(), step, ids if self.armed else None,
+            rate, alone,
+        )  # fmt: skip
+        if self.check.done and not (self.schedule.full_gram(step) or self.following.holds(step)):
+            self.rows.later(step, finish)  # nothing but the rows is wanted of it: the device need not stop
+        else:
+            finish()
+
+    def _finish(
+        self,
+        recording: Recording,
+        measured: Callable[[], Products],
+        said: Callable[[], Given],
+        step: int,
+        ids: Sequence[str] | None,
+        rate: float | None,
+        alone: bool,
+    ) -> None:
+        """The batch's numbers have arrived; ``ids`` is None where it is not recorded."""
+        products, record = measured(), None
+        self._certify(recording, products)
+        if ids is not None:
+            record = BatchRecord.of(step, self.rows.rank, ids, said(), products, rate, not self.in_parts)
             self.rows.add(record, products, recording.capture.uses if self.layers else None)
-            alone = unused and not (self.separate or distributed()) and len(self.rows.batches) == 1
-            alone = alone and not products.unequal.numpy().any()
+            alone = alone and len(self.rows.batches) == 1 and not products.unequal.numpy().any()
             if products.gram is not None and alone:
                 self.rows.step(step)["law1_error"] = law_one(self.model, products.gram, products.coefficients)
         self.following.expect(step, record, recording, products)
@@ -126,7 +148,7 @@ class BatchInProgress:
                 "the optimizer's step is followed for the responses' own log-probabilities, and with predict=False the "
                 "rows are others; write Probe(update=False, metric_every=0, split_momentum=False)"
             )
-        self.given = Given.of(self.recording.logps, columns=columns, **given)
+        self.given = Told.of(self.recording.logps, columns=columns, **given)
         if not self.check.done:
             self.check.prepare(self.recording)
             if self.check.skipped:
@@ -162,4 +184,4 @@ class BatchInProgress:
         if self.recording is None or self.given is None:
             raise BadInput("probe.backward needs probe.measure before it, in the same step")
         self.recording.reweight(coefficients)
-        self.given.columns.update({name: numbers(value) for name, value in columns.items()})
+        self.given = self.given.completed(None, columns)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.engine.answer import Products
 from dyn_probe.engine.held import Held
-from dyn_probe.engine.recording import Products, Recording, distributed
+from dyn_probe.engine.recording import Recording, distributed
 from dyn_probe.engine.shield import Shield
 from dyn_probe.errors import BadInput
 from dyn_probe.metric.last_metric import squares_in_last_metric

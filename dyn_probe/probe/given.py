@@ -1,15 +1,18 @@
-"""What a training loop says of a batch, as numbers on the CPU."""
+"""What a training loop says of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from dyn_probe.engine.fetching import fetching
 from dyn_probe.errors import BadInput
+
+SIDES = ("reference", "lengths")
+"""What is told of every response, ``[2B]``; all else of every pair, ``[B]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +27,20 @@ class Given:
     predict: bool = True
     columns: dict[str, np.ndarray] = field(default_factory=dict)
 
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """The same as it was said: tensors on whatever device they are on, which nothing waits for.
+
+    Args:
+        told: ``reference``, ``lengths``, ``losses`` and further columns.
+    """
+
+    logps: Tensor
+    told: Mapping[str, Tensor]
+    scale: float = 1.0
+    predict: bool = True
+
     @staticmethod
     def of(
         logps: Tensor,
@@ -33,17 +50,20 @@ class Given:
         scale: float,
         predict: bool,
         columns: Mapping[str, Tensor],
-    ) -> Given:
-        """The same from tensors.
-
-        Raises:
-            BadInput: a shape does not fit the log-probabilities'.
+    ) -> Told:
+        """Raises:
+        BadInput: a shape does not fit the log-probabilities'.
         """
         told = {"reference": reference, "lengths": lengths, "losses": losses, **columns}
-        given = Given(numbers(logps), scale=scale, predict=predict)
-        return given.completed(None, {name: value for name, value in told.items() if value is not None})
+        found = {name: value for name, value in told.items() if value is not None}
+        return Told(logps.detach(), {}, scale, predict).completed(None, found)
 
-    def completed(self, scale: float | None, told: Mapping[str, Tensor]) -> Given:
+    @property
+    def pairs(self) -> int:
+        """``B``."""
+        return len(self.logps) // 2
+
+    def completed(self, scale: float | None, told: Mapping[str, Tensor]) -> Told:
         """The same with more of it.
 
         Raises:
@@ -53,10 +73,20 @@ class Given:
         for name, size in (("reference", rows), ("lengths", rows), ("losses", rows // 2)):
             if name in told and told[name].shape != (size,):
                 raise BadInput(f"probe.pairs needs {name} of shape [{size}]; got {list(told[name].shape)}")
-        found = {name: numbers(value) for name, value in told.items()}
-        own: dict[str, Any] = {name: found.pop(name) for name in ("reference", "lengths", "losses") if name in found}
-        scale = self.scale if scale is None else scale
-        return replace(self, **own, scale=scale, columns={**self.columns, **found})
+        found = {name: value.detach().clone() for name, value in told.items()}
+        return replace(self, told={**self.told, **found}, scale=self.scale if scale is None else scale)
+
+    def fetching(self) -> Callable[[], Given]:
+        """Start fetching it; what this returns waits for it."""
+        fetched = fetching([self.logps, *self.told.values()])
+
+        def given() -> Given:
+            logps, *values = map(numbers, fetched())
+            found = dict(zip(self.told, values, strict=True))
+            own = {name: found.pop(name) for name in (*SIDES, "losses") if name in found}
+            return Given(logps, **own, scale=self.scale, predict=self.predict, columns=found)
+
+        return given
 
 
 def numbers(values: Tensor) -> np.ndarray:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dyn_probe import entanglement
 from dyn_probe.engine.shield import Shield
 
 
@@ -67,24 +66,26 @@ class HeadInputs:
         """``Σ_t h_i^t [responses, d]`` and ``n_i``, in float32 or better."""
         predicted = self._responses[:, 1:].to(hidden.device)
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        parts = torch.where(predicted[..., None], hidden[:, :-1].to(wide), 0.0)  # NaN on padding counts as nothing
+        parts = torch.where(predicted[..., None], hidden[:, :-1], 0.0)  # NaN on padding counts as nothing
         if self._segments is None:
-            self._sums, self._counts = parts.sum(1), predicted.sum(1)
+            self._sums, self._counts = parts.sum(1, dtype=wide), predicted.sum(1)
             return
+        parts = parts.to(wide)
         owner = self._segments[:, 1:].to(hidden.device)
         size = int(owner.max()) + 1
         owner = owner.clamp(min=0).flatten()
         self._sums = parts.new_zeros(size, parts.shape[-1]).index_add_(0, owner, parts.flatten(0, 1))
         self._counts = predicted.new_zeros(size, dtype=torch.long).index_add_(0, owner, predicted.flatten().long())
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, Tensor]:
         """``ches`` and ``ches_normalised``, ``[B]``; empty where the head's input was not seen."""
         if self._sums is None or self._counts is None:
             return {}
-        sums, counts = self._sums.cpu().double().numpy(), self._counts.cpu().numpy()[:, None]
-        chosen, rejected = sums[: len(sums) // 2], sums[len(sums) // 2 :]
-        means = sums / counts
-        return {
-            "ches": entanglement.ches(chosen, rejected),
-            "ches_normalised": entanglement.ches(means[: len(sums) // 2], means[len(sums) // 2 :]),
-        }
+        sums = self._sums.double()
+        return {"ches": _ches(sums), "ches_normalised": _ches(sums / self._counts[:, None])}
+
+
+def _ches(hidden: Tensor) -> Tensor:
+    """``entanglement.ches`` where the hidden states are, ``[B]`` from ``[2B, d]``."""
+    chosen, rejected = hidden.chunk(2)
+    return (chosen * (rejected - chosen)).sum(1)

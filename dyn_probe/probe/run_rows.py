@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from dyn_probe import entanglement
+from dyn_probe.engine.answer import Products
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
-from dyn_probe.engine.recording import Products
 from dyn_probe.engine.uses import Use
 from dyn_probe.probe.row_store import Row, RowStore
 from dyn_probe.probe.trace_rows import BatchRecord, layer_rows, step_means
@@ -34,7 +34,8 @@ class RunRows:
 
     def __init__(self, writer: TraceWriter | None, rank: int, keep: bool = True) -> None:
         self.writer, self.rank = writer, rank
-        self.batches: list[BatchRecord] = []
+        self._batches: list[BatchRecord] = []
+        self._arriving: list[Callable[[], None]] = []
         self.floor: float | None = None
         """Change (nats) of a log-probability that numerics alone can make."""
         self._steps: dict[int, Row] = {}
@@ -46,13 +47,25 @@ class RunRows:
         """Whether the step is one of those in progress."""
         return step in self._steps
 
+    def later(self, step: int, finish: Callable[[], None]) -> None:
+        """A batch of this step whose numbers are still on their way: ``finish`` adds it, before anything is read."""
+        self.step(step)
+        self._arriving.append(finish)
+
+    @property
+    def batches(self) -> list[BatchRecord]:
+        """Batches of the steps in progress."""
+        while self._arriving:
+            self._arriving.pop(0)()
+        return self._batches
+
     def add(self, record: BatchRecord, products: Products, uses: Sequence[Use] | None = None) -> None:
         """A batch and what it adds to its step.
 
         Args:
             uses: the model's, where its layers are recorded too.
         """
-        self.batches.append(record)
+        self._batches.append(record)
         if uses is not None and self.writer is not None:
             entries = products.pair_entries()
             self._layers = self._layers or layers_of(list(entries), uses)
@@ -125,4 +138,4 @@ class RunRows:
         self.write("pairs", rows)
         self.write("steps", list(self._steps.values()))
         self._store.settle()
-        self.batches, self._steps = [], {}
+        self._batches, self._steps = [], {}

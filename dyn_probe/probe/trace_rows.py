@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dyn_probe import entanglement
+from dyn_probe.engine.answer import Products
 from dyn_probe.engine.layers import Layer
-from dyn_probe.engine.recording import Products
 from dyn_probe.errors import BadInput
 from dyn_probe.metric.pushes import Pushes
 from dyn_probe.metric.step_facts import StepFacts
@@ -46,7 +46,7 @@ class BatchRecord:
     def of(
         step: int,
         rank: int,
-        ids: Sequence[str] | None,
+        ids: Sequence[str],
         given: Given,
         products: Products,
         rate: float | None,
@@ -55,17 +55,10 @@ class BatchRecord:
         """What the loop gave and the recording found.
 
         Args:
-            ids: the pairs' ids; None numbers them.
+            ids: the pairs' ids.
             rate: η of the predictions; None leaves them out.
             whole: whether the batch is all that the optimizer's step is made of.
-
-        Raises:
-            BadInput: not one id for each pair.
         """
-        size = len(given.logps) // 2
-        ids = [f"{step}-{rank}-{i}" for i in range(size)] if ids is None else list(ids)
-        if len(ids) != size:
-            raise BadInput(f"probe.step wants one pair id for each of the {size} pairs; got {len(ids)}")
         unequal = products.unequal.numpy()
         known = dict.fromkeys(OF_PULLS, ~unequal) if unequal.any() else {}
         return BatchRecord(step, rank, ids, pair_columns(given, products, rate, whole), known, rate)
@@ -123,6 +116,18 @@ class BatchRecord:
     def has(self, name: str, i: int) -> bool:
         """Whether row ``i`` has a value of the column."""
         return name in self.columns and (name not in self.known or bool(self.known[name][i]))
+
+
+def ids_of(step: int, rank: int, ids: Sequence[str] | None, pairs: int) -> list[str]:
+    """The pairs' ids as they were given; numbers where there are none.
+
+    Raises:
+        BadInput: not one id for each pair.
+    """
+    found = [f"{step}-{rank}-{i}" for i in range(pairs)] if ids is None else list(ids)
+    if len(found) != pairs:
+        raise BadInput(f"probe.step wants one pair id for each of the {pairs} pairs; got {len(found)}")
+    return found
 
 
 def layer_rows(step: int, ids: Sequence[str], layers: Mapping[Layer, Tensor]) -> list[Row]:

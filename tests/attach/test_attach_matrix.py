@@ -18,7 +18,7 @@ from attach_checks import gradients
 from dyn_probe import load_trace
 from dyn_probe.attach.trainer_kinds import FUSED, trl_version
 from dyn_probe.attach.trl import ProbeCallback
-from dyn_probe.probe.given import Given
+from dyn_probe.probe.given import Told
 
 
 def trainer_of(cell: matrix.Cell, folder: Path, callbacks: list[Any] | None = None) -> Any:
@@ -132,7 +132,7 @@ def test_the_page_says_what_is_not_exact(tmp_path, monkeypatch):
 
 
 def test_a_wrong_row_is_no_exact_cell(tmp_path, monkeypatch):
-    real = Given.of
-    monkeypatch.setattr(Given, "of", staticmethod(lambda logps, *a, **k: real(logps.detach() * 1.01, *a, **k)))
+    real = Told.of
+    monkeypatch.setattr(Told, "of", staticmethod(lambda logps, *a, **k: real(logps.detach() * 1.01, *a, **k)))
     found = exactness(("SimPO", "full", "float32", "none"), tmp_path)
     assert found.startswith("logps/chosen is ") and "by the recorded rows" in found

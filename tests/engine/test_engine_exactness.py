@@ -15,8 +15,9 @@ from reference.same_graph import gram_of
 
 from dyn_probe import pair_gradients, row_gram, sequence_logps
 from dyn_probe.engine import products
+from dyn_probe.engine.answer import pair_entries
 from dyn_probe.engine.kinds import linear
-from dyn_probe.engine.recording import Recording, pair_entries
+from dyn_probe.engine.recording import Recording
 
 TABLE: list[tuple[str, str, float]] = []
 

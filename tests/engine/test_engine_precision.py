@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dyn_probe import Probe, sequence_logps
-from dyn_probe.engine.recording import pair_entries
+from dyn_probe.engine.answer import pair_entries
 
 
 class Island(Base):

@@ -11,9 +11,10 @@ from reference.same_graph import gram_of
 
 from dyn_probe import PairBatch, pair_gradients, sequence_logps
 from dyn_probe.engine import prefix, products
+from dyn_probe.engine.answer import pair_entries
 from dyn_probe.engine.layout import Span, find_spans
 from dyn_probe.engine.prefix import hull, work
-from dyn_probe.engine.recording import Recording, pair_entries
+from dyn_probe.engine.recording import Recording
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 

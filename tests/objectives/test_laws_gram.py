@@ -14,9 +14,9 @@ from hand_written import OnlyGeneric
 
 from dyn_probe import CertificationError, PairBatch, Probe, row_gram, sequence_logps
 from dyn_probe.engine import kinds, products
+from dyn_probe.engine.answer import pair_entries
 from dyn_probe.engine.kinds import linear
 from dyn_probe.engine.layers import layers_of, sum_layers
-from dyn_probe.engine.recording import pair_entries
 from dyn_probe.engine.uses import find_uses
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")

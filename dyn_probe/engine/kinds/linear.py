@@ -59,12 +59,14 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
     found: dict[str, Factor] = {}
     if "weight" in call.trained:
         inputs = call.layout.by_response(saved[0])
-        cut = False
-        if outputs.shape[-1] >= WIDE:
+        cut, where = False, None
+        if outputs.shape[-1] >= WIDE and outputs.device.type == "cpu":
             inputs, outputs, cut = live(inputs, outputs)
+        elif outputs.shape[-1] >= WIDE:
+            where = live_range(outputs)
         whole = outputs.shape[1] == call.layout.length
         found["weight"] = Outer(
-            outputs, inputs, isinstance(call.module, Conv1D), call.layout.spans if whole and not cut else (), cut
+            outputs, inputs, isinstance(call.module, Conv1D), call.layout.spans if whole and not cut else (), cut, where
         )
     if "bias" in call.trained:
         found["bias"] = Vector(summed(outputs))
@@ -78,21 +80,27 @@ def alike(call: Call) -> Hashable:
 
 def summed(outputs: Tensor) -> Tensor:
     """``[rows, q]`` sums over positions in float32 or better."""
-    if outputs.numel() <= FEW:
+    if outputs.numel() <= FEW or outputs.device.type != "cpu":
         return outputs.sum(1, dtype=torch.float32 if outputs.dtype in HALF else None)
     outputs = as32(outputs)  # as a product with ones, twice as fast for wide layers
     return torch.bmm(outputs.new_ones(outputs.shape[0], 1, outputs.shape[1]), outputs).squeeze(1)
+
+
+def live_range(outputs: Tensor) -> Tensor:
+    """``[rows, 2]`` (int32) the same positions, ``[first, last)``, where reading them would stop the device."""
+    alive = outputs.abs().amax(-1) != 0  # NaN counts as alive
+    positions = torch.arange(alive.shape[1], device=alive.device, dtype=torch.int32)
+    first = torch.where(alive, positions, alive.shape[1]).amin(1)
+    last = torch.where(alive, positions + 1, 0).amax(1)
+    return torch.stack([torch.minimum(first, last), last], 1)
 
 
 def live(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, bool]:
     """``(A, B)`` at each row's positions from the first to the last that has a gradient, filled up with zeros, and
     whether these are different positions in different rows.
 
-    A head has a gradient only where a response token is predicted. On a GPU finding these positions would stop the
-    device, so all are kept there.
+    A head has a gradient only where a response token is predicted.
     """
-    if outputs.device.type != "cpu":
-        return inputs, outputs, False
     alive = ~((outputs.amax(-1) == 0) & (outputs.amin(-1) == 0))  # NaN counts as alive
     positions = torch.arange(alive.shape[1])
     first = torch.where(alive, positions, alive.shape[1] - 1).amin(1)

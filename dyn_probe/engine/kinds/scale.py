@@ -105,15 +105,40 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
     """Weight ``Σ_t B[t] ∘ x̂[t]``, bias ``Σ_t B[t]``: ``[responses, n]`` each."""
     weight = call.module.weight
     assert isinstance(weight, Tensor) and grads[0] is not None and call.claim is not None
-    features = weight.dim()
-    outputs = as32(call.layout.by_response(grads[0], features))
+    outputs = call.layout.by_response(grads[0], weight.dim())
+    if "weight" in call.trained and (sums := _fused(call, saved[0], outputs)) is not None:
+        both = {"weight": Vector(sums[0]), "bias": Vector(sums[1])}
+        return {name: factor for name, factor in both.items() if name in call.trained}
+    outputs = as32(outputs)
     found: dict[str, Factor] = {}
     if "weight" in call.trained:
-        hats = call.layout.by_response(call.claim.notes["hats"](as32(saved[0])), features)
-        found["weight"] = Vector((outputs * hats.to(outputs.dtype)).sum(1).flatten(1))
+        found["weight"] = Vector(_scale_rows(call, saved[0], outputs).flatten(1))
     if "bias" in call.trained:
         found["bias"] = Vector(outputs.sum(1).flatten(1))
     return found
+
+
+def _scale_rows(call: Call, inputs: Tensor, outputs: Tensor) -> Tensor:
+    """``[responses, …]`` ``Σ_t B[t] ∘ x̂[t]``."""
+    assert call.claim is not None
+    hats = call.layout.by_response(call.claim.notes["hats"](as32(inputs)), outputs.dim() - 2)
+    return (outputs * hats.to(outputs.dtype)).sum(1)
+
+
+def _fused(call: Call, inputs: Tensor, outputs: Tensor) -> Tensor | None:
+    """Both sums of a norm of torch in one pass on a GPU; None where that cannot run."""
+    assert call.claim is not None
+    hats = call.claim.notes["hats"]
+    if not outputs.is_cuda or outputs.dim() != 3 or hats.func is measured or call.layout.places is not None:
+        return None
+    from dyn_probe.engine import norm_kernel  # brings a compiler along, which a CPU has no use for
+
+    def slow() -> Tensor:
+        wide = as32(outputs)
+        return torch.stack([_scale_rows(call, inputs, wide), wide.sum(1)])
+
+    layer, eps = hats.func is F.layer_norm, hats.keywords["eps"]
+    return norm_kernel.norm_sums(call.layout.by_row(inputs), outputs, layer, eps, slow)
 
 
 def alike(call: Call) -> Hashable | None:

@@ -1,0 +1,35 @@
+"""From the device to the CPU in one copy, which the device need not stop for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+def fetching(values: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+    """Start copying detached values to the CPU; calling what this returns waits for them, each in its shape and type.
+    Those of one device travel together."""
+    found: list[Callable[[], Tensor] | None] = [None] * len(values)
+    for device in dict.fromkeys(value.device for value in values if value.is_cuda):
+        here = [k for k, value in enumerate(values) if value.device == device]
+        for k, wait in zip(here, _from_device([values[k] for k in here]), strict=True):
+            found[k] = wait
+    return lambda: [value.cpu() if wait is None else wait() for value, wait in zip(values, found, strict=True)]
+
+
+def _from_device(values: Sequence[Tensor]) -> list[Callable[[], Tensor]]:
+    """One copy for all of them, into pinned memory."""
+    packed = torch.cat([value.double().flatten() for value in values]).to("cpu", non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait(begin: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        arrived.synchronize()
+        return packed[begin : begin + shape.numel()].view(shape).to(dtype)
+
+    begins = accumulate((value.numel() for value in values), initial=0)
+    return [partial(wait, begin, v.shape, v.dtype) for begin, v in zip(begins, values, strict=False)]
