@@ -8,12 +8,12 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dyn_probe.engine.factors import Factor, Vector
@@ -109,11 +109,11 @@ class FusedHead:
         return f"{type(self.model).__name__}, called with a fused head"
 
 
-def fused_heads(model: nn.Module, uses: Sequence[Use]) -> list[FusedHead]:
-    """The causal language models in ``model`` whose head is trained."""
+def fused_heads(models: Iterable[PreTrainedModel], uses: Sequence[Use]) -> list[FusedHead]:
+    """Of these models the causal language models whose head is trained."""
     found = []
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and module.base_model is not module:
+    for module in models:
+        if module.base_model is not module:
             head = module.get_output_embeddings()
             weight = getattr(head, "weight", None)
             owners = [use for use in uses if weight is not None and use.module._parameters.get("weight") is weight]

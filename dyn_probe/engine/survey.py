@@ -6,9 +6,18 @@ none: it only asks whether modules and parameters are still the same ones.
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Hashable
+from itertools import chain
+from typing import Any
 
+from torch import nn
+from transformers import PreTrainedModel
+
+from dyn_probe.engine.graph import Graph
 from dyn_probe.engine.uses import Use, find_uses, is_split, trained_parameters
+
+AGAIN = 16
+"""The graph behind a sequence of calls is walked at its first recorded step and at every so many-th after it."""
 
 
 class Survey:
@@ -17,42 +26,50 @@ class Survey:
     Args:
         model: the module that is called.
 
-    ``trained`` maps plain names to parameters, ``uses`` lists the modules that own any, ``split`` says whether
-    parameters are divided over processes (FSDP2).
+    ``trained`` maps plain names to parameters, ``uses`` lists the modules that own any, ``language_models`` those of
+    transformers, ``split`` says whether parameters are divided over processes (FSDP2).
     """
 
     trained: dict[str, nn.Parameter]
     uses: list[Use]
+    language_models: list[PreTrainedModel]
     split: bool
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._seen: list[int] = []
+        self._modules: list[nn.Module] = []
+        self._seen: Any = None
+        self._graphs: dict[Hashable, tuple[int, Graph]] = {}
         self.renew()
 
     def renew(self) -> None:
         """Read the model again if a module or a trained parameter is not the one it was."""
-        seen = _identities(self.model)
-        if seen != self._seen:
-            self.trained, self.uses, self.split = (
-                trained_parameters(self.model),
-                find_uses(self.model),
-                is_split(self.model),
-            )
-            self._seen = seen
+        if self._seen is not None and self._seen == self._identities():
+            return
+        self._modules = list(self.model.modules())
+        self._seen, self._graphs = self._identities(), {}
+        self.trained, self.uses, self.split = (
+            trained_parameters(self.model),
+            find_uses(self.model),
+            is_split(self.model),
+        )
+        self.language_models = [module for module in self._modules if isinstance(module, PreTrainedModel)]
 
+    def _identities(self) -> tuple[Any, ...]:
+        """The children of every module and the parameters by their identity, and which are trained."""
+        children = chain.from_iterable([module._modules.values() for module in self._modules])
+        parameters = list(chain.from_iterable([module._parameters.values() for module in self._modules]))
+        trained = [p is not None and p.requires_grad for p in parameters]
+        return tuple(map(id, children)), tuple(map(id, parameters)), trained
 
-def _identities(model: nn.Module) -> list[int]:
-    """Every module and trained parameter by its identity, in one order; 0 for a frozen parameter."""
-    found: list[int] = []
-    visited: set[int] = set()
-    waiting: list[nn.Module | None] = [model]
-    while waiting:
-        module = waiting.pop()
-        if module is None or id(module) in visited:
-            continue
-        visited.add(id(module))
-        found.append(id(module))
-        found.extend(id(p) if p is not None and p.requires_grad else 0 for p in module._parameters.values())
-        waiting.extend(module._modules.values())
-    return found
+    def known_graph(self, calls: Hashable) -> Graph | None:
+        """What was kept of the graph behind this sequence of calls; None where it is to be walked (again)."""
+        if calls not in self._graphs or self._graphs[calls][0] == AGAIN:
+            return None
+        count, graph = self._graphs[calls]
+        self._graphs[calls] = (count + 1, graph)
+        return graph
+
+    def keep_graph(self, calls: Hashable, graph: Graph) -> None:
+        """The graph behind this sequence of calls has been walked, and explains all uses."""
+        self._graphs[calls] = (1, graph)

@@ -129,7 +129,7 @@ class Capture:
                 self._add(
                     use.module.register_forward_hook(around(self._hook_of(use), True), with_kwargs=True, prepend=True)
                 )
-            for head in fused_heads(self.model, self.uses):
+            for head in fused_heads(self.survey.language_models, self.uses):
                 self._add(head.model.base_model.register_forward_hook(around(self._entering(head))))
                 self._add(head.model.register_forward_hook(around(self._fused_hook_of(head)), with_kwargs=True))
             self._add(self.model.register_forward_hook(around(self._leave_model), always_call=True))
