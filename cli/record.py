@@ -14,10 +14,12 @@ from dyn_probe_cli.run_options import parameter
 from dyn_probe.errors import BadInput
 from dyn_probe.train.options.config import OPTIONS, RunConfig
 from dyn_probe.train.options.option_values import read_value
+from dyn_probe.train.options.shares import read_budget
 
 OF_COMMANDS = (
     "out",
     "every",
+    "budget",
     "gram_every",
     "metric_every",
     "split_momentum",
@@ -83,8 +85,12 @@ def _record_command(command: list[str], given: dict[str, Any], text: bool) -> No
         )
     realised = told.pop("realised", None)
     if realised is not None:
-        told["realised_every"] = int(realised) * int(told.get("every", 1))
-    options = AttachOptions.of({name: _read(name, value) for name, value in told.items()} | {"text": text})
+        every = told.get("every", 1)
+        told["realised_every"] = int(realised) * (1 if every == "auto" else int(every))
+    read = {name: _read(name, value) for name, value in told.items()} | {"text": text}
+    if "budget" in read:
+        read["budget"] = read_budget(read["budget"])
+    options = AttachOptions.of(read)
     raise typer.Exit(end_like(run_recorded(command, options)))
 
 

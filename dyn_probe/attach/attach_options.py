@@ -16,7 +16,8 @@ class AttachOptions:
 
     Args:
         out: folder of the trace; where it is taken, ``-2`` and so on is put behind its name.
-        every: record every N-th step.
+        every: record every N-th step; "auto": as often as ``budget`` allows, in one process.
+        budget: largest share of the training's time that records may take, with ``every="auto"``.
         gram_every: full Gram of the batch every N steps; 0 never.
         metric_every: take the optimizer's step apart every N steps; 0 never.
         realised_every: evaluate the recorded pairs again after the update every N steps; 0 never.
@@ -31,7 +32,8 @@ class AttachOptions:
     """
 
     out: str = "runs/trl"
-    every: int = 1
+    every: int | str = 1
+    budget: float = 0.05
     gram_every: int = 10
     metric_every: int = 10
     realised_every: int = 10
@@ -49,6 +51,10 @@ class AttachOptions:
             for name, value in asdict(self).items()
             if type(value) is int and value < (least := int(name == "every"))
         ]
+        if isinstance(self.every, str) and self.every != "auto":
+            wrong.append(f"every as a number of steps, or auto (got {self.every!r})")
+        if not 0 < self.budget <= 1:
+            wrong.append(f"budget above 0 and of at most 1 (got {self.budget!r})")
         if wrong:
             raise BadInput(f"wanted {', '.join(wrong)}")
 
@@ -73,8 +79,3 @@ class AttachOptions:
     def of_text(text: str) -> AttachOptions:
         """What ``as_text`` gave."""
         return AttachOptions.of(json.loads(text))
-
-    def realises(self, step: int) -> bool:
-        """Whether the pairs of this step are evaluated again after the update."""
-        every = self.realised_every
-        return step % self.every == 0 and every > 0 and step % every == 0

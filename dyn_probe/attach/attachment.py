@@ -48,6 +48,7 @@ class Attachment:
             writer=self.writer,
             optimizer=trainer.optimizer,
             every=options.every,
+            budget=options.budget,
             gram_every=options.gram_every,
             metric_every=options.metric_every,
             split_momentum=self._splits,
@@ -204,12 +205,12 @@ class Attachment:
     def before_step(self) -> None:
         """The gradients are clipped, and the optimizer has not moved yet."""
         self.probe.log(self.step, learning_rate=float(self.trainer.optimizer.param_groups[0]["lr"]))
-        wanted = self.options.realises(self.step) and self.probe.draws_random_numbers
+        wanted = self.probe.realises(self.step, self.options.realised_every) and self.probe.draws_random_numbers
         self._befores = [self.probe.evaluate(batch) if wanted else None for batch in self.batches]
 
     def after_step(self) -> None:
         """The optimizer has made its step."""
-        if self.options.realises(self.step):
+        if self.probe.realises(self.step, self.options.realised_every):
             for batch, before in zip(self.batches, self._befores, strict=True):
                 self.probe.after_update(batch, before)
 

@@ -67,7 +67,8 @@ def splits_momentum(trainer: Any, options: AttachOptions, weighted: bool) -> boo
         return options.split_momentum
     sizes = [(p.numel(), p.requires_grad) for p in trainer.accelerator.unwrap_model(trainer.model).parameters()]
     few = sum(n for n, trained in sizes if trained) <= FEW * sum(n for n, _ in sizes)
-    return few and options.metric_every > 0 and not weighted and trainer.args.world_size == 1
+    thinned = options.every == "auto"
+    return few and options.metric_every > 0 and not (weighted or thinned) and trainer.args.world_size == 1
 
 
 def _config(args: Any) -> dict[str, Any]:

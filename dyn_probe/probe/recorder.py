@@ -16,11 +16,12 @@ from dyn_probe.engine.shield import Shield
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe.batch_in_progress import BatchInProgress
+from dyn_probe.probe.budget import Thinned, schedule_of
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
+from dyn_probe.probe.given import Told
 from dyn_probe.probe.kept import Kept
 from dyn_probe.probe.run_rows import RunRows
-from dyn_probe.probe.schedule import Schedule
 from dyn_probe.trace.writer import TraceWriter
 
 
@@ -32,7 +33,8 @@ class Probe(Kept):
         out: folder of the trace, made by the probe; or give an open ``writer``; with neither, rows are only kept in
             ``probe.rows``.
         optimizer: read for the learning rate, and followed in its steps (``update``, ``metric_every``).
-        every: record steps divisible by this.
+        every: record steps divisible by this; "auto": as often as ``budget`` allows (``budget.Thinned``).
+        budget: largest share of the plain time that records may take, with ``every="auto"``.
         gram_every: record the full ``[2B, 2B]`` Gram (and the batch prediction) on steps divisible by this; 0 never.
         metric_every: take the optimizer's step apart into pushes on steps divisible by this; 0 never. Such a step holds
             the batch's activations and a copy of the trained weights until it is made.
@@ -64,7 +66,8 @@ class Probe(Kept):
         *,
         writer: TraceWriter | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        every: int = 1,
+        every: int | str = 1,
+        budget: float = 0.05,
         gram_every: int = 0,
         metric_every: int = 0,
         split_momentum: bool = False,
@@ -87,8 +90,8 @@ class Probe(Kept):
         if (metric_every or split_momentum) and optimizer is None:
             raise BadInput("pushes are read off the optimizer's steps; write Probe(..., optimizer=optimizer)")
         self.model, self.optimizer, self.rank = model, optimizer, rank
-        self.schedule = Schedule(every, gram_every, metric_every)
-        self.update, self.split_momentum, self._entered = update, split_momentum, -1
+        self.schedule = schedule_of(every, budget, gram_every, metric_every, split_momentum)
+        self.update, self.split_momentum, self._entered, self._outlined = update, split_momentum, -1, False
         opened = writer if out is None else TraceWriter(out, manifest or {}, rank=rank, force=force, strict=strict)
         super().__init__(RunRows(opened, rank, keep_rows), owns=writer is None and out is not None)
         check = SelfCheck(tolerance)
@@ -123,6 +126,10 @@ class Probe(Kept):
         """Whether the schedule records this step."""
         return self.schedule.records(step)
 
+    def realises(self, step: int, every: int) -> bool:
+        """Whether the schedule has this step's realised change measured, if that is wanted at every so-many-th step."""
+        return self.schedule.realises(step, every)
+
     @contextmanager
     def step(
         self,
@@ -142,7 +149,8 @@ class Probe(Kept):
             segments, responses: ``batch.segments`` of packed rows; ``batch.response_mask``, for the column ``ches``.
         """
         self._batch.armed = self.records(step)
-        if not (self._batch.armed or measure or self.split_momentum):
+        recorded = self._batch.armed or measure or self.split_momentum
+        if not (recorded or isinstance(self.schedule, Thinned)):
             yield self
             return
         if self.recording:
@@ -150,6 +158,11 @@ class Probe(Kept):
         if step != self._entered and not self._rows.holds(step):  # one that is only followed has no rows
             self.flush()
         self._entered = step
+        if not recorded:
+            self._outlined = True
+            yield self
+            self._outlined = False
+            return
         with self._batch.around(step, pair_ids, self._rate(learning_rate), segments, responses):
             yield self
 
@@ -181,11 +194,12 @@ class Probe(Kept):
                 loss weights the tokens of one response differently.
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
+        given: dict[str, Any] = {"reference": reference, "lengths": lengths, "losses": losses, "scale": loss_scale}
         if self.recording:
-            self._batch.say(
-                logps, mask, columns,
-                reference=reference, lengths=lengths, losses=losses, scale=loss_scale, predict=predict,
-            )  # fmt: skip
+            self._batch.say(logps, mask, columns, **given, predict=predict)
+        elif self._outlined:
+            rows = logps if mask is None else (logps * mask).sum(1)
+            self._rows.outline(self._entered, Told.of(rows, columns=columns, **given, predict=predict))
 
     def complete(self, loss_scale: float | None = None, **found: Tensor) -> None:
         """Inside ``probe.step``, after ``pairs``: what was not known there yet, also once the backward has run.
@@ -289,6 +303,8 @@ class Probe(Kept):
         self._evaluation.random = False
 
     def _finish(self) -> None:
+        if isinstance(self.schedule, Thinned):
+            self._rows.manifest(thinned=self.schedule.facts)
         try:
             super()._finish()
         finally:

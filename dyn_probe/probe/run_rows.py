@@ -11,8 +11,9 @@ from dyn_probe import entanglement
 from dyn_probe.engine.answer import Products
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.uses import Use
+from dyn_probe.probe.given import Told
 from dyn_probe.probe.row_store import Row, RowStore
-from dyn_probe.probe.trace_rows import BatchRecord, layer_rows, step_means
+from dyn_probe.probe.trace_rows import BatchRecord, layer_rows, outlined, step_means
 from dyn_probe.trace.writer import TraceWriter
 
 FIRST = "realised_delta_chosen"
@@ -36,6 +37,7 @@ class RunRows:
         self.writer, self.rank = writer, rank
         self._batches: list[BatchRecord] = []
         self._arriving: list[Callable[[], None]] = []
+        self._outlined: list[Row] = []
         self.floor: float | None = None
         """Change (nats) of a log-probability that numerics alone can make."""
         self._steps: dict[int, Row] = {}
@@ -51,6 +53,12 @@ class RunRows:
         """A batch of this step whose numbers are still on their way: ``finish`` adds it, before anything is read."""
         self.step(step)
         self._arriving.append(finish)
+
+    def outline(self, step: int, told: Told) -> None:
+        """A batch that is not recorded: its step still has the means of what the loop said of it."""
+        self.step(step)
+        given = told.fetching()
+        self._arriving.append(lambda: self._outlined.extend({"step": step, **row} for row in outlined(given())))
 
     @property
     def batches(self) -> list[BatchRecord]:
@@ -133,9 +141,9 @@ class RunRows:
         """Hand the rows of the steps done so far to the writer."""
         rows = self.all.pending
         for step, record in self._steps.items():
-            means = step_means([r for r in rows if r["step"] == step])
+            means = step_means([r for r in (*rows, *self._outlined) if r["step"] == step])
             record.update({name: value for name, value in means.items() if name not in record})
         self.write("pairs", rows)
         self.write("steps", list(self._steps.values()))
         self._store.settle()
-        self._batches, self._steps = [], {}
+        self._batches, self._steps, self._outlined = [], {}, []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dyn_probe.errors import BadInput
 
 
-@dataclass(frozen=True)
+@dataclass
 class Schedule:
     """Steps by divisibility; 0 never.
 
@@ -40,3 +40,7 @@ class Schedule:
     def takes_apart(self, step: int) -> bool:
         """Whether the optimizer's step is taken apart."""
         return self.records(step) and self.metric_every > 0 and step % self.metric_every == 0
+
+    def realises(self, step: int, every: int) -> bool:
+        """Whether the realised change is measured, if that is wanted at steps divisible by ``every`` (0 never)."""
+        return self.records(step) and every > 0 and step % every == 0

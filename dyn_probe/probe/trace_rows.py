@@ -150,15 +150,13 @@ def pair_columns(given: Given, products: Products, rate: float | None, whole: bo
         rate: η of the predictions; None leaves them out.
         whole: whether the batch is all that the optimizer's step is made of.
     """
-    logps, half = given.logps, len(given.logps) // 2
+    half = len(given.logps) // 2
     entries = torch.stack(list(products.pair_entries().values())).sum(0).numpy()
     norm_w, norm_l = np.sqrt(np.maximum(entries[:, 0], 0)), np.sqrt(np.maximum(entries[:, 1], 0))
     pull = products.coefficients.numpy() * half / given.scale
     d_w, d_l = -pull[:half], pull[half:]
     up, down = entanglement.predicted_delta(d_w, d_l, norm_w, norm_l, entries[:, 2], 1.0 if rate is None else rate)
     columns: dict[str, Any] = {
-        "logp_chosen": logps[:half],
-        "logp_rejected": logps[half:],
         "pull_chosen": d_w,
         "pull_rejected": d_l,
         "grad_norm_chosen": norm_w,
@@ -168,7 +166,7 @@ def pair_columns(given: Given, products: Products, rate: float | None, whole: bo
         "case_plain": entanglement.cases(up, down),
         "band_slack": entanglement.band_slack(d_w, d_l, norm_w, norm_l, entries[:, 2]),
         "separate_backward": products.separate.numpy(),
-        **given.columns,
+        **told_columns(given),
     }
     if not given.predict:
         del columns["case_plain"], columns["band_slack"]
@@ -177,12 +175,23 @@ def pair_columns(given: Given, products: Products, rate: float | None, whole: bo
         if products.gram is not None and whole and given.scale == 1.0 and not products.unequal.any():
             sides = entanglement.batch_delta(products.gram.numpy(), d_w, d_l, rate)
             columns |= dict(zip(("batch_delta_chosen", "batch_delta_rejected"), sides, strict=True))
+    return columns
+
+
+def outlined(given: Given) -> list[Row]:
+    """What ``step_means`` reads of each pair, where nothing was recorded."""
+    columns = told_columns(given)
+    return [{name: _item(values[i]) for name, values in columns.items()} for i in range(len(given.logps) // 2)]
+
+
+def told_columns(given: Given) -> dict[str, Any]:
+    """Columns of the ``pairs`` table that the loop said itself."""
+    half = len(given.logps) // 2
+    columns: dict[str, Any] = {"logp_chosen": given.logps[:half], "logp_rejected": given.logps[half:], **given.columns}
     for name, values in (("ref_logp", given.reference), ("len", given.lengths)):
         if values is not None:
             columns |= {f"{name}_chosen": values[:half], f"{name}_rejected": values[half:]}
-    if given.losses is not None:
-        columns["loss"] = given.losses
-    return columns
+    return columns if given.losses is None else {**columns, "loss": given.losses}
 
 
 OTHER_TERMS = 1e-4

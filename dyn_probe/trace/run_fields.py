@@ -207,6 +207,17 @@ class ScanInfo:
 
 
 @dataclass(frozen=True)
+class ThinnedInfo:
+    """What `--every auto` came to."""
+
+    budget: float | None = entry("the largest share of the plain time that records were to take")
+    steps: int | None = entry("steps of this session")
+    recorded: int | None = entry("those that were recorded")
+    full: int | None = entry("those that were recorded in full: with Gram, pushes and realised change")
+    share: float | None = entry("the share that records took, the first step with its self-check left out")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """``run.json``, typed. What a run does not say is None or empty."""
 
@@ -237,6 +248,7 @@ class Manifest:
     realised_change: str | None = entry("what `realised_delta_*` compares")
     batch_delta: str | None = entry("why `batch_delta_*` is empty")
     pushes: PushesInfo | None = entry("what stands in the way of `pushes`")
+    thinned: ThinnedInfo | None = entry("what `--every auto` came to")
 
 
 OWN = tuple(name for name, (_, field) in entries(Manifest).items() if field.metadata.get("own"))

@@ -145,7 +145,7 @@ def train_step(run: Run, step: int) -> str:
     befores = evaluated(run, step, batches)
     run.optimizer.step()
     if run.probe.records(step):
-        for again, before in zip(batches, befores, strict=True) if config.realises(step) else ((None, None),):
+        for again, before in zip(batches, befores, strict=True) if realises(run, step) else ((None, None),):
             with setup.autocast():
                 run.probe.after_update(again, before)
     run.probe.log(
@@ -191,10 +191,15 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
     return losses.detach()
 
 
+def realises(run: Run, step: int) -> bool:
+    """Whether the pairs of this step are evaluated again after the update."""
+    return run.probe.realises(step, run.config.realised_every)
+
+
 def evaluated(run: Run, step: int, batches: list[PairBatch]) -> list[Tensor | None]:
     """The batches' log-probabilities in eval mode before the update, where the training forward's are no baseline for
     the realised change, since it drew random numbers (dropout); None where they are one."""
-    wanted = run.config.realises(step) and run.probe.records(step) and run.probe.draws_random_numbers
+    wanted = realises(run, step) and run.probe.draws_random_numbers
     with run.setup.autocast():
         return [run.probe.evaluate(batch) if wanted else None for batch in batches]
 

@@ -20,6 +20,7 @@ from dyn_probe.train.checkpoints import keep_model, leave_model, restore, save_c
 from dyn_probe.train.display import Display
 from dyn_probe.train.kept_tensors import keep, kept, key_of
 from dyn_probe.train.objective import learned_module
+from dyn_probe.train.options.shares import read_budget
 from dyn_probe.train.parallel import full_state, full_weights, load_full_state, shard
 from dyn_probe.train.rate_schedule import add_module, make_optimizer
 from dyn_probe.train.reference_model import Reference, evaluate_pairs, live_reference
@@ -59,6 +60,7 @@ def start_run(
         writer=writer,
         optimizer=optimizer,
         every=config.every,
+        budget=read_budget(config.budget),
         gram_every=config.gram_every,
         metric_every=0 if setup.method.rows else config.metric_every or 0,
         split_momentum=bool(config.split_momentum) and not setup.method.rows,

@@ -10,6 +10,7 @@ from typing import Any
 from dyn_probe.data.model_folders import is_adapter
 from dyn_probe.errors import BadInput
 from dyn_probe.train.options.option_values import RunOption, read_value
+from dyn_probe.train.options.shares import read_budget
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
@@ -104,7 +105,10 @@ class RunConfig:
     eval_fraction: float = _option(0.1, "Share of the pairs that is held out for evaluation.", least=0.0, below=1.0)
     eval_every: int = _option(20, "Evaluate the held-out pairs every N steps, and at the start and end.", least=1)
 
-    every: int = _option(1, "Record every N-th step.", least=1)
+    every: int | str = _option(
+        1, "Record every N-th step; auto: as often as --budget allows, in one process.", least=1, choices=("auto",)
+    )
+    budget: str = _option("5%", "Largest share of the training's time that --every auto spends on records.")
     gram_every: int = _option(
         10,
         "Record the batch's full Gram matrix and the change that it predicts every N steps; 0 never. With several "
@@ -200,6 +204,10 @@ class RunConfig:
             value, complaint = read_value(option, getattr(self, name))
             object.__setattr__(self, name, value)
             wrong += [f"{option.name} {complaint}"] if complaint else []
+        try:
+            read_budget(self.budget)
+        except BadInput as error:
+            wrong.append(f"budget: {error}")
         if self.force and self.resume:
             wrong.append("force replaces the trace and resume continues it: write only one of them")
         if wrong:
@@ -226,15 +234,15 @@ class RunConfig:
         adapters = self.lora_rank or is_adapter(Path(self.model).expanduser())
         place = 0 if self.model == "built-in" else 1 if adapters else 2
         found: dict[str, Any] = {name: values[place] for name, values in BY_MODEL.items()}
-        found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2}
+        found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2 and self.every != "auto"}
         return replace(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
 
-    def realises(self, step: int) -> bool:
-        """Whether the pairs of this step are evaluated again after the update."""
+    @property
+    def realised_every(self) -> int:
+        """At which of the recorded steps the pairs are evaluated again after the update: every so many; 0 at none."""
         if self.realised is None:
-            every = 1 if self.model == "built-in" else self.gram_every
-            return step % self.every == 0 and every > 0 and step % every == 0
-        return self.realised and step % self.every == 0
+            return 1 if self.model == "built-in" else self.gram_every
+        return int(self.realised)
 
     @property
     def hyper_values(self) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""Recording as often as a budget allows: decided by a clock, here one that the tests move."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from tiny_runs import run
+
+from dyn_probe import BadInput, Probe
+from dyn_probe.probe.budget import Thinned
+from dyn_probe.train.options.shares import read_budget
+
+
+class Training:
+    """Steps that take 1 s, and what records make of them.
+
+    Args:
+        light, full: what a record costs, in seconds; ``behind`` of it shows in the step behind the recorded one.
+    """
+
+    def __init__(self, schedule: dict, light=0.4, full=3.0, behind=0.5, first=20.0) -> None:
+        self.now, self.costs, self.behind, self.first = 0.0, {False: light, True: full}, behind, first
+        self.schedule = Thinned(clock=lambda: self.now, **schedule)
+        self.kinds: list[bool | None] = []
+
+    def steps(self, count: int) -> float:
+        """Trains on; returns the share of the plain time that records took, the first step left out."""
+        began, spent = len(self.kinds), 0.0
+        for step in range(began, began + count):
+            kind = self.schedule.full_gram(step) if self.schedule.records(step) else None
+            self.kinds.append(kind)
+            cost = 0.0 if kind is None else self.first if step == 0 else self.costs[kind]
+            before = self.kinds[step - 1] if step > 1 else None
+            late = 0.0 if before is None else self.costs[before] * self.behind
+            self.now += 1.0 + cost * (1 - self.behind) + late
+            spent += cost if step else 0.0
+        return spent / count
+
+
+@pytest.mark.parametrize("budget", [0.02, 0.05, 0.2])
+@pytest.mark.parametrize("gram_every", [0, 10])
+def test_records_stay_under_the_budget_and_use_it(budget, gram_every):
+    training = Training({"budget": budget, "gram_every": gram_every})
+    share = training.steps(4000)
+    assert 0.7 * budget < share <= budget
+    assert training.schedule.facts["share"] == pytest.approx(share, abs=0.01)
+    counted = [kind for kind in training.kinds if kind is not None]
+    assert training.schedule.facts["recorded"] == len(counted)
+    assert training.schedule.facts["full"] == (counted.count(True) if gram_every else 1)
+
+
+def test_the_first_step_is_recorded_in_full_and_plain_steps_are_learnt_before_the_next():
+    training = Training({"budget": 1.0, "gram_every": 5}, light=0.01, full=0.01)
+    training.steps(40)
+    assert training.kinds[0] is True and training.kinds[1:5] == [None] * 4
+    fulls = [step for step, kind in enumerate(training.kinds) if kind]
+    assert len(fulls) > 3 and all(later - earlier >= 5 for earlier, later in itertools.pairwise(fulls))
+
+
+def test_cheap_records_come_at_every_step():
+    training = Training({"budget": 0.5}, light=0.01)
+    training.steps(100)
+    assert training.kinds[10:] == [False] * 90
+
+
+def test_a_record_that_costs_more_than_the_budget_waits_for_it():
+    training = Training({"budget": 0.05}, light=30.0)
+    training.steps(500)
+    assert sum(kind is not None for kind in training.kinds) == 2  # the first, and the one that told the cost
+
+
+def test_what_was_decided_stays():
+    training = Training({"budget": 0.5}, light=0.01)
+    training.steps(20)
+    before = training.schedule.records(19)
+    assert training.schedule.records(18) is True and training.schedule.records(19) is before
+
+
+def test_a_run_by_budget_records_some_steps_and_the_means_of_all(tmp_path):
+    trace = run(tmp_path / "run", steps=12, every="auto", budget="30%", metric_every=4, gram_every=4)
+    steps = trace.steps.set_index("step")
+    assert list(steps.index) == list(range(12)) and steps[["logp_chosen", "margin", "loss", "accuracy"]].notna().all(
+        None
+    )
+    recorded = sorted(set(trace.pairs["step"]))
+    assert recorded[0] == 0 and not {1, 2, 3} & set(recorded)
+    assert trace.manifest["thinned"]["recorded"] == len(recorded) and trace.manifest["thinned"]["budget"] == 0.3
+    plain = run(tmp_path / "plain", steps=12, metric_every=4, gram_every=4, split_momentum=False)
+    for name in ("logp_chosen", "logp_rejected", "margin", "accuracy", "loss"):
+        wanted = torch.tensor(plain.steps.set_index("step")[name].to_numpy())
+        assert torch.allclose(torch.tensor(steps[name].to_numpy()), wanted, atol=1e-5), name
+
+
+@pytest.mark.parametrize("text, share", [("5%", 0.05), ("0.5", 0.5), (" 100% ", 1.0)])
+def test_budgets_are_read(text, share):
+    assert read_budget(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["", "5 percent", "0", "-1%", "101%", "nan"])
+def test_a_budget_that_is_none(text):
+    with pytest.raises(BadInput, match=r"for example 5%"):
+        read_budget(text)
+
+
+def test_what_cannot_be_thinned():
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(BadInput, match="split_momentum=False"):
+        Probe(model, every="auto", split_momentum=True, optimizer=optimizer)
+    with pytest.raises(BadInput, match="or auto"):
+        Probe(model, every="often")
