@@ -106,7 +106,7 @@ def test_columns_are_those_of_the_mass_table():
     assert (*row, EXACT, SAMPLED) == TABLES["mass"].names
     row = measure(make_model("gpt2"), token_probes(count=1), start=StartPolicy(100))[0]
     assert (*row, SAMPLED) == TABLES["mass"].names and row[EXACT] == 0
-    assert all(type(row[c.name]).__name__ == _PYTHON[c.type] for c in TABLES["mass"].columns)
+    assert all(type(row[c.name]).__name__ == _PYTHON[c.type] for c in TABLES["mass"].columns if c.name != SAMPLED)
 
 
 _PYTHON = {"int64": "int", "int32": "int", "string": "str", "float64": "float"}
