@@ -10,6 +10,7 @@ import typer
 from dyn_probe_cli.check import check
 from dyn_probe_cli.data import data
 from dyn_probe_cli.export import export
+from dyn_probe_cli.generate import generate
 from dyn_probe_cli.grid import grid
 from dyn_probe_cli.heatmap import heatmap
 from dyn_probe_cli.methods import methods
@@ -37,7 +38,9 @@ app = typer.Typer(
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for a command line it cannot parse, whichever click it uses."""
 
-COMMANDS = (data, record, scan, grid, report, summary, pairs, watch, check, export, heatmap, try_, reproduce, methods)
+COMMANDS = (
+    data, record, scan, grid, report, summary, pairs, watch, check, export, heatmap, generate, try_, reproduce, methods
+)  # fmt: skip
 
 for command in COMMANDS:
     app.command(command.__name__.rstrip("_"))(command)

@@ -16,11 +16,17 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the report.", show_default="RUN/report")
     ] = None,
+    judged: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="AlpacaEval's annotations or leaderboard of the runs' outputs, compared too."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds other files.")] = False,
 ) -> None:
     """Write the verdicts, figures and ranked pairs of a run, or a comparison of several runs, as one HTML file."""
     from dyn_probe.report.build import build_report
 
-    page = build_report(runs, out=out, force=force)
+    page = build_report(runs, out=out, force=force, judged=judged)
     typer.echo(f"Report: {page}")
     say_next("summary", runs[0])

@@ -43,22 +43,49 @@ def with_initial(
         temperature: of the sampling.
         progress: called with (prompts done, prompts in all).
     """
+    rows, skipped = _prompts(probe_set, tokenizer, position_limit(unwrapped(model)), max_new_tokens)
+    answers = continuations(
+        model, tokenizer, list(rows.values()), max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
+        temperature=temperature, progress=progress,
+    )  # fmt: skip
+    return _replaced(probe_set, dict(zip(rows, answers, strict=True)), skipped)
+
+
+def continuations(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    seed: int | None = None,
+    temperature: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[str, bool]]:
+    """What the model says after each prompt, as text, and whether ``max_new_tokens`` cut it off.
+
+    Greedy without ``seed``; with it, sampled from the full distribution, reproducibly for the same seed and batch size.
+    The random state and the model's mode are restored.
+
+    Args:
+        prompts: token ids of each, short enough for the model with ``max_new_tokens`` more.
+        batch_size: prompts per call of ``generate`` (padded on the left).
+        temperature: of the sampling.
+        progress: called with (prompts done, prompts in all).
+    """
     check_vocabulary(tokenizer, unwrapped(model))
     if max_new_tokens < 1 or batch_size < 1:
         raise BadInput(f"max_new_tokens and batch_size must be at least 1; got {max_new_tokens} and {batch_size}")
     generator = _generator(model, _settings(tokenizer, max_new_tokens, seed, temperature))
-    rows, skipped = _prompts(probe_set, tokenizer, position_limit(generator), max_new_tokens)
-    texts: dict[str, tuple[str, bool]] = {}
+    said: list[tuple[str, bool]] = []
     with observing(model):
         if seed is not None:
             torch.manual_seed(seed)
-        for start in range(0, len(rows), batch_size):
-            group = list(rows)[start : start + batch_size]
-            answers = _answers(generator, tokenizer, [rows[name] for name in group])
-            texts |= dict(zip(group, answers, strict=True))
+        for start in range(0, len(prompts), batch_size):
+            said += _answers(generator, tokenizer, prompts[start : start + batch_size])
             if progress:
-                progress(len(texts), len(rows))
-    return _replaced(probe_set, texts, skipped)
+                progress(len(said), len(prompts))
+    return said
 
 
 def _prompts(

@@ -15,6 +15,7 @@ from dyn_probe.mass.observed_model import observing, position_limit
 from dyn_probe.mass.probe_tokens import TokenProbes, TokenResponse, encode_probes
 from dyn_probe.mass.probes import ProbeSet
 from dyn_probe.mass.readout import Readout
+from dyn_probe.mass.start_kl import BatchKL, StartPolicy, response_key
 from dyn_probe.vocabulary import check_vocabulary
 
 
@@ -29,6 +30,7 @@ def measure(
     max_length: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     watch: Watch | None = None,
+    start: StartPolicy | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the mass table, one per probe response in the order of the set, measured without gradients.
 
@@ -46,6 +48,7 @@ def measure(
             positions that the model has.
         progress: called with (responses done, responses in all) after every forward.
         watch: keeps the next-token distributions at its positions.
+        start: the policy at the start of training: adds the KL to it, per token. That of step 0 is taken for it.
 
     Raises:
         BadInput: tokenizer and model do not match, or a response has a token id or length beyond the model.
@@ -55,10 +58,12 @@ def measure(
     _check(probes.responses, readout.vocabulary, position_limit(model))
     rows: list[dict[str, Any] | None] = [None] * len(probes)
     device, done = next(model.parameters()).device, 0
+    asked = None if start is None or start.model is None or step == 0 else Readout(start.model, readout.chunk)
     with observing(model):
         for group in _batches(probes.responses, batch_size):
             batch = [probes.responses[i] for i in group]
-            for i, response, columns in zip(group, batch, _measured(readout, batch, device, watch), strict=True):
+            measured = _measured(readout, batch, device, watch, _kl_of(start, batch, step == 0, asked, device))
+            for i, response, columns in zip(group, batch, measured, strict=True):
                 rows[i] = {"step": step, "prompt_id": response.prompt_id, "kind": response.kind, **columns}
             done += len(group)
             if progress:
@@ -67,23 +72,45 @@ def measure(
 
 
 def _measured(
-    readout: Readout, batch: Sequence[TokenResponse], device: torch.device, watch: Watch | None
+    readout: Readout,
+    batch: Sequence[TokenResponse],
+    device: torch.device,
+    watch: Watch | None,
+    kl: BatchKL | None,
 ) -> Iterator[dict[str, float | int]]:
     """The metric columns of each response of one forward."""
     ids, attended, predicts = (table.to(device) for table in _tables(batch))
     following = ids.roll(-1, 1)  # the token that position t predicts stands at t + 1
     targets, at = following[predicts], 0
     sums = torch.zeros(len(batch), len(METRICS), dtype=torch.float64)
+    kl_sums = torch.zeros(len(batch), dtype=torch.float64)
     vocabulary = readout.vocabulary
     for rows, logits in readout.logits(ids, attended, predicts):
         values = token_metrics(logits, targets[at : at + len(rows)])
         sums.index_add_(0, rows.cpu(), torch.stack([values[name] for name in METRICS], 1).cpu().double())
+        if kl is not None:
+            kl_sums.index_add_(0, rows.cpu(), kl.of(logits).cpu())
         if watch:
             watch.look(batch, rows.tolist(), at, logits)
         at, vocabulary = at + len(rows), logits.shape[1]
-    for response, row in zip(batch, sums.tolist(), strict=True):
+    for response, row, apart in zip(batch, sums.tolist(), kl_sums.tolist(), strict=True):
         tokens = len(response.ids) - response.start
-        yield summarise(tokens, dict(zip(METRICS, row, strict=True)), vocabulary)
+        more = {} if kl is None else {kl.column: apart / tokens}
+        yield summarise(tokens, dict(zip(METRICS, row, strict=True)), vocabulary) | more
+
+
+def _kl_of(
+    start: StartPolicy | None, batch: Sequence[TokenResponse], begins: bool, asked: Readout | None, device: torch.device
+) -> BatchKL | None:
+    """The KL of one forward's responses to the start, whose model ``asked`` reads; None where it is not known."""
+    if start is None:
+        return None
+    keys = [response_key(one.ids, one.start) for one in batch]
+    lengths = [len(one.ids) - one.start for one in batch]
+    if begins:
+        return start.begin(keys, lengths)
+    tables = [table.to(device) for table in _tables(batch)]
+    return start.batch(keys, lengths, lambda _: (logits for _, logits in asked.logits(*tables)) if asked else iter(()))
 
 
 def _tables(batch: Sequence[TokenResponse]) -> tuple[Tensor, Tensor, Tensor]:

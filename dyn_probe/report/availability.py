@@ -33,6 +33,7 @@ REMEDIES: dict[str, str] = {
     "pairs.mask": "token-mask shaping",
     "pushes": "the optimizer's steps taken apart (--metric-every)",
     "steps.grad_norm": "gradient norms of the steps",
+    "steps.eval_kl": "held-out pairs (--eval-fraction)",
     "layers": "per-layer gradients",
     "mass": "probe responses (--mass-every)",
     "distributions": "probe responses that are chosen or rejected (--mass-every)",

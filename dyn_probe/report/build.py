@@ -16,6 +16,7 @@ from dyn_probe.errors import BadInput
 from dyn_probe.report.compare_data import comparison_data
 from dyn_probe.report.figures import COMPARISONS, FIGURES
 from dyn_probe.report.output import check_folder, data_uri, render, write_files
+from dyn_probe.report.outputs.judged import check_judged
 from dyn_probe.report.page_data import report_data
 from dyn_probe.report.side_by_side.opened import opened
 from dyn_probe.report.tables import comparison_tables, run_tables
@@ -35,6 +36,7 @@ def build_report(
     out: str | Path | None = None,
     force: bool = False,
     held_out: Mapping[str, Any] | None = None,
+    judged: Path | None = None,
 ) -> Path:
     """Write the report of one run, or the comparison of several.
 
@@ -43,14 +45,16 @@ def build_report(
         out: folder of the report; by default RUN/report, or for several runs `compare-A-B` beside the first.
         force: write into `out` even if it is a folder of something else. An older report is always replaced.
         held_out: what a grid found on the held-out pairs (``train.grid.outcome_data``), for a comparison.
+        judged: what a judge said of the outputs of the runs (``outputs.judged``), for a comparison.
 
     Returns:
         Path of report.html: one file that needs nothing else. PNG, SVG and CSV files are written beside it.
 
     Raises:
         TraceError: a run cannot be read.
-        BadInput: no runs, the same run twice, or `out` may not be written.
+        BadInput: no runs, the same run twice, `out` may not be written, or `judged` does not fit the runs.
     """
+    check_judged(len(runs), judged)
     if not runs:
         raise BadInput("wanted the folder of at least one run, got none; write: dyn-probe report RUN")
     paths = [Path(run) for run in runs]
@@ -58,7 +62,7 @@ def build_report(
     check_folder(folder, force)
     traces = opened(paths)
     with naming_runs(paths):
-        data, drawn, tables = _one(*traces.values()) if len(traces) == 1 else _several(traces, held_out)
+        data, drawn, tables = _one(*traces.values()) if len(traces) == 1 else _several(traces, held_out, judged)
         files, images = figure_files(drawn)
         files |= tables
         files[PAGE] = page(data, images).encode("utf-8", "replace")
@@ -82,9 +86,9 @@ def _one(trace: Trace) -> tuple[dict[str, Any], Iterable[tuple[str, Figure]], di
 
 
 def _several(
-    traces: Mapping[str, Trace], held_out: Mapping[str, Any] | None
+    traces: Mapping[str, Trace], held_out: Mapping[str, Any] | None, judged: Path | None
 ) -> tuple[dict[str, Any], Iterable[tuple[str, Figure]], dict[str, bytes]]:
-    data = comparison_data(traces, held_out)
+    data = comparison_data(traces, held_out, judged)
     drawn = ((name, row.draw(traces)) for name, row in COMPARISONS.items())
     return data, drawn, comparison_tables(traces, data)
 

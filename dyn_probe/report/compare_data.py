@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
 
 
-def comparison_data(traces: Mapping[str, Trace], held_out: Mapping[str, Any] | None = None) -> Data:
-    """Everything that the report of several runs says; ``held_out`` as in ``build_report``."""
+def comparison_data(
+    traces: Mapping[str, Trace], held_out: Mapping[str, Any] | None = None, judged: Path | None = None
+) -> Data:
+    """Everything that the report of several runs says; ``held_out`` and ``judged`` as in ``build_report``."""
     found = comparison(traces)
     return {
         "kind": "comparison",
@@ -31,7 +34,7 @@ def comparison_data(traces: Mapping[str, Trace], held_out: Mapping[str, Any] | N
         "runs": [{"label": label, "status": status(trace)} for label, trace in traces.items()],
         "facts": facts_side_by_side(traces),
         "verdicts": [verdict_entry(v) for v in found],
-        "side_by_side": [quantity_entry(row) for row in quantities(traces)],
+        "side_by_side": [quantity_entry(row) for row in quantities(traces, judged)],
         "shared": shared_cards(traces),
         "held_out": held_out_data(held_out) if held_out else None,
         "deltas": [delta_entry(line) for line in deltas(traces)],
@@ -55,13 +58,19 @@ def held_out_data(found: Mapping[str, Any]) -> Data:
         {
             **row,
             "texts": [
-                *(signed(row[name]) for name in ("chosen", "rejected", "margin")),
-                *(percent(row[name]) for name in ("log_ratio_accuracy", "accuracy")),
+                *(_with_error(row, name, signed) for name in ("chosen", "rejected", "margin")),
+                *(_with_error(row, name, percent) for name in ("log_ratio_accuracy", "accuracy")),
             ],
         }
         for row in found["rows"]
     ]
     return {"rows": rows, "says": list(found["says"])}
+
+
+def _with_error(row: Mapping[str, Any], name: str, text: Callable[[float], str]) -> str:
+    """``+1.20 ± 0.31``; without an error where a method has one run."""
+    error = row.get(f"{name}_error", np.nan)
+    return text(row[name]) + ("" if np.isnan(error) else f" ± {text(error).removeprefix('+')}")
 
 
 def facts_side_by_side(traces: Mapping[str, Trace]) -> list[Data]:

@@ -154,6 +154,12 @@ HELD_OUT: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("eval_log_ratio_accuracy", "held-out log-ratio accuracy", "share", "share with log-ratio margin > 0"),
     ("eval_kl_ref", "held-out KL to the reference", "nats/token", "mean of KL(π‖π_ref) over response positions"),
+    (
+        "eval_kl_ref_sampled",
+        "held-out KL to the reference, sampled",
+        "nats/token",
+        "mean of r log r − (r − 1), r = π/π_ref of tokens that π_ref drew at response positions",
+    ),
 )
 """Key (its column in the table `steps`), name, unit and formula of what is evaluated on the held-out pairs."""
 

@@ -68,6 +68,18 @@ MASS = Table(
         real("rival_mass", "1", "mean probability of the most probable token other than the target"),
         real("prob_norm", "1", "mean ‖π_t‖₂"),
         real("a_norm", "1", "‖A‖_F = sqrt(V·mean‖π_t‖² + V − 2)"),
+        real(
+            "kl_ref",
+            "nats/token",
+            "exact KL(π_t‖π_ref,t) of the next token, mean over the response's positions; π_ref is the policy at the "
+            "start of training, where a copy of it or of its logits is at hand",
+        ),
+        real(
+            "kl_ref_sampled",
+            "nats/token",
+            "where it is not: estimate of the same, mean over the positions of r log r − (r − 1) with r = π/π_ref of "
+            "tokens that π_ref drew there at the start",
+        ),
     ),
 )
 

@@ -157,6 +157,7 @@ class HeldOut:
     eval_log_ratio_margin: float | None = entry("mean log-ratio of chosen minus that of rejected (nats/sequence)")
     eval_log_ratio_accuracy: float | None = entry("share of pairs whose log-ratio margin is above 0")
     eval_kl_ref: float | None = entry("mean KL of the next token to the policy at the start (nats/token)")
+    eval_kl_ref_sampled: float | None = entry("estimate of it from tokens that were drawn at the start (nats/token)")
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,13 @@ STEPS = Table(
             "eval_kl_ref",
             "nats/token",
             "exact KL(π‖π_ref) of the next token, mean over the response positions of each held-out pair and over "
-            "pairs, before the step; π_ref is the policy at the start, where a copy of it is at hand",
+            "pairs, before the step; π_ref is the policy at the start, where a copy of it or of its logits is at hand",
+        ),
+        real(
+            "eval_kl_ref_sampled",
+            "nats/token",
+            "where it is not: estimate of the same, mean of r log r − (r − 1) with r = π/π_ref of tokens that π_ref "
+            "drew at these positions at the start",
         ),
         real("step_seconds", "s", "wall time of the whole step, recorder included"),
         real("pushes_seconds", "s", "what of it went into taking the optimizer's step apart"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dyn_probe.data.collating import collate
 from dyn_probe.data.encoding import EncodedPair
+from dyn_probe.mass.start_kl import BatchKL, response_key
 from dyn_probe.pairs import PairBatch, batch_logits, token_logps
 from dyn_probe.train.run import Run
 
@@ -16,65 +17,90 @@ COLUMNS = (
     "eval_logp_chosen", "eval_logp_rejected", "eval_margin", "eval_accuracy", "eval_log_ratio_margin",
     "eval_log_ratio_accuracy",
 )  # fmt: skip
-KL = "eval_kl_ref"
+KL = "eval_"
+"""What the columns of the KL to the start are called here: eval_kl_ref, eval_kl_ref_sampled."""
 KL_NUMBERS = 1 << 24
 """Log-probabilities of one model that the KL holds at once, in float64: 128 MiB."""
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run, step: int) -> dict[str, float]:
     """Means over the held-out pairs, in eval mode: columns ``eval_*`` of the ``steps`` table.
 
     Margin and accuracy are those of the objective's own score, and beside them those of log-ratios, which every
-    objective can be measured by: against the reference; without one, against the first evaluation of the run.
+    objective can be measured by: against the reference; without one, against the first evaluation of the run. The KL
+    is that to the policy at the start, where anything is known of it.
     """
     setup, size = run.setup, 2 * run.config.batch_size
     was = setup.model.training
     run.module.eval()
-    names = COLUMNS if run.start_model is None else (*COLUMNS, KL)
-    sums = torch.zeros(len(names), dtype=torch.float64, device=setup.device)
+    sums = torch.zeros(len(COLUMNS) + 1, dtype=torch.float64, device=setup.device)
+    name = ""
     for k in range(0, len(setup.held_out), size):
         part = setup.held_out[k : k + size]
         own = part[setup.processes.rank :: setup.processes.count]
-        values = _measured(run, own or part[:1]).sum(1)  # every process must call a sharded model
-        sums += values if own else 0.0 * values
+        values, name = _measured(run, own or part[:1], step)  # every process must call a sharded model
+        sums += values.sum(1) if own else 0.0 * values.sum(1)
     run.module.train(was)
     means = setup.processes.summed(sums) / len(setup.held_out)
-    found = dict(zip(names, means.tolist(), strict=True))
+    found = dict(zip((*COLUMNS, KL + name), means.tolist(), strict=True))
+    if not name:
+        found.pop(KL)
     if run.reference is None and run.held_out_start is None:
         found = {name: value for name, value in found.items() if "log_ratio" not in name}
     return found
 
 
-def _measured(run: Run, pairs: Sequence[EncodedPair]) -> Tensor:
-    """``[6, B]`` values of COLUMNS for each of these pairs, and KL where the policy's start is known."""
+def _measured(run: Run, pairs: Sequence[EncodedPair], step: int) -> tuple[Tensor, str]:
+    """``[7, B]`` values of COLUMNS for each of these pairs and the KL to the start, and what column the KL is for; ""
+    where nothing is known of the start."""
     setup = run.setup
     batch = collate(pairs, setup.pad_id).to(setup.device)
     with setup.autocast():
         logits = batch_logits(run.module, batch)
         logps = token_logps(logits, batch).sum(1).double()
-        kl = [] if run.start_model is None else [kl_per_token(logits, batch_logits(run.start_model, batch), batch)]
-    reference = None if run.reference is None else run.reference.rows(batch).double()
+        reference = None if run.reference is None else run.reference.rows(batch).double()
+        kl, column = _kl(run, pairs, batch, logits, step)
     score = setup.method.score.of(logps, batch.lengths, reference)
     ratio = logps - (_first(run, pairs, logps) if reference is None else reference)
     margin, log_ratio = (won - lost for won, lost in (score.chunk(2), ratio.chunk(2)))
-    return torch.stack([*logps.chunk(2), margin, (margin > 0).double(), log_ratio, (log_ratio > 0).double(), *kl])
+    values = [*logps.chunk(2), margin, (margin > 0).double(), log_ratio, (log_ratio > 0).double(), kl]
+    return torch.stack(values), column
 
 
-def kl_per_token(logits: Tensor, other: Tensor, batch: PairBatch) -> Tensor:
-    """``[B]`` exact KL(π‖π_ref) of the next token (nats/token), a mean over all response positions of each pair.
+def _kl(run: Run, pairs: Sequence[EncodedPair], batch: PairBatch, logits: Tensor, step: int) -> tuple[Tensor, str]:
+    """``[B]`` KL to the start (nats/token), a mean over all response positions of each pair; and its column."""
+    rows = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
+    named = [response_key(row.ids, row.start) for row in rows], batch.lengths.int().tolist()
+
+    def asked(model: nn.Module) -> Iterator[Tensor]:
+        return (part for _, part in positions_of(batch_logits(model, batch), batch))
+
+    known = run.start_policy.begin(*named) if step == 0 else run.start_policy.batch(*named, asked)
+    if known is None:
+        return torch.zeros(batch.pairs, dtype=torch.float64, device=logits.device), ""
+    return mean_kl(known, logits, batch), known.column
+
+
+def mean_kl(known: BatchKL, logits: Tensor, batch: PairBatch) -> Tensor:
+    """``[B]`` mean over the response positions of each pair, both sides together (nats/token).
 
     Args:
-        logits: ``[2B, L', V]`` of the policy, the last positions of the batch; ``other`` of the reference.
+        logits: ``[2B, L', V]`` of the policy, the last positions of the batch.
     """
+    sums = torch.zeros(batch.pairs, dtype=torch.float64, device=logits.device)
+    for rows, part in positions_of(logits, batch):
+        sums.index_add_(0, rows % batch.pairs, known.of(part))
+    return sums / batch.lengths.view(2, -1).sum(0)
+
+
+def positions_of(logits: Tensor, batch: PairBatch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows ``[n]`` and logits ``[n, V]`` of the response positions, row by row, KL_NUMBERS at a time."""
     offset = batch.input_ids.shape[1] - logits.shape[1]
     rows, columns = batch.response_mask.nonzero(as_tuple=True)
     size = max(1, KL_NUMBERS // logits.shape[2])
-    sums = torch.zeros(batch.pairs, dtype=torch.float64, device=logits.device)
     for row, column in zip(rows.split(size), columns.split(size), strict=True):
-        mine, theirs = (one[row, column - 1 - offset].double().log_softmax(1) for one in (logits, other))
-        sums.index_add_(0, row % batch.pairs, (mine.exp() * (mine - theirs)).sum(1))
-    return sums / batch.lengths.view(2, -1).sum(0)
+        yield row, logits[row, column - 1 - offset]
 
 
 def _first(run: Run, pairs: Sequence[EncodedPair], logps: Tensor) -> Tensor:

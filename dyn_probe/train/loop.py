@@ -98,14 +98,14 @@ def train(run: Run) -> None:
         for step in range(run.first, config.steps):
             record_mass(run, step)
             if setup.held_out and step % config.eval_every == 0:
-                run.probe.log(step, **evaluate(run))
+                run.probe.log(step, **evaluate(run, step))
             advance(1, train_step(run, step))
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 run.probe.flush()
                 run.writer.flush()
                 setup.processes.gathered(step)  # a checkpoint never runs ahead of another process's rows
                 checkpoint(run, step + 1)
-        held_out = evaluate(run) if setup.held_out else {}
+        held_out = evaluate(run, config.steps) if setup.held_out else {}
         stop_if_lost(run, held_out)
         if held_out:
             run.writer.update_manifest(held_out=held_out)

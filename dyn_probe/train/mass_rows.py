@@ -108,9 +108,15 @@ def start_probes(run: Run, fresh: bool) -> None:
     Args:
         fresh: whether preference training begins here; a resumed run keeps its set as it is.
     """
+    setup = run.setup
+    if setup.processes.first:
+        _start_probes(run, fresh)
+        run.start_policy.positions += sum(len(one.ids) - one.start for one in run.probes.responses) if run.probes else 0
+    run.start_policy.positions = setup.processes.agreed(run.start_policy.positions)
+
+
+def _start_probes(run: Run, fresh: bool) -> None:
     setup, config = run.setup, run.config
-    if not setup.processes.first:
-        return
     if fresh:
         for name in (PROBE_FILE, FIRST_FILE):
             (config.folder / name).unlink(missing_ok=True)
@@ -143,8 +149,9 @@ def record_mass(run: Run, step: int) -> None:
     watch = Watch(choose_places(run.probes)) if step in (0, config.steps) else None
     with run.display.bar("probing     ", len(run.probes), leave=False) as advance, setup.autocast():
         rows = measure(
-            setup.model, run.probes, step=step, batch_size=2 * config.batch_size, progress=counted(advance), watch=watch
-        )
+            setup.model, run.probes, step=step, batch_size=2 * config.batch_size, progress=counted(advance),
+            watch=watch, start=run.start_policy,
+        )  # fmt: skip
     run.writer.add("mass", rows)
     if watch:
         if step == 0:

@@ -47,8 +47,17 @@ class Reference:
 
 def live_reference(model: nn.Module, autocast: Autocast) -> Reference:
     """A frozen copy of the policy as it is now."""
-    twin = copy.deepcopy(model).eval().requires_grad_(False)
-    return Reference({}, twin, autocast)
+    return Reference({}, frozen_copy(model), autocast)
+
+
+def frozen_copy(model: nn.Module, share: bool = False) -> nn.Module:
+    """A copy of the model as it is now, for evaluation.
+
+    Args:
+        share: whether parameters that are not trained are those of the model itself, so that adapters alone are copied.
+    """
+    shared = {id(p): p for p in model.parameters() if share and not p.requires_grad}
+    return copy.deepcopy(model, dict(shared)).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.mass.probe_tokens import TokenProbes
+from dyn_probe.mass.start_kl import StartPolicy
 from dyn_probe.objectives.table import Memory
 from dyn_probe.probe import Probe
 from dyn_probe.trace.writer import TraceWriter
@@ -47,8 +48,8 @@ class Run:
     """What a reweighting of pulls keeps from step to step."""
     observed: list[Tensor] = field(default_factory=list)
     """What it has seen of the micro-batches of the step in progress."""
-    start_model: nn.Module | None = None
-    """The policy as it was at the start of preference training, where a copy is at hand: KL is measured against it."""
+    start_policy: StartPolicy = field(default_factory=lambda: StartPolicy(0))
+    """What is known of the policy at the start of preference training: KL is measured against it."""
     held_out_start: dict[str, tuple[float, float]] | None = None
     """Pair id → ``(a, b)`` at the first evaluation, where there is no reference to compare with; None: not known."""
 

@@ -12,6 +12,7 @@ from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.data.models import DTYPES
 from dyn_probe.data.names import BUILT_IN
 from dyn_probe.engine.certificate import TOLERANCES
+from dyn_probe.mass.start_kl import StartPolicy
 from dyn_probe.objectives import SUPERVISED
 from dyn_probe.probe import Probe
 from dyn_probe.trace.writer import TraceWriter
@@ -23,14 +24,16 @@ from dyn_probe.train.objective import learned_module
 from dyn_probe.train.options.shares import read_budget
 from dyn_probe.train.parallel import full_state, full_weights, load_full_state, shard
 from dyn_probe.train.rate_schedule import add_module, make_optimizer
-from dyn_probe.train.reference_model import Reference, evaluate_pairs, live_reference
+from dyn_probe.train.reference_model import Reference, evaluate_pairs, frozen_copy, live_reference
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.setup import Setup
 from dyn_probe.train.warmup import reading_pairs, supervised_stage
 
 LOSS = "last loss"
-START = "start_model"
-"""Key in a checkpoint: the weights of the policy at the start of preference training."""
+START, KEPT = "start_model", "start_kept"
+"""Keys in a checkpoint: trained weights of the policy at the start of preference training, and what is kept of it."""
+FEW = 10
+"""Where at most one weight in so many is trained, a copy of the trained ones is small."""
 READING_RATE = 2e-3
 """Learning rate of the built-in model's language modelling."""
 
@@ -45,7 +48,7 @@ def start_run(
         reference = make_reference(setup, display)
     else:
         reference = resumed_reference(setup, state)
-    before = start_model(setup, reference, state)
+    before = start_policy(setup, reference, state)
     if processes.sharded and reference is not None and reference.model is not None:
         shard(reference.model)
     mask = learned_module(setup.method, model)
@@ -81,23 +84,31 @@ def start_run(
     memory = {} if state is None else state.get("memory", {})
     return Run(
         setup, writer, display, module, probe, optimizer, reference, mask, first, held_out_start=begun, memory=memory,
-        start_model=before, pairs_start=pairs,
+        start_policy=before, pairs_start=pairs,
     )  # fmt: skip
 
 
-def start_model(setup: Setup, reference: Reference | None, state: dict[str, Any] | None) -> nn.Module | None:
-    """The policy at the start of preference training, for the KL to it: the live reference, or a copy of the built-in
-    model, which is small; None where neither is at hand."""
-    if setup.processes.sharded:
-        return None
+def start_policy(setup: Setup, reference: Reference | None, state: dict[str, Any] | None) -> StartPolicy:
+    """What is known of the policy at the start of preference training, for the KL to it.
+
+    A model of it is the live reference, a copy of the built-in model, which is small, or with adapters a copy that
+    shares all other weights; none where parameters are split over processes.
+    """
+    rows = [row for pair in setup.held_out for row in (pair.chosen, pair.rejected)]
+    positions = sum(len(row.ids) - row.start for row in rows)
+    kept = {} if state is None else {key: tuple(values) for key, values in state.get(KEPT, {}).items()}
+    known = StartPolicy(positions, kept=kept)
+    sizes = [(p.numel(), p.requires_grad) for p in setup.model.parameters()]
+    adapters = FEW * sum(n for n, trained in sizes if trained) <= sum(n for n, _ in sizes)
+    if setup.processes.sharded or not (setup.held_out or setup.probes):
+        return known
     if reference is not None and reference.model is not None:
-        return reference.model
-    if setup.config.model != BUILT_IN or not setup.held_out or (state is not None and START not in state):
-        return None
-    copy = live_reference(setup.model, setup.autocast).model
-    if copy is not None and state is not None:
-        copy.load_state_dict(state[START])
-    return copy
+        known.model = reference.model
+    elif (setup.config.model == BUILT_IN or adapters) and (state is None or START in state):
+        known.model = frozen_copy(setup.model, share=True)
+        if state is not None:
+            known.model.load_state_dict(state[START], strict=False)
+    return known
 
 
 def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart | None) -> None:
@@ -222,8 +233,7 @@ def checkpoint(run: Run, done: int) -> None:
         more["reference_model"] = full_weights(twin) if sharded else twin.state_dict()
     elif run.reference is not None:
         more["reference"] = {k: list(v) for k, v in run.reference.table.items()}
-    if run.start_model is not None and "reference_model" not in more:
-        more[START] = run.start_model.state_dict()
+    more |= kept_of_start(run, more)
     if momentum := run.probe.momentum:
         more["split_momentum"] = {name: list(sides) for name, sides in momentum.items()}
     if run.memory:
@@ -241,6 +251,19 @@ def checkpoint(run: Run, done: int) -> None:
             if config.keeps != 0:  # before the state: a run that is killed in between comes here again
                 keep_model(config.folder, done, config.keeps, *to_save(run, states[0] if sharded else None))
             save_checkpoint(config.folder, done, *states, **more)
+
+
+def kept_of_start(run: Run, more: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run needs for the KL to the start, beside what is saved already."""
+    known = run.start_policy
+    parts = run.setup.processes.gathered(known.kept)
+    kept = {key: list(values) for part in parts for key, values in part.items()}
+    if kept:
+        return {KEPT: kept}
+    if known.model is None or "reference_model" in more:
+        return {}
+    trained = {name for name, p in run.setup.model.named_parameters() if p.requires_grad}
+    return {START: {name: value for name, value in known.model.state_dict().items() if name in trained}}
 
 
 def save_trained(run: Run) -> None:

@@ -10,6 +10,7 @@ from mass_samples import WORDS, disagreements, records, row_twin, token_probes, 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass import TokenProbes, build_probe_set, encode_probes, measure
 from dyn_probe.mass.probe_tokens import TokenResponse
+from dyn_probe.mass.start_kl import EXACT, SAMPLED, StartPolicy
 from dyn_probe.pairs import PairBatch, sequence_logps
 from dyn_probe.trace.schema import TABLES
 
@@ -102,8 +103,10 @@ def test_the_log_probability_is_the_one_that_training_sees():
 
 def test_columns_are_those_of_the_mass_table():
     row = measure(make_model("gpt2"), token_probes(count=1))[0]
-    assert tuple(row) == TABLES["mass"].names
-    assert all(type(row[c.name]).__name__ == _PYTHON[c.type] for c in TABLES["mass"].columns)
+    assert (*row, EXACT, SAMPLED) == TABLES["mass"].names
+    row = measure(make_model("gpt2"), token_probes(count=1), start=StartPolicy(100))[0]
+    assert (*row, SAMPLED) == TABLES["mass"].names and row[EXACT] == 0
+    assert all(type(row[c.name]).__name__ == _PYTHON[c.type] for c in TABLES["mass"].columns if c.name != SAMPLED)
 
 
 _PYTHON = {"int64": "int", "int32": "int", "string": "str", "float64": "float"}

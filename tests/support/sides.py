@@ -57,6 +57,7 @@ def two_sided_tables(seed: int = 0) -> Tables:
         mass[name] = draw.uniform(0.1, 0.4, len(mass))
     for side, slope in zip(SIDES, (-0.02, -0.05), strict=True):
         tables["steps"][f"eval_logp_{side}"] = -40 + slope * tables["steps"].step
+    tables["steps"]["eval_kl_ref"], mass["kl_ref"] = 0.01 * tables["steps"].step, draw.uniform(0.1, 0.4, len(mass))
     return tables
 
 
@@ -115,7 +116,7 @@ def disturbed(tables: Tables, side: str, seed: int = 7) -> Tables:
         pushed.loc[pushed.side == side, name] += draw.normal(0.02, 0.05, (pushed.side == side).sum())
     mass = new["mass"]
     rows = mass.kind == side
-    for name in ("logp", "logp_token", "missing_mass", "entropy", "rank", "top1", "argmax_logp"):
+    for name in ("logp", "logp_token", "missing_mass", "entropy", "rank", "top1", "argmax_logp", "kl_ref"):
         mass.loc[rows, name] += draw.normal(0.02, 0.05, rows.sum()) * (10 if name == "logp" else 1)
     places = new["distributions"]
     places["probabilities"] = [

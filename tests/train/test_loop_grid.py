@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from dyn_probe import load_trace
 from dyn_probe.errors import BadInput
+from dyn_probe.train import grid as grid_module
 from dyn_probe.train.grid import (
     METHODS,
     Outcome,
@@ -26,6 +27,7 @@ from dyn_probe.train.grid import (
     remedy_lines,
     train_grid,
 )
+from dyn_probe.train.grids.grid_cells import Cell
 from dyn_probe.train.loop import record
 from dyn_probe.train.options.config import RunConfig
 
@@ -48,7 +50,7 @@ def test_methods_of_one_seed_share_their_start(tmp_path):
     starts = [first_logps(folder) for folder in folders]
     assert starts[0] == starts[1] and starts[2] == starts[3] and starts[0] != starts[2]
     assert load_trace(folders[0]).manifest["warmup"] == load_trace(folders[1]).manifest["warmup"] != {}
-    alone = record(replace(runs["ipo+gate-seq:form=gradient", 0], out=str(tmp_path / "alone")), progress=False)
+    alone = record(replace(runs[Cell("ipo+gate-seq:form=gradient", 0)], out=str(tmp_path / "alone")), progress=False)
     assert first_logps(alone) == starts[1]
     assert load_trace(alone).pairs["loss"].equals(load_trace(folders[1]).pairs["loss"])
 
@@ -86,10 +88,16 @@ def test_the_table_says_what_normalised_updates_did(plain, shaped, said):
     ]
     lines = outcome_lines(found)
     assert said in lines[-1] and f"{shaped:+.2f} against {plain:+.2f}" in lines[-1]
-    assert lines[1].split()[:4] == ["dpo", f"{plain:+.2f}", "-5.00", f"{plain + 5:+.2f}"]
+    told = ["dpo", f"{plain:+.2f}", "±", "0.50", "-5.00", "±", "0.00", f"{plain + 5:+.2f}", "±", "0.50"]
+    assert lines[1].split()[:10] == told and lines[2].split()[:3] == [
+        "dpo+pairwise-normalised",
+        f"{shaped:+.2f}",
+        "-3.00",
+    ]
     assert not any("theory" in line for line in outcome_lines(found[:2]))
     data = outcome_data(found)
-    assert data["says"] == lines[-1:] and [row["seeds"] for row in data["rows"]] == [2, 1]
+    assert data["says"] == lines[-1:] and [row["runs"] for row in data["rows"]] == [2, 1]
+    assert [row["seeds"] for row in data["rows"]] == [2, 1]
     assert data["rows"][0]["chosen"] == pytest.approx(plain) and data["rows"][1]["margin"] == shaped + 3.0
 
 
@@ -183,6 +191,68 @@ def test_the_command_trains_and_compares(tmp_path):
     assert "dpo+pairwise-normalised" in (report / "tables" / "held_out.csv").read_text(encoding="utf-8")
     with pytest.raises(BadInput, match="--force"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_methods_and_settings_set_options_of_the_training(tmp_path):
+    runs = configurations(
+        RunConfig(), tmp_path, ["dpo:lr=1e-4,beta=0.05", "ipo:batch-size=4+gate-seq"], 1, ["weight-decay=0,0.1"]
+    )
+    assert [(c.objective, c.shaping, c.lr, c.batch_size, c.weight_decay) for c in runs.values()] == [
+        ("dpo:beta=0.05", (), 1e-4, 8, 0.0), ("dpo:beta=0.05", (), 1e-4, 8, 0.1),
+        ("ipo", ("gate-seq",), None, 4, 0.0), ("ipo", ("gate-seq",), None, 4, 0.1),
+    ]  # fmt: skip
+    assert len({config.out for config in runs.values()}) == 4
+    assert [cell.name for cell in runs][:2] == [
+        "dpo:lr=1e-4,beta=0.05 (weight-decay=0)", "dpo:lr=1e-4,beta=0.05 (weight-decay=0.1)"
+    ]  # fmt: skip
+    runs = configurations(RunConfig(), tmp_path, ["dpo", "ipo"], 2, ["beta=0.1,0.2", "lr=1e-4,2e-4"])
+    assert len(runs) == 16 and {Cell("ipo", 1, "beta=0.2,lr=1e-4")} <= set(runs)
+
+
+@pytest.mark.parametrize(
+    ("methods", "vary", "said"),
+    [
+        (["dpo:lr=fast"], [], "lr must be a number"),
+        (["dpo:model=x"], [], "model"),
+        (["dpo:beta=0.1"], ["beta=0.1,0.2"], "leave out one of them"),
+        (["dpo"], ["beta"], "KEY=VALUE,VALUE"),
+        (["dpo"], ["beta=0.1,0.1"], "each value once"),
+        (["dpo"], ["beta=0.1", "beta=0.2"], "each key"),
+        (["dpo"], ["sigma=0.1"], "sigma"),
+    ],
+)
+def test_settings_that_cannot_be_trained_are_refused(methods, vary, said, tmp_path):
+    with pytest.raises(BadInput, match=said):
+        configurations(RunConfig(), tmp_path, methods, 1, vary)
+
+
+def test_a_grid_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+    runs = configurations(RunConfig(**SMALL), tmp_path, ["dpo", "ipo"], 1, ["lr=1e-3,2e-3"])
+    cells, trained = list(runs), []
+    real = grid_module.record
+
+    def stopping(config, **more):
+        trained.append(config.folder.name)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return real(config, **more)
+
+    monkeypatch.setattr(grid_module, "record", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train_grid(runs, str, progress=False)
+    (tmp_path / cells[2].folder).mkdir()  # what a run that was killed leaves
+    (tmp_path / cells[2].folder / "run.json").write_text(
+        '{"schema_version": 2, "dyn_probe_version": "0.1.0", "status": "recording"}'
+    )
+    said = []
+    folders = train_grid(runs, said.append, progress=False, resume=True)
+    assert trained[3:] == [cell.folder for cell in cells[2:]]
+    assert said[1].endswith("recorded before") and not said[2].endswith("recorded before")
+    assert len({tuple(first_logps(folder)) for folder in folders}) == 1  # the same start
+    assert [(one.method, one.setting) for one in outcomes(runs)] == [(cell.method, cell.setting) for cell in cells]
+    other = configurations(RunConfig(**SMALL | {"eval_every": 3}), tmp_path, ["dpo"], 1, ["lr=1e-3"])
+    with pytest.raises(BadInput, match="eval-every was 20, now 3"):
+        train_grid(other, str, progress=False, resume=True)
 
 
 @pytest.mark.slow

@@ -11,7 +11,16 @@ from tiny_runs import run
 
 from dyn_probe.train import kept_tensors, start
 
-OPTIONS = dict(pretrain_steps=3, sft_steps=1, steps=2, metric_every=0)
+OPTIONS = dict(
+    pretrain_steps=3,
+    sft_steps=1,
+    steps=1,
+    metric_every=0,
+    split_momentum=False,
+    gram_every=0,
+    realised=False,
+    final_pairs=0,
+)
 
 
 @pytest.fixture

@@ -45,7 +45,8 @@ def test_every_objective_trains(objective, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("objective", "shaping"), COMPOSED)
 def test_every_composition_trains(objective, shaping, tmp_path, monkeypatch):
     with pulls_seen(monkeypatch) as seen:
-        trace = run(tmp_path / "run", objective=objective, shaping=(shaping,), realised=False, gram_every=1)
+        options = dict(realised=False, gram_every=1, metric_every=0, split_momentum=False, final_pairs=0)
+        trace = run(tmp_path / "run", objective=objective, shaping=(shaping,), **options)
     assert len(trace.pairs) == 6
     assert (trace.steps["law1_error"] < 1e-4).all()
     least = trace.pairs[["pull_chosen", "pull_rejected"]].abs().min(axis=1)

@@ -42,9 +42,10 @@ loop.train_step = train_step
 from dyn_probe_cli.app import main
 main()
 """
+STEPS = 16
 OPTIONS = [
-    "--max-pairs", "24", "--pretrain-steps", "0", "--sft-steps", "0", "--batch-size", "4", "--steps", "30", "--device",
-    "cpu", "--eval-fraction", "0.2", "--eval-every", "5",
+    "--max-pairs", "24", "--pretrain-steps", "0", "--sft-steps", "0", "--batch-size", "4", "--steps", str(STEPS),
+    "--device", "cpu", "--eval-fraction", "0.2", "--eval-every", "5",
 ]  # fmt: skip
 
 
@@ -63,14 +64,14 @@ def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 def test_a_file_size_limit_costs_the_rows_beyond_it_and_no_step(tmp_path: Path) -> None:
     done = limited(12_000, out := tmp_path / "run")
-    assert done.returncode == 0 and "step 29" in done.stdout
+    assert done.returncode == 0 and f"step {STEPS - 1}" in done.stdout
     first, last = complaints(done)
     assert first.startswith(f"dyn-probe: warning: cannot write {out}/streams/") and "File too large" in first
     assert "the training goes on" in first and "lacks rows that could not be written" in last
     trace = load_trace(out)
     lost = trace.manifest["lost"]
     assert trace.closed and lost["from_step"] >= 2 and "File too large" in lost["reason"]
-    recorded = {"pairs": 4 * 30, "steps": 30, "layers": 4 * 30 * len(set(trace.layers["layer"]))}
+    recorded = {"pairs": 4 * STEPS, "steps": STEPS, "layers": 4 * STEPS * len(set(trace.layers["layer"]))}
     for table, rows in recorded.items():
         assert len(trace.table(table)) + lost["rows"].get(table, 0) == rows
         assert set(trace.table(table)["step"]) >= {0, 1}
@@ -79,7 +80,7 @@ def test_a_file_size_limit_costs_the_rows_beyond_it_and_no_step(tmp_path: Path) 
 
 def test_strict_stops_at_the_first_row_that_cannot_be_written(tmp_path: Path) -> None:
     done = limited(12_000, out := tmp_path / "run", "--strict")
-    assert done.returncode == 1 and "step 29" not in done.stdout
+    assert done.returncode == 1 and f"step {STEPS - 1}" not in done.stdout
     [said] = complaints(done)
     assert said.startswith(f"dyn-probe: cannot write {out}/streams/") and said.endswith("File too large")
     trace = load_trace(out)
@@ -89,7 +90,7 @@ def test_strict_stops_at_the_first_row_that_cannot_be_written(tmp_path: Path) ->
 
 def test_where_nothing_can_be_written_any_more_the_training_still_ends(tmp_path: Path) -> None:
     done = limited(10, out := tmp_path / "run", "--checkpoint-every", "10", "--mass-every", "10")
-    assert done.returncode == 0 and "step 29" in done.stdout
+    assert done.returncode == 0 and f"step {STEPS - 1}" in done.stdout
     assert sum("the training goes on" in said for said in complaints(done)) == 1
     trace = load_trace(out)
     assert not trace.closed and set(trace.pairs["step"]) == {0, 1}
@@ -102,7 +103,7 @@ def test_a_checkpoint_that_does_not_fit_costs_no_row(tmp_path: Path) -> None:
     [said] = complaints(done)
     assert f"cannot write {out}/checkpoints/step-10.pt: File too large; the training goes on" in said
     trace = load_trace(out)
-    assert trace.closed and trace.manifest["lost"] is None and len(trace.pairs) == 120
+    assert trace.closed and trace.manifest["lost"] is None and len(trace.pairs) == 4 * STEPS
     assert list((out / "checkpoints").iterdir()) == []
 
 

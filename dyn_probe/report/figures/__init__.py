@@ -27,7 +27,7 @@ from dyn_probe.report.figures.layer_cosines import layers
 from dyn_probe.report.figures.likeness import likeness
 from dyn_probe.report.figures.logps import log_probs
 from dyn_probe.report.figures.margin import margin
-from dyn_probe.report.figures.margin_for_kl import compare_kl
+from dyn_probe.report.figures.margin_for_kl import compare_kl, margin_for_kl
 from dyn_probe.report.figures.mass import mass
 from dyn_probe.report.figures.mass_deltas import compare_deltas
 from dyn_probe.report.figures.mass_distributions import mass_distributions
@@ -100,6 +100,12 @@ FIGURES: dict[str, FigureRow] = {
         likeness,
         "How alike the responses are",
         ("pairs.edit_distance", "pairs.grad_cosine", "pairs.realised_delta_chosen", "pairs.realised_delta_rejected"),
+    ),
+    "margin_for_kl": FigureRow(
+        margin_for_kl,
+        "KL to the reference",
+        ("steps.eval_kl_ref", "steps.eval_kl_ref_sampled", "mass.kl_ref", "mass.kl_ref_sampled"),
+        optional=True,
     ),
     "predicted": FigureRow(
         predicted,

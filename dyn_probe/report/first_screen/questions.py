@@ -36,7 +36,7 @@ QUESTIONS: tuple[Question, ...] = (
         "mass",
         "Where did the mass go?",
         ("mass",),
-        ("mass", "mass_split", "mass_entropy", "gate_kinds", "mass_distributions", "squeezing_toy"),
+        ("mass", "mass_split", "mass_entropy", "margin_for_kl", "gate_kinds", "mass_distributions", "squeezing_toy"),
     ),
     Question("gradient-norm", "Is the gradient norm sound?", ("gradient",), ("grad_norms", "clipping")),
     Question("trust", "Can I trust it?", ("prediction", "trust"), ("predicted",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,9 @@ import pandas as pd
 from dyn_probe.report.basis import BASES, basis_of, case_of, completed
 from dyn_probe.report.changes import Change, changes_alike
 from dyn_probe.report.frames import finite, median, share
+from dyn_probe.report.outputs.judged import Judged, judged_runs
 from dyn_probe.report.side_by_side.held_out_pairs import HeldOutChange, held_out_change
+from dyn_probe.report.side_by_side.kl_price import at_one_kl
 from dyn_probe.trace.schema import CASES
 
 if TYPE_CHECKING:
@@ -87,9 +90,34 @@ def by_pair(change: Change) -> pd.DataFrame:
     return pd.DataFrame(values, index=pd.Index(change.ids, name="pair_id", dtype=object))
 
 
-def quantities(traces: Mapping[str, Trace]) -> list[Quantity]:
-    """The numbers that are compared, in the order of the table; only those that some run has."""
-    return [*_moved(moves(traces)), *_cases(traces), *_held_out(traces)]
+def quantities(traces: Mapping[str, Trace], judged: Path | None = None) -> list[Quantity]:
+    """The numbers that are compared, in the order of the table; only those that some run has.
+
+    Args:
+        judged: a file of what a judge said of the runs' outputs (``outputs.judged``).
+
+    Raises:
+        BadInput: that file cannot be read, or has nothing on a run.
+    """
+    of_judge = [] if judged is None else _judged(judged_runs(judged, list(traces)))
+    return [*_moved(moves(traces)), *_cases(traces), *_held_out(traces), *_margin_at_kl(traces), *of_judge]
+
+
+JUDGED = {
+    "win_rate": ("win rate under the judge", "share", "share of prompts at which the judge prefers the run's output"),
+    "error": ("standard error of the win rate", "share", "over prompts"),
+    "length_controlled": ("win rate, length controlled", "share", "as the judge's file has it"),
+    "length": ("mean length of outputs", "characters", "over prompts"),
+}
+"""Field of ``Judged`` → name, unit, formula."""
+
+
+def _judged(found: Mapping[str, Judged]) -> list[Quantity]:
+    rows = [
+        Quantity(f"judged_{key}", name, unit, formula, {label: getattr(one, key) for label, one in found.items()})
+        for key, (name, unit, formula) in JUDGED.items()
+    ]
+    return [row for row in rows if np.isfinite(list(row.values.values())).any()]
 
 
 def _moved(found: Moves | None) -> list[Quantity]:
@@ -138,6 +166,14 @@ def _held_out(traces: Mapping[str, Trace]) -> list[Quantity]:
         Quantity(key, name, "nats/sequence", formula, {label: _of(one, key) for label, one in found.items()})
         for key, (name, formula) in rows.items()
     ]
+
+
+def _margin_at_kl(traces: Mapping[str, Trace]) -> list[Quantity]:
+    found = at_one_kl(traces)
+    if found is None:
+        return []
+    formula = f"held-out log-ratio margin where the KL to the reference first reaches {found.kl:.3g} nats/token"
+    return [Quantity("margin_at_kl", "held-out margin at one KL", "nats/sequence", formula, found.margins)]
 
 
 def _of(found: HeldOutChange | None, key: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,16 +24,16 @@ LONGEST = 60
 """Characters of a prompt that a line shows."""
 
 
-def comparison_lines(traces: Mapping[str, Trace]) -> list[str]:
-    """Lines with rich markup; all text that comes from the data is escaped."""
+def comparison_lines(traces: Mapping[str, Trace], judged: Path | None = None) -> list[str]:
+    """Lines with rich markup; all text that comes from the data is escaped. ``judged`` as for ``quantities``."""
     with naming_runs([trace.path for trace in traces.values()]):
         first, *more = comparison(traces)
         said = [f"{MARKS[one.level]} {safe(one.sentence)}" for one in more]
-        return [f"[bold]{safe(first.sentence)}[/]", "", *_table(traces), "", *_pairs(traces), *said]
+        return [f"[bold]{safe(first.sentence)}[/]", "", *_table(traces, judged), "", *_pairs(traces), *said]
 
 
-def _table(traces: Mapping[str, Trace]) -> list[str]:
-    rows = quantities(traces)
+def _table(traces: Mapping[str, Trace], judged: Path | None) -> list[str]:
+    rows = quantities(traces, judged)
     if not rows:
         return []
     heads = ("", *map(safe, traces), "unit")
@@ -47,6 +48,8 @@ def quantity_texts(row: Quantity) -> list[str]:
     """The value of every run as text: two digits and a sign, shares as percentages, – where there is none."""
     if row.unit == "share":
         return [value_text(value, "share") for value in row.values.values()]
+    if row.unit == "characters":
+        return ["–" if np.isnan(value) else f"{value:.0f}" for value in row.values.values()]
     return ["–" if np.isnan(value) else signed(value, 2) for value in row.values.values()]
 
 

@@ -12,6 +12,7 @@ from dyn_probe.report.basis import BASES
 from dyn_probe.report.comparing import common_case_basis, deltas, joined, pair_ids
 from dyn_probe.report.frames import finite, median, share, tenths
 from dyn_probe.report.run_facts import plain_text
+from dyn_probe.report.side_by_side.kl_price import at_one_kl
 from dyn_probe.report.verdicts.healthier import healthier
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
 
@@ -31,7 +32,14 @@ FEW = 5
 
 def comparison(traces: Mapping[str, Trace]) -> list[Verdict]:
     """All sentences about several runs; every run is compared with the first."""
-    return [*healthier(traces), *_overlap(traces), *_settings(traces), *_same_pairs(traces), *_case_two(traces)]
+    return [
+        *healthier(traces),
+        *_overlap(traces),
+        *_settings(traces),
+        *_same_pairs(traces),
+        *_margin_for_kl(traces),
+        *_case_two(traces),
+    ]
 
 
 def _overlap(traces: Mapping[str, Trace]) -> list[Verdict]:
@@ -103,6 +111,30 @@ def _gap(column: str, label: str, first: str, what: str, unit: str, gap: np.ndar
         Number(f"difference_{column}", f"difference to {first}, median", middle, unit),
         Number(f"higher_{column}", "pairs in which it is higher", higher, "share"),
         Number("n", "n", len(gap), "pairs"),
+    )
+
+
+def _margin_for_kl(traces: Mapping[str, Trace]) -> list[Verdict]:
+    """Which run buys its held-out margin cheapest, at the largest KL that all of them reach."""
+    found = at_one_kl(traces)
+    if found is None:
+        return []
+    words = ", ".join(f"{label} {signed(value)}" for label, value in found.margins.items())
+    sentence = (
+        f"Where the KL to the reference reaches {sig(found.kl)} nats/token, the largest that all runs reach, the "
+        f"held-out margin is {words} nats/sequence: {found.cheapest} buys it cheapest (one run each, so no error is "
+        "known)."
+    )
+    return say(
+        "note",
+        sentence,
+        "mean log-ratio margin of the held-out pairs on the line between the two evaluations between which the KL to "
+        "the reference first reaches the smallest of the runs' largest",
+        Number("common_kl", "KL to the reference", found.kl, "nats/token"),
+        *(
+            Number(f"run_{place}_margin_at_kl", f"held-out margin there, {label}", value, "nats/sequence")
+            for place, (label, value) in enumerate(found.margins.items(), start=1)
+        ),
     )
 
 

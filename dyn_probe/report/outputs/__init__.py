@@ -1,0 +1,1 @@
+"""Outputs of models in numbers: lengths, repetition, and what a judge said of them. No torch."""
