@@ -72,6 +72,7 @@ def soak(folder: Path, steps: int) -> Tally:
                 (-torch.nn.functional.logsigmoid(0.1 * (logps[:PAIRS] - logps[PAIRS:]))).mean().backward()
             optimizer.step()
             if step % max(1, steps // 20) == 0 and step >= steps // 10:
+                probe.flush()  # every table has its stream by now
                 seen.append((memory(), *handles()))
     first, last = seen[0], seen[-1]
     grown = last[0] / first[0] - 1
