@@ -24,7 +24,7 @@ from dyn_probe_cli.try_ import try_
 from dyn_probe_cli.watch import watch
 
 from dyn_probe import __version__
-from dyn_probe.errors import DynProbeError, on_one_line
+from dyn_probe.errors import DynProbeError, escaped, on_one_line
 
 app = typer.Typer(
     name="dyn-probe",
@@ -92,7 +92,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _printable(message: str) -> str:
     """A message for a terminal: what it quotes from files and arguments cannot steer the terminal."""
-    return "".join(one if one.isprintable() or one == "\n" else "�" for one in message)
+    return escaped(message, kept="\n")
 
 
 def _command_of(error: Exception) -> str:

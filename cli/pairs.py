@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +37,7 @@ def pairs(
     ] = "table",
 ) -> None:
     """List the pairs whose chosen response falls furthest (or any other ranking), with their numbers and their text."""
+    from dyn_probe.report.export.cells import terminal_csv, terminal_json
     from dyn_probe.report.ranked import RANKINGS, chosen_ranking, ranked_pairs, ranking_words
     from dyn_probe.trace.reader import load_trace
 
@@ -48,9 +48,9 @@ def pairs(
     if form != "table":
         typer.echo(words, err=True)
     if form == "csv":
-        found.to_csv(sys.stdout, index=False)
+        typer.echo(terminal_csv(found), nl=False)
     elif form == "json":
-        typer.echo(found.to_json(orient="records", indent=2, force_ascii=False))
+        typer.echo(terminal_json(found.to_json(orient="records", indent=2, force_ascii=False)))
     else:
         _print_table(found, RANKINGS[chosen_ranking(trace, by)].column, words)
 

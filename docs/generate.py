@@ -7,10 +7,12 @@ function writes what stands between the two from the tables of the code.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import typer
 from dyn_probe_cli.app import app
@@ -152,6 +154,18 @@ def data_files() -> str:
     return ", ".join(map(_code, READERS)) + "; all but Parquet also with `.gz`"
 
 
+def trust_figures() -> str:
+    """What `make trust` printed when it was last run: trial by trial, what was tried and what came of it."""
+    content = json.loads((DOCS.parent / "benchmarks/results/trust.json").read_text(encoding="utf-8"))
+    return _table(("what was tried", "size", "cases", "must be 0", "measured beside"), map(_trial, content.values()))
+
+
+def _trial(row: dict[str, Any]) -> tuple[str, ...]:
+    zero = ", ".join(f"{name} {count}" for name, count in row["zero"].items())
+    facts = ", ".join(f"{name} {value}" for name, value in row["facts"].items())
+    return row["title"], row["size"], f"{row['tried']:,}", zero, facts
+
+
 def _first_line(statement: Callable[..., object]) -> str:
     return " ".join((statement.__doc__ or "").split("\n\n")[0].split())
 
@@ -180,6 +194,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "data-shapes": data_shapes,
     "data-files": data_files,
     "trace-schema": schema_markdown,
+    "trust": trust_figures,
 }
 
 

@@ -74,10 +74,19 @@ def unknown(kind: str, got: str, choices: Iterable[str], form: str = "{}") -> st
     return f"unknown {kind} {got!r}{did_you_mean(got, known, form)}; choose one of: {listed}"
 
 
+def escaped(text: str, kept: str = "") -> str:
+    """A text that others wrote, fit for a terminal: what steers one (ANSI sequences, bidirectional marks, odd spaces)
+    stands as the escape that Python writes for it, ``\\x1b`` or ``\\u202e``.
+
+    Args:
+        kept: characters that stay as they are, such as the line feed.
+    """
+    return "".join(one if one.isprintable() or one in kept else repr(one)[1:-1] for one in text)
+
+
 def on_one_line(text: object, most: int = 300) -> str:
     """A text that others wrote, fit for a message: one line, no control characters, cut at ``most`` characters."""
-    line = " ".join(str(text)[: 4 * most].split())
-    line = "".join(one if one.isprintable() else "�" for one in line)
+    line = escaped(" ".join(str(text)[: 4 * most].split()))
     return line if len(line) <= most else line[: most - 1] + "…"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dyn_probe.data.records import Skipped, SourceRow, shown
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, on_one_line
 
 RowStream = Iterator[SourceRow | Skipped]
 NO_OBJECT = "no JSON object"
@@ -185,12 +185,27 @@ def _parquet(path: Path) -> RowStream:
     try:
         number = 0
         for batch in pq.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
+            for row in _plain_rows(batch):
                 number += 1
-                yield SourceRow(f"{path}:{number}", row)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"cannot read {path}: {said}; wanted a Parquet file") from error
+                source = f"{path}:{number}"
+                yield Skipped(source, "values out of range", row) if isinstance(row, str) else SourceRow(source, row)
+    except (OSError, ValueError, ArithmeticError, LookupError, pa.ArrowException) as error:
+        raise BadInput(f"cannot read {path}: {on_one_line(error) or type(error).__name__}; wanted Parquet") from error
+
+
+def _plain_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """Rows of an Arrow batch as Python values; what is wrong with it in place of one that Python cannot hold (a date
+    beyond the year 9999, bytes that are no UTF-8)."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, ArithmeticError):
+        singles = (batch.slice(place, 1) for place in range(batch.num_rows))
+    for single in singles:
+        try:
+            yield from single.to_pylist()
+        except (ValueError, ArithmeticError) as error:
+            yield on_one_line(error, 80)
 
 
 READERS: dict[str, Callable[[Path], RowStream]] = {

@@ -72,7 +72,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # the device meta holds no numbers
     except Exception as error:  # torch raises several unrelated types for a device that is not there
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"cannot use device {name!r}: {first}; write auto, cpu or cuda") from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.markup import escape
 
+from dyn_probe.errors import escaped
 from dyn_probe.report.changes import span
 from dyn_probe.report.first_screen.fix_texts import fix_lines, fixes
 from dyn_probe.report.first_screen.headline import confidence, headline
@@ -43,8 +44,8 @@ def _first(trace: Trace) -> list[str]:
 
 
 def safe(text: str) -> str:
-    """Text from the data for a terminal: no markup, no control characters."""
-    return escape("".join(char if char.isprintable() else "�" for char in text))
+    """Text from the data for a terminal: no markup, control characters as escapes."""
+    return escape(escaped(text))
 
 
 def _head(trace: Trace) -> list[str]:

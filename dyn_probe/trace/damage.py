@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-REFUSED = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+REFUSED = (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError)
 """What Arrow raises for bytes that it cannot read."""
 
 

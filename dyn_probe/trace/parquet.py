@@ -111,6 +111,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, steps: Steps 
                 raise TraceError(f"{path} was not written by dyn-probe: it names no streams; move it out of the trace")
             groups = [group for group in range(file.num_row_groups) if steps is None or _holds(file, group, steps)]
             schema = file.schema_arrow
+            if len(set(schema.names)) < len(schema.names):
+                raise TraceError(f"{path} has several columns of one name; no recorder writes that: move it away")
             names = [name for name in schema.names if columns is None or name in columns]
             found = _read_groups(Part(file, handle, checks, schema, names, path.name), groups)
         except REFUSED as error:

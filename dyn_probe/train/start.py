@@ -17,7 +17,7 @@ from dyn_probe.objectives import SUPERVISED
 from dyn_probe.probe import Probe
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order
-from dyn_probe.train.checkpoints import keep_model, leave_model, restore, save_checkpoint
+from dyn_probe.train.checkpoints import fitting, keep_model, leave_model, restore, save_checkpoint
 from dyn_probe.train.display import Display
 from dyn_probe.train.kept_tensors import keep, kept, key_of
 from dyn_probe.train.objective import learned_module
@@ -197,12 +197,13 @@ def resumed_reference(setup: Setup, state: dict[str, Any]) -> Reference | None:
     """The reference of the resumed run: its table, or its weights."""
     if not setup.method.objective.needs_reference:
         return None
-    if "reference_model" in state:
-        reference = live_reference(setup.model, setup.autocast)
-        assert reference.model is not None
-        reference.model.load_state_dict(state["reference_model"])
-        return reference
-    return Reference({k: (v[0], v[1]) for k, v in state["reference"].items()}, None, setup.autocast)
+    with fitting():
+        if "reference_model" in state:
+            reference = live_reference(setup.model, setup.autocast)
+            assert reference.model is not None
+            reference.model.load_state_dict(state["reference_model"])
+            return reference
+        return Reference({k: (v[0], v[1]) for k, v in state["reference"].items()}, None, setup.autocast)
 
 
 def held_out_start(state: dict[str, Any]) -> dict[str, tuple[float, float]] | None:
@@ -216,10 +217,12 @@ def resume(
 ) -> int:
     """Restore a checkpoint's state; returns the number of completed steps."""
     if sharded:
-        load_full_state(model, optimizer, state["model"], state["optimizer"])
+        with fitting():
+            load_full_state(model, optimizer, state["model"], state["optimizer"])
     done = restore(state, None if sharded else model, None if sharded else optimizer)
     if mask is not None:
-        mask.load_state_dict(state["mask"])
+        with fitting():
+            mask.load_state_dict(state["mask"])
     return done
 
 

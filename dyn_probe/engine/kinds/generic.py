@@ -129,7 +129,7 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
         empty = saved[0].new_empty(responses, 0)
         return {n: MadeVector(empty, partial(_row, call, saved, grads, {n: p}, n)) for n, p in parameters.items()}
     found = _all_rows(call, saved, grads, parameters)
-    return {name: Vector(found[name].flatten(1)) for name in sorted(parameters)}
+    return {name: Vector(found[name].reshape(len(found[name]), -1)) for name in sorted(parameters)}
 
 
 def _all_rows(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], parameters: Grads) -> Grads:

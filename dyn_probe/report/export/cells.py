@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from dyn_probe.errors import escaped
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """What a spreadsheet takes for the beginning of a formula, or drops before one."""
 
@@ -40,3 +42,19 @@ def csv_bytes(rows: Iterable[Mapping[str, object]] | pd.DataFrame) -> bytes:
     writer.writeheader()
     writer.writerows({name: neutral(value) for name, value in row.items()} for row in rows)
     return text.getvalue().encode("utf-8", "replace")
+
+
+def terminal_csv(frame: pd.DataFrame) -> str:
+    """A frame as CSV for standard output: cells are ``neutral``, and control characters in them stand as escapes."""
+    texts = list(map(str, frame.select_dtypes(exclude=["number", "bool"])))
+    shown = {name: frame[name].map(lambda one: escaped(one) if isinstance(one, str) else one) for name in texts}
+    return csv_bytes(frame.assign(**shown)).decode("utf-8").replace("\r\n", "\n")
+
+
+def terminal_json(text: str) -> str:
+    """JSON for standard output: what steers a terminal is written as JSON escapes it; the values are the same."""
+    units = ((one, one.encode("utf-16-be", "surrogatepass").hex()) for one in text)
+    return "".join(
+        one if one.isprintable() or one == "\n" else "".join(f"\\u{code[k : k + 4]}" for k in range(0, len(code), 4))
+        for one, code in units
+    )

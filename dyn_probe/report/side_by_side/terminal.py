@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dyn_probe.errors import escaped
 from dyn_probe.report.page_data import value_text
 from dyn_probe.report.side_by_side.quantities import Quantity, quantities
 from dyn_probe.report.side_by_side.shared_pairs import shared_pairs
@@ -67,5 +68,5 @@ def _pairs(traces: Mapping[str, Trace]) -> list[str]:
 
 def _short(text: object) -> str:
     words = " ".join(text.split()) if isinstance(text, str) else ""
-    shown = "".join(char if char.isprintable() else "�" for char in words)
+    shown = escaped(words)
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"

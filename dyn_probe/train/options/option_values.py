@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dyn_probe.data.records import shown
 from dyn_probe.errors import did_you_mean
+
+MOST = 2**31 - 1
+"""The largest whole number that an option may have: beyond it, counters of PyTorch and NumPy overflow."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,13 @@ def _read_number(option: RunOption, value: Any) -> tuple[Any, str]:
     wanted = _range("a whole number" if whole else "a number", option)
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: a whole number of hundreds of digits
         number = math.nan
     fits = math.isfinite(number) and (option.least is None or number >= option.least) and number < option.below
     if not fits or (whole and number != int(number)):
-        return value, f"must be {wanted}; got {value!r}"
+        return value, f"must be {wanted}; got {shown(value)}"
+    if whole and number > MOST:
+        return value, f"must be {wanted}, at most {MOST}; got {shown(value)}"
     return (value if isinstance(value, int) else int(number)) if whole else number, ""
 
 
@@ -61,7 +67,8 @@ def _read_number_or_word(option: RunOption, value: Any) -> tuple[Any, str]:
     if not complaint:
         return number, ""
     wanted = " or ".join([_range("a whole number", option), *option.choices])
-    return value, f"must be {wanted}; got {value!r}{did_you_mean(value, option.choices)}"
+    hint = did_you_mean(value, option.choices) if isinstance(value, str) else ""
+    return value, f"must be {wanted}; got {shown(value)}{hint}"
 
 
 def _range(noun: str, option: RunOption) -> str:
@@ -71,23 +78,23 @@ def _range(noun: str, option: RunOption) -> str:
 
 
 def _read_bool(option: RunOption, value: Any) -> tuple[Any, str]:
-    return value, "" if isinstance(value, bool) else f"must be true or false; got {value!r}"
+    return value, "" if isinstance(value, bool) else f"must be true or false; got {shown(value)}"
 
 
 def _read_text(option: RunOption, value: Any) -> tuple[Any, str]:
     text = str(value) if hasattr(value, "__fspath__") else value
     if not isinstance(text, str):
-        return value, f"must be text; got {value!r}"
+        return value, f"must be text; got {shown(value)}"
     if option.choices and text not in option.choices:
-        hint = did_you_mean(value, option.choices)
-        return value, f"must be {' or '.join(option.choices)}; got {value!r}{hint}"
+        hint = did_you_mean(text, option.choices)
+        return value, f"must be {' or '.join(option.choices)}; got {shown(value)}{hint}"
     return text, ""
 
 
 def _read_texts(option: RunOption, value: Any) -> tuple[Any, str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        return value, f"must be a list of texts; got {value!r}"
+        return value, f"must be a list of texts; got {shown(value)}"
     return tuple(texts), ""
 
 
@@ -97,12 +104,12 @@ def _read_mapping(option: RunOption, value: Any) -> tuple[Any, str]:
         return {str(key): item for key, item in value.items()}, ""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence):
-        return value, f"must be NAME=VALUE; got {value!r}"
+        return value, f"must be NAME=VALUE; got {shown(value)}"
     found = {}
     for text in texts:
         key, equals, item = str(text).partition("=")
         if not (key.strip() and equals and item.strip()):
-            return value, f"must be NAME=VALUE; got {text!r}"
+            return value, f"must be NAME=VALUE; got {shown(text)}"
         found[key.strip()] = item.strip()
     return found, ""
 

@@ -1,0 +1,1 @@
+"""What `make trust` tries: faults, bad input, odd architectures, long runs."""

@@ -1,0 +1,61 @@
+"""A few faults while a run is recorded; ``make trust`` tries all kinds, many times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+from trust import faults, soak
+from trust.faults import FAULTS, lost_rows, start, try_faults
+
+import dyn_probe.trace.streams as streams
+from dyn_probe.trace.writer import TraceWriter
+
+
+@pytest.mark.parametrize(
+    "name", ["SIGKILL, one process, resumed", "read-only file system", "two recorders on one folder"]
+)
+def test_a_fault_costs_no_flushed_row(name: str, tmp_path: Path) -> None:
+    assert FAULTS[name][0](tmp_path, Random(5)) == (0, "")
+
+
+@pytest.mark.slow
+def test_none_of_all_faults_does(tmp_path: Path) -> None:
+    tally = try_faults(tmp_path, nightly=False, seed=2)
+    assert tally.holds, tally.failures
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_damage_is_named_and_never_another_number(number: int, tmp_path: Path) -> None:
+    assert faults.damaged(tmp_path, Random(f"trust {number}")) == (0, "")
+
+
+def test_damage_that_is_read_in_silence_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = TraceWriter(tmp_path / "run", {})
+    writer.add("pairs", [{"step": step, "pair_id": "pair 1", "loss": step + 0.1} for step in range(4)])
+    writer._finalizer()
+    file = tmp_path / "run/streams/pairs-rank0.arrow"
+    assert faults._read_damaged(tmp_path / "run", file, 4) == ""
+    assert "missing in silence" in faults._read_damaged(tmp_path / "run", file, 5)
+    read = streams.read_stream
+
+    def other(path: Path, schema: object) -> object:
+        found = read(path, schema)  # type: ignore[arg-type]
+        place = found.data.column_names.index("loss")
+        return streams.replace(found, data=found.data.set_column(place, "loss", [[9.0] * 4]))
+
+    monkeypatch.setattr("dyn_probe.trace.merge.read_stream", other)
+    assert faults._read_damaged(tmp_path / "run", file, 4) == "4 numbers are others"
+
+
+def test_rows_that_are_lost_are_seen(tmp_path: Path) -> None:
+    run = start(tmp_path / "run", steps=3)
+    assert run.wait() == [0] and run.said == {(0, 0), (0, 1), (0, 2)}
+    assert lost_rows(run.out, run.said) == 0
+    assert lost_rows(run.out, {*run.said, (0, 3)}) == 4
+
+
+def test_a_long_run_leaves_nothing_open(tmp_path: Path) -> None:
+    tally = soak.soak(tmp_path, 60)
+    assert tally.zero["handles left open"] == 0 and tally.zero["rows lost"] == 0, tally.failures
