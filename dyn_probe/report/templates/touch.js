@@ -94,8 +94,12 @@
     plot.root.setAttribute("aria-label", one.title + " over the steps of the run");
     out.addEventListener("click", function () { zoom(key, null); });
     plot.over.addEventListener("dblclick", function () { zoom(key, null); });
+    settle(plot);
     drawn.push({plot: plot, box: box, height: height});
     return plot;
+  }
+  function settle(plot) {  // what opens above a chart moves it: where it stands is asked again before it is pointed at
+    plot.over.addEventListener("mouseenter", function () { plot.syncRect(); }, true);
   }
   function level(u, value) {
     var at = u.valToPos(value, "y", true), low = u.bbox.top, high = u.bbox.top + u.bbox.height;
@@ -126,7 +130,7 @@
       one.series.forEach(function (line) { if (names.indexOf(line.label) < 0) names.push(line.label); });
     });
     names.forEach(function (name) {
-      var button = make("button", "name"), mark = make("i"), colour = null;
+      var button = make("button", "entry"), mark = make("i"), colour = null;
       charts.forEach(function (one) { one.series.forEach(function (line) { if (line.label === name) colour = colour || line.colour; }); });
       mark.style.background = "var(--line-" + (name === "measured" ? "measured" : colour) + ")";
       button.type = "button";
@@ -286,7 +290,7 @@
       } else panel.appendChild(make("p", "small", "The steps of this pair are not on this page; the trace has them."));
       body.querySelectorAll("tr").forEach(function (row) { row.classList.toggle("open", row.dataset.pair === id); });
       if (scatter) scatter.redraw();
-      if (scroll && panel.scrollIntoView) panel.scrollIntoView({block: "nearest"});
+      if (scroll && panel.getBoundingClientRect().top > innerHeight - 120) panel.scrollIntoView({block: "nearest"});
     }
 
     // One dot per pair: change of rejected across, change of chosen up.
@@ -349,6 +353,7 @@
       scatter.over.addEventListener("click", function () { if (at !== null) show(places[at], true); });
       scatter.root.setAttribute("role", "img");
       scatter.root.setAttribute("aria-label", "Change of rejected and of chosen, one dot per pair; the table below has the same numbers");
+      settle(scatter);
       drawn.push({plot: scatter, box: room, height: 300});
     }
     box.hidden = false;
