@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Data = dict[str, Any]
 
-RANKED, SPREAD = 400, 1600
+RANKED, SPREAD = 400, 1200
 """Pairs on the page: the first of the ranking, and a sample spread evenly over the others, for the scatter."""
-MOST_LETTERS, LETTERS = 600_000, 200
+MOST_LETTERS, LETTERS = 400_000, 200
 """Letters of all whole texts together; beyond them, and for pairs of the sample, a text is cut to LETTERS."""
 MOST_ROWS, MOST_POINTS = 4_000, 60
 """Rows of all pushes over time together, and of one pair."""
@@ -132,37 +132,38 @@ def series(trace: Trace, ids: Iterable[str]) -> dict[str, Data]:
     """Pair → its log-probabilities (nats) and pushes (nats a step) at its recorded steps, in the order of `ids`, until
     MOST_ROWS of them are used up."""
     found, left = {}, MOST_ROWS
-    groups = _places(trace.pairs)
-    pushed = {side: (rows := of_side(trace, side), _places(rows)) for side in SIDES}
+    rows = Columns(trace.pairs, ("step", *(f"logp_{side}" for side in SIDES)))
+    pushed = {side: Columns(of_side(trace, side), ("step", *PARTS, "total")) for side in SIDES}
     for name in ids:
-        rows = trace.pairs.iloc[_thinned(groups[name])]
-        if (left := left - len(rows)) < 0:
+        own = rows.of(name)
+        if (left := left - len(own["step"])) < 0:
             break
         found[name] = {
-            "steps": digits(numbers(rows, "step")),
-            "logps": {side: digits(numbers(rows, f"logp_{side}")) for side in SIDES},
-            "pushes": {side: _pushes(frame.iloc[_thinned(places.get(name, NOWHERE))])
-                       for side, (frame, places) in pushed.items()},
-        }  # fmt: skip
+            "steps": digits(own["step"]),
+            "logps": {side: digits(own[f"logp_{side}"]) for side in SIDES},
+            "pushes": {side: _pushes(table.of(name)) for side, table in pushed.items()},
+        }
     return found
+
+
+class Columns:
+    """Columns of a table as arrays, to be asked for one pair after the other."""
+
+    def __init__(self, frame: pd.DataFrame, names: Iterable[str]) -> None:
+        self.values = {name: numbers(frame, name) for name in names}
+        self.places = {str(name): np.asarray(rows) for name, rows in frame.groupby("pair_id").indices.items()}
+
+    def of(self, pair: str) -> dict[str, Floats]:
+        """A pair's rows, MOST_POINTS at most."""
+        places = self.places.get(pair, NOWHERE)
+        if len(places) > MOST_POINTS:
+            places = places[np.linspace(0, len(places) - 1, MOST_POINTS).astype(np.int64)]
+        return {name: values[places] for name, values in self.values.items()}
 
 
 NOWHERE = np.empty(0, np.int64)
 
 
-def _places(frame: pd.DataFrame) -> dict[str, np.ndarray]:
-    return {str(name): np.asarray(rows) for name, rows in frame.groupby("pair_id").indices.items()}
-
-
-def _thinned(places: np.ndarray) -> np.ndarray:
-    if len(places) <= MOST_POINTS:
-        return places
-    return places[np.linspace(0, len(places) - 1, MOST_POINTS).astype(np.int64)]
-
-
-def _pushes(rows: pd.DataFrame) -> Data:
-    parts = {name: numbers(rows, name) for name in (*PARTS, "total")}
-    return {
-        "steps": digits(numbers(rows, "step")),
-        **{name: digits(values) for name, values in parts.items() if np.nan_to_num(values).any()},
-    }
+def _pushes(own: dict[str, Floats]) -> Data:
+    moving = {name: digits(values) for name, values in own.items() if name != "step" and np.nan_to_num(values).any()}
+    return {"steps": digits(own["step"]), **moving}
