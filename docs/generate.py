@@ -158,12 +158,13 @@ def _entry(heading: str, name: str, thing: Any, plain: bool = False) -> str:
 
 def _signature(name: str, thing: Any) -> str:
     taken = inspect.signature(thing)
-    held = [each.replace(annotation=each.empty) for each in taken.parameters.values() if each.name != "self"]
-    text = ", ".join(map(str, held))
+    bare = (each.replace(annotation=each.empty) for each in taken.parameters.values() if each.name != "self")
+    held = [str(each).replace("'", '"') for each in bare]
+    text = ", ".join(held)
     return (
         f"```python\n{name}({text})\n```"
         if len(text) < 100
-        else f"```python\n{name}(\n    " + ",\n    ".join(map(str, held)) + ",\n)\n```"
+        else f"```python\n{name}(\n    " + ",\n    ".join(held) + ",\n)\n```"
     )
 
 
