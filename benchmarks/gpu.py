@@ -217,8 +217,9 @@ def page(found: list[dict[str, Any]], about: str) -> str:
     lines = [
         "# A recorded step beside the plain one, on a GPU", "",
         f"`python benchmarks/gpu.py`; {about}. bfloat16, random weights, half of every row is prompt; "
-        "milliseconds are medians of alternating steps (smallest to largest in brackets), ratios are to the plain step. "
-        "Error: the recorder's own check of its first step against plain autograd in the same arithmetic.", "",
+        "milliseconds are medians of alternating steps (smallest to largest in brackets), ratios are "
+        "to the plain step. Error: the recorder's own check of its first step against plain autograd in the "
+        "same arithmetic.", "",
         "| model | trained | tokens | pairs | plain ms | recorded ms | ratio | full Gram | normalised | by 5 % budget "
         "| ATen calls | kernels | stops | memory | error |", "|---" * 15 + "|",
     ]  # fmt: skip

@@ -7,6 +7,8 @@ function writes what stands between the two from the tables of the code.
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import json
 import re
 import sys
@@ -112,7 +114,10 @@ def figures() -> str:
 
 def _figure(name: str, row: FigureRow) -> str:
     paragraphs = [f"**{label}.** {text[:1].upper()}{text[1:]}" for label, text in row.text.items()]
-    return "\n\n".join([f"### {row.title} {{ #{name} }}", *paragraphs, f"Columns: {', '.join(map(_code, row.needs))}."])
+    shown = f"![{row.title}, of the run of make demo](images/figures/{name}.png)"
+    picture = [shown] if (DOCS / "images" / "figures" / f"{name}.png").is_file() else []
+    columns = f"Columns: {', '.join(map(_code, row.needs))}."
+    return "\n\n".join([f"### {row.title} {{ #{name} }}", *picture, *paragraphs, columns])
 
 
 def verdicts() -> str:
@@ -120,6 +125,48 @@ def verdicts() -> str:
     rows = ((TOPICS[topic], "<br>".join(map(_first_line, said))) for topic, said in VERDICTS.items())
     knobs = "\n".join(f"- {text[:1].upper()}{text[1:]}." for text in KNOBS.values())
     return f"{_table(('topic', 'what is said'), rows)}\n\nWhat a verdict may suggest:\n\n{knobs}"
+
+
+PUBLIC = {"dyn_probe": None, "dyn_probe.attach.trl": ("ProbeCallback",)}
+"""Modules of the public surface, with the names that are public (None: all of `__all__`)."""
+
+
+def api() -> str:
+    """Every public function and class: signature and docstring, with the public methods and properties of classes."""
+    found = []
+    for module, names in PUBLIC.items():
+        home = importlib.import_module(module)
+        found += [_api(f"{module}.{name}", getattr(home, name)) for name in names or home.__all__ if name[0] != "_"]
+    return "\n\n".join(found)
+
+
+def _api(name: str, thing: Any) -> str:
+    own = vars(thing).items() if inspect.isclass(thing) and not issubclass(thing, Exception) else ()
+    members = [
+        _entry(f"#### {key}", key, value.fget if isinstance(value, property) else value, isinstance(value, property))
+        for key, value in own
+        if key[0] != "_" and (inspect.isfunction(value) or isinstance(value, property)) and value.__doc__
+    ]
+    return "\n\n".join([_entry(f"### {name}", name.rpartition(".")[2], thing), *members])
+
+
+def _entry(heading: str, name: str, thing: Any, plain: bool = False) -> str:
+    """Heading, signature, the first paragraph of the docstring as text, the rest as it stands."""
+    first, _, rest = inspect.cleandoc(thing.__doc__ or "").partition("\n\n")
+    signature = "" if plain or (inspect.isclass(thing) and issubclass(thing, Exception)) else _signature(name, thing)
+    return "\n\n".join(filter(None, [heading, signature, first, f"```text\n{rest}\n```" if rest else ""]))
+
+
+def _signature(name: str, thing: Any) -> str:
+    taken = inspect.signature(thing)
+    bare = (each.replace(annotation=each.empty) for each in taken.parameters.values() if each.name != "self")
+    held = [str(each).replace("'", '"') for each in bare]
+    text = ", ".join(held)
+    return (
+        f"```python\n{name}({text})\n```"
+        if len(text) < 100
+        else f"```python\n{name}(\n    " + ",\n    ".join(held) + ",\n)\n```"
+    )
 
 
 def optimizers() -> str:
@@ -191,6 +238,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verdicts": verdicts,
     "rankings": rankings,
     "optimizers": optimizers,
+    "api": api,
     "data-shapes": data_shapes,
     "data-files": data_files,
     "trace-schema": schema_markdown,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.engine.certificate import Certificate, SelfCheck
+from dyn_probe.engine.certificate import SelfCheck
 from dyn_probe.engine.recording import distributed
 from dyn_probe.engine.shield import Shield
 from dyn_probe.errors import BadInput
@@ -20,12 +20,12 @@ from dyn_probe.probe.budget import Thinned, schedule_of
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
 from dyn_probe.probe.given import Told
-from dyn_probe.probe.kept import Kept
+from dyn_probe.probe.recorder_state import Recorder
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.trace.writer import TraceWriter
 
 
-class Probe(Kept):
+class Probe(Recorder):
     """Records per-pair gradient dynamics of a training loop into a trace.
 
     Args:
@@ -106,29 +106,6 @@ class Probe(Kept):
             model, self._rows, self.schedule, self._evaluation, self._following, check, self._shield,
             layers=layers, separate=separate, in_parts=in_parts,
         )  # fmt: skip
-
-    @property
-    def recording(self) -> bool:
-        """Whether a step is being recorded right now."""
-        return self._batch.recording is not None
-
-    @property
-    def certificate(self) -> Certificate | None:
-        """What the check of the first recorded step found; None before it."""
-        return self._batch.certificate
-
-    @property
-    def failure(self) -> Exception | None:
-        """The first error in hooks that are ``shielded``; None where there was none."""
-        return self._shield.failure
-
-    def records(self, step: int) -> bool:
-        """Whether the schedule records this step."""
-        return self.schedule.records(step)
-
-    def realises(self, step: int, every: int) -> bool:
-        """Whether the schedule has this step's realised change measured, if that is wanted at every so-many-th step."""
-        return self.schedule.realises(step, every)
 
     @contextmanager
     def step(

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from dyn_probe.errors import BadInput
 from dyn_probe.report.compare_data import comparison_data
 from dyn_probe.report.figures import COMPARISONS, FIGURES
+from dyn_probe.report.interactive.library import scripts, styles
 from dyn_probe.report.output import check_folder, data_uri, render, write_files
 from dyn_probe.report.outputs.judged import check_judged
 from dyn_probe.report.page_data import report_data
@@ -66,7 +67,7 @@ def build_report(
         files, images = figure_files(drawn)
         files |= tables
         files[PAGE] = page(data, images).encode("utf-8", "replace")
-    write_files(folder, files, data)
+    write_files(folder, files, {name: entry for name, entry in data.items() if name != "interactive"})
     return folder / PAGE
 
 
@@ -113,9 +114,19 @@ def page(data: Mapping[str, Any], images: Mapping[str, Mapping[str, Any]]) -> st
     )
     environment.filters["letters"] = letters
     environment.filters["token"] = visible
-    script = Markup(resource_text("tokens.js") if data.get("tokens") else "")
+    interactive = bool(data.get("interactive"))
+    token_script, page_scripts = (
+        resource_text("tokens.js") if data.get("tokens") else "",
+        scripts() if interactive else [],
+    )
+    running = [script for script in (token_script, *page_scripts) if script]
     return environment.get_template("report.html.j2").render(
-        data=data, images=images, token_script=script, script_source=script_hash(script) if script else "'none'"
+        data=data,
+        images=images,
+        token_script=Markup(token_script),
+        page_scripts=[Markup(script) for script in page_scripts],
+        library_style=Markup(styles() if interactive else ""),
+        script_sources=" ".join(map(script_hash, running)) or "'none'",
     )
 
 

@@ -16,6 +16,7 @@ from dyn_probe.report.first_screen.fix_texts import fixes
 from dyn_probe.report.first_screen.headline import confidence, headline
 from dyn_probe.report.first_screen.questions import QUESTIONS
 from dyn_probe.report.frames import tenths
+from dyn_probe.report.interactive.library import page_figures
 from dyn_probe.report.overview import Line, overview
 from dyn_probe.report.pair_cards import pair_cards
 from dyn_probe.report.run_facts import everything, facts, title
@@ -46,6 +47,7 @@ def report_data(trace: Trace) -> Data:
         "overview": overview_table(trace),
         "figures": [figure_entry(name, row, trace) for name, row in figures_for(trace).items()],
         "tokens": token_view(trace),
+        "interactive": page_figures(trace),
         "ranked": pair_cards(trace),
         "definitions": definitions(trace),
         **stamp(),

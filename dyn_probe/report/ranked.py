@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -164,7 +165,22 @@ RUN_NUMBERS: dict[str, tuple[str, str]] = {
 
 
 def run_rows(trace: Trace, step: int | None = None) -> pd.DataFrame:
-    """`pair_rows` of a trace with the cases of every basis, what the end of the run says, and what the pushes say."""
+    """`pair_rows` of a trace with the cases of every basis, what the end of the run says, and what the pushes say.
+
+    Those of the last trace that was asked for are kept while it lives: a report asks a dozen times.
+    """
+    if step is None and _LAST and _LAST[0][0]() is trace:
+        return _LAST[0][1]
+    found = _run_rows(trace, step)
+    if step is None:
+        _LAST[:] = [(weakref.ref(trace, lambda _: _LAST.clear()), found)]
+    return found
+
+
+_LAST: list[tuple[weakref.ref[Trace], pd.DataFrame]] = []
+
+
+def _run_rows(trace: Trace, step: int | None) -> pd.DataFrame:
     rows = pair_rows(completed(trace), step)
     found = {f"run_change_{side}": run_change(trace, rows, side) for side in pair_columns.SIDES}
     found |= {f"pushed_{side}": pushed(trace, rows, side) for side in pair_columns.SIDES}

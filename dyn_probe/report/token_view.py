@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dyn_probe.trace.reader import Trace
 
-MOST_CELLS = 240_000
+MOST_CELLS = 40_000
 """Most entries (over all pairs and steps) on a page; beyond that steps are thinned out, then pairs left out."""
 MOST_GROUPS = 20
 

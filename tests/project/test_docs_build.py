@@ -8,9 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
+import dyn_probe
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -69,13 +72,36 @@ def test_a_broken_link_is_found() -> None:
     assert broken_links(ROOT / "README.md", "see [it](docs/nowhere.md)") == ["docs/nowhere.md"]
 
 
-def test_notebooks_carry_no_outputs() -> None:
-    notebooks = {
-        path.name: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "notebooks").glob("*.ipynb")
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def unshown(book: dict[str, Any]) -> list[str]:
+    """What is amiss with an executed notebook: cells out of order, errors, noise, no picture."""
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    shown = [output for cell in code for output in cell["outputs"]]
+    found = {
+        "not run from top to bottom": [cell["execution_count"] for cell in code] != list(range(1, len(code) + 1)),
+        "an error": any(output["output_type"] == "error" for output in shown),
+        "standard error": any(output.get("name") == "stderr" for output in shown),
+        "no picture": not any("image/png" in output.get("data", {}) for output in shown),
     }
-    cells = [(name, cell) for name, book in notebooks.items() for cell in book["cells"] if cell["cell_type"] == "code"]
-    assert cells
-    assert [name for name, cell in cells if cell["outputs"] or cell["execution_count"]] == []
+    return [name for name, wrong in found.items() if wrong]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_shipped_executed_with_their_pictures(path: Path) -> None:
+    book = json.loads(path.read_text(encoding="utf-8"))
+    assert unshown(book) == [] and path.stat().st_size < 700_000
+    for cell in book["cells"]:
+        cell |= {"outputs": [], "execution_count": None}
+    assert unshown(book) == ["not run from top to bottom", "no picture"]
+
+
+@pytest.mark.parametrize("name", ["05-my-trl-run.ipynb"])
+def test_a_notebook_of_a_users_run_takes_public_names_only(name: str) -> None:
+    text = (ROOT / "notebooks" / name).read_text(encoding="utf-8")
+    imported = re.findall(r"from (dyn_probe[\w.]*) import (\w+)", text)
+    assert imported and all(home == "dyn_probe" and thing in dyn_probe.__all__ for home, thing in imported)
 
 
 PREAMBLE = {

@@ -14,12 +14,17 @@ import typer
 from dyn_probe_cli.app import app
 from families import FAMILIES
 
+import dyn_probe
 from dyn_probe.metric import FAMILIES as OPTIMIZERS
 from dyn_probe.objectives import OBJECTIVES, SHAPINGS, describe
 from dyn_probe.report.figures import FIGURES
 from dyn_probe.trace.schema import TABLES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+UNPICTURED = {"shaping"}
+"""Figures of runs with a shaping, which the run of ``make demo`` is not."""
 
 
 def load_generator() -> ModuleType:
@@ -47,6 +52,8 @@ def command_names() -> list[str]:
         ("methods.md", [f"### {name}\n" for name in OBJECTIVES]),
         ("methods.md", [f"### {name}\n" for name in SHAPINGS]),
         ("reading-the-figures.md", [row.title for row in FIGURES.values()]),
+        ("reading-the-figures.md", [f"](images/figures/{name}.png)" for name in FIGURES if name not in UNPICTURED]),
+        ("api.md", [f"### dyn_probe.{name}\n" for name in dyn_probe.__all__ if name[0] != "_"]),
         ("notation.md", [f"| {family.title} |" for family in OPTIMIZERS.values()]),
         ("cli.md", [f"## {name}\n" for name in command_names()]),
         ("../README.md", [f"`{name}`" for name in (*OBJECTIVES, *SHAPINGS, *FAMILIES)]),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
-from report_checks import Page, foreign_resources, page_of, plain
+from report_checks import Page, foreign_resources, inline_scripts, page_of, plain
 from report_frames import Options, simulate
 from report_runs import manifest, new_trace, write_run, write_tables
 
@@ -41,7 +42,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_hostile_text_is_shown_and_never_run(built: Path) -> None:
     html = built.read_text(encoding="utf-8")
     assert foreign_resources(html) == []
-    assert "<script" not in html and "<img src=http" not in html
+    shown = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    assert "<script" not in shown and "<img src=http" not in html
+    assert 'alert("x")' not in "".join(script for kind, script in inline_scripts(html) if kind == "code")
+    assert not any(re.search("[<>&]", script) for kind, script in inline_scripts(html) if kind == "data")
     assert Page(html).text.count('<script>alert("x")</script>') >= 10
     assert "default-src 'none'" in html
 
@@ -50,6 +54,7 @@ def test_hostile_text_is_shown_and_never_run(built: Path) -> None:
     "html",
     [
         "<script src='a.js'></script>",
+        "<script>1</script>",
         "<img src='https://x.example/a'>",
         "<style>a{b:url(c.png)}</style>",
         "<p onclick='x'>",

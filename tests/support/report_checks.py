@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from dyn_probe.report.build import page
 from dyn_probe.report.figures import FIGURES
 from dyn_probe.report.page_data import report_data
+from dyn_probe.report.token_view import script_hash
 from dyn_probe.report.verdicts import Verdict
 from dyn_probe.trace.reader import Trace
 
@@ -44,7 +45,8 @@ class Page(HTMLParser):
 
 
 def foreign_resources(html: str) -> list[str]:
-    """Everything a browser would fetch or run: addresses other than data: and #, scripts, CSS imports and urls."""
+    """Everything a browser would fetch or run: addresses other than data: and #, scripts that the page's own policy
+    does not vouch for by their hash, CSS imports and urls."""
     page = Page(html)
     loaded = [
         value or ""
@@ -52,9 +54,24 @@ def foreign_resources(html: str) -> list[str]:
         for name, value in attributes.items()
         if name in {"src", "href", "srcset", "data", "action", "poster"} or name.startswith("on")
     ]
-    scripts = [tag for tag, _ in page.tags if tag in {"script", "iframe", "object", "embed", "link"}]
+    framed = [tag for tag, _ in page.tags if tag in {"iframe", "object", "embed", "link"}]
+    scripts = [
+        script for kind, script in inline_scripts(html) if kind != "data" and script_hash(script) not in policy(html)
+    ]
     styles = re.findall(r"@import[^;]*|url\([^)]*\)", html)
-    return [*(v for v in loaded if not v.startswith(("data:image/svg+xml;base64,", "#"))), *scripts, *styles]
+    return [*(v for v in loaded if not v.startswith(("data:image/svg+xml;base64,", "#"))), *framed, *scripts, *styles]
+
+
+def inline_scripts(html: str) -> list[tuple[str, str]]:
+    """(`data` or `code`, content) of every script element, as a browser cuts them."""
+    found = re.findall(r"<script([^>]*)>(.*?)</script>", html, re.DOTALL | re.IGNORECASE)
+    return [("data" if 'type="application/json"' in attributes else "code", content) for attributes, content in found]
+
+
+def policy(html: str) -> list[str]:
+    """What the page's policy lists as the source of scripts."""
+    found = re.search(r'Content-Security-Policy" content="[^"]*script-src ([^;"]*)', html)
+    return found[1].split() if found else []
 
 
 def page_of(trace: Trace) -> str:

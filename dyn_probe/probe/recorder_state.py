@@ -1,0 +1,40 @@
+"""What a probe answers about itself."""
+
+from __future__ import annotations
+
+from dyn_probe.engine.certificate import Certificate
+from dyn_probe.engine.shield import Shield
+from dyn_probe.probe.batch_in_progress import BatchInProgress
+from dyn_probe.probe.kept import Kept
+from dyn_probe.probe.schedule import Schedule
+
+
+class Recorder(Kept):
+    """A probe without its verbs."""
+
+    schedule: Schedule
+    _batch: BatchInProgress
+    _shield: Shield
+
+    @property
+    def recording(self) -> bool:
+        """Whether a step is being recorded right now."""
+        return self._batch.recording is not None
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What the check of the first recorded step found; None before it."""
+        return self._batch.certificate
+
+    @property
+    def failure(self) -> Exception | None:
+        """The first error in hooks that are ``shielded``; None where there was none."""
+        return self._shield.failure
+
+    def records(self, step: int) -> bool:
+        """Whether the schedule records this step."""
+        return self.schedule.records(step)
+
+    def realises(self, step: int, every: int) -> bool:
+        """Whether the schedule has this step's realised change measured, if that is wanted at every so-many-th step."""
+        return self.schedule.realises(step, every)
