@@ -16,7 +16,7 @@ from typing import Any
 
 import triton
 
-from dyn_probe.engine import norm_kernel, pair_kernel
+from dyn_probe.engine.kernels import norm_kernel, pair_kernel
 
 TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 """What multiplies on tensor cores, by its names in PTX."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dyn_probe.engine.arithmetic import HALF, as32, dots, for_products, matmul32
 from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector
-from dyn_probe.engine.head_rows import HeadRows
+from dyn_probe.engine.heads.head_rows import HeadRows
 from dyn_probe.engine.prefix import pairs_by_prefix
 
 TRAFFIC = 40.0
@@ -247,7 +247,7 @@ def _flat(block: Tensor, groups: int) -> Tensor:
 
 def _fused(one: Outer, groups: int) -> Tensor | None:
     """Pairs on a GPU, in a pass that writes no gradient down; None where it cannot run."""
-    from dyn_probe.engine import pair_kernel  # brings a compiler along, which a CPU has no use for
+    from dyn_probe.engine.kernels import pair_kernel  # brings a compiler along, which a CPU has no use for
 
     return pair_kernel.pair_products(one.inputs, one.grads, lambda: by_blocks(one, one, groups), one.live)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dyn_probe.engine.arithmetic import autocast_type
-from dyn_probe.engine.fused_head import FusedHead, fused_heads
+from dyn_probe.engine.heads.fused_head import FusedHead, fused_heads
 from dyn_probe.engine.kinds import KINDS
 from dyn_probe.engine.layout import Layout
 from dyn_probe.engine.randomness import have_moved, random_states

@@ -9,7 +9,7 @@ import transformers as tf
 from families import _ROTARY, VOCAB, make_batch, make_model
 
 from dyn_probe import Probe, UnsupportedUse, pair_gradients, row_gram
-from dyn_probe.engine import head_rows
+from dyn_probe.engine.heads import head_rows
 from dyn_probe.engine.recording import Recording
 
 utils = pytest.importorskip("trl.trainer.utils", reason="the fused head is TRL's")

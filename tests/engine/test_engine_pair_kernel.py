@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 import compiled
 
-from dyn_probe.engine import norm_kernel, pair_kernel
+from dyn_probe.engine.kernels import norm_kernel, pair_kernel
 
 INSTRUCTIONS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 """What multiplies on the tensor cores of each architecture, as PTX spells it."""

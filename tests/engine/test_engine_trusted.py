@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dyn_probe.engine.trusted import Trusted
+from dyn_probe.engine.kernels.trusted import Trusted
 
 WANTED = torch.tensor([3.0, -4.0])
 

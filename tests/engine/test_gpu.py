@@ -76,7 +76,7 @@ def test_the_comparison_itself_holds_on_the_cpu():
 @pytest.mark.parametrize("positions, p, q", [(300, 512, 384), (64, 1000, 200), (1024, 256, 256)])
 def test_the_fused_kernel_on_cuda(dtype, positions, p, q):
     pytest.importorskip("triton")
-    from dyn_probe.engine import pair_kernel
+    from dyn_probe.engine.kernels import pair_kernel
 
     torch.manual_seed(0)
     inputs, grads = (torch.randn(8, positions, n, device="cuda").to(dtype) for n in (q, p))

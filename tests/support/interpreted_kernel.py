@@ -28,7 +28,7 @@ def pair_errors() -> dict[str, float]:
     import torch
     from reference.pair_blocks import pair_blocks
 
-    from dyn_probe.engine import pair_kernel
+    from dyn_probe.engine.kernels import pair_kernel
 
     def error(inputs, grads, live=None) -> float:
         wanted = pair_blocks(inputs, grads)
@@ -55,7 +55,7 @@ def pair_errors() -> dict[str, float]:
 
 def error_of_live(error, inputs, grads, live) -> float:
     """A row without any live position has no norm to compare with: its entries must be zero."""
-    from dyn_probe.engine import pair_kernel
+    from dyn_probe.engine.kernels import pair_kernel
 
     assert not pair_kernel.entries(inputs, grads, live)[0, 1].any()
     rows = [1, 2, 4, 5]
@@ -66,7 +66,7 @@ def norm_errors() -> dict[str, float]:
     """Case → largest error relative to a row's gradient."""
     import torch
 
-    from dyn_probe.engine import norm_kernel
+    from dyn_probe.engine.kernels import norm_kernel
 
     found = {}
     for name, (rows, positions, features, layer) in NORMS.items():

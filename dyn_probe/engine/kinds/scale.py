@@ -131,7 +131,7 @@ def _fused(call: Call, inputs: Tensor, outputs: Tensor) -> Tensor | None:
     hats = call.claim.notes["hats"]
     if not outputs.is_cuda or outputs.dim() != 3 or hats.func is measured or call.layout.places is not None:
         return None
-    from dyn_probe.engine import norm_kernel  # brings a compiler along, which a CPU has no use for
+    from dyn_probe.engine.kernels import norm_kernel  # brings a compiler along, which a CPU has no use for
 
     def slow() -> Tensor:
         wide = as32(outputs)

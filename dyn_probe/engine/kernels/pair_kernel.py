@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dyn_probe.engine.arithmetic import HALF
-from dyn_probe.engine.trusted import Trusted
+from dyn_probe.engine.kernels.trusted import Trusted
 
 try:
     import triton

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.trusted import Trusted
+from dyn_probe.engine.kernels.trusted import Trusted
 
 try:
     import triton

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dyn_probe.engine.factors import Factor, Vector
-from dyn_probe.engine.head_rows import HeadMath, HeadRows
+from dyn_probe.engine.heads.head_rows import HeadMath, HeadRows
 from dyn_probe.engine.layout import Layout
 from dyn_probe.engine.module_copy import agree
 from dyn_probe.engine.uses import Call, Claim, Kind, Use

@@ -1,0 +1,1 @@
+"""Language-model heads that keep their logits to themselves."""
