@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ CELLS = [
     *(f"{model}:{trained}:{size}" for model in ("gpt2-small", "llama-1b") for trained in ("all", "lora")
       for size in ("128:4", "512:8", "1024:8")),
 ]  # fmt: skip
-AUTO_SECONDS = 12.0
-"""How long a run by budget trains, at least; so long does the plain one beside it."""
+KINDS = ("recorded", "full", "normalised", "auto")
+"""What stands beside the plain step."""
+AUTO = 48
+"""Steps of a run by budget; as many plain ones stand beside it."""
 
 
 def gpt2_small() -> Any:
@@ -165,7 +167,7 @@ def peak(device: str) -> Iterator[Callable[[], float]]:
         yield lambda: 0.0
 
 
-def measured(cell: str, rounds: int, device: str) -> dict[str, Any]:
+def measured(cell: str, rounds: int, device: str, wanted: Sequence[str]) -> dict[str, Any]:
     """One cell."""
     shape, trained, length, pairs = cell.split(":")
     training = Training(shape, trained, int(length), int(pairs), device)
@@ -176,9 +178,10 @@ def measured(cell: str, rounds: int, device: str) -> dict[str, Any]:
     kinds: dict[str, Callable[[], float]] = {
         "plain": lambda: training.step(None),
         "recorded": lambda: training.step(plain),
-        "full Gram": lambda: training.step(full),
+        "full": lambda: training.step(full),
         "normalised": lambda: training.step(plain, normalised=True),
     }
+    kinds = {kind: step for kind, step in kinds.items() if kind == "plain" or kind in wanted}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     memory: dict[str, float] = {}
     for number in range(rounds + 2):  # two to warm up
@@ -195,21 +198,20 @@ def measured(cell: str, rounds: int, device: str) -> dict[str, Any]:
                        "gib": memory[kind]}  # fmt: skip
         if kind in ("plain", "recorded"):
             found[kind] |= counted(kinds[kind], device)
-    return found | {"auto": by_budget(training, statistics.median(times["plain"]))}
+    return found | ({"auto": by_budget(training)} if "auto" in wanted else {})
 
 
-def by_budget(training: Training, plain: float) -> dict[str, float]:
+def by_budget(training: Training) -> dict[str, float]:
     """Seconds of steps on end, recorded as a budget of 5 % allows, over those of as many plain ones, in turns."""
     probe = Probe(training.model, certify=False, every="auto", budget=0.05, gram_every=10)
-    count = max(20, int(AUTO_SECONDS / plain / 4))
     sums = {False: 0.0, True: 0.0}
     for _ in range(12):  # to learn the times
         training.step(probe)
     for _ in range(4):
         for recorded in (True, False):
-            sums[recorded] += sum(training.step(probe if recorded else None) for _ in range(count))
+            sums[recorded] += sum(training.step(probe if recorded else None) for _ in range(AUTO // 4))
     probe.close()
-    return {"ratio": sums[True] / sums[False], "steps": 4.0 * count, "recorded": probe.schedule.facts["recorded"]}  # type: ignore[attr-defined]
+    return {"ratio": sums[True] / sums[False], "steps": AUTO + 12, "recorded": probe.schedule.facts["recorded"]}  # type: ignore[attr-defined]
 
 
 def page(found: list[dict[str, Any]], about: str) -> str:
@@ -227,10 +229,11 @@ def page(found: list[dict[str, Any]], about: str) -> str:
         model, trained, length, pairs = one["cell"].split(":")
         plain, recorded = one["plain"], one["recorded"]
         spans = [f"{kind['ms']:.0f} ({kind['from']:.0f}–{kind['to']:.0f})" for kind in (plain, recorded)]
-        ratios = [f"{one[kind]['ms'] / plain['ms']:.2f}" for kind in ("recorded", "full Gram", "normalised")]
+        ratios = [f"{one[k]['ms'] / plain['ms']:.2f}" if k in one else "–" for k in KINDS[:3]]
         counts = [f"{plain.get(name, 0):,} → {recorded.get(name, 0):,}" for name in ("aten", "kernels", "stops")]
         memory = f"{recorded['gib'] / plain['gib']:.3f}" if plain["gib"] else "–"
-        auto = f"{one['auto']['ratio']:.3f} ({one['auto']['recorded']} of {one['auto']['steps']:.0f} steps)"
+        by = one.get("auto")
+        auto = f"{by['ratio']:.3f} ({by['recorded']} of {by['steps']} steps)" if by else "–"
         cells = [model, trained, length, pairs, *spans, *ratios, auto, *counts, memory, f"{one['error']:.0e}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -240,6 +243,7 @@ def main() -> None:
     """Measure the cells that are asked for, or print the page of what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", default=["all"], metavar="MODEL:all|lora:TOKENS:PAIRS")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path)
@@ -255,7 +259,9 @@ def main() -> None:
     for cell in CELLS if options.cells == ["all"] else options.cells:
         if cell in there:
             continue
-        found = measured(cell, options.rounds, options.device) | {"about": f"{card}, torch {torch.__version__}"}
+        found = measured(cell, options.rounds, options.device, options.kinds) | {
+            "about": f"{card}, torch {torch.__version__}"
+        }
         print(json.dumps(found), file=sys.stderr, flush=True)
         print(page([found], found["about"]).splitlines()[-1], flush=True)
         if options.out is not None:
