@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,14 @@ from dyn_probe.report.figures import FIGURES, FigureRow
 from dyn_probe.report.ranked import RANKINGS
 from dyn_probe.report.verdicts import TOPICS, VERDICTS
 from dyn_probe.report.verdicts.advice import KNOBS
+from dyn_probe.studies.arms.arm_manifest import read_collection
+from dyn_probe.studies.arms.claims_table import claims_table, theory_rows
+from dyn_probe.studies.theory_page import claims as theorems
+from dyn_probe.studies.theory_page import run_statements
 from dyn_probe.trace.docs import schema_markdown
 
 DOCS = Path(__file__).resolve().parent
+CLAIMS = DOCS.parent / "benchmarks" / "results" / "claims"
 MARKED = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 
@@ -227,6 +233,12 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |" for line in lines)
 
 
+def claims() -> str:
+    """Every claim of the papers, judged on the manifests in benchmarks/results/claims."""
+    judged = [asdict(one) for one in theorems(run_statements(3))]
+    return claims_table(read_collection(sorted(CLAIMS.glob("*.jsonl"))), theory_rows(judged))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "objectives": objectives,
@@ -243,6 +255,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "data-files": data_files,
     "trace-schema": schema_markdown,
     "trust": trust_figures,
+    "claims": claims,
 }
 
 

@@ -126,6 +126,16 @@ def compare_runs(runs: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     return pd.DataFrame([{"method": method, **run_figures(mass).row()} for method, mass in runs])
 
 
+def changes_by_prompt(mass: pd.DataFrame) -> pd.DataFrame:
+    """Last minus first, a row per prompt and group of GROUPS: the mean over the group's kinds of logp, argmax_logp
+    (nats/sequence), logp_token, argmax_token (nats/token).
+
+    Raises:
+        BadInput: as ``run_figures``.
+    """
+    return _changes(mass).groupby(["prompt_id", "group"], sort=False)[list(_COLUMNS)].mean().reset_index()
+
+
 def _changes(mass: pd.DataFrame) -> pd.DataFrame:
     """Last minus first per probe response: prompt_id, kind, group, and the change of each of ``_COLUMNS``."""
     if mass["step"].nunique() < 2:

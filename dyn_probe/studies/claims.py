@@ -1,4 +1,4 @@
-"""A study's claims, judged: the numbers of each seed with their standard errors, and one of three verdicts."""
+"""A study's claims, judged: the numbers of each seed with their standard errors, and one rule for the verdict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from dyn_probe.report.frames import Floats
 
-HOLDS, FAILS, OPEN = "holds", "does not hold", "not distinguishable from"
+HOLDS, FAILS, OPEN, NOT_RUN = "holds", "does not hold", "cannot tell", "not run"
 ERRORS = 2.0
 """Standard errors by which a number must differ from its limit to be distinguished from it."""
 
@@ -28,7 +28,7 @@ class PublishedClaim:
 
 @dataclass(frozen=True)
 class Finding(PublishedClaim):
-    """A claim with its verdict: holds, does not hold, or not distinguishable from its limit."""
+    """A claim with its verdict: one of HOLDS, FAILS, OPEN and NOT_RUN."""
 
     verdict: str
 
@@ -66,15 +66,27 @@ def differences(left: Sequence[Estimate], right: Sequence[Estimate]) -> list[Est
     return [one - other for one, other in zip(left, right, strict=True)]
 
 
+def pooled(seeds: Sequence[Estimate]) -> Estimate:
+    """The mean over seeds, with the larger of two standard errors: that over the pairs of all seeds, and that over the
+    seeds. The second alone where an error over pairs is not known, the first alone for a single seed."""
+    values, errors = (np.array([getattr(one, name) for one in seeds]) for name in ("value", "error"))
+    within = float(np.sqrt((errors**2).sum()) / len(errors))
+    between = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    known = [error for error in (within, between) if np.isfinite(error)]
+    least, most = min(one.least for one in seeds), max(one.most for one in seeds)
+    return Estimate(float(values.mean()), max(known, default=float("nan")), least, most)
+
+
 def verdict(seeds: Sequence[Estimate], above: bool, limit: float = 0.0) -> str:
-    """Holds if every seed is on the right side of ``limit`` by ERRORS standard errors; does not hold if any is on the
-    wrong side by as much; otherwise not distinguishable."""
-    away = [(one.value - limit) * (1 if above else -1) for one in seeds]
-    if all(far >= ERRORS * one.error for far, one in zip(away, seeds, strict=True)) and min(away) > 0:
-        return HOLDS
-    if any(far < 0 and -far >= ERRORS * one.error for far, one in zip(away, seeds, strict=True)):
-        return FAILS
-    return f"{OPEN} {limit:g}"
+    """The one rule of all studies: a claim holds if the mean over seeds is on its side of ``limit`` by ERRORS standard
+    errors, does not hold if it is on the other side by as much, and else it cannot be told."""
+    if not seeds:
+        return NOT_RUN
+    mean = pooled(seeds)
+    away = (mean.value - limit) * (1 if above else -1)
+    if not np.isfinite(mean.error) or abs(away) < ERRORS * mean.error or away == 0:
+        return OPEN
+    return HOLDS if away > 0 else FAILS
 
 
 def finding(
@@ -92,11 +104,11 @@ def finding(
         name: what the number is.
         extremes: also show the smallest (largest, where the claim is "below") single value of each seed.
     """
-    values = np.array([one.value for one in seeds])
-    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
     said = verdict(seeds, above, limit)
+    if not seeds:
+        return Finding(claim, expected, NOT_RUN, False, "", said)
     shown = [_shown(one) + (_extreme(one, above) if extremes else "") for one in seeds]
-    return Finding(claim, expected, f"{name} {values.mean():+.3f}{spread}", said == HOLDS, "; ".join(shown), said)
+    return Finding(claim, expected, f"{name} {_shown(pooled(seeds))}", said == HOLDS, "; ".join(shown), said)
 
 
 def _shown(one: Estimate) -> str:
@@ -106,3 +118,11 @@ def _shown(one: Estimate) -> str:
 
 def _extreme(one: Estimate, above: bool) -> str:
     return f" (least {one.least:+.3f})" if above else f" (most {one.most:+.3f})"
+
+
+def claim_lines(judged: Sequence[Finding]) -> list[str]:
+    """The claims as lines for a terminal: verdict, claim, what was expected, each seed with its standard error."""
+    wide, widest = (
+        max(len(text) for text in texts) for texts in zip(*((o.claim, o.verdict) for o in judged), strict=True)
+    )
+    return [f"{one.verdict:{widest}}  {one.claim:{wide}}  {one.expected}: {one.by_seed}" for one in judged]

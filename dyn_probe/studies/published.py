@@ -37,6 +37,15 @@ PUBLISHED: dict[str, Published] = {
 }
 """Method → its row, in the order of the paper."""
 
+_UNKNOWN = (float("nan"),) * 4
+UNPUBLISHED: dict[str, Published] = {
+    "Gate-DPO-Shift seq": Published("dpo_shift", _SEQ, *_UNKNOWN),
+    "Gate-DPO-Shift q10": Published("dpo_shift", _Q10, *_UNKNOWN),
+}
+"""Methods that the table has no row for, and that the claims need: the gate beside DPO-Shift."""
+TRAINED: dict[str, Published] = {**PUBLISHED, **UNPUBLISHED}
+"""Every method that the study trains."""
+
 COLUMNS: dict[str, str] = {
     "delta_chosen": "Δ chosen",
     "delta_rejected": "Δ rejected",

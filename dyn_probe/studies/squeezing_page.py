@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import run_figures
 from dyn_probe.report.frames import Floats
 from dyn_probe.report.output import check_folder
-from dyn_probe.studies.claims import PublishedClaim
+from dyn_probe.studies.arms.arm_figures import mass_figures
+from dyn_probe.studies.arms.arm_manifest import Figures
+from dyn_probe.studies.arms.claim_rows import Claim, judge
+from dyn_probe.studies.claims import ERRORS, Estimate, Finding, claim_lines
 from dyn_probe.studies.page import write_page
-from dyn_probe.studies.published import COLUMNS, PUBLISHED
+from dyn_probe.studies.published import COLUMNS, PUBLISHED, TRAINED
 from dyn_probe.studies.squeezing_figures import FIGURES, PRINTED, published
 from dyn_probe.trace.reader import Trace
 
@@ -78,55 +80,38 @@ def one_sign() -> list[str]:
     return [name for name in PRINTED if len(set(np.sign(published()[name]))) == 1]
 
 
-def claims(frame: pd.DataFrame) -> list[PublishedClaim]:
-    """The study's claims, judged: a claim holds where every seed agrees."""
-    wide = frame.pivot(index="method", columns="seed")
-    value = {name: wide.loc[name] for name in wide.index}
-
-    def seeds(method: str, column: str) -> Floats:
-        return value[method][column].to_numpy(dtype=float)
-
-    dpo = seeds("DPO", "delta_chosen")
-    found = [
-        _claim("chosen falls under DPO", "Δ chosen < 0", dpo, dpo < 0),
-        _claim(
-            "the argmax tokens rise under DPO", "Δ argmax > 0",
-            seeds("DPO", "delta_argmax"), seeds("DPO", "delta_argmax") > 0,
-        ),
-        _claim(
-            "DPO squeezes", "squeezing index > 0", seeds("DPO", "index"), seeds("DPO", "index") > 0,
-        ),
-    ]  # fmt: skip
+def claim_rows() -> tuple[Claim, ...]:
+    """The study's claims: what DPO does, what each method does beside it, and each gate beside its own objective."""
+    rows = [
+        Claim("chosen falls under DPO", "Δ chosen < 0", "DPO", "delta_chosen", above=False),
+        Claim("the argmax tokens rise under DPO", "Δ argmax > 0", "DPO", "delta_argmax"),
+        Claim("DPO squeezes", "squeezing index > 0", "DPO", "index"),
+    ]
     for method in ABOVE_DPO:
-        gain = seeds(method, "delta_chosen") - dpo
-        found.append(_claim(f"{method} keeps chosen above DPO's", f"Δ chosen − {sig(dpo)} > 0", gain, gain > 0))
-    for method in ABOVE_DPO:
-        rise = seeds(method, "delta_chosen")
-        found.append(_claim(f"{method} prevents squeezing", "Δ chosen > 0", rise, rise > 0))
+        name = f"{method} keeps chosen above DPO's"
+        rows.append(Claim(name, "Δ chosen − DPO's > 0", method, "delta_chosen", against="DPO"))
+    rows += [Claim(f"{method} prevents squeezing", "Δ chosen > 0", method, "delta_chosen") for method in ABOVE_DPO]
     for method, plain in complements().items():
         for column in ("delta_chosen", "delta_others"):
-            own = seeds(plain, column)
-            gain = seeds(method, column) - own
-            limit = f"{COLUMNS[column]} − {sig(own)} > 0"
-            found.append(_claim(f"{method} complements {plain}: {COLUMNS[column]}", limit, gain, gain > 0))
-    return found
+            name, expected = f"{method} complements {plain}: {COLUMNS[column]}", f"{COLUMNS[column]} − {plain}'s > 0"
+            rows.append(Claim(name, expected, method, column, against=plain))
+    return tuple(rows)
+
+
+def figures(runs: Mapping[str, Sequence[Trace]]) -> dict[str, dict[int, dict[str, Estimate]]]:
+    """Method → seed → the figures of its probe responses, with standard errors over prompts."""
+    return {method: {seed: mass_figures(trace) for seed, trace in enumerate(traces)} for method, traces in runs.items()}
+
+
+def claims(found: Figures) -> list[Finding]:
+    """The study's claims, judged by the rule of all studies; "not run" where a method is missing."""
+    return judge(claim_rows(), found)
 
 
 def complements() -> dict[str, str]:
-    """Gated method → the published method of the same objective without a gate."""
-    bare = {row.objective: name for name, row in PUBLISHED.items() if not row.shaping}
-    return {name: bare[row.objective] for name, row in PUBLISHED.items() if row.shaping}
-
-
-def sig(values: Floats) -> str:
-    """The mean, signed."""
-    return f"({values.mean():+.2f})"
-
-
-def _claim(claim: str, expected: str, values: Floats, fits: Any) -> PublishedClaim:
-    spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-    by_seed = ", ".join(f"{value:+.2f}" for value in values)
-    return PublishedClaim(claim, expected, f"{values.mean():+.2f}{spread}", bool(np.all(fits)), by_seed)
+    """Gated method → the method of the same objective without a gate."""
+    bare = {row.objective: name for name, row in TRAINED.items() if not row.shaping}
+    return {name: bare[row.objective] for name, row in TRAINED.items() if row.shaping}
 
 
 def write_study(
@@ -135,27 +120,30 @@ def write_study(
     settings: Mapping[str, Any],
     force: bool = False,
     left_out: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> tuple[Path, pd.DataFrame]:
     """Judge and draw; returns the page and the measured rows. CSV tables and figures are written beside the page.
 
     Args:
         settings: shown as they are.
         left_out: a line for each entry of the probe file that could not be used.
+        missing: a line for each arm that was not run.
 
     Raises:
         BadInput: ``out`` holds something other than a report, or a run holds no probe responses.
     """
     check_folder(out, force)
-    if "DPO" not in runs:
-        raise BadInput(f"the study compares with DPO; got runs of {', '.join(runs) or 'no method'}")
+    runs = {method: traces for method, traces in runs.items() if traces}
     frame = measured(runs)
-    judged, table, agreed = claims(frame), beside(frame), agreement(frame)
+    judged, table, agreed = claims(figures(runs)), beside(frame), agreement(frame)
     data = {
         "columns": COLUMNS,
         "table": table.to_dict("records"),
         "agreement": agreed.to_dict("records"),
         "one_sign": [COLUMNS[name] for name in one_sign()],
         "left_out": list(left_out),
+        "missing": list(missing),
+        "errors": f"{ERRORS:g}",
         "settings": {name: str(value) for name, value in settings.items()},
         "seeds": int(frame["seed"].nunique()),
     }
@@ -168,7 +156,7 @@ def nats(value: float) -> str:
     return "–" if value is None or not np.isfinite(value) else f"{value:+.2f}".replace("-", "−")
 
 
-def study_lines(frame: pd.DataFrame) -> list[str]:
+def study_lines(frame: pd.DataFrame, found: Figures) -> list[str]:
     """Table, agreement and claims as lines for a terminal."""
     table, lines = beside(frame), []
     lines.append(f"{'published | measured':22}" + "".join(f"{title:>20}" for title in COLUMNS.values()))
@@ -181,9 +169,4 @@ def study_lines(frame: pd.DataFrame) -> list[str]:
         lines.append(f"{'same sign, ρ: ' + str(of):22}" + "".join(f"{cell:>20}" for cell in cells))
     little = ", ".join(COLUMNS[name] for name in one_sign())
     lines.append(f"({little}: every published value has the same sign, so agreement in sign says little)")
-    judged = claims(frame)
-    wide = max(len(one.claim) for one in judged)
-    return [*lines, ""] + [
-        f"{'holds' if one.holds else 'FAILS':6} {one.claim:{wide}}  {one.expected}: {one.measured} ({one.by_seed})"
-        for one in judged
-    ]
+    return [*lines, "", *claim_lines(claims(found))]

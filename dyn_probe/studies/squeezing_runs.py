@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,20 @@ from dyn_probe.data.built_in import fast_tokenizer, learnt_tokenizer, small_mode
 from dyn_probe.data.generated.answers import varied_answer
 from dyn_probe.data.generated.statements import SENTIMENTS, generate_statements
 from dyn_probe.data.generated.styles import sentiment_prompt
+from dyn_probe.data.model_folders import is_model, save_model
 from dyn_probe.data.models import pick_device
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.building import build_probe_set, with_unrelated
 from dyn_probe.mass.probe_file import read_probe_set
 from dyn_probe.mass.probe_kinds import GROUPS, kinds_of
 from dyn_probe.mass.probes import ProbePrompt, ProbeSet, SkippedResponse
+from dyn_probe.studies.arms.arm import GENERATED, Arm, arm_key, command_of
+from dyn_probe.studies.arms.arm_running import run_arms
+from dyn_probe.studies.arms.pretrained_arms import Pretrained
 from dyn_probe.studies.presets import Preset
-from dyn_probe.studies.published import PUBLISHED, Published
-from dyn_probe.studies.sentiment_runs import quiet
+from dyn_probe.studies.published import TRAINED, Published
+from dyn_probe.studies.sentiment_runs import Options, on_pretrained
 from dyn_probe.train.display import Display
-from dyn_probe.train.loop import record
 from dyn_probe.train.mass_rows import said
 from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.rate_schedule import set_rate
@@ -47,36 +51,77 @@ PAIR = {"chosen", "rejected"}
 UNPAIRED = "left out: the study needs chosen and rejected, and one of them is missing"
 
 
+def squeezing_arms(
+    folder: Path,
+    preset: Preset,
+    file: Path,
+    texts: Sequence[str],
+    data: str = GENERATED,
+    pretrained: Pretrained | None = None,
+    options: Options = (),
+) -> list[Arm]:
+    """Every method with every seed.
+
+    Args:
+        folder: holds one run per method and seed, ``METHOD-SEED``.
+        file, texts: the probe set, saved, and what a small model is pretrained on (``study_data``).
+        data: what the tables call the data.
+        pretrained: the model to start from; None makes a small one per seed.
+        options: what the command was given, for the commands of single arms.
+    """
+    arms = []
+    for seed in range(preset.seeds):
+        model = folder / "models" / str(seed)
+        begin = partial(warm_model, model, file, texts, preset, seed)
+        for method, row in TRAINED.items():
+            key = arm_key(method, seed)
+            config = run_config(folder / key, model, file, row, preset, seed)
+            command = command_of("squeezing", options, key)
+            arm = Arm("squeezing", method, seed, config, data=data, command=command, begin=begin)
+            arms.append(arm if pretrained is None else _on_pretrained(arm, pretrained, file))
+    return arms
+
+
+def _on_pretrained(arm: Arm, pretrained: Pretrained, file: Path) -> Arm:
+    """The same from a pretrained model: its supervised stage is its own, and no token maps are drawn."""
+    arm = on_pretrained(arm, pretrained, str(file))
+    return replace(arm, config=replace(arm.config, tokens_every=0, probe_set=str(file)))
+
+
+def study_data(
+    folder: Path, preset: Preset, probe_file: Path | None, force: bool = False
+) -> tuple[Path, list[str], list[str]]:
+    """The probe set that is trained on and measured, saved in the study's folder; the texts of the pretraining; and a
+    line for each entry that is left out.
+
+    Raises:
+        BadInput: the probe file cannot be used.
+    """
+    probes, texts = read_data(probe_file, preset)
+    file = folder / "probe_set.jsonl"
+    if force or not file.exists():
+        probes.save(file, force=force)
+    return file, texts, left_out(probes)
+
+
 def train_methods(
     out: Path, preset: Preset, probe_file: Path | None = None, display: Display | None = None
 ) -> dict[str, list[Path]]:
-    """Train and record every method with every seed.
+    """Train and record every method with every seed; returns method → its runs, by seed.
 
     Args:
-        out: holds the probe set and one run per method and seed, ``METHOD-SEED``; older ones are replaced.
+        out: holds the probe set and the runs; those that are done are kept.
         probe_file: JSON lines with prompt, chosen, rejected and more kinds; without it a set is generated.
-
-    Returns:
-        Method → its runs, by seed.
 
     Raises:
         BadInput: the probe file cannot be used. Unusable entries are shown by line and kind.
     """
     shown = display or Display(False)
-    probes, texts = read_data(probe_file, preset)
-    warn_left_out(shown, left_out(probes))
-    file = probes.save(out / "probe_set.jsonl", force=True)
-    runs: dict[str, list[Path]] = {method: [] for method in PUBLISHED}
-    for seed in range(preset.seeds):
-        model = warm_model(out / "models" / str(seed), file, texts, preset, seed, shown)
-        with shown.bar(f"seed {seed}: methods", len(PUBLISHED)) as advance:
-            for method, row in PUBLISHED.items():
-                advance(0, method)
-                run = out / f"{method.replace(' ', '-').lower()}-{seed}"
-                with quiet():
-                    runs[method].append(record(run_config(run, model, file, row, preset, seed), progress=False))
-                advance(1, method)
-    return runs
+    file, texts, missed = study_data(out, preset, probe_file)
+    warn_left_out(shown, missed)
+    arms = squeezing_arms(out, preset, file, texts)
+    run_arms(arms, out, shown.say)
+    return {method: [arm.folder for arm in arms if arm.name == method] for method in TRAINED}
 
 
 def run_config(out: Path, model: Path, file: Path, method: Published, preset: Preset, seed: int) -> RunConfig:
@@ -86,32 +131,29 @@ def run_config(out: Path, model: Path, file: Path, method: Published, preset: Pr
         out=str(out), model=str(model), data=str(file), max_pairs=preset.pairs, objective=method.objective,
         shaping=method.shaping, beta=preset.beta, steps=steps, batch_size=preset.batch_size, lr=preset.lr,
         pretrain_steps=0, sft_steps=0, eval_fraction=0.0, every=max(1, steps // 5), gram_every=0, realised=False,
-        mass_every=-(-steps // 4), probe_set=str(file), probe_size=preset.probes, seed=seed, force=True,
+        metric_every=max(1, steps // 5), split_momentum=True, mass_every=-(-steps // 4), probe_set=str(file),
+        probe_size=preset.probes, seed=seed,
     )  # fmt: skip
 
 
-def warm_model(folder: Path, file: Path, texts: Sequence[str], preset: Preset, seed: int, display: Display) -> Path:
-    """The small model after pretraining and its supervised stage, saved where ``record`` can load it."""
+def warm_model(folder: Path, file: Path, texts: Sequence[str], preset: Preset, seed: int) -> Path:
+    """The small model after pretraining and its supervised stage, saved where ``record`` can load it, once."""
+    if is_model(folder):
+        return folder
+    display = Display()
     tokenizer = fast_tokenizer(learnt_tokenizer(texts, preset.vocabulary))
     model = small_model(tokenizer, seed, width=preset.width, layers=preset.layers, heads=preset.heads)
     model.to(pick_device("auto"))  # type: ignore[arg-type]
     with display.bar(f"seed {seed}: pretraining", preset.reading_steps) as advance:
         read(model, tokenizer, texts, preset, seed, lambda loss: advance(1, f"loss {loss:.2f}"))
-    save(model, tokenizer, folder)
-    config = RunConfig(out=str(folder / "none"), model=str(folder), data=str(file), max_pairs=preset.pairs, seed=seed)
-    with quiet():
-        setup = prepare(replace(config, batch_size=preset.batch_size, eval_fraction=0.0))
+    first = folder.with_name(f"{folder.name}-read")
+    save_model(first, preset.reading_steps, model, tokenizer)
+    config = RunConfig(out=str(folder / "none"), model=str(first), data=str(file), max_pairs=preset.pairs, seed=seed)
+    setup = prepare(replace(config, batch_size=preset.batch_size, eval_fraction=0.0))
     steps = preset.sft_epochs * max(1, len(setup.pairs) // 16)
     with display.bar(f"seed {seed}: SFT", steps) as advance:
         supervised_stage(setup, setup.pairs, "sft", steps, preset.sft_lr, lambda loss: advance(1, f"loss {loss:.2f}"))
-    return save(setup.model, tokenizer, folder)
-
-
-def save(model: Any, tokenizer: Any, folder: Path) -> Path:
-    """Model and tokenizer in a folder."""
-    with quiet():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    save_model(folder, steps, setup.model, tokenizer)
     return folder
 
 

@@ -17,13 +17,15 @@ from typer.testing import CliRunner
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import run_figures
+from dyn_probe.studies.claims import Estimate
 from dyn_probe.studies.presets import PRESETS, preset_named
-from dyn_probe.studies.published import COLUMNS, PUBLISHED
+from dyn_probe.studies.published import COLUMNS, PUBLISHED, TRAINED
 from dyn_probe.studies.squeezing_figures import FIGURES, PRINTED
 from dyn_probe.studies.squeezing_page import (
     ABOVE_DPO,
     agreement,
     beside,
+    claim_rows,
     claims,
     complements,
     measured,
@@ -63,6 +65,24 @@ def like_the_paper(seeds: int = 2) -> pd.DataFrame:
             for seed in range(seeds)
         ]
     )
+
+
+def with_shift(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows, and the gates beside DPO-Shift, which were not published: those beside IPO."""
+    rows = [
+        frame[frame["method"] == f"Gate-IPO {kind}"].assign(method=f"Gate-DPO-Shift {kind}") for kind in ("seq", "q10")
+    ]
+    return pd.concat([frame, *rows], ignore_index=True)
+
+
+def as_figures(frame: pd.DataFrame) -> dict[str, dict[int, dict[str, Estimate]]]:
+    """The rows as figures that are known to 0.01 nats."""
+    found: dict[str, dict[int, dict[str, Estimate]]] = {}
+    for row in with_shift(frame).to_dict("records"):
+        numbers = {name: float(value) for name, value in row.items() if name not in ("method", "seed")}
+        own = {name: Estimate(value, 0.01, value, value) for name, value in numbers.items()}
+        found.setdefault(str(row["method"]), {})[int(row["seed"])] = own
+    return found
 
 
 def edited(method: str, seed: int, **values: float) -> pd.DataFrame:
@@ -113,22 +133,23 @@ def test_the_table_holds_means_and_spreads() -> None:
 
 
 def test_a_study_like_the_published_one_holds() -> None:
-    judged = claims(like_the_paper())
+    judged = claims(as_figures(like_the_paper()))
     assert len(judged) == 3 + 2 * len(ABOVE_DPO) + 2 * len(complements()) and all(one.holds for one in judged)
-    assert judged[0].measured == "-11.96 ± 0.08" and judged[0].by_seed == "-11.90, -12.02"
+    assert judged[0].measured == "delta chosen -11.960 ± 0.059"
+    assert judged[0].by_seed == "-11.900 ± 0.010; -12.019 ± 0.010"
 
 
 def test_a_gated_method_is_judged_against_its_own_objective() -> None:
     assert complements() == {
-        f"Gate-{name} {kind}": name for name in ("DPO", "IPO", "Cal-DPO") for kind in ("seq", "q10")
+        f"Gate-{name} {kind}": name for name in ("DPO", "IPO", "Cal-DPO", "DPO-Shift") for kind in ("seq", "q10")
     }
 
 
 @pytest.mark.parametrize(
     ("method", "values", "fails"),
     [
-        ("DPO", {"delta_argmax": -0.1}, ["the argmax tokens rise under DPO"]),
-        ("DPO", {"index": -0.1}, ["DPO squeezes"]),
+        ("DPO", {"delta_argmax": -2.0}, ["the argmax tokens rise under DPO"]),
+        ("DPO", {"index": -0.3}, ["DPO squeezes"]),
         ("DPO", {"delta_chosen": 0.5}, ["chosen falls under DPO"]),
         ("Cal-DPO", {"delta_chosen": -0.5}, ["Cal-DPO prevents squeezing"]),
         (
@@ -145,7 +166,23 @@ def test_a_gated_method_is_judged_against_its_own_objective() -> None:
     ],
 )
 def test_each_statement_fails_on_its_own_by_one_seed(method: str, values: dict[str, float], fails: list[str]) -> None:
-    assert [one.claim for one in claims(edited(method, 1, **values)) if not one.holds] == fails
+    judged = claims(as_figures(edited(method, 1, **values)))
+    of = {row.claim: row.arms for row in claim_rows()}
+    undecided = {one.claim for one in judged if one.verdict == "cannot tell"}
+    assert set(fails) <= undecided and all(method in of[claim] for claim in undecided)
+    both = edited(method, 1, **values)
+    for column, value in values.items():
+        both.loc[both["method"] == method, column] = value
+    assert fails[0] in {one.claim for one in claims(as_figures(both)) if one.verdict == "does not hold"}
+
+
+def test_a_claim_without_its_arms_was_not_run() -> None:
+    assert {one.verdict for one in claims({})} == {"not run"}
+    some = {method: seeds for method, seeds in as_figures(like_the_paper()).items() if method != "DPO"}
+    of = {row.claim: row.arms for row in claim_rows()}
+    assert {one.claim for one in claims(some) if one.verdict == "not run"} == {
+        c for c, arms in of.items() if "DPO" in arms
+    }
 
 
 def test_measured_rows_are_run_figures() -> None:
@@ -160,11 +197,12 @@ def test_figures_and_lines_show_every_method() -> None:
     frame = like_the_paper()
     for draw, _ in FIGURES.values():
         draw(frame).draw_without_rendering()
-    lines = study_lines(frame)
+    lines = study_lines(frame, as_figures(frame))
     assert all(any(line.startswith(name) for line in lines) for name in PUBLISHED)
-    assert any("−11.90 | −11.96" in line for line in lines) and sum(line.startswith("holds") for line in lines) == 25
-    broken = study_lines(edited("DPO", 1, delta_chosen=0.5))
-    assert any(line.startswith("FAILS  chosen falls under DPO") and "+0.50" in line for line in broken)
+    assert any("−11.90 | −11.96" in line for line in lines) and sum(line.startswith("holds") for line in lines) == 29
+    changed = edited("DPO", 1, delta_chosen=0.5)
+    broken = study_lines(changed, as_figures(changed))
+    assert any(line.startswith("cannot tell") and "chosen falls under DPO" in line for line in broken)
     assert (nats(-1.5), nats(2.0), nats(float("nan"))) == ("−1.50", "+2.00", "–")
 
 
@@ -201,7 +239,7 @@ def test_what_a_probe_file_lacks_is_shown_and_listed_in_the_report(
     ):  # fmt: skip
         assert sum(line.startswith(start) for line in lines) == 1, start
     assert not any("irr_train" in line or "gptformat" in line for line in lines)
-    monkeypatch.setattr("dyn_probe.studies.squeezing_runs.PUBLISHED", {})
+    monkeypatch.setattr("dyn_probe.studies.squeezing_runs.TRAINED", {})
     monkeypatch.setattr("dyn_probe.studies.squeezing_runs.warm_model", lambda *_: tmp_path)
     train_methods(tmp_path / "study", SMALL, file, Display())
     shown = capsys.readouterr().err
@@ -224,7 +262,7 @@ def test_the_report_says_how_it_was_tuned_and_what_signs_are_worth(tmp_path: Pat
     page, _ = write_study(ALL, tmp_path / "tiny", {"preset": "tiny"})
     assert "rate was chosen on seed 0" not in page.read_text(encoding="utf-8")
     assert one_sign() == ["delta_rejected", "margin", "delta_others"]
-    assert any("(Δ rejected, margin, Δ others: every published" in line for line in study_lines(like_the_paper()))
+    assert any("(Δ rejected, margin, Δ others: every published" in line for line in study_lines(like_the_paper(), {}))
 
 
 def test_a_plain_preference_file_gets_the_other_kinds(tmp_path: Path) -> None:
@@ -249,9 +287,9 @@ def test_a_small_study_trains_every_method_from_one_model(tmp_path: Path) -> Non
     runs = train_methods(tmp_path / "study", SMALL)
     traces = {method: [load_trace(path) for path in paths] for method, paths in runs.items()}
     starts = [t[0].mass.query("step == 0")["logp"].tolist() for t in traces.values()]
-    assert list(traces) == list(PUBLISHED) and all(start == starts[0] for start in starts)
+    assert list(traces) == list(TRAINED) and all(start == starts[0] for start in starts)
     ends = [t[0].mass.query("step == 4")["logp"].tolist() for t in traces.values()]
-    assert len({tuple(end) for end in ends}) == len(PUBLISHED)
+    assert len({tuple(end) for end in ends}) == len(TRAINED)
     page, frame = write_study(traces, tmp_path / "study" / "report", {"probe file": "<b>"})
     text = page.read_text(encoding="utf-8")
     assert "&lt;b&gt;" in text and "<b>" not in text and "Gate-Cal-DPO q10" in text

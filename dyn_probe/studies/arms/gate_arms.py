@@ -1,0 +1,104 @@
+"""The gate looked at closely: its threshold, slope and quantile, and what it does from a policy that has collapsed.
+
+The built-in small model of the squeezing study, on generated statements: DPO, the gate of Mouiche 2026 (arXiv
+2605.02626) with one constant changed at a time, and both again from a policy that DPO trained until the most probable
+tokens had risen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from dyn_probe.data.model_folders import is_model, save_model
+from dyn_probe.data.models import load_model
+from dyn_probe.errors import BadInput
+from dyn_probe.mass.squeezing import run_figures
+from dyn_probe.studies.arms.arm import Arm, arm_key, command_of
+from dyn_probe.studies.presets import PRESETS, Preset
+from dyn_probe.studies.published import Published
+from dyn_probe.studies.sentiment_runs import Options
+from dyn_probe.studies.squeezing_runs import run_config, warm_model
+from dyn_probe.trace.reader import load_trace
+from dyn_probe.train.loop import record
+
+SIZE: Preset = replace(PRESETS["cpu"], pairs=160, seeds=3, reading_steps=300)
+"""Size of the study: minutes on two cores."""
+STRETCHES = 8
+"""Most stretches of DPO, each as long as an arm, until the policy counts as collapsed."""
+
+VALUES: dict[str, dict[str, tuple[float, ...]]] = {
+    "seq": {"tau": (0.08, 0.10, 0.12, 0.15), "alpha": (10.0, 50.0, 100.0)},
+    "q10": {"tau": (0.003, 0.005, 0.008), "alpha": (10.0, 50.0, 100.0), "q": (0.05, 0.10, 0.25)},
+}
+"""Gate → option → its values; the published constants (τ 0.10 and 0.005, α 50, q 0.10) are among them."""
+USUAL: dict[str, dict[str, float]] = {
+    "seq": {"tau": 0.10, "alpha": 50.0},
+    "q10": {"tau": 0.005, "alpha": 50.0, "q": 0.10},
+}
+DPO, COLLAPSED = "DPO", "collapsed: "
+
+
+def settings() -> dict[str, str]:
+    """Arm → its shaping, as ``--shaping`` takes it: both gates as published, and one option changed at a time."""
+    found = {}
+    for gate, options in VALUES.items():
+        found[f"gate-{gate}"] = f"gate-{gate}"
+        for option, values in options.items():
+            for value in values:
+                if value != USUAL[gate][option]:
+                    found[f"gate-{gate} {option}={value:g}"] = f"gate-{gate}:{option}={value:g}"
+    return found
+
+
+def gate_arms(folder: Path, size: Preset, file: Path, texts: Sequence[str], options: Options = ()) -> list[Arm]:
+    """Every setting with every seed, then DPO and both gates from the collapsed policy."""
+    arms = []
+    for seed in range(size.seeds):
+        model = folder / "models" / str(seed)
+        fallen = folder / "models" / f"{seed}-collapsed"
+        warm = partial(warm_model, model, file, texts, size, seed)
+        collapse = partial(collapsed_model, fallen, model, file, texts, size, seed)
+        for name, shaping in {DPO: "", **settings()}.items():
+            arms.append(_arm(folder, name, shaping, model, file, size, seed, options, warm))
+        for name, shaping in ((DPO, ""), ("gate-seq", "gate-seq"), ("gate-q10", "gate-q10")):
+            arms.append(_arm(folder, COLLAPSED + name, shaping, fallen, file, size, seed, options, collapse))
+    return arms
+
+
+def _arm(
+    folder: Path, name: str, shaping: str, model: Path, file: Path, size: Preset, seed: int, options: Options,
+    begin: partial[Path],
+) -> Arm:  # fmt: skip
+    key = arm_key(name, seed)
+    row = Published("dpo", (shaping,) if shaping else (), *[0.0] * 4)
+    config = run_config(folder / key, model, file, row, size, seed)
+    return Arm("gate", name, seed, config, command=command_of("gate", options, key), begin=begin, minutes=0.3)
+
+
+def collapsed_model(folder: Path, start: Path, file: Path, texts: Sequence[str], size: Preset, seed: int) -> Path:
+    """A policy that DPO trained from ``start``, stretch by stretch, until the most probable tokens of the probe
+    responses have risen and chosen has fallen; saved once.
+
+    Raises:
+        BadInput: that does not happen within STRETCHES.
+    """
+    if is_model(folder):
+        return folder
+    model, rose, fell = warm_model(start, file, texts, size, seed), 0.0, 0.0
+    for stretch in range(STRETCHES):
+        run = folder.with_name(f"{folder.name}-{stretch}")
+        config = run_config(run, model, file, Published("dpo", (), *[0.0] * 4), size, seed + 100 * (stretch + 1))
+        record(replace(config, save=True, metric_every=0, split_momentum=False, force=True))
+        found, model = run_figures(load_trace(run).mass), run / "model"
+        rose, fell = rose + found.token_delta_argmax, fell + found.delta_chosen
+        if rose > 0 > fell:
+            policy, tokenizer = load_model(str(model))
+            save_model(folder, stretch + 1, policy, tokenizer)
+            return folder
+    raise BadInput(
+        f"after {STRETCHES} stretches of DPO the most probable tokens had moved by {rose:+.3f} nats/token and "
+        f"chosen by {fell:+.2f} nats: no collapse to start from with seed {seed}"
+    )
