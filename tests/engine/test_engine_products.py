@@ -96,7 +96,7 @@ def test_every_form_meets_every_form(one, other, groups, metric):
 @pytest.mark.parametrize("name", FACTORS)
 @pytest.mark.parametrize("groups", [1, 3])
 def test_rows_are_compared_one_by_one_where_there_are_many(name, groups, monkeypatch):
-    monkeypatch.setattr(products, "AT_ONCE", 0)
+    monkeypatch.setitem(products.AT_ONCE, "cpu", 0)
     monkeypatch.setattr(products, "LAUNCHED", {"cpu": 0})
     one, other = FACTORS[name](), FACTORS[name](20)
     for metric in (None, draw(*WIDTHS, seed=9).abs()):
@@ -140,7 +140,7 @@ def test_both_routes_of_linear_uses(route, groups, monkeypatch):
 
 def test_small_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(products, "CHUNK", 8)
-    monkeypatch.setattr(products, "AT_ONCE", 0)
+    monkeypatch.setitem(products.AT_ONCE, "cpu", 0)
     one, metric = outer(0), draw(*WIDTHS, seed=9).abs()
     for groups in (1, 3):
         assert torch.allclose(gram(one, groups), brute(one, one, groups), rtol=1e-12)
