@@ -14,6 +14,7 @@ from dyn_probe.engine.factors import Factor, Lookup, Outer, Vector
 from dyn_probe.engine.products import by_sum, cross, few, gram
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.together import Arrived, Together
+from dyn_probe.engine.totals import Totals
 from dyn_probe.engine.uses import Call
 from dyn_probe.errors import UnsupportedUse
 
@@ -33,14 +34,20 @@ class Assembly:
         coefficients: ``[rows]`` ``∂loss/∂(row log-probability)`` of the backward that is watched; the answers are
             those of the bare log-probabilities. None where the backward is of the log-probabilities themselves.
         hold: keep every use's factor in ``kept``, for products with other coefficients and directions.
+        totals: sums up the gradient of the loss, where autograd does not.
     """
 
     def __init__(
-        self, capture: Capture, full: bool = False, coefficients: Tensor | None = None, hold: bool = False
+        self,
+        capture: Capture,
+        full: bool = False,
+        coefficients: Tensor | None = None,
+        hold: bool = False,
+        totals: Totals | None = None,
     ) -> None:
         self.capture, self.full = capture, full
         self.kept: dict[str, list[Factor]] = {}
-        self._hold, self._split = hold, capture.survey.split
+        self._hold, self._split, self._totals = hold, capture.survey.split, totals
         self._answers: dict[str, Tensor] = {}
         self._stacked: list[tuple[Sequence[str], Tensor]] = []
         self._alone: dict[tuple[int, torch.dtype], list[tuple[Sequence[str], Tensor]]] = {}
@@ -73,9 +80,11 @@ class Assembly:
             if self._hold:  # without the graph that led to them
                 saved = [tensor.detach() for tensor in saved]
             for local, factor in self._factors((call, saved, grads)).items():
-                if self._early and self._inverse is not None:
-                    factor = factor.scaled(self._inverse)
-                self._take(call.use.parameters[local], factor, call.trained_size(local))
+                name, weights = call.use.parameters[local], self._inverse if self._early else None
+                own = factor if weights is None else factor.scaled(weights)
+                summed = self._take(name, own, call.trained_size(local))
+                if self._totals is not None and not summed:
+                    self._totals.add(name, factor)
 
     def _may_wait(self, call: Call) -> bool:
         """Whether nothing but the products of this one use is wanted of it."""
@@ -94,12 +103,15 @@ class Assembly:
         """Several uses as one: their answers lie side by side in the groups."""
         for local, factor in self._factors(stacked).items():
             names = [call.use.parameters[local] for call in calls]
+            if self._totals is not None:
+                self._totals.add_stacked(names, factor)
             if type(factor) is Vector:
                 self._wait(names, factor.grads.unflatten(0, (-1, len(names))))
             else:
                 self._several(names, gram(factor, self.groups * len(calls)))
 
-    def _take(self, name: str, factor: Factor, size: int) -> None:
+    def _take(self, name: str, factor: Factor, size: int) -> bool:
+        """One use; whether the sum of its rows has been taken with it."""
         if self._hold:
             factor = factor.settled() if self._split else factor  # whole parameters are out of reach later
             self.kept.setdefault(name, []).append(factor)
@@ -111,8 +123,12 @@ class Assembly:
             self._combine(name, factor)
         elif type(factor) is Vector:  # small: all of them are reduced together
             self._wait([name], factor.grads.unsqueeze(1))
+        elif self._totals is not None and not self._early:
+            self._add(name, self._totals.gram(name, factor, self.groups))
+            return True
         else:
             self._add(name, gram(factor, self.groups))
+        return False
 
     def _combine(self, name: str, factor: Factor) -> None:
         """A parameter with several uses: the gradient is their sum, so each use also meets those before it."""

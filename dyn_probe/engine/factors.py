@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dyn_probe.engine.arithmetic import as32, matmul32
 from dyn_probe.engine.layout import Span
-from dyn_probe.engine.prefix import along_by_prefix
+from dyn_probe.engine.routes.prefix import along_by_prefix
 
 ALL = slice(None)
 """Without any slicing, where it is this very object."""

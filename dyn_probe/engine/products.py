@@ -25,7 +25,8 @@ from torch import Tensor
 from dyn_probe.engine.arithmetic import HALF, as32, dots, for_products, matmul32
 from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector
 from dyn_probe.engine.heads.head_rows import HeadRows
-from dyn_probe.engine.prefix import pairs_by_prefix
+from dyn_probe.engine.routes.blocks import by_blocks
+from dyn_probe.engine.routes.prefix import pairs_by_prefix
 
 TRAFFIC = 40.0
 """Multiply-adds that take as long as moving one number to or from memory (measured 30 to 60 on CPUs and GPUs)."""
@@ -74,13 +75,12 @@ def _linears(one: Outer, other: Outer, groups: int, metric: Tensor | None) -> Te
     if groups == one.grads.shape[1] == other.grads.shape[1] == 1:
         inputs = matmul32(_inputs(one, 1)[:, 0, 0], _inputs(other, 1)[:, 0, 0].T)
         return (inputs * matmul32(one.grads[:, 0], other.grads[:, 0].T)).double()[None]
-    size, device = one.rows * one.grads.shape[-1] * one.inputs.shape[-1], one.grads.device.type
-    of_pairs = one is other and 2 * groups == one.rows == len(one.inputs)
-    if of_pairs and one.inputs.is_cuda and one.inputs.dtype in HALF and (found := _fused(one, groups)) is not None:
-        return found
-    if few(size, device) or not cheaper_by_tokens(one, other, groups):
+    if one is other and _may_fuse(one, groups) and (found := _fused(one, groups)) is not None:
+        return found[0]
+    if not _by_tokens(one, other, groups):
         return by_blocks(one, other, groups)
-    if of_pairs and len(one.spans) == groups and device == "cpu":
+    pairs = one is other and 2 * groups == one.rows == len(one.inputs)
+    if pairs and len(one.spans) == groups and one.grads.device.type == "cpu":
         return pairs_by_prefix(as32(one.inputs), as32(one.grads), one.spans)
     a, b = _grouped(one.grads, groups), _grouped(other.grads, groups)
     left, right = _inputs(one, groups), _inputs(other, groups)
@@ -216,40 +216,43 @@ def _through(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
     return (as32(left).flatten(1) @ mixed.flatten(1).T).double()[None]
 
 
-def by_blocks(one: Outer, other: Outer, groups: int, metric: Tensor | None = None) -> Tensor:
-    """From the rows' gradients, a slice of the parameter's first dimension at a time.
+def gram_and_sum(factor: Factor, groups: int) -> tuple[Tensor, Tensor | None]:
+    """``gram``, and the sum of all rows' gradients where the same pass forms them; else None in its place."""
+    if type(factor) is not Outer or len(factor.inputs) < factor.rows:
+        return gram(factor, groups), None
+    if _may_fuse(factor, groups) and (found := _fused(factor, groups, True)) is not None:
+        return found
+    if _by_tokens(factor, factor, groups):
+        return gram(factor, groups), None
+    sums: list[Tensor] = []
+    return by_blocks(factor, factor, groups, sums=sums), torch.cat(sums) if len(sums) > 1 else sums[0]
+
+
+def _may_fuse(one: Outer, groups: int) -> bool:
+    """Whether these are pairs in half precision on a GPU."""
+    pairs = 2 * groups == one.rows == len(one.inputs)
+    return pairs and one.inputs.is_cuda and one.inputs.dtype in HALF
+
+
+def _by_tokens(one: Outer, other: Outer, groups: int) -> bool:
+    """Whether token Grams are to be used, not blocks."""
+    size = one.rows * one.grads.shape[-1] * one.inputs.shape[-1]
+    return not few(size, one.grads.device.type) and cheaper_by_tokens(one, other, groups)
+
+
+def _fused(one: Outer, groups: int, sum_up: bool = False) -> tuple[Tensor, Tensor | None] | None:
+    """Pairs on a GPU, in a pass that writes no row's gradient down; None where it cannot run.
 
     Args:
-        metric: in the parameter's shape.
+        sum_up: also give the sum of the rows' gradients, in the parameter's shape.
     """
-    sizes = (one.grads.shape[-1], one.inputs.shape[-1])
-    first, rest = sizes[::-1] if one.transposed else sizes
-    width = max(1, CHUNK // max(1, one.rows * rest))
-    slices = [slice(begin, min(begin + width, first)) for begin in range(0, first, width)]
-    found = [_block_products(one, other, groups, metric, entries) for entries in (slices if first > width else [ALL])]
-    return found[0] if len(found) == 1 else torch.stack(found).sum(0)
-
-
-def _block_products(one: Outer, other: Outer, groups: int, metric: Tensor | None, entries: slice) -> Tensor:
-    """The part of some entries of the parameter's first dimension."""
-    left = one.block(entries)
-    right = left if one is other else other.block(entries)
-    if metric is not None:
-        return dots(_flat(left * metric[entries].to(left.dtype), groups), _flat(right, groups))
-    flat = _flat(left, groups)
-    return dots(flat, flat if one is other else _flat(right, groups))
-
-
-def _flat(block: Tensor, groups: int) -> Tensor:
-    """``[R, p, q]`` as ``[n, G, p q]``."""
-    return block.reshape(block.shape[0] // groups, groups, block.shape[1] * block.shape[2])
-
-
-def _fused(one: Outer, groups: int) -> Tensor | None:
-    """Pairs on a GPU, in a pass that writes no gradient down; None where it cannot run."""
     from dyn_probe.engine.kernels import pair_kernel  # brings a compiler along, which a CPU has no use for
 
-    return pair_kernel.pair_products(one.inputs, one.grads, lambda: by_blocks(one, one, groups), one.live)
+    found = pair_kernel.pair_products(one.inputs, one.grads, lambda: by_blocks(one, one, groups), one.live)
+    if found is None or not sum_up:
+        return None if found is None else (found, None)
+    found, total = pair_kernel.entries_and_total(one.inputs, one.grads, one.live)
+    return found, total.mT if one.transposed else total
 
 
 def few(numbers: int, device: str) -> bool:

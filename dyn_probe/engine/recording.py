@@ -24,11 +24,16 @@ from dyn_probe.engine.passes import backward_only, explained, refuse_missed
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey
 from dyn_probe.engine.tap import Capture
+from dyn_probe.engine.totals import Totals
 from dyn_probe.engine.uses import Call, Claims
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, UnsupportedUse
 
 SMALLEST = {torch.float64: 1e-100, torch.float32: 1e-18, torch.bfloat16: 1e-18}
 """Coefficients below this are not divided by, by the type that the gradient was computed in (float16: 1e-3)."""
+NO_GRADIENT = (
+    "no gradient reached the log-probabilities given to probe.pairs: call loss.backward() inside probe.step, with a "
+    "loss computed from that very tensor"
+)
 UNEQUAL = 1e-5
 """A row's tokens have one coefficient if they differ by no more than this share of it."""
 
@@ -69,6 +74,7 @@ class Recording:
         self._bad: Tensor | None = None
         self._unequal: Tensor | None = None
         self._found: dict[str, Tensor] | None = None
+        self._totals: Totals | None = None
         self._nested = False
         self._smallest = 0.0
         self._handle: Any = None
@@ -146,7 +152,7 @@ class Recording:
             self._measure_apart(self._bad)
         if any_bad:
             usable = usable.masked_fill(self._bad.repeat(2), 0.0)
-        self._training = self._active = Assembly(self.capture, self.full, usable, self.hold)
+        self._training = self._active = Assembly(self.capture, self.full, usable, self.hold, self._totals)
 
     def _per_row(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """``[2B]`` coefficients, and ``[B]`` the pairs with a row whose tokens do not share one."""
@@ -186,6 +192,26 @@ class Recording:
             loss = self.logps[pairs.repeat(2)].sum()
             backward_only(loss, self.capture, self.reentrant, retain=True)
         self._active = None
+
+    def backward(self, loss: Tensor) -> None:
+        """In place of ``loss.backward()``: the parameters get the gradients that the recorded uses add up to.
+
+        Raises:
+            BadInput: the loss did not depend on the log-probabilities.
+            UnsupportedUse: reentrant checkpoints, which have autograd compute the parameters' gradients.
+        """
+        if self.reentrant:
+            raise UnsupportedUse(
+                "one pass does not go together with reentrant gradient checkpointing; write "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        self._totals = Totals(self.capture.survey.trained)
+        torch.autograd.grad(loss, [self.capture.anchor], allow_unused=True)
+        if self._training is None:
+            raise BadInput(NO_GRADIENT)
+        with self.capture.quiet():
+            self._found = self._training.finish()
+            self._totals.store()
 
     def measure(self) -> Products:
         """Measure all pairs now, by a backward of the bare log-probabilities that also holds what ``reweight`` needs.
@@ -246,10 +272,7 @@ class Recording:
         """
         self.capture.shield.check()
         if self._coefficients is None or self._bad is None or self._unequal is None or self._training is None:
-            raise BadInput(
-                "no gradient reached the log-probabilities given to probe.pairs: call loss.backward() inside "
-                "probe.step, with a loss computed from that very tensor"
-            )
+            raise BadInput(NO_GRADIENT)
         if self._found is None:
             check_hidden(self.capture)
             if self.reentrant:  # the graph hid what is inside; what has a gradient now must have been tapped

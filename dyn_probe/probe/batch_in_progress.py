@@ -162,6 +162,12 @@ class BatchInProgress:
             self.recording.coefficients = self.recording.coefficients + others.to(self.recording.coefficients)
         self.given = self.given.completed(loss_scale, {n: v for n, v in found.items() if n != "coefficients"})
 
+    def one_pass(self, loss: Tensor) -> None:
+        """The backward of the training, from the recorded uses; see ``Probe.one_pass``."""
+        if self.recording is None or self.given is None:
+            raise BadInput("probe.one_pass needs probe.pairs before it, in the same step")
+        self.recording.backward(loss)
+
     def norms(self, logps: Tensor) -> tuple[Tensor, Tensor]:
         """``(‖g_w‖, ‖g_l‖)``, ``[B]`` each, measured before the training backward; see ``Probe.measure``."""
         assert self.recording is not None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dyn_probe.engine.certificate import SelfCheck
 from dyn_probe.engine.recording import distributed
 from dyn_probe.engine.shield import Shield
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, UnsupportedUse
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe.batch_in_progress import BatchInProgress
 from dyn_probe.probe.budget import Thinned, schedule_of
@@ -220,6 +220,22 @@ class Probe(Recorder):
         """
         self._batch.reweight(coefficients, columns)
 
+    def one_pass(self, loss: Tensor) -> None:
+        """In place of ``loss.backward()``, after ``pairs``: the weights' gradients come out of the recorder's own pass,
+        and autograd computes none. They are the same to rounding (law 6 of docs/notation.md). In steps that are not
+        recorded it is ``loss.backward()``.
+
+        Raises:
+            UnsupportedUse: reentrant gradient checkpointing, or several processes, whose gradients are averaged by
+                hooks of autograd's.
+        """
+        if distributed():
+            raise UnsupportedUse("one pass is for one process: with several, autograd's own gradients are averaged")
+        if self.recording:
+            self._batch.one_pass(loss)
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
+
     def before_update(self) -> None:
         """After the step's last backward, before gradients are clipped and ``optimizer.step()``: fill ``batch_delta_*``
         where the step's batch is more than one recorded forward (several processes, micro-batches).
@@ -233,16 +249,6 @@ class Probe(Recorder):
     def evaluate(self, batch: PairBatch) -> Tensor:
         """``[2B]`` log-probabilities in eval mode, without gradients; modes and random state stay as they were."""
         return self._evaluation.evaluate(batch)
-
-    @property
-    def momentum(self) -> Mapping[str, list[Tensor]]:
-        """Parameter → momentum of all chosen and of all rejected gradients (``split_momentum``): keep it with a
-        checkpoint of the optimizer, and set it again before the first step of a run that goes on."""
-        return self._following.momentum
-
-    @momentum.setter
-    def momentum(self, state: Mapping[str, list[Tensor]]) -> None:
-        self._following.momentum = state  # type: ignore[assignment]
 
     def measure_noise(self, step: int, batch: PairBatch) -> None:
         """Compute the batch's log-probabilities twice from the same weights, together and each pair alone without its

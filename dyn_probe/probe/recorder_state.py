@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from dyn_probe.engine.certificate import Certificate
 from dyn_probe.engine.shield import Shield
 from dyn_probe.probe.batch_in_progress import BatchInProgress
+from dyn_probe.probe.following import Following
 from dyn_probe.probe.kept import Kept
 from dyn_probe.probe.schedule import Schedule
 
@@ -14,6 +19,7 @@ class Recorder(Kept):
 
     schedule: Schedule
     _batch: BatchInProgress
+    _following: Following
     _shield: Shield
 
     @property
@@ -38,3 +44,13 @@ class Recorder(Kept):
     def realises(self, step: int, every: int) -> bool:
         """Whether the schedule has this step's realised change measured, if that is wanted at every so-many-th step."""
         return self.schedule.realises(step, every)
+
+    @property
+    def momentum(self) -> Mapping[str, list[Tensor]]:
+        """Parameter → momentum of all chosen and of all rejected gradients (``split_momentum``): keep it with a
+        checkpoint of the optimizer, and set it again before the first step of a run that goes on."""
+        return self._following.momentum
+
+    @momentum.setter
+    def momentum(self, state: Mapping[str, list[Tensor]]) -> None:
+        self._following.momentum = state  # type: ignore[assignment]

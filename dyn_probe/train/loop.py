@@ -187,7 +187,11 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
         if method.rows:  # other rows are recorded; the trace's logp_* stay those of the responses
             columns |= dict(zip(("logp_chosen", "logp_rejected"), out.logps.detach().chunk(2), strict=True))
         probe.pairs(out.rows, predict=not method.rows, **given, **columns)  # type: ignore[arg-type]
-        (losses.mean() * scale).backward()
+        total = losses.mean() * scale
+        if run.config.one_pass:
+            probe.one_pass(total)
+        else:
+            total.backward()  # type: ignore[no-untyped-call]
     return losses.detach()
 
 

@@ -137,6 +137,11 @@ def check_batch(config: RunConfig, method: Method) -> None:
             f"--update needs the gradients of the responses' own log-probabilities, and {shaping} records those of "
             f"others ({TERMS[method.rows].meaning.partition(',')[0]}); leave out --update"
         )
+    if config.one_pass and (method.learned or method.reweighting or method.around):
+        raise BadInput(
+            f"--one-pass takes the gradients from a backward of the responses' log-probabilities, and {method.name} "
+            f"with {', '.join(one.name for one in method.shapings)} needs another; leave out --one-pass"
+        )
     if config.sft_objective != RunConfig().sft_objective and not config.sft_steps:
         raise BadInput(
             f"--sft-objective {config.sft_objective} is for the warm-up, which has no steps; add e.g. --sft-steps 20"
@@ -150,6 +155,8 @@ def check_processes(config: RunConfig, method: Method, processes: Processes) -> 
             "--parallel fsdp2 shards the model over processes, but there is only one; start several with "
             "torchrun --nproc-per-node 2 -m dyn_probe_cli record …"
         )
+    if config.one_pass and processes.count > 1:
+        raise BadInput("--one-pass is for one process: autograd's own gradients are averaged; leave out --one-pass")
     if config.batch_size % processes.count:
         raise BadInput(
             f"--batch-size counts the pairs of all processes and must be divisible by their number; got "

@@ -10,11 +10,12 @@ from reference.gradients import row_gradients
 from reference.same_graph import gram_of
 
 from dyn_probe import PairBatch, pair_gradients, sequence_logps
-from dyn_probe.engine import prefix, products
+from dyn_probe.engine import products
 from dyn_probe.engine.answer import pair_entries
 from dyn_probe.engine.layout import Span, find_spans
-from dyn_probe.engine.prefix import hull, work
 from dyn_probe.engine.recording import Recording
+from dyn_probe.engine.routes import prefix
+from dyn_probe.engine.routes.prefix import hull, work
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 

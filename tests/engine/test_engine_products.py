@@ -9,6 +9,7 @@ from dyn_probe.engine import products
 from dyn_probe.engine.arithmetic import dots
 from dyn_probe.engine.factors import Lookup, MadeVector, Outer, Vector
 from dyn_probe.engine.products import PRODUCTS, cross, gram
+from dyn_probe.engine.routes import blocks
 
 ROWS, WIDTHS = 6, (7, 5)
 """Rows of a factor, and the parameter's shape (entries or outputs, inputs)."""
@@ -140,6 +141,7 @@ def test_both_routes_of_linear_uses(route, groups, monkeypatch):
 
 def test_small_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(products, "CHUNK", 8)
+    monkeypatch.setattr(blocks, "SLICE", 8)
     monkeypatch.setitem(products.AT_ONCE, "cpu", 0)
     one, metric = outer(0), draw(*WIDTHS, seed=9).abs()
     for groups in (1, 3):
@@ -194,5 +196,5 @@ def test_the_table_has_a_wrong_entry_and_the_comparison_sees_it(monkeypatch):
 def test_a_weight_without_outputs_or_inputs_has_products_of_zero(outputs, inputs):
     empty = Outer(torch.zeros(ROWS, 4, outputs), torch.zeros(ROWS, 4, inputs))
     for groups in (ROWS // 2, 1):
-        found = products.by_blocks(empty, empty, groups)
+        found = blocks.by_blocks(empty, empty, groups)
         assert found.shape == (groups, ROWS // groups, ROWS // groups) and not found.any()

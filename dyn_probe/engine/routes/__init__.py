@@ -1,0 +1,1 @@
+"""Ways to the inner products of two factors that cost less than others on some shapes."""

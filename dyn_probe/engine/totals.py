@@ -1,0 +1,76 @@
+"""The gradient of the loss itself, from the very uses that its backward brings: training in one pass.
+
+What a tap sees of row ``i`` is ``c_i`` times the gradient of its log-probability, so the plain sum of a factor's rows
+is its share of the loss's gradient. Taken here, autograd need not compute it: the same numbers to rounding (law 6 of
+docs/notation.md), and one product per weight less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.engine.arithmetic import matmul32
+from dyn_probe.engine.factors import Factor, Outer, Vector
+from dyn_probe.engine.products import gram_and_sum
+
+
+class Totals:
+    """Sums by parameter, until ``store``.
+
+    Args:
+        parameters: the trained parameters by name.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, factor: Factor) -> None:
+        """One use."""
+        self._put(name, summed(factor, self._parameters[name].shape))
+
+    def add_stacked(self, names: Sequence[str], factor: Factor) -> None:
+        """A use of each of several parameters, row ``i`` of the ``j``-th being row ``i k + j``."""
+        k = len(names)
+        if type(factor) is Vector:
+            sums = factor.grads.unflatten(0, (-1, k)).sum(0)
+        elif type(factor) is Outer:
+            left, right = (t.unflatten(0, (-1, k)).transpose(0, 1).flatten(1, 2) for t in (factor.grads, factor.inputs))
+            left, right = (right, left) if factor.transposed else (left, right)
+            sums = matmul32(left.mT, right)
+        else:
+            raise NotImplementedError(f"stacked uses of the form {factor.form}")
+        for name, total in zip(names, sums.unbind(0), strict=True):
+            self._put(name, total)
+
+    def gram(self, name: str, factor: Factor, groups: int) -> Tensor:
+        """``[G, n, n]`` products of a parameter's only use; its sum comes out of the same pass where that is one."""
+        answers, total = gram_and_sum(factor, groups)
+        self._put(name, summed(factor, self._parameters[name].shape) if total is None else total)
+        return answers
+
+    def store(self) -> None:
+        """Add the sums to the parameters' gradients."""
+        for name, total in self._sums.items():
+            parameter = self._parameters[name]
+            total = total.reshape(parameter.shape).to(parameter.dtype)
+            parameter.grad = total if parameter.grad is None else parameter.grad + total
+        self._sums = {}
+
+    def _put(self, name: str, total: Tensor) -> None:
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+
+def summed(factor: Factor, shape: torch.Size) -> Tensor:
+    """``Σ_i grad_i`` over all rows, in the parameter's ``shape``."""
+    if type(factor) is Vector:
+        return factor.grads.sum(0).reshape(shape)
+    if type(factor) is Outer and len(factor.inputs) == factor.rows:
+        left, right = (t.flatten(0, 1) for t in (factor.grads, factor.inputs))
+        left, right = (right, left) if factor.transposed else (left, right)
+        return matmul32(left.T, right)
+    ones = torch.ones(factor.rows, dtype=torch.float64, device=factor.grads.device)
+    return factor.weighted(ones, None, shape)
