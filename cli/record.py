@@ -83,11 +83,10 @@ def _record_command(command: list[str], given: dict[str, Any], text: bool) -> No
             f"a recorded command has settings of its own; leave out {', '.join(wrong)} before --. "
             f"What can stand there: {known}, --no-text"
         )
-    realised = told.pop("realised", None)
-    if realised is not None:
-        every = told.get("every", 1)
-        told["realised_every"] = int(realised) * (1 if every == "auto" else int(every))
     read = {name: _read(name, value) for name, value in told.items()} | {"text": text}
+    realised, every = read.pop("realised", None), read.get("every", 1)
+    if realised is not None:
+        read["realised_every"] = int(realised) * (1 if every == "auto" else every)
     if "budget" in read:
         read["budget"] = read_budget(read["budget"])
     options = AttachOptions.of(read)

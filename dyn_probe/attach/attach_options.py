@@ -51,10 +51,12 @@ class AttachOptions:
             for name, value in asdict(self).items()
             if type(value) is int and value < (least := int(name == "every"))
         ]
-        if isinstance(self.every, str) and self.every != "auto":
+        if self.every != "auto" and type(self.every) is not int:
             wrong.append(f"every as a number of steps, or auto (got {self.every!r})")
-        if not 0 < self.budget <= 1:
-            wrong.append(f"budget above 0 and of at most 1 (got {self.budget!r})")
+        if self.every == "auto" and self.split_momentum:
+            wrong.append("every=auto without split_momentum, which follows every step")
+        if not isinstance(self.budget, (int, float)) or not 0 < self.budget <= 1:
+            wrong.append(f"budget above 0 and of at most 1, as 0.05 for 5% (got {self.budget!r})")
         if wrong:
             raise BadInput(f"wanted {', '.join(wrong)}")
 

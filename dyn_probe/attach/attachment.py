@@ -20,7 +20,7 @@ from dyn_probe.attach.trace_folder import open_trace
 from dyn_probe.attach.trainer_facts import facts, splits_momentum
 from dyn_probe.attach.trainer_kinds import TrainerKind
 from dyn_probe.attach.user_lines import next_step, say
-from dyn_probe.errors import DynProbeError
+from dyn_probe.errors import BadInput, DynProbeError
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe import Probe
 from dyn_probe.trace.reader import load_trace
@@ -40,6 +40,8 @@ class Attachment:
     def __init__(self, trainer: Any, kind: TrainerKind, options: AttachOptions) -> None:
         self.trainer, self.kind, self.options = trainer, kind, options
         args = trainer.args
+        if options.every == "auto" and args.world_size > 1:
+            raise BadInput("every=auto decides by the clock, and processes would not agree; write a number of steps")
         self.writer = open_trace(options, facts(trainer, kind), args.process_index, trainer.state.global_step)
         weighted = getattr(args, "ld_alpha", None) is not None
         self._splits = splits_momentum(trainer, options, weighted)

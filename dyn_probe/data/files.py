@@ -190,7 +190,9 @@ def _parquet(path: Path) -> RowStream:
                 source = f"{path}:{number}"
                 yield Skipped(source, "values out of range", row) if isinstance(row, str) else SourceRow(source, row)
     except (OSError, ValueError, ArithmeticError, LookupError, pa.ArrowException) as error:
-        raise BadInput(f"cannot read {path}: {on_one_line(error) or type(error).__name__}; wanted a Parquet file") from error
+        raise BadInput(
+            f"cannot read {path}: {on_one_line(error) or type(error).__name__}; wanted a Parquet file"
+        ) from error
 
 
 def _plain_rows(batch: Any) -> Iterator[dict[str, Any] | str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,29 +21,16 @@ from dyn_probe.errors import UnsupportedUse
 
 def check_coverage(capture: Capture, logps: Tensor) -> Graph:
     """Compare the graph behind ``logps`` with what the taps saw; returns the graph. What reentrant checkpoints hide is
-    compared when the backward makes it, and refused by ``check_hidden``. Behind a sequence of calls that has been
-    explained, the graph is walked again now and then only (``survey.AGAIN``).
+    compared when the backward makes it, and refused by ``check_hidden``.
 
     Raises:
         UnsupportedUse: listing every parameter with a use outside its module, or with more uses than taps.
     """
     capture.check()
-    if (known := capture.survey.known_graph(calls := _sequence(capture))) is not None:
-        return known
     graph = graph_behind(logps)
     _refuse(_unexplained(capture, graph))
     _look_into(capture, graph.checkpoints)
-    if not graph.reentrant:
-        capture.survey.keep_graph(calls, graph.remembered())
     return graph
-
-
-def _sequence(capture: Capture) -> Hashable:
-    """The forward's calls: by parameter, in the order in which they were first used, each with its module and mode."""
-    return tuple(
-        (name, *((id(call.module), None if call.claim is None else call.claim.mode) for call in calls))
-        for name, calls in capture.taken.items()
-    )
 
 
 def check_hidden(capture: Capture) -> None:

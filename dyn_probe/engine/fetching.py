@@ -25,7 +25,7 @@ def _from_device(values: Sequence[Tensor]) -> list[Callable[[], Tensor]]:
     """One copy for all of them, into pinned memory."""
     packed = torch.cat([value.double().flatten() for value in values]).to("cpu", non_blocking=True)
     arrived = torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(values[0].device))
 
     def wait(begin: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         arrived.synchronize()

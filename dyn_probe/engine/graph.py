@@ -29,10 +29,6 @@ class Graph:
     def reentrant(self) -> bool:
         return bool(self.checkpoints)
 
-    def remembered(self) -> Graph:
-        """What can be kept without keeping the graph itself."""
-        return Graph(Counter(), {}, frozenset(), self.dtypes, ())
-
 
 def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
     """Walk the autograd graph behind ``roots``, and no further than the tensors ``until``."""

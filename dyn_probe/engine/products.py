@@ -248,11 +248,10 @@ def _fused(one: Outer, groups: int, sum_up: bool = False) -> tuple[Tensor, Tenso
     """
     from dyn_probe.engine.kernels import pair_kernel  # brings a compiler along, which a CPU has no use for
 
-    found = pair_kernel.pair_products(one.inputs, one.grads, lambda: by_blocks(one, one, groups), one.live)
-    if found is None or not sum_up:
-        return None if found is None else (found, None)
-    found, total = pair_kernel.entries_and_total(one.inputs, one.grads, one.live)
-    return found, total.mT if one.transposed else total
+    found = pair_kernel.pair_products(one.inputs, one.grads, lambda: by_blocks(one, one, groups), one.live, sum_up)
+    if found is None or found[1] is None:
+        return found
+    return found[0], found[1].mT if one.transposed else found[1]
 
 
 def few(numbers: int, device: str) -> bool:

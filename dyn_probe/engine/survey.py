@@ -6,18 +6,13 @@ none: it only asks whether modules and parameters are still the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from itertools import chain
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from dyn_probe.engine.graph import Graph
 from dyn_probe.engine.uses import Use, find_uses, is_split, trained_parameters
-
-AGAIN = 16
-"""The graph behind a sequence of calls is walked at its first recorded step and at every so many-th after it."""
 
 
 class Survey:
@@ -39,7 +34,6 @@ class Survey:
         self.model = model
         self._modules: list[nn.Module] = []
         self._seen: Any = None
-        self._graphs: dict[Hashable, tuple[int, Graph]] = {}
         self.renew()
 
     def renew(self) -> None:
@@ -47,7 +41,7 @@ class Survey:
         if self._seen is not None and self._seen == self._identities():
             return
         self._modules = list(self.model.modules())
-        self._seen, self._graphs = self._identities(), {}
+        self._seen = self._identities()
         self.trained, self.uses, self.split = (
             trained_parameters(self.model),
             find_uses(self.model),
@@ -61,15 +55,3 @@ class Survey:
         parameters = list(chain.from_iterable([module._parameters.values() for module in self._modules]))
         trained = [p is not None and p.requires_grad for p in parameters]
         return tuple(map(id, children)), tuple(map(id, parameters)), trained
-
-    def known_graph(self, calls: Hashable) -> Graph | None:
-        """What was kept of the graph behind this sequence of calls; None where it is to be walked (again)."""
-        if calls not in self._graphs or self._graphs[calls][0] == AGAIN:
-            return None
-        count, graph = self._graphs[calls]
-        self._graphs[calls] = (count + 1, graph)
-        return graph
-
-    def keep_graph(self, calls: Hashable, graph: Graph) -> None:
-        """The graph behind this sequence of calls has been walked, and explains all uses."""
-        self._graphs[calls] = (1, graph)

@@ -126,7 +126,7 @@ class BatchInProgress:
         if ids is not None:
             record = BatchRecord.of(step, self.rows.rank, ids, said(), products, rate, not self.in_parts)
             self.rows.add(record, products, recording.capture.uses if self.layers else None)
-            alone = alone and len(self.rows.batches) == 1 and not products.unequal.numpy().any()
+            alone = alone and self.rows.taken == 1 and not products.unequal.numpy().any()
             if products.gram is not None and alone:
                 self.rows.step(step)["law1_error"] = law_one(self.model, products.gram, products.coefficients)
         self.following.expect(step, record, recording, products)

@@ -1,10 +1,11 @@
 """Recording as often as a share of the training's time allows.
 
 How long a step takes is measured. Steps that are not recorded, nor follow one that is (a device works off a recorded
-step behind the host's back), give the plain time ``m``, their median; what a recorded step and the one behind it take
-beyond ``m`` each is what that record has cost. A step is recorded where all costs so far, with what its kind of record
-usually costs, stay under the budget times ``m`` times the steps so far. Full records (Gram, pushes, realised change)
-and plain ones have half of the budget each, so that neither waits for the other.
+step behind the host's back), give the plain time ``m``, their median. What a recorded step and the one behind it take
+beyond ``m`` each is what that record has cost; the median of such costs, so that an evaluation or a checkpoint that
+falls between two steps is nobody's, times the records so far is what is spent. A step is recorded where that, with its
+own, stays under the budget times ``m`` times the steps so far. Full records (Gram, pushes, realised change) and plain
+ones have half of the budget each, so that neither waits for the other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from dyn_probe.probe.schedule import Schedule
 
 RECENT = 65
 """Plain steps whose median is the plain time."""
+KNOWN = 64
+"""Decisions that are kept: rows of a step may be finished when the next ones have begun."""
 LEARNT = 3
 """Plain steps before anything but the first step is recorded."""
 
@@ -35,23 +38,12 @@ class Account:
     """
 
     guessed: float
-    spent: float = 0.0
     count: int = 0
-    costs: deque[float] = field(default_factory=lambda: deque(maxlen=9))
+    costs: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
-    def expected(self, plain: float) -> float:
-        """What the next one will cost."""
+    def usual(self, plain: float) -> float:
+        """What one of them costs."""
         return max(0.0, statistics.median(self.costs)) if self.costs else self.guessed * plain
-
-    def begin(self, seconds: float) -> None:
-        """A recorded step has taken so much beyond the plain time."""
-        self.spent, self.count = self.spent + seconds, self.count + 1
-        self.costs.append(seconds)
-
-    def go_on(self, seconds: float) -> None:
-        """So has the step behind it."""
-        self.spent += seconds
-        self.costs[-1] += seconds
 
 
 @dataclass
@@ -79,6 +71,7 @@ class Thinned(Schedule):
         self._accounts = {False: Account(1.0), True: Account(4.0)}
         self._plain: deque[float] = deque(maxlen=RECENT)
         self._kinds: dict[int, bool | None] = {}
+        self._realised: dict[int, int] = {}
         self._began, self._first, self._since, self._steps = 0.0, True, 0, 0
 
     def records(self, step: int) -> bool:
@@ -91,29 +84,41 @@ class Thinned(Schedule):
         return self.metric_every > 0 and self._kind(step) is True
 
     def realises(self, step: int, every: int) -> bool:
-        return every > 0 and self._kind(step) is True
+        """With full records the realised change is part of them; where there are none, it is measured at recorded steps
+        at least ``every`` steps after each other."""
+        kind = self._kind(step)
+        if self._apart or kind is None or every == 0:
+            return every > 0 and kind is True
+        if step not in self._realised and (not self._realised or self._steps - max(self._realised.values()) >= every):
+            self._realised = {step: self._steps}
+        return step in self._realised
 
     @property
     def facts(self) -> dict[str, Any]:
         """For ``run.json``: the budget, the steps so far, how many were recorded, how many of them in full, and the
-        share of the plain time that they took."""
-        full, light = self._accounts[True], self._accounts[False]
-        plain = statistics.median(self._plain) * self._steps if self._plain and self._steps else None
+        share of the plain time that they took, but for the first."""
+        plain = statistics.median(self._plain) if self._plain else None
+        counts = {kind: account.count for kind, account in self._accounts.items()}
+        spent = sum(account.count * account.usual(plain or 0.0) for account in self._accounts.values())
         return {
             "budget": self.budget,
-            "steps": self._steps + 1,
-            "recorded": full.count + light.count + 1,
-            "full": full.count + 1,
-            "share": None if plain is None else (full.spent + light.spent) / plain,
+            "steps": self._steps,
+            "recorded": counts[True] + counts[False] + 1,
+            "full": counts[True] + 1,
+            "share": None if not plain else spent / (plain * self._steps),
         }
 
     def _kind(self, step: int) -> bool | None:
-        """Whether the step's record is a full one; None where it has none. Decided when it is asked for first."""
+        """Whether the step's record is a full one; None where it has none. Decided when it is asked for first; of a
+        step that is long over nothing is known any more."""
         if step not in self._kinds:
+            if self._kinds and step < max(self._kinds):
+                return None
             self._close()
             self._kinds[step] = self._decided()
-            for old in [one for one in self._kinds if one < step - 2]:
-                del self._kinds[old]
+            self._steps, self._since = self._steps + 1, self._since + 1
+            while len(self._kinds) > KNOWN:
+                del self._kinds[next(iter(self._kinds))]
             self._began = self.clock()
         return self._kinds[step]
 
@@ -130,10 +135,9 @@ class Thinned(Schedule):
         elif self._plain:
             beyond = seconds - statistics.median(self._plain)
             if last is not None:
-                self._accounts[last].begin(beyond)
-            else:
-                self._accounts[bool(before)].go_on(beyond)
-        self._steps, self._since = self._steps + 1, self._since + 1
+                self._accounts[last].costs.append(beyond)
+            elif costs := self._accounts[bool(before)].costs:
+                costs[-1] += beyond
 
     def _decided(self) -> bool | None:
         if not self._kinds:
@@ -145,7 +149,8 @@ class Thinned(Schedule):
         kinds = [True, False] if self._apart and self._since >= self._apart else [False]
         for kind in kinds:
             account = self._accounts[kind]
-            if account.spent + account.expected(plain) <= share * plain * self._steps:
+            if (account.count + 1) * account.usual(plain) <= share * plain * self._steps:
+                account.count += 1
                 self._since = 0 if kind else self._since
                 return kind
         return None

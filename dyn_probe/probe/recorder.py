@@ -132,13 +132,15 @@ class Probe(Recorder):
             return
         if self.recording:
             raise BadInput("probe.step cannot be entered twice at once")
-        if step != self._entered and not self._rows.holds(step):  # one that is only followed has no rows
-            self.flush()
+        if step != self._entered:  # (the step may have a row already: what was logged of it before)
+            self._flush(step)
         self._entered = step
         if not recorded:
             self._outlined = True
-            yield self
-            self._outlined = False
+            try:
+                yield self
+            finally:
+                self._outlined = False
             return
         with self._batch.around(step, pair_ids, self._rate(learning_rate), segments, responses):
             yield self
@@ -273,16 +275,13 @@ class Probe(Recorder):
         if batch is not None and self._batch.armed:
             self._evaluation.realise(batch, before)
 
-    @property
-    def draws_random_numbers(self) -> bool:
-        """Whether a recorded forward of the step in progress drew random numbers (dropout). Its log-probabilities are
-        then no baseline for the realised change: take ``probe.evaluate(batch)`` before ``optimizer.step()``."""
-        return self._evaluation.random
-
     def flush(self) -> None:
         """Hand the rows of the steps done so far to the writer."""
+        self._flush(-1)
+
+    def _flush(self, but: int) -> None:
         self._following.drop()
-        super().flush()
+        self._rows.flush(but)
         self._evaluation.random = False
 
     def _finish(self) -> None:

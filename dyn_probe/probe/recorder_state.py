@@ -9,6 +9,7 @@ from torch import Tensor
 from dyn_probe.engine.certificate import Certificate
 from dyn_probe.engine.shield import Shield
 from dyn_probe.probe.batch_in_progress import BatchInProgress
+from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
 from dyn_probe.probe.kept import Kept
 from dyn_probe.probe.schedule import Schedule
@@ -19,6 +20,7 @@ class Recorder(Kept):
 
     schedule: Schedule
     _batch: BatchInProgress
+    _evaluation: Evaluation
     _following: Following
     _shield: Shield
 
@@ -54,3 +56,9 @@ class Recorder(Kept):
     @momentum.setter
     def momentum(self, state: Mapping[str, list[Tensor]]) -> None:
         self._following.momentum = state  # type: ignore[assignment]
+
+    @property
+    def draws_random_numbers(self) -> bool:
+        """Whether a recorded forward of the step in progress drew random numbers (dropout). Its log-probabilities are
+        then no baseline for the realised change: take ``probe.evaluate(batch)`` before ``optimizer.step()``."""
+        return self._evaluation.random

@@ -61,6 +61,11 @@ class RunRows:
         self._arriving.append(lambda: self._outlined.extend({"step": step, **row} for row in outlined(given())))
 
     @property
+    def taken(self) -> int:
+        """Batches of the steps in progress whose numbers have arrived."""
+        return len(self._batches)
+
+    @property
     def batches(self) -> list[BatchRecord]:
         """Batches of the steps in progress."""
         while self._arriving:
@@ -137,8 +142,13 @@ class RunRows:
         self._store.pending = self.fresh
         return self._store
 
-    def flush(self) -> None:
-        """Hand the rows of the steps done so far to the writer."""
+    def flush(self, but: int = -1) -> None:
+        """Hand the rows of the steps done so far to the writer.
+
+        Args:
+            but: a step that has only begun: what is known of it waits.
+        """
+        begun = self._steps.pop(but, None)
         rows = self.all.pending
         for step, record in self._steps.items():
             means = step_means([r for r in (*rows, *self._outlined) if r["step"] == step])
@@ -146,4 +156,5 @@ class RunRows:
         self.write("pairs", rows)
         self.write("steps", list(self._steps.values()))
         self._store.settle()
-        self._batches, self._steps, self._outlined = [], {}, []
+        self._batches, self._outlined = [], []
+        self._steps = {} if begun is None else {but: begun}

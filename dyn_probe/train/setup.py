@@ -155,6 +155,8 @@ def check_processes(config: RunConfig, method: Method, processes: Processes) -> 
             "--parallel fsdp2 shards the model over processes, but there is only one; start several with "
             "torchrun --nproc-per-node 2 -m dyn_probe_cli record …"
         )
+    if config.every == "auto" and processes.count > 1:
+        raise BadInput("--every auto decides by the clock, and processes would not agree; write a number of steps")
     if config.one_pass and processes.count > 1:
         raise BadInput("--one-pass is for one process: autograd's own gradients are averaged; leave out --one-pass")
     if config.batch_size % processes.count:

@@ -81,7 +81,10 @@ def test_the_fused_kernel_on_cuda(dtype, positions, p, q):
     torch.manual_seed(0)
     inputs, grads = (torch.randn(8, positions, n, device="cuda").to(dtype) for n in (q, p))
     wanted = pair_blocks(inputs.cpu(), grads.cpu())
-    found = pair_kernel.pair_products(inputs, grads, lambda: wanted.cuda())
-    assert found is not None
+    both = pair_kernel.pair_products(inputs, grads, lambda: wanted.cuda(), sum_up=True)
+    assert both is not None and both[1] is not None
+    found, total = both
+    summed = grads.double().flatten(0, 1).T @ inputs.double().flatten(0, 1)
+    assert (total - summed).norm() <= 1e-5 * summed.norm()
     norms = wanted.diagonal(dim1=1, dim2=2).sqrt()
     assert ((found.cpu() - wanted).abs() / (norms[:, :, None] * norms[:, None])).max() <= 1e-5

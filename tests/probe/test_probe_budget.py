@@ -9,7 +9,9 @@ import torch
 from tiny_runs import run
 
 from dyn_probe import BadInput, Probe
+from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.probe.budget import Thinned
+from dyn_probe.train.options.config import RunConfig
 from dyn_probe.train.options.shares import read_budget
 
 
@@ -71,6 +73,52 @@ def test_a_record_that_costs_more_than_the_budget_waits_for_it():
     assert sum(kind is not None for kind in training.kinds) == 2  # the first, and the one that told the cost
 
 
+def test_a_budget_in_a_configuration():
+    assert RunConfig(every="auto", budget=0.05).budget == "0.05" and RunConfig(every="auto").budget == "5%"
+    with pytest.raises(BadInput, match="budget"):
+        RunConfig(budget="much")
+    with pytest.raises(BadInput, match="split-momentum"):
+        RunConfig(every="auto", split_momentum=True)
+    with pytest.raises(BadInput, match="budget"):
+        AttachOptions(budget="5%")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="every"):
+        AttachOptions(every=2.5)  # type: ignore[arg-type]
+
+
+def test_what_falls_between_two_steps_is_no_records_cost():
+    """Evaluations and checkpoints."""
+    training = Training({"budget": 0.05})
+    for _ in range(100):
+        training.steps(20)
+        training.now += 30.0
+    recorded = sum(kind is not None for kind in training.kinds)
+    assert recorded >= 0.7 * 2000 * 0.05 / 0.4
+    assert training.schedule.facts["share"] <= 0.055
+
+
+def test_steps_may_be_numbered_otherwise():
+    training, numbers = Training({"budget": 0.5, "gram_every": 16}), range(0, 800, 8)
+    for number in numbers:
+        training.schedule.records(number)
+        training.now += 1.0
+        assert training.schedule.takes_apart(number - 8) is False  # what is asked late decides nothing anew
+    assert training.schedule.facts["steps"] == len(numbers)
+
+
+def test_the_realised_change_has_its_turn_where_there_is_no_full_record():
+    schedule, now = None, [0.0]
+    schedule = Thinned(budget=1.0, clock=lambda: now[0])
+    found = []
+    for step in range(60):
+        if schedule.records(step):
+            found.append((step, schedule.realises(step, 10), schedule.realises(step, 10)))
+        now[0] += 1.0
+    measured = [step for step, one, again in found if one and again]
+    assert measured[0] == 0 and len(measured) >= 4
+    assert all(later - earlier >= 10 for earlier, later in itertools.pairwise(measured))
+    assert not any(schedule.realises(step, 0) for step, *_ in found[-3:])
+
+
 def test_what_was_decided_stays():
     training = Training({"budget": 0.5}, light=0.01)
     training.steps(20)
@@ -93,7 +141,7 @@ def test_a_run_by_budget_records_some_steps_and_the_means_of_all(tmp_path):
         assert torch.allclose(torch.tensor(steps[name].to_numpy()), wanted, atol=1e-5), name
 
 
-@pytest.mark.parametrize("text, share", [("5%", 0.05), ("0.5", 0.5), (" 100% ", 1.0)])
+@pytest.mark.parametrize("text, share", [("5%", 0.05), ("0.5", 0.5), (" 100% ", 1.0), (0.05, 0.05), (1, 1.0)])
 def test_budgets_are_read(text, share):
     assert read_budget(text) == pytest.approx(share)
 

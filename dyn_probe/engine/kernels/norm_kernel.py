@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.kernels.trusted import Trusted
+from dyn_probe.engine.kernels.trusted import Trusted, on_device
 
 try:
     import triton
@@ -60,10 +60,11 @@ def sums(inputs: Tensor, grads: Tensor, layer: bool, eps: float) -> Tensor:
     chunk = triton.cdiv(triton.cdiv(positions, parts), at_once) * at_once
     parts = triton.cdiv(positions, chunk)
     partial = inputs.new_empty(2, rows, parts, features, dtype=torch.float32)
-    norm_kernel[(rows, parts)](
-        inputs.contiguous(), grads.contiguous(), partial, positions, features, chunk, float(eps),
-        BLOCK=block, AT_ONCE=at_once, LAYER=layer, num_warps=8,
-    )  # fmt: skip
+    with on_device(inputs):
+        norm_kernel[(rows, parts)](
+            inputs.contiguous(), grads.contiguous(), partial, positions, features, chunk, float(eps),
+            BLOCK=block, AT_ONCE=at_once, LAYER=layer, num_warps=8,
+        )  # fmt: skip
     return partial[:, :, 0] if parts == 1 else partial.sum(2)
 
 
@@ -90,7 +91,8 @@ if triton is not None:
             if LAYER:
                 x = tl.where(there, x - (tl.sum(x, 1) / features)[:, None], 0.0)
             deviation = tl.sqrt(tl.sum(x * x, 1) / features + eps)
-            scale += tl.sum(b * (x / deviation[:, None]), 0)
+            hats = tl.where(there, x / deviation[:, None], 0.0)  # beyond the end there is nothing, not 0 / 0
+            scale += tl.sum(b * hats, 0)
             bias += tl.sum(b, 0)
         to = partial + (row * parts + part) * features + at
         tl.store(to, scale, mask=at < features)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dyn_probe.engine.arithmetic import HALF
-from dyn_probe.engine.kernels.trusted import Trusted
+from dyn_probe.engine.kernels.trusted import Trusted, on_device
 
 try:
     import triton
@@ -55,8 +55,8 @@ TRUSTED = Trusted("the fused kernel", "blocks are, which take longer")
 
 
 def pair_products(
-    inputs: Tensor, grads: Tensor, slow: Callable[[], Tensor], live: Tensor | None = None
-) -> Tensor | None:
+    inputs: Tensor, grads: Tensor, slow: Callable[[], Tensor], live: Tensor | None = None, sum_up: bool = False
+) -> tuple[Tensor, Tensor | None] | None:
     """``[B, 2, 2]`` (float64) inner products within each pair; None where the kernel does not run.
 
     Args:
@@ -64,11 +64,18 @@ def pair_products(
         grads: ``B [2B, T, p]``.
         slow: the same by other means; asked until it has been finite once.
         live: ``[2B, 2]`` (int32) first position with a gradient and one past the last, where that is known.
+        sum_up: also give ``Σ_r G_r [p, q]`` (float32) of the same pass, where the kernel gave the answer.
     """
     if triton is None or not inputs.is_cuda or inputs.dtype not in HALF or grads.dtype != inputs.dtype:
         return None
-    key = (inputs.device, inputs.dtype, tile_of(inputs, grads))
-    return TRUSTED(key, lambda: entries(inputs, grads, live), slow, sizes)
+    totals: list[Tensor | None] = [None]
+
+    def fast() -> Tensor:
+        found, totals[0] = launched(inputs, grads, live, sum_up)
+        return found
+
+    found = TRUSTED((inputs.device, inputs.dtype, tile_of(inputs, grads), sum_up), fast, slow, sizes)
+    return None if found is None else (found, totals[0])
 
 
 def sizes(products: Tensor) -> Tensor:
@@ -101,11 +108,12 @@ def launched(inputs: Tensor, grads: Tensor, live: Tensor | None, sum_up: bool) -
     partial = inputs.new_empty(tiles, pairs, 4, dtype=torch.float32)
     total = inputs.new_empty(splits, p, q, dtype=torch.float32) if sum_up else partial
     live = whole_rows(len(inputs), positions, inputs.device) if live is None else live
-    pair_kernel[(tiles, splits)](
-        inputs.contiguous(), grads.contiguous(), partial, live, total, positions, p, q, pairs,
-        BLOCK_P=tile.outputs, BLOCK_Q=tile.inputs, BLOCK_T=tile.positions, TOTAL=sum_up,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    with on_device(inputs):
+        pair_kernel[(tiles, splits)](
+            inputs.contiguous(), grads.contiguous(), partial, live, total, positions, p, q, pairs,
+            BLOCK_P=tile.outputs, BLOCK_Q=tile.inputs, BLOCK_T=tile.positions, TOTAL=sum_up,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
     found = partial.sum(0, dtype=torch.float64).view(pairs, 2, 2)
     if not sum_up:
         return found, None
@@ -116,7 +124,9 @@ def launched(inputs: Tensor, grads: Tensor, live: Tensor | None, sum_up: bool) -
 def whole_rows(rows: int, positions: int, device: torch.device) -> Tensor:
     """``[rows, 2]``: every position may have a gradient. (Read by the kernel all the same: told the bounds of its loop
     beforehand, the compiler takes more registers than there are.)"""
-    return torch.tensor([[0, positions]], dtype=torch.int32, device=device).repeat(rows, 1)
+    found = torch.zeros(rows, 2, dtype=torch.int32, device=device)  # made there: a copy would stop the device
+    found[:, 1] = positions
+    return found
 
 
 def tile_of(inputs: Tensor, grads: Tensor) -> Tile:
@@ -154,11 +164,13 @@ if triton is not None:
         row = tl.zeros((), dtype=tl.int64) + row  # offsets may be large
         first_a = inputs + row * positions * q
         first_b = grads + row * positions * p
+        at = tl.arange(0, BLOCK_T)
         for start in range(first, last, BLOCK_T):
-            at_t = start + tl.arange(0, BLOCK_T)
-            inside = at_t[:, None] < last
-            a = tl.load(first_a + at_t[:, None] * q + at_q[None, :], mask=inside & (at_q[None, :] < q), other=0.0)
-            b = tl.load(first_b + at_t[:, None] * p + at_p[None, :], mask=inside & (at_p[None, :] < p), other=0.0)
+            inside = start + at[:, None] < last
+            begin = tl.zeros((), dtype=tl.int64) + start
+            from_a, from_b = first_a + begin * q, first_b + begin * p
+            a = tl.load(from_a + at[:, None] * q + at_q[None, :], mask=inside & (at_q[None, :] < q), other=0.0)
+            b = tl.load(from_b + at[:, None] * p + at_p[None, :], mask=inside & (at_p[None, :] < p), other=0.0)
             block = tl.dot(tl.trans(b), a, acc=block)
         return block
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 AGREE = 1e-4
@@ -19,9 +21,11 @@ AGREE = 1e-4
 
 @dataclass(eq=False)
 class Trusted:
-    """Args:
-    name: of the fast way, in a warning.
-    instead: what is used where it is not trusted, in the same sentence.
+    """What has been found out about a fast way on the devices of this process.
+
+    Args:
+        name: of the fast way, in a warning.
+        instead: what is used where it is not trusted, in the same sentence.
     """
 
     name: str
@@ -56,9 +60,15 @@ class Trusted:
         except Exception as error:  # a compiler for a device that nobody has tried yet may raise anything
             said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         else:
-            worst = float(((found - wanted).abs() / sizes.clamp(min=1e-300)).nan_to_num(float("inf")).max())
+            missed = (found - wanted).abs().double()  # nothing missed of nothing agrees
+            worst = float((missed / sizes.double().clamp(min=1e-300)).nan_to_num(float("inf")).max())
             if worst <= AGREE:
                 return True
             said = f"it differs from the slow way by {worst:.1e}"
         warnings.warn(f"{self.name} is not used on this device ({said}); {self.instead}", stacklevel=2)
         return False
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[None]:
+    """Kernels are launched on the current device, which need not be the one that a tensor lies on."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -88,7 +88,7 @@ def summed(outputs: Tensor) -> Tensor:
 
 def live_range(outputs: Tensor) -> Tensor:
     """``[rows, 2]`` (int32) the same positions, ``[first, last)``, where reading them would stop the device."""
-    alive = outputs.abs().amax(-1) != 0  # NaN counts as alive
+    alive = ~((outputs.amax(-1) == 0) & (outputs.amin(-1) == 0))  # NaN counts as alive
     positions = torch.arange(alive.shape[1], device=alive.device, dtype=torch.int32)
     first = torch.where(alive, positions, alive.shape[1]).amin(1)
     last = torch.where(alive, positions + 1, 0).amax(1)

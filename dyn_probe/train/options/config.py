@@ -205,6 +205,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         wrong = []
+        if type(self.budget) in (int, float):  # a number in YAML
+            object.__setattr__(self, "budget", str(self.budget))
         for name, option in OPTIONS.items():
             value, complaint = read_value(option, getattr(self, name))
             object.__setattr__(self, name, value)
@@ -213,6 +215,8 @@ class RunConfig:
             read_budget(self.budget)
         except BadInput as error:
             wrong.append(f"budget: {error}")
+        if self.every == "auto" and self.split_momentum:
+            wrong.append("split-momentum follows every step, so that every=auto has nothing to thin: write only one")
         if self.force and self.resume:
             wrong.append("force replaces the trace and resume continues it: write only one of them")
         if wrong:
