@@ -27,6 +27,7 @@ from dyn_probe import PairBatch, Probe, sequence_logps
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "recorded": {},
+    "recorded, one pass": {},
     "recorded with batch Gram": {"gram_every": 1},
     "recorded with update": {"update": True},
     "recorded with pushes": {"metric_every": 1},
@@ -59,15 +60,15 @@ def dpo_loss(logps: torch.Tensor) -> torch.Tensor:
     return -F.logsigmoid(0.1 * (ratio[:half] - ratio[half:])).mean()
 
 
-def train_step(model, optimizer, batch, probe=None) -> None:
-    """One step, recorded if there is a probe."""
+def train_step(model, optimizer, batch, probe=None, one_pass: bool = False) -> None:
+    """One step, recorded if there is a probe, which may also give the weights' gradients."""
     if probe is None:
         dpo_loss(sequence_logps(model, batch)).backward()
     else:
         with probe.step(1, batch.ids, learning_rate=1e-6):
             logps = sequence_logps(model, batch)
             probe.pairs(logps)
-            dpo_loss(logps).backward()
+            probe.one_pass(dpo_loss(logps)) if one_pass else dpo_loss(logps).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -97,21 +98,21 @@ def runner(variant: str, model, optimizer, batch):
     probe = Probe(model, certify=False, keep_rows=False, **followed, **VARIANTS[variant])
 
     def step() -> None:
-        train_step(model, optimizer, batch, probe)
+        train_step(model, optimizer, batch, probe, variant == "recorded, one pass")
         probe.flush()
 
     return step
 
 
-def time_all(length: int, pairs: int, rounds: int, device: str) -> dict[str, list[float]]:
+def time_all(length: int, pairs: int, rounds: int, device: str, variants: list[str]) -> dict[str, list[float]]:
     """Seconds per step of each variant, taking turns."""
     model = gpt2_small(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0)
     batch = batch_of(pairs, length, device)
-    steps = {v: runner(v, model, optimizer, batch) for v in VARIANTS}
+    steps = {v: runner(v, model, optimizer, batch) for v in variants}
     for step in steps.values():
         step()
-    seconds: dict[str, list[float]] = {v: [] for v in VARIANTS}
+    seconds: dict[str, list[float]] = {v: [] for v in variants}
     for _ in range(rounds):
         for variant, step in steps.items():
             seconds[variant].append(timed(step, device)[0])
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--json", help="also write the numbers to this file")
     parser.add_argument("--peak", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -154,7 +156,7 @@ def main() -> None:
     print(f"{'L':>4}  {'variant':<26}{'seconds':>9}{'ratio':>8}{'min':>7}{'max':>7}{'memory':>9}")
     results = {}
     for length in options.lengths:
-        seconds = time_all(length, options.pairs, options.rounds, options.device)
+        seconds = time_all(length, options.pairs, options.rounds, options.device, options.variants)
         base = None if options.no_memory else peak("plain", length, options.pairs, options.device)
         for variant, values in seconds.items():
             ratios = [v / p for v, p in zip(values, seconds["plain"], strict=True)]
