@@ -157,7 +157,7 @@ def test_the_page_of_several_runs(runs: dict[str, Trace]) -> None:
 
 def test_the_page_of_a_grid_says_what_became_of_held_out_pairs(runs: dict[str, Trace], tmp_path: Path) -> None:
     row = {"method": "<dpo>", "seeds": 2, "chosen": -1.25, "rejected": -3.0, "margin": 1.75,
-           "log_ratio_accuracy": 0.25, "accuracy": 0.5, "score": "h_w, h_l"}  # fmt: skip
+           "log_ratio_accuracy": 0.25, "accuracy": 0.5, "score": "h_w, h_l", "runs": 4}  # fmt: skip
     page = build_report(
         [trace.path for trace in two(runs).values()], tmp_path / "page",
         held_out={"rows": [row], "says": ["Chosen <rises>: +1.00 nats."]},
@@ -166,10 +166,10 @@ def test_the_page_of_a_grid_says_what_became_of_held_out_pairs(runs: dict[str, T
     assert "Held-out pairs" in html and "<p>Chosen &lt;rises&gt;: +1.00 nats.</p>" in html
     cells = "".join(f'<td class="number">{cell}</td>' for cell in ["−1.25", "−3", "+1.75", "25%", "50%"])
     score = "<td>h<sub>w</sub>, h<sub>l</sub></td>"
-    assert f'<tr><td>&lt;dpo&gt;</td>{cells}{score}<td class="number">2</td></tr>' in html
+    assert f'<tr><td>&lt;dpo&gt;</td>{cells}{score}<td class="number">2</td><td class="number">4</td></tr>' in html
     assert "Log-ratio accuracy" in html and "Own accuracy" in html
     table = (page.parent / "tables" / "held_out.csv").read_text(encoding="utf-8").splitlines()
     assert table == [
-        "method,seeds,chosen,rejected,margin,log_ratio_accuracy,accuracy,score",
-        '<dpo>,2,-1.25,-3.0,1.75,0.25,0.5,"h_w, h_l"',
+        "method,seeds,chosen,rejected,margin,log_ratio_accuracy,accuracy,score,runs",
+        '<dpo>,2,-1.25,-3.0,1.75,0.25,0.5,"h_w, h_l",4',
     ]

@@ -12,11 +12,12 @@ def read_budget(given: str | float) -> float:
         BadInput: neither.
     """
     text = str(given).strip()
+    shown = text if len(text) <= 20 else f"{text[:20]}…"
     number, percent = text.removesuffix("%"), text.endswith("%")
     try:
         found = float(number) / (100 if percent else 1)
     except ValueError:
         found = 0.0
     if not 0 < found <= 1:
-        raise BadInput(f"wanted a share of the training's time above 0 and up to 100%, for example 5%; got {given!r}")
+        raise BadInput(f"wanted a share of the training's time above 0 and up to 100%, for example 5%; got {shown!r}")
     return found
