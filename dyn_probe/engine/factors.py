@@ -139,7 +139,7 @@ class Outer(RowGradients):
         else:
             where = torch.arange(groups[0].numel(), device=ids.device).view(1, *groups.shape[1:]).expand_as(groups)
             kept = torch.stack([_columns(row, groups).flatten(2) for row in grads])
-        return MetOuter(self.grads[..., :0], self.inputs, self.transposed, (), self.cut, None, kept, where)
+        return MetOuter(self.grads[..., :0], self.inputs, self.transposed, cut=self.cut, kept=kept, where=where)
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as tf
+from exactness import take_alone
 from families import _ROTARY, VOCAB, make_batch, make_model
 
 from dyn_probe import Probe, UnsupportedUse, pair_gradients, row_gram
@@ -68,9 +69,12 @@ def close(one, other, room=2e-4):
     return float((one - other).abs().max()) <= room * float(other.abs().max())
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["", "use by use"])
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("head", HEADS)
-def test_products_equal_those_from_logits(head, full):
+def test_products_equal_those_from_logits(head, full, alone, monkeypatch):
+    if alone:  # as the uses of a large model are
+        take_alone(monkeypatch)
     model, batch = model_of(head), make_batch(seed=5)
     expected = row_gram(model, batch) if full else pair_gradients(model, batch).totals
     with Recording(model, full) as recording:

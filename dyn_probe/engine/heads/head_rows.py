@@ -150,6 +150,5 @@ class HeadRows(Outer):
         rows = self.rows // ids.shape[1]
         where = torch.arange(ids[:, 0].numel(), device=ids.device).view(1, len(ids), -1)
         kept = torch.stack([self.columns(row, ids).flatten(2) for row in range(rows)])
-        return MetOuter(
-            kept[:, :, :0, 0].flatten(0, 1), self.inputs, False, (), True, kept, where.expand(ids.shape[1], -1, -1)
-        )
+        where = where.expand(ids.shape[1], -1, -1)
+        return MetOuter(kept[:, :, :0, 0].flatten(0, 1), self.inputs, cut=True, kept=kept, where=where)
