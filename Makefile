@@ -29,8 +29,8 @@ demo: $(VENV)/.stamp-package  ## install, record a run on the built-in model and
 	@echo "The report is one file, made from the run just recorded:"
 	@echo "  $(CURDIR)/$(RUN)/report/report.html"
 
-test: $(VENV)/.stamp-dev  ## all fast tests, the notebooks and the docs
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not gpu" --nbmake notebooks tests
+test: $(VENV)/.stamp-dev  ## all fast tests, the notebooks (but for the longest) and the docs
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not gpu" --nbmake notebooks tests --ignore notebooks/05-my-trl-run.ipynb
 
 check: lint test  ## format, lint, types, tests
 
@@ -39,8 +39,9 @@ lint: $(VENV)/.stamp-dev  ## format, lint and types only
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-slow: $(VENV)/.stamp-dev  ## long reproductions
+slow: $(VENV)/.stamp-dev  ## long reproductions, and the longest notebook
 	$(PYTEST) -m "slow and not gpu" tests
+	$(PYTEST) --nbmake notebooks/05-my-trl-run.ipynb
 
 matrix: $(VENV)/.stamp-dev  ## combinations of settings of recorded trainers: all of them, into docs/attach-matrix.md
 	rm -f .matrix

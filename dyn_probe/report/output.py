@@ -72,7 +72,8 @@ def render(figure: Figure) -> tuple[bytes, bytes]:
     svg, png = io.BytesIO(), io.BytesIO()
     if engine := figure.get_layout_engine():
         engine.execute(figure)
-        figure.set_layout_engine("none")  # the layout stands; savefig would solve it again, twice
+        with rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
+            figure.set_layout_engine(None)  # the layout stands; with an engine, savefig draws everything twice
     with rc_context(SVG):
         figure.savefig(svg, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
         figure.savefig(png, format="png", dpi=150)
