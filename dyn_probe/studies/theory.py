@@ -114,7 +114,7 @@ def logit_change(logits_w: Tensor, logits_l: Tensor, token_w: int, token_l: int)
 
 
 def after_difference(s_w: Tensor, s_l: Tensor, token: int) -> float:
-    """``(1−s_w[i])(s_l[i]−s_w[i]) − Σ_{j≠i} s_w[j](s_l[j]−s_w[j])``: positions after ``m``, the same token ``i``."""
+    """``(1−s_w[i])(s_l[i]−s_w[i]) − Σ_{j≠i} s_w[j]·(s_l[j]−s_w[j])``: positions after ``m``, the same token ``i``."""
     change = s_l - s_w
     others = float((s_w * change).sum() - s_w[token] * change[token])
     return float((1 - s_w[token]) * change[token]) - others
@@ -149,7 +149,7 @@ def theorem_3(vocabulary: int = 12, seed: int = 0) -> list[Checked]:
         ),
         (
             "after m",
-            "(1−s_w[i])(s_l[i]−s_w[i]) − Σ_{j≠i} s_w[j](s_l[j]−s_w[j]) ≤ 0",
+            "(1−s_w[i])(s_l[i]−s_w[i]) − Σ_{j≠i} s_w[j]·(s_l[j]−s_w[j]) ≤ 0",
             after_difference(s_w, s_l, token),
             logit_change(behind, lowered, token, token)[0],
         ),

@@ -76,7 +76,7 @@ def theorem_3(model: nn.Module, batch: PairBatch, gram: TokenGram) -> dict[str, 
         For each such position ``theorem_3_holds``: 1 where the theorem's assumption holds, ``s_w[i] ≥ s_l[i]`` and
         ``s_w[j] ≤ s_l[j]`` for every other token; else 0. ``theorem_3_change``: what a step on the pair adds to the
         chosen token's log-probability if the logits are all that is trained,
-        ``(1 − s_w[i])(s_l[i] − s_w[i]) − Σ_{j≠i} s_w[j](s_l[j] − s_w[j])``, which the assumption makes ≤ 0.
+        ``(1 − s_w[i])(s_l[i] − s_w[i]) − Σ_{j≠i} s_w[j]·(s_l[j] − s_w[j])``, which the assumption makes ≤ 0.
     """
     chosen, rejected = gram.tokens_chosen.tolist(), gram.tokens_rejected.tolist()
     first = next((k for k, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), len(chosen))

@@ -30,7 +30,7 @@ def after(trace: Trace) -> list[Verdict]:
         "note",
         sentence,
         "s_w[i] ≥ s_l[i] and s_w[j] ≤ s_l[j] for all j ≠ i; conclusion: (1−s_w[i])(s_l[i]−s_w[i]) − Σ_{j≠i} "
-        "s_w[j](s_l[j]−s_w[j]) ≤ 0, from the model's own distributions at aligned positions with the same token",
+        "s_w[j]·(s_l[j]−s_w[j]) ≤ 0, from the model's own distributions at aligned positions with the same token",
         Number("assumption_holds", "positions at which the assumption holds", assumed, "share"),
         Number("conclusion_holds", "positions at which the conclusion holds", falls, "share"),
         Number("n", "n", len(holds), "positions"),
