@@ -216,4 +216,4 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def theory_rows(judged: Sequence[Mapping[str, str]]) -> list[tuple[str, str, str]]:
     """Statement, formula and verdict."""
-    return [(one["claim"], f"`{one['expected']}`", f"**{one['verdict']}**") for one in judged]
+    return [(one["claim"], one["expected"], f"**{one['verdict']}**") for one in judged]
