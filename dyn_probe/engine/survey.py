@@ -42,11 +42,8 @@ class Survey:
             return
         self._modules = list(self.model.modules())
         self._seen = self._identities()
-        self.trained, self.uses, self.split = (
-            trained_parameters(self.model),
-            find_uses(self.model),
-            is_split(self.model),
-        )
+        self.trained, self.uses = trained_parameters(self.model), find_uses(self.model)
+        self.split = is_split(self.model)
         self.language_models = [module for module in self._modules if isinstance(module, PreTrainedModel)]
 
     def _identities(self) -> tuple[Any, ...]:

@@ -37,12 +37,11 @@ class Totals:
         k = len(names)
         if type(factor) is Vector:
             sums = factor.grads.unflatten(0, (-1, k)).sum(0)
-        elif type(factor) is Outer:
+        else:
+            assert type(factor) is Outer  # no other form is stacked
             left, right = (t.unflatten(0, (-1, k)).transpose(0, 1).flatten(1, 2) for t in (factor.grads, factor.inputs))
             left, right = (right, left) if factor.transposed else (left, right)
             sums = matmul32(left.mT, right)
-        else:
-            raise NotImplementedError(f"stacked uses of the form {factor.form}")
         for name, total in zip(names, sums.unbind(0), strict=True):
             self._put(name, total)
 

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from dyn_probe.engine.recording import distributed
@@ -163,8 +164,8 @@ def schedule_of(every: int | str, budget: float, gram_every: int, metric_every: 
         BadInput: ``every`` is neither a number nor ``auto``, or ``auto`` in several processes (each would decide for
             itself) or with momentum kept apart (which follows every step).
     """
-    if isinstance(every, int):
-        return Schedule(every, gram_every, metric_every)
+    if isinstance(every, Integral):  # numpy's too
+        return Schedule(int(every), gram_every, metric_every)
     if every != "auto":
         raise BadInput(f"wanted every as a number of steps, or auto; got {every!r}")
     if split:

@@ -51,8 +51,10 @@ class Told:
         predict: bool,
         columns: Mapping[str, Tensor],
     ) -> Told:
-        """Raises:
-        BadInput: a shape does not fit the log-probabilities'.
+        """What the loop says before the backward.
+
+        Raises:
+            BadInput: a shape does not fit the log-probabilities'.
         """
         told = {"reference": reference, "lengths": lengths, "losses": losses, **columns}
         found = {name: value for name, value in told.items() if value is not None}

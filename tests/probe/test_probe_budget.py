@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from tiny_runs import run
@@ -157,5 +158,7 @@ def test_what_cannot_be_thinned():
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(BadInput, match="split_momentum=False"):
         Probe(model, every="auto", split_momentum=True, optimizer=optimizer)
-    with pytest.raises(BadInput, match="or auto"):
-        Probe(model, every="often")
+    for wrong in ("often", 2.5):
+        with pytest.raises(BadInput, match="or auto"):
+            Probe(model, every=wrong)
+    assert Probe(model, every=np.int64(2)).records(2)
