@@ -78,6 +78,33 @@ def pair_rows(steps: int, batch: int, pairs: int, seed: int = 0) -> pd.DataFrame
     )
 
 
+WORDS = (
+    "the",
+    "report",
+    "of",
+    "a",
+    "long",
+    "run",
+    "has",
+    "to",
+    "name",
+    "pairs",
+    "that",
+    "matter",
+    "and",
+    "leave",
+    "others",
+)
+
+
+def examples(ids: np.ndarray, draw: np.random.Generator) -> pd.DataFrame:
+    """Texts of sixty words for every pair, out of two hundred."""
+    texts = [" ".join(draw.choice(WORDS, 60)) for _ in range(200)]
+    parts = enumerate(("prompt", "chosen", "rejected"))
+    columns = {name: [texts[(k * 7 + shift) % 200] for k in range(len(ids))] for shift, name in parts}
+    return pd.DataFrame({"pair_id": ids, **columns})
+
+
 def tables(steps: int, batch: int, pairs: int, layers: int) -> dict[str, pd.DataFrame]:
     """The tables of the run."""
     rows, draw = pair_rows(steps, batch, pairs), np.random.default_rng(1)
@@ -98,36 +125,6 @@ def tables(steps: int, batch: int, pairs: int, layers: int) -> dict[str, pd.Data
         for k in range(layers)
     ]
     norm = draw.lognormal(0, 0.2, steps)
-    known = rows.drop_duplicates("pair_id")
-    words = [
-        "the",
-        "report",
-        "of",
-        "a",
-        "long",
-        "run",
-        "has",
-        "to",
-        "name",
-        "the",
-        "pairs",
-        "that",
-        "matter",
-        "and",
-        "to",
-        "leave",
-        "the",
-        "others",
-        "out",
-        "of",
-        "the",
-        "page",
-    ]
-    texts = [" ".join(draw.choice(words, 60)) for _ in range(200)]
-    examples = {
-        name: [texts[(k * 7 + shift) % 200] for k in range(len(known))]
-        for shift, name in enumerate(("prompt", "chosen", "rejected"))
-    }
     return {
         "pairs": rows,
         "pushes": pd.concat(pushes),
@@ -142,7 +139,7 @@ def tables(steps: int, batch: int, pairs: int, layers: int) -> dict[str, pd.Data
                 "grad_norm_clipped": np.minimum(norm, 1),
             }
         ),
-        "examples": pd.DataFrame({"pair_id": known["pair_id"], **examples}),
+        "examples": examples(rows["pair_id"].unique(), draw),
     }
 
 
