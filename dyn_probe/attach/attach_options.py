@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from dyn_probe.errors import BadInput, did_you_mean
@@ -16,7 +16,8 @@ class AttachOptions:
 
     Args:
         out: folder of the trace; where it is taken, ``-2`` and so on is put behind its name.
-        every: record every N-th step; "auto": as often as ``budget`` allows, in one process.
+        every: record every N-th step; "auto": as often as ``budget`` allows, in one process; None: "auto" on a GPU in
+            one process, if no ``split_momentum`` is asked for, else 1.
         budget: largest share of the training's time that records may take, with ``every="auto"``.
         gram_every: full Gram of the batch every N steps; 0 never.
         metric_every: take the optimizer's step apart every N steps; 0 never.
@@ -32,7 +33,7 @@ class AttachOptions:
     """
 
     out: str = "runs/trl"
-    every: int | str = 1
+    every: int | str | None = None
     budget: float = 0.05
     gram_every: int = 10
     metric_every: int = 10
@@ -51,7 +52,7 @@ class AttachOptions:
             for name, value in asdict(self).items()
             if type(value) is int and value < (least := int(name == "every"))
         ]
-        if self.every != "auto" and type(self.every) is not int:
+        if self.every not in ("auto", None) and type(self.every) is not int:
             wrong.append(f"every as a number of steps, or auto (got {self.every!r})")
         if self.every == "auto" and self.split_momentum:
             wrong.append("every=auto without split_momentum, which follows every step")
@@ -59,6 +60,13 @@ class AttachOptions:
             wrong.append(f"budget above 0 and of at most 1, as 0.05 for 5% (got {self.budget!r})")
         if wrong:
             raise BadInput(f"wanted {', '.join(wrong)}")
+
+    def on(self, device: str, processes: int) -> AttachOptions:
+        """The same with ``every`` as a training on such a device (its type) in so many processes has it."""
+        if self.every is not None:
+            return self
+        thinned = device == "cuda" and processes == 1 and not self.split_momentum
+        return replace(self, every="auto" if thinned else 1)
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> AttachOptions:

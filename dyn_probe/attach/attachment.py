@@ -38,8 +38,9 @@ class Attachment:
     """
 
     def __init__(self, trainer: Any, kind: TrainerKind, options: AttachOptions) -> None:
-        self.trainer, self.kind, self.options = trainer, kind, options
         args = trainer.args
+        options = options.on(args.device.type, args.world_size)
+        self.trainer, self.kind, self.options = trainer, kind, options
         if options.every == "auto" and args.world_size > 1:
             raise BadInput("every=auto decides by the clock, and processes would not agree; write a number of steps")
         self.writer = open_trace(options, facts(trainer, kind), args.process_index, trainer.state.global_step)
@@ -49,8 +50,9 @@ class Attachment:
             trainer.model_wrapped,
             writer=self.writer,
             optimizer=trainer.optimizer,
-            every=options.every,
+            every=options.every or 1,
             budget=options.budget,
+            last_step=trainer.state.max_steps - 1,
             gram_every=options.gram_every,
             metric_every=options.metric_every,
             split_momentum=self._splits,
@@ -75,7 +77,7 @@ class Attachment:
         self.over = False
         self.window = LogWindow(trainer, kind, self.writer, self.plain_reference)
         self._on_disk = False
-        self.grad_norm: float | None = None
+        self.grad_norm: float | torch.Tensor | None = None
         self.step, self._began = 0, 0.0
         self._befores: list[Any] = []
         self._clip = trainer.accelerator.clip_grad_norm_
@@ -155,7 +157,7 @@ class Attachment:
         step = self.trainer.state.global_step
         if step != self.step or not self.losses:
             self.step, self._began = step, time.perf_counter()
-        if not (self.probe.records(step) or self._splits):
+        if not (self.probe.records(step) or self._splits or self.probe.thinned):
             return
         self.micro = MicroStep(self.probe, step, inputs, self.kind, self.trainer.args, self.guard)
         self.micro.watch(self.trainer, model, self.plain_reference)
@@ -181,6 +183,8 @@ class Attachment:
         micro.finish()
         if self.probe.records(self.step):
             self._take(micro)
+        elif not self._splits:
+            return
         accelerator = self.trainer.accelerator
         if accelerator.sync_gradients and getattr(accelerator, "scaler", None) is None:
             self.probe.before_update()
@@ -219,11 +223,10 @@ class Attachment:
     def log_step(self) -> None:
         """What belongs to the step as a whole."""
         limit, norm = self.trainer.args.max_grad_norm, self.grad_norm
-        norm = None if norm is None else float(norm)
-        clipped = norm if norm is None or not limit else min(norm, limit)
+        clipped = norm if norm is None or not limit else torch.as_tensor(norm).clamp(max=limit)
         self.probe.log(
             self.step,
-            loss=float(torch.stack(self.losses).mean()),
+            loss=torch.stack(self.losses).mean(),
             grad_norm=norm,
             grad_norm_clipped=clipped,
             step_seconds=time.perf_counter() - self._began,

@@ -78,11 +78,11 @@ class MicroStep:
     def _take_tokens(self, tokens: Tensor) -> None:
         """``[2B, L-1]`` log-probabilities, of the policy with gradients, and then of the reference without."""
         if tokens.requires_grad and not self._watched:
-            said = self.batch.response_mask[:, 1:]
-            columns = difference_columns(
-                torch.nn.functional.pad(self._fitting(tokens).detach() * said, (1, 0)), self.batch
-            )
-            self.probe.pairs(self._fitting(tokens), mask=said, lengths=self.batch.lengths, **columns)  # type: ignore[arg-type]
+            said, tokens = self.batch.response_mask[:, 1:], self._fitting(tokens)
+            columns = {}
+            if self.probe.recording:
+                columns = difference_columns(torch.nn.functional.pad(tokens.detach() * said, (1, 0)), self.batch)
+            self.probe.pairs(tokens, mask=said, lengths=self.batch.lengths, **columns)  # type: ignore[arg-type]
             self._watched, self.dtype = True, tokens.dtype
         elif self._watched and self._wanted and not tokens.requires_grad:
             self._found["reference"] = (self._fitting(tokens) * self.batch.response_mask[:, 1:]).sum(1)
@@ -122,7 +122,7 @@ class MicroStep:
         others = self._means.coefficients(self.batch.response_mask[:, 1:])
         if others is not None:
             self._found["coefficients"] = others
-        self.probe.complete(loss_scale=float(self._scale), **self._found)
+        self.probe.complete(loss_scale=self._scale, **self._found)
         self._stack.close()
 
     def leave(self) -> None:

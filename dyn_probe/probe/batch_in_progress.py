@@ -154,7 +154,7 @@ class BatchInProgress:
             if self.check.skipped:
                 self.rows.manifest(certificate={"skipped": self.check.skipped})
 
-    def complete(self, loss_scale: float | None, found: Mapping[str, Tensor]) -> None:
+    def complete(self, loss_scale: float | Tensor | None, found: Mapping[str, Tensor]) -> None:
         """What was not known before the backward; see ``Probe.complete``."""
         if self.given is None or self.recording is None:
             return

@@ -55,6 +55,7 @@ class Thinned(Schedule):
         gram_every, metric_every: as for ``Schedule``; full records, which hold both, come so many steps after each
             other at least (the smaller of the two).
         budget: largest share of the plain time that records may take.
+        last: number of the last step, where it is known: recorded in full like the first one, whatever is left.
         clock: seconds.
 
     Raises:
@@ -62,6 +63,7 @@ class Thinned(Schedule):
     """
 
     budget: float = 0.05
+    last: int | None = None
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
@@ -116,7 +118,7 @@ class Thinned(Schedule):
             if self._kinds and step < max(self._kinds):
                 return None
             self._close()
-            self._kinds[step] = self._decided()
+            self._kinds[step] = self._decided(step)
             self._steps, self._since = self._steps + 1, self._since + 1
             while len(self._kinds) > KNOWN:
                 del self._kinds[next(iter(self._kinds))]
@@ -140,8 +142,11 @@ class Thinned(Schedule):
             elif costs := self._accounts[bool(before)].costs:
                 costs[-1] += beyond
 
-    def _decided(self) -> bool | None:
+    def _decided(self, step: int) -> bool | None:
         if not self._kinds:
+            return True
+        if step == self.last:
+            self._accounts[True].count += 1
             return True
         if len(self._plain) < LEARNT:
             return None
@@ -157,7 +162,9 @@ class Thinned(Schedule):
         return None
 
 
-def schedule_of(every: int | str, budget: float, gram_every: int, metric_every: int, split: bool) -> Schedule:
+def schedule_of(
+    every: int | str, budget: float, gram_every: int, metric_every: int, split: bool, last: int | None = None
+) -> Schedule:
     """The schedule of a probe.
 
     Raises:
@@ -174,4 +181,4 @@ def schedule_of(every: int | str, budget: float, gram_every: int, metric_every: 
         raise BadInput(
             "every=auto decides by the clock, and several processes would not agree; write a number of steps"
         )
-    return Thinned(1, gram_every, metric_every, budget)
+    return Thinned(1, gram_every, metric_every, budget, last)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dyn_probe.engine.fetching import fetching
@@ -38,7 +39,7 @@ class Told:
 
     logps: Tensor
     told: Mapping[str, Tensor]
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
     predict: bool = True
 
     @staticmethod
@@ -65,7 +66,7 @@ class Told:
         """``B``."""
         return len(self.logps) // 2
 
-    def completed(self, scale: float | None, told: Mapping[str, Tensor]) -> Told:
+    def completed(self, scale: float | Tensor | None, told: Mapping[str, Tensor]) -> Told:
         """The same with more of it.
 
         Raises:
@@ -80,13 +81,14 @@ class Told:
 
     def fetching(self) -> Callable[[], Given]:
         """Start fetching it; what this returns waits for it."""
-        fetched = fetching([self.logps, *self.told.values()])
+        scale = self.scale if isinstance(self.scale, Tensor) else torch.tensor(self.scale, dtype=torch.float64)
+        fetched = fetching([scale.detach(), self.logps, *self.told.values()])
 
         def given() -> Given:
-            logps, *values = map(numbers, fetched())
+            scale, logps, *values = map(numbers, fetched())
             found = dict(zip(self.told, values, strict=True))
             own = {name: found.pop(name) for name in (*SIDES, "losses") if name in found}
-            return Given(logps, **own, scale=self.scale, predict=self.predict, columns=found)
+            return Given(logps, **own, scale=float(scale), predict=self.predict, columns=found)
 
         return given
 

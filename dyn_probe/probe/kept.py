@@ -46,7 +46,8 @@ class Kept:
         self._rows.floor = floor
 
     def log(self, step: int, **fields: Any) -> None:
-        """Add columns of the ``steps`` table to a step (loss, grad_norm, grad_norm_clipped, …), recorded or not."""
+        """Add columns of the ``steps`` table to a step (loss, grad_norm, …), recorded or not; tensors
+        of one number are read when the step is over."""
         self._rows.step(step).update(fields)
 
     def logged(self, step: int) -> Mapping[str, Any]:

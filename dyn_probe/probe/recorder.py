@@ -19,7 +19,7 @@ from dyn_probe.probe.batch_in_progress import BatchInProgress
 from dyn_probe.probe.budget import Thinned, schedule_of
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
-from dyn_probe.probe.given import Told
+from dyn_probe.probe.outline import Outline
 from dyn_probe.probe.recorder_state import Recorder
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.trace.writer import TraceWriter
@@ -35,6 +35,7 @@ class Probe(Recorder):
         optimizer: read for the learning rate, and followed in its steps (``update``, ``metric_every``).
         every: record steps divisible by this; "auto": as often as ``budget`` allows (``budget.Thinned``).
         budget: largest share of the plain time that records may take, with ``every="auto"``.
+        last_step: the last step's number, where it is known: ``every="auto"`` records that one too, and in full.
         gram_every: record the full ``[2B, 2B]`` Gram (and the batch prediction) on steps divisible by this; 0 never.
         metric_every: take the optimizer's step apart into pushes on steps divisible by this; 0 never. Such a step holds
             the batch's activations and a copy of the trained weights until it is made.
@@ -68,6 +69,7 @@ class Probe(Recorder):
         optimizer: torch.optim.Optimizer | None = None,
         every: int | str = 1,
         budget: float = 0.05,
+        last_step: int | None = None,
         gram_every: int = 0,
         metric_every: int = 0,
         split_momentum: bool = False,
@@ -90,10 +92,11 @@ class Probe(Recorder):
         if (metric_every or split_momentum) and optimizer is None:
             raise BadInput("pushes are read off the optimizer's steps; write Probe(..., optimizer=optimizer)")
         self.model, self.optimizer, self.rank = model, optimizer, rank
-        self.schedule = schedule_of(every, budget, gram_every, metric_every, split_momentum)
-        self.update, self.split_momentum, self._entered, self._outlined = update, split_momentum, -1, False
+        self.schedule = schedule_of(every, budget, gram_every, metric_every, split_momentum, last_step)
+        self.update, self.split_momentum, self._entered = update, split_momentum, -1
         opened = writer if out is None else TraceWriter(out, manifest or {}, rank=rank, force=force, strict=strict)
         super().__init__(RunRows(opened, rank, keep_rows), owns=writer is None and out is not None)
+        self._outline = Outline(self._rows)
         check = SelfCheck(tolerance)
         check.done = not certify
         self._shield, self._evaluation = Shield(shielded), Evaluation(model, self._rows)
@@ -117,7 +120,8 @@ class Probe(Recorder):
         segments: Tensor | None = None,
         responses: Tensor | None = None,
     ) -> Iterator[Probe]:
-        """Around one forward and backward over ``2B`` rows; does nothing on steps that are not recorded.
+        """Around one forward and backward over ``2B`` rows; does nothing on steps that are not recorded, but that with
+        ``every="auto"`` what ``pairs`` is told goes into the table ``scores``.
 
         Args:
             step, pair_ids: optimizer step, which several micro-batches may share; ``batch.ids``.
@@ -136,11 +140,8 @@ class Probe(Recorder):
             self._flush(step)
         self._entered = step
         if not recorded:
-            self._outlined = True
-            try:
+            with self._outline.around(step, pair_ids):
                 yield self
-            finally:
-                self._outlined = False
             return
         with self._batch.around(step, pair_ids, self._rate(learning_rate), segments, responses):
             yield self
@@ -176,19 +177,18 @@ class Probe(Recorder):
         given: dict[str, Any] = {"reference": reference, "lengths": lengths, "losses": losses, "scale": loss_scale}
         if self.recording:
             self._batch.say(logps, mask, columns, **given, predict=predict)
-        elif self._outlined:
-            rows = logps if mask is None else (logps * mask).sum(1)
-            self._rows.outline(self._entered, Told.of(rows, columns=columns, **given, predict=predict))
+        elif self._outline.open:
+            self._outline.say(logps, mask, columns, **given, predict=predict)
 
-    def complete(self, loss_scale: float | None = None, **found: Tensor) -> None:
+    def complete(self, loss_scale: float | Tensor | None = None, **found: Tensor) -> None:
         """Inside ``probe.step``, after ``pairs``: what was not known there yet, also once the backward has run.
 
         Args:
-            loss_scale: as for ``pairs``.
+            loss_scale: as for ``pairs``; a tensor of one number is not waited for.
             found: ``reference``, ``lengths``, ``losses`` or further columns, as for ``pairs``; ``coefficients [2B]``:
                 ∂loss/∂(row log-probability) by terms that reach the rows otherwise than through the watched tensor.
         """
-        self._batch.complete(loss_scale, found)
+        (self._batch if self.recording else self._outline).complete(loss_scale, found)
 
     def measure(self, logps: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
         """In place of ``pairs``, where the update depends on the norms: measure now, ``backward`` follows.

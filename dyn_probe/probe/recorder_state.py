@@ -9,6 +9,7 @@ from torch import Tensor
 from dyn_probe.engine.certificate import Certificate
 from dyn_probe.engine.shield import Shield
 from dyn_probe.probe.batch_in_progress import BatchInProgress
+from dyn_probe.probe.budget import Thinned
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
 from dyn_probe.probe.kept import Kept
@@ -42,6 +43,11 @@ class Recorder(Kept):
     def records(self, step: int) -> bool:
         """Whether the schedule records this step."""
         return self.schedule.records(step)
+
+    @property
+    def thinned(self) -> bool:
+        """Whether steps are recorded as a budget allows; what is said of the others' pairs is kept too."""
+        return isinstance(self.schedule, Thinned)
 
     def realises(self, step: int, every: int) -> bool:
         """Whether the schedule has this step's realised change measured, if that is wanted at every so-many-th step."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from dyn_probe import entanglement
 from dyn_probe.engine.answer import Products
@@ -13,7 +14,7 @@ from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.uses import Use
 from dyn_probe.probe.given import Told
 from dyn_probe.probe.row_store import Row, RowStore
-from dyn_probe.probe.trace_rows import BatchRecord, layer_rows, outlined, step_means
+from dyn_probe.probe.trace_rows import BatchRecord, ids_of, layer_rows, outlined, step_means
 from dyn_probe.trace.writer import TraceWriter
 
 FIRST = "realised_delta_chosen"
@@ -54,11 +55,11 @@ class RunRows:
         self.step(step)
         self._arriving.append(finish)
 
-    def outline(self, step: int, told: Told) -> None:
-        """A batch that is not recorded: its step still has the means of what the loop said of it."""
+    def outline(self, step: int, ids: Sequence[str] | None, told: Told) -> None:
+        """A batch that is not recorded: what the loop said of it is kept all the same."""
         self.step(step)
-        given = told.fetching()
-        self._arriving.append(lambda: self._outlined.extend({"step": step, **row} for row in outlined(given())))
+        ids, given = ids_of(step, self.rank, ids, told.pairs), told.fetching()
+        self._arriving.append(lambda: self._outlined.extend(outlined(step, self.rank, ids, given())))
 
     @property
     def taken(self) -> int:
@@ -151,9 +152,11 @@ class RunRows:
         begun = self._steps.pop(but, None)
         rows = self.all.pending
         for step, record in self._steps.items():
+            record.update({name: value.item() for name, value in record.items() if isinstance(value, Tensor)})
             means = step_means([r for r in (*rows, *self._outlined) if r["step"] == step])
             record.update({name: value for name, value in means.items() if name not in record})
         self.write("pairs", rows)
+        self.write("scores", self._outlined)
         self.write("steps", list(self._steps.values()))
         self._store.settle()
         self._batches, self._outlined = [], []

@@ -178,10 +178,18 @@ def pair_columns(given: Given, products: Products, rate: float | None, whole: bo
     return columns
 
 
-def outlined(given: Given) -> list[Row]:
-    """What ``step_means`` reads of each pair, where nothing was recorded."""
-    columns = told_columns(given)
-    return [{name: _item(values[i]) for name, values in columns.items()} for i in range(len(given.logps) // 2)]
+SCORES = ("logp", "ref_logp", "score")
+"""What is kept of both sides of a pair at steps that are not recorded, besides its loss."""
+
+
+def outlined(step: int, rank: int, ids: Sequence[str], given: Given) -> list[Row]:
+    """Rows of the ``scores`` table."""
+    wanted = {"loss", *(f"{name}_{side}" for name in SCORES for side in ("chosen", "rejected"))}
+    columns = {name: values for name, values in told_columns(given).items() if name in wanted}
+    return [
+        {"step": step, "pair_id": pair, "rank": rank} | {name: _item(values[i]) for name, values in columns.items()}
+        for i, pair in enumerate(ids)
+    ]
 
 
 def told_columns(given: Given) -> dict[str, Any]:

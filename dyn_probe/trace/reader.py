@@ -64,6 +64,11 @@ class Trace:
         return self.table("grams")
 
     @property
+    def scores(self) -> pd.DataFrame:
+        """One pair at one step that was not recorded, where records are thinned by a budget."""
+        return self.table("scores")
+
+    @property
     def final(self) -> pd.DataFrame:
         """One pair after the last step."""
         return self.table("final")

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from dyn_probe.trace.column_types import GRAD, INNER, PAIR, RANK, SEQ, STEP, Column, Table, real
 from dyn_probe.trace.response_tables import DISTRIBUTIONS, MASS, TOKENS
-from dyn_probe.trace.step_tables import FINAL, GRAMS, PUSHES
+from dyn_probe.trace.step_tables import FINAL, GRAMS, PUSHES, SCORES
 
 __all__ = ["CASES", "RANK", "SCHEMA_VERSION", "TABLES", "Column", "Table"]
 
@@ -245,7 +245,8 @@ EXAMPLES = Table(
 )
 
 TABLES: dict[str, Table] = {
-    table.name: table for table in (PAIRS, PUSHES, GRAMS, FINAL, STEPS, LAYERS, TOKENS, MASS, DISTRIBUTIONS, EXAMPLES)
+    table.name: table
+    for table in (PAIRS, SCORES, PUSHES, GRAMS, FINAL, STEPS, LAYERS, TOKENS, MASS, DISTRIBUTIONS, EXAMPLES)
 }
 
 CASES: dict[int, str] = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +138,8 @@ def train_step(run: Run, step: int) -> str:
     remember(run)
     setup.processes.average_gradients(run.not_averaged)
     run.probe.before_update()
-    norm, clipped = clip(run)
+    norm, clipped, values = clip(run, losses)
+    stop_if_not_finite(values, step, batches, setup.processes, run.config)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient is not finite at step {step}; what was recorded before is kept. {calmer(config)}")
     if step == run.first and run.probe.noise_floor is None:
@@ -149,7 +152,7 @@ def train_step(run: Run, step: int) -> str:
             with setup.autocast():
                 run.probe.after_update(again, before)
     run.probe.log(
-        step, loss=float(torch.cat(losses).mean()), learning_rate=rate, grad_norm=norm, grad_norm_clipped=clipped,
+        step, loss=statistics.fmean(values), learning_rate=rate, grad_norm=norm, grad_norm_clipped=clipped,
         pairs=sum(batch.pairs for batch in batches), step_seconds=time.perf_counter() - started,
     )  # fmt: skip
     warn_past_target(run, step)
@@ -172,7 +175,8 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
         out = forward(run, batch, whole, step)
         terms = terms_of(out, batch)
         losses, columns = losses_of(method, terms)
-        stop_if_not_finite(losses, step, batch, setup.processes, run.config)
+        if step == run.first:  # before the self-check; later ones are read together with the gradient's norm
+            stop_if_not_finite(losses.tolist(), step, [batch], setup.processes, run.config)
         if probe.records(step):
             columns |= difference_columns(out.tokens, batch)
         given: dict[str, Any] = {
@@ -208,9 +212,12 @@ def evaluated(run: Run, step: int, batches: list[PairBatch]) -> list[Tensor | No
         return [run.probe.evaluate(batch) if wanted else None for batch in batches]
 
 
-def stop_if_not_finite(losses: Tensor, step: int, batch: PairBatch, processes: Processes, config: RunConfig) -> None:
+def stop_if_not_finite(
+    losses: Sequence[float], step: int, batches: Sequence[PairBatch], processes: Processes, config: RunConfig
+) -> None:
     """Stop all processes at the first loss that is not finite, naming step and pairs."""
-    own = [pair for pair, loss in zip(batch.ids, losses.tolist(), strict=True) if not math.isfinite(loss)]
+    pairs = [pair for batch in batches for pair in batch.ids]
+    own = [pair for pair, loss in zip(pairs, losses, strict=True) if not math.isfinite(loss)]
     bad = [pair for part in processes.gathered(own) for pair in part]
     if bad:
         raise Diverged(
@@ -236,9 +243,10 @@ def calmer(config: RunConfig) -> str:
     return f"Lower --lr ({config.lr})" + (", or clip with --max-grad-norm 1" if unclipped else "")
 
 
-def clip(run: Run) -> tuple[float, float]:
-    """``(‖∇‖ before, after clipping)``."""
+def clip(run: Run, losses: Sequence[Tensor]) -> tuple[float, float, list[float]]:
+    """``(‖∇‖ before, after clipping, the pairs' losses)``, read in one copy."""
     limit = run.config.max_grad_norm
     whole: Any = torch.nn.utils.clip_grad_norm_(run.trained, limit if limit > 0 else math.inf)
-    norm = float(whole.full_tensor() if run.setup.processes.sharded else whole)
-    return norm, min(norm, limit) if limit > 0 else norm
+    whole = whole.full_tensor() if run.setup.processes.sharded else whole
+    norm, *values = torch.cat([whole.detach().double()[None], *(loss.double() for loss in losses)]).tolist()
+    return norm, min(norm, limit) if limit > 0 else norm, values

@@ -115,6 +115,17 @@ def start_processes(kind: str, device: str) -> Processes:
     return Processes(state.process_index, state.num_processes, kind, str(state.device))
 
 
+def thins(device: str) -> bool:
+    """Whether records are thinned by a budget if nothing else is asked for: on a GPU, where a record costs a good part
+    of a step, in one process.
+
+    Args:
+        device: the ``--device`` option.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return alone and (device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()))
+
+
 def first_process() -> bool:
     """Whether this process prints and writes reports; known before it has joined the others."""
     return int(os.environ.get("RANK", "0")) == 0

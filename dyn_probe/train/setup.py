@@ -29,7 +29,7 @@ from dyn_probe.train.mass_rows import choose_probes
 from dyn_probe.train.objective import Method
 from dyn_probe.train.options.config import OPTIONS, RunConfig
 from dyn_probe.train.options.config_file import resumed
-from dyn_probe.train.parallel import ALONE, Processes
+from dyn_probe.train.parallel import ALONE, Processes, thins
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
     Raises:
         BadInput: anything that cannot work, before anything is written.
     """
-    config = config.with_model_defaults()
+    config = config.with_model_defaults(thins(config.device))
     method = Method.of(config)
     if config.resume:
         resumed(config, tuple(OPTIONS))

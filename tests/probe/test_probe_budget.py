@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from families import make_batch, make_model
 from tiny_runs import run
 
-from dyn_probe import BadInput, Probe
+from dyn_probe import BadInput, Probe, load_trace, sequence_logps
 from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.probe.budget import Thinned
 from dyn_probe.train.options.config import RunConfig
@@ -125,6 +126,41 @@ def test_what_was_decided_stays():
     training.steps(20)
     before = training.schedule.records(19)
     assert training.schedule.records(18) is True and training.schedule.records(19) is before
+
+
+def test_a_loop_of_ones_own_says_which_step_is_its_last(tmp_path):
+    model, batch = make_model("llama"), make_batch(seed=1)
+    with Probe(model, tmp_path / "run", every="auto", budget=0.01, last_step=5) as probe:
+        for step in range(6):
+            model.zero_grad()
+            with probe.step(step):
+                logps = sequence_logps(model, batch)
+                probe.pairs(logps)
+                logps.sum().backward()
+    trace = load_trace(tmp_path / "run")
+    assert set(trace.pairs["step"]) == {0, 5} and set(trace.scores["step"]) == {1, 2, 3, 4}
+    assert list(trace.scores["pair_id"])[:3] == ["1-0-0", "1-0-1", "1-0-2"]
+    first = trace.pairs[trace.pairs["step"] == 0]["logp_chosen"].to_numpy()
+    assert np.array_equal(trace.scores["logp_chosen"].to_numpy().reshape(4, 3), np.tile(first, (4, 1)))
+
+
+@pytest.mark.parametrize(
+    "options, thin, every, split",
+    [
+        (dict(model="some/model"), True, "auto", False),
+        (dict(model="some/model"), False, 1, False),
+        (dict(model="some/model", lora_rank=4), True, "auto", False),
+        (dict(model="some/model", lora_rank=4), False, 1, True),
+        (dict(model="some/model", lora_rank=4, split_momentum=True), True, 1, True),
+        (dict(model="some/model", every=3), True, 3, False),
+        (dict(model="some/model", one_pass=True), True, 1, False),
+        (dict(), True, 1, True),
+    ],
+)
+def test_what_is_recorded_if_nothing_is_asked_for(options, thin, every, split):
+    """Thinned on a GPU (``thin``), but for the small built-in model and where something wants every step."""
+    config = RunConfig(**options).with_model_defaults(thin)
+    assert (config.every, config.split_momentum) == (every, split)
 
 
 def test_a_run_by_budget_records_some_steps_and_the_means_of_all(tmp_path):

@@ -104,7 +104,7 @@ def recorded(config: RunConfig) -> bool:
         return False
     if about.status != "closed" or about.held_out is None:
         return False
-    wanted = config.with_model_defaults()
+    wanted = config.with_model_defaults(about.config.get("every") == "auto")
     old = RunConfig(**{name: value for name, value in about.config.items() if name in OPTIONS} | {"force": False})
     other = [n for n in OPTIONS if n not in NOT_COMPARED and getattr(old, n) != getattr(wanted, n)]
     if other:

@@ -105,8 +105,13 @@ class RunConfig:
     eval_fraction: float = _option(0.1, "Share of the pairs that is held out for evaluation.", least=0.0, below=1.0)
     eval_every: int = _option(20, "Evaluate the held-out pairs every N steps, and at the start and end.", least=1)
 
-    every: int | str = _option(
-        1, "Record every N-th step; auto: as often as --budget allows, in one process.", least=1, choices=("auto",)
+    every: int | str | None = _option(
+        None,
+        "Record every N-th step; auto: as often as --budget allows, in one process; log-probabilities, losses and "
+        "scores of every pair are recorded at every step all the same.",
+        least=1,
+        choices=("auto",),
+        default_text="auto on a GPU (in one process, not for the built-in model), else 1",
     )
     budget: str = _option("5%", "Largest share of the training's time that --every auto spends on records.")
     gram_every: int = _option(
@@ -238,12 +243,19 @@ class RunConfig:
         """Pairs in one optimizer step."""
         return self.batch_size * self.gradient_accumulation
 
-    def with_model_defaults(self) -> RunConfig:
-        """The same with every default that depends on the model filled in."""
+    def with_model_defaults(self, thin: bool = False) -> RunConfig:
+        """The same with every default that depends on the model filled in.
+
+        Args:
+            thin: whether the training runs where records are thinned if nothing else is asked for.
+        """
         adapters = self.lora_rank or is_adapter(Path(self.model).expanduser())
         place = 0 if self.model == "built-in" else 1 if adapters else 2
         found: dict[str, Any] = {name: values[place] for name, values in BY_MODEL.items()}
-        found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2 and self.every != "auto"}
+        thin = thin and place > 0 and not (self.split_momentum or self.one_pass)
+        found["every"] = "auto" if thin else 1
+        every = found["every"] if self.every is None else self.every
+        found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2 and every != "auto"}
         return replace(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
 
     @property

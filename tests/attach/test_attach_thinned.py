@@ -1,0 +1,49 @@
+"""Records thinned by a budget in somebody's own trainer: every pair's log-probabilities at every step all the same."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("trl", reason="needs trl")
+import attach_runs as runs
+
+from dyn_probe import load_trace
+from dyn_probe.attach.attach_options import AttachOptions
+
+SCORES = ["logp_chosen", "logp_rejected", "ref_logp_chosen", "ref_logp_rejected", "loss"]
+STEPS = 7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(gradient_accumulation_steps=2), dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.3])],
+    ids=["plain", "accumulation", "two terms"],
+)
+def test_what_is_not_recorded_is_scored(tmp_path, options):
+    runs.recorded(tmp_path / "full", max_steps=STEPS, **options)
+    thin = runs.recorded(tmp_path / "thin", probe=dict(every="auto", budget=0.01), max_steps=STEPS, **options)
+    full, found = load_trace(tmp_path / "full" / "run"), load_trace(tmp_path / "thin" / "run")
+    assert set(found.pairs["step"]) == {0, STEPS - 1}
+    assert set(found.grams["step"]) == {0, STEPS - 1}
+    assert set(found.scores["step"]) == set(range(1, STEPS - 1))
+    assert full.scores.empty
+    key = ["step", "pair_id"]
+    both = pd.concat([found.pairs, found.scores]).sort_values(key)
+    wanted = full.pairs.sort_values(key)
+    pd.testing.assert_frame_equal(
+        both[key + SCORES].reset_index(drop=True), wanted[key + SCORES].reset_index(drop=True), check_exact=True
+    )
+    columns = ["logp_chosen", "logp_rejected", "margin", "accuracy", "loss", "grad_norm", "grad_norm_clipped", "pairs"]
+    pd.testing.assert_frame_equal(found.steps[columns], full.steps[columns], check_exact=True)
+    assert found.manifest["thinned"]["recorded"] == 2
+    assert runs.same_weights(thin, runs.plain(tmp_path, max_steps=STEPS, **options))
+
+
+def test_the_default_is_thinned_on_a_gpu_alone():
+    thinned, each = AttachOptions().on("cuda", 1), AttachOptions().on("cpu", 1)
+    assert (thinned.every, thinned.budget, each.every) == ("auto", 0.05, 1)
+    assert AttachOptions().on("cuda", 2).every == 1
+    assert AttachOptions(split_momentum=True).on("cuda", 1).every == 1
+    assert AttachOptions(every=3).on("cuda", 1).every == 3
+    assert AttachOptions(every="auto").on("cpu", 1).every == "auto"
