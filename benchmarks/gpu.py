@@ -31,7 +31,7 @@ CELLS = [
     *(f"{model}:{trained}:{size}" for model in ("gpt2-small", "llama-1b") for trained in ("all", "lora")
       for size in ("128:4", "512:8", "1024:8")),
 ]  # fmt: skip
-KINDS = ("recorded", "full", "normalised", "auto")
+KINDS = ("recorded", "one-pass", "full", "normalised", "auto")
 """What stands beside the plain step."""
 AUTO = 48
 """Steps of a run by budget; as many plain ones stand beside it."""
@@ -107,7 +107,7 @@ class Training:
         ratio = logps - logps.detach()
         return -F.logsigmoid(0.1 * (ratio[: self.batch.pairs] - ratio[self.batch.pairs :]))
 
-    def step(self, probe: Probe | None, normalised: bool = False) -> float:
+    def step(self, probe: Probe | None, normalised: bool = False, one_pass: bool = False) -> float:
         """One step; its seconds."""
         self.number += 1
         began = self.now()
@@ -121,7 +121,8 @@ class Training:
                     probe.backward(torch.cat([-1 / sides[0], 1 / sides[1]]) * 0.05 / self.batch.pairs)
                 else:
                     probe.pairs(logps)
-                    self.losses(logps).mean().backward()
+                    loss = self.losses(logps).mean()
+                    (probe.one_pass if one_pass else torch.Tensor.backward)(loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self.now() - began
@@ -178,6 +179,7 @@ def measured(cell: str, rounds: int, device: str, wanted: Sequence[str]) -> dict
     kinds: dict[str, Callable[[], float]] = {
         "plain": lambda: training.step(None),
         "recorded": lambda: training.step(plain),
+        "one-pass": lambda: training.step(plain, one_pass=True),
         "full": lambda: training.step(full),
         "normalised": lambda: training.step(plain, normalised=True),
     }
@@ -196,7 +198,7 @@ def measured(cell: str, rounds: int, device: str, wanted: Sequence[str]) -> dict
         ordered = sorted(seconds)
         found[kind] = {"ms": statistics.median(ordered) * 1e3, "from": ordered[0] * 1e3, "to": ordered[-1] * 1e3,
                        "gib": memory[kind]}  # fmt: skip
-        if kind in ("plain", "recorded"):
+        if kind in ("plain", "recorded", "one-pass"):
             found[kind] |= counted(kinds[kind], device)
     return found | ({"auto": by_budget(training)} if "auto" in wanted else {})
 
@@ -220,14 +222,14 @@ def page(found: list[dict[str, Any]], about: str) -> str:
         "milliseconds are medians of alternating steps (smallest to largest in brackets), ratios are "
         "to the plain step. Error: the recorder's own check of its first step against plain autograd in the "
         "same arithmetic.", "",
-        "| model | trained | tokens | pairs | plain ms | recorded ms | ratio | full Gram | normalised | by 5 % budget "
-        "| ATen calls | kernels | stops | memory | error |", "|---" * 15 + "|",
+        "| model | trained | tokens | pairs | plain ms | recorded ms | ratio | one pass | full Gram | normalised "
+        "| by 5 % budget | ATen calls | kernels | stops | memory | error |", "|---" * 16 + "|",
     ]  # fmt: skip
     for one in found:
         model, trained, length, pairs = one["cell"].split(":")
         plain, recorded = one["plain"], one["recorded"]
         spans = [f"{kind['ms']:.0f} ({kind['from']:.0f}–{kind['to']:.0f})" for kind in (plain, recorded)]
-        ratios = [f"{one[k]['ms'] / plain['ms']:.2f}" if k in one else "–" for k in KINDS[:3]]
+        ratios = [f"{one[k]['ms'] / plain['ms']:.2f}" if k in one else "–" for k in KINDS[:4]]
         counts = [f"{plain.get(name, 0):,} → {recorded.get(name, 0):,}" for name in ("aten", "kernels", "stops")]
         memory = f"{recorded['gib'] / plain['gib']:.3f}" if plain["gib"] else "–"
         by = one.get("auto")

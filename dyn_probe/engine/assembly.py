@@ -88,8 +88,9 @@ class Assembly:
 
     def _may_wait(self, call: Call) -> bool:
         """Whether nothing but the products of this one use is wanted of it."""
-        once = all(self._expected[name] == 1 for name in call.use.parameters.values())
-        return once and not (self._hold or self._early)
+        if self._hold or self._early:
+            return False
+        return all(self._expected[name] == 1 for name in call.use.parameters.values())
 
     def _factors(self, arrived: Arrived) -> dict[str, Factor]:
         call = arrived[0]

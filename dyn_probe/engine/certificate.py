@@ -80,6 +80,12 @@ def law_one(model: nn.Module, gram: Tensor, coefficients: Tensor) -> float:
     return abs(predicted - total) / total if total > 0 else abs(predicted)
 
 
+def overflowed(model: nn.Module) -> bool:
+    """Whether the gradient that the training computed itself is not finite."""
+    grads = [p.grad for p in trained_parameters(model).values() if p.grad is not None]
+    return not all(bool(grad.isfinite().all()) for grad in grads)
+
+
 @dataclass(frozen=True)
 class Certificate:
     """The self-check's outcome: largest relative error, and the parameters above tolerance."""
@@ -152,7 +158,7 @@ class SelfCheck:
         self.tolerance = tolerance
         self.done = False
         self.skipped = ""
-        """Why nothing was checked, "" where it was."""
+        """Why nothing was checked, "" where it was or is still to be."""
         self._plain: dict[str, Tensor] | None = None
 
     def prepare(self, recording: Recording) -> None:
@@ -169,12 +175,17 @@ class SelfCheck:
             self._plain = plain_products(model, recording.logps[0], recording.logps[half], recording.reentrant)
 
     def judge(self, recording: Recording, products: Products) -> Certificate | None:
-        """Compare what was recorded; None where nothing was prepared. The check is done unless it failed."""
+        """Compare what was recorded; None where nothing was prepared, or where the training's own gradient has
+        overflowed (usual in the first steps under a loss scale): then the next recorded step is checked. The check is
+        done unless it failed."""
         if self._plain is None:
             return None
         model, autocast = recording.capture.model, recording.capture.autocast
         tolerance = tolerance_for(model, autocast) if self.tolerance is None else self.tolerance
         first = {name: value[0] for name, value in products.pair_entries().items()}
+        if not torch.stack(list(first.values())).isfinite().all() and overflowed(model):
+            self._plain = None
+            return None
         found, self._plain = compare(first, self._plain, tolerance), None
         self.done = not found.wrong
         return found

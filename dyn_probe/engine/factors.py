@@ -116,11 +116,23 @@ class Outer(RowGradients):
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
         """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
-        scaled = self._times(coefficients).flatten(0, 1)
-        inputs = self.inputs.expand(self.rows, -1, -1).flatten(0, 1)
-        left, right = (inputs, scaled) if self.transposed else (scaled, inputs)
-        found = matmul32(left.T, right)
+        inputs = self.inputs.expand(self.rows, -1, -1)
+        found = self._product(self._times(coefficients), inputs)
         return found if total is None else total.add_(found)
+
+    def trained(self, coefficients: Tensor) -> Tensor:
+        """``Σ_i c_i grad_i`` as a training in half precision computes it: ``c_i B_i`` is rounded to the type of ``B``,
+        as the backward of a loss with these coefficients rounds it, and the sums run in float32."""
+        inputs, size = self.inputs.expand(self.rows, -1, -1), coefficients.abs().amax().clamp(min=1e-30)
+        shares = (coefficients / size).float().reshape(-1, 1, 1)  # no overflow, and none but small ones underflow
+        scaled = self._product((self.grads * shares).to(self.grads.dtype), inputs)
+        return scaled * size.to(scaled)
+
+    def _product(self, grads: Tensor, inputs: Tensor) -> Tensor:
+        """The sum over rows and positions."""
+        grads, inputs = grads.flatten(0, 1), inputs.flatten(0, 1)
+        left, right = (inputs, grads) if self.transposed else (grads, inputs)
+        return matmul32(left.T, right)
 
     def columns(self, row: int, ids: Tensor) -> Tensor:
         """``[G, P, m, S]``: output-gradients ``B_i[t, x]`` of the rows ``row`` of each group, at ``ids [m, G, S]``."""

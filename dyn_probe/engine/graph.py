@@ -13,11 +13,26 @@ from torch.autograd.function import BackwardCFunction
 
 from dyn_probe.engine.uses import Call
 
+AS_GIVEN = frozenset(
+    f"{name}Backward{k}"
+    for name in (
+        "View", "UnsafeView", "ReshapeAlias", "T", "Transpose", "Permute", "Slice", "Split", "Select", "Unsqueeze",
+        "Squeeze", "Expand", "Clone", "Cat", "Mm", "Bmm", "Addmm", "Mul", "Add", "Sub", "Div", "Neg", "Pow", "Rsqrt",
+        "Silu", "Gelu", "Tanh", "Relu",
+    )
+    for k in range(7)
+)  # fmt: skip
+"""Operations whose result has the type of what they are given (or the wider one of two): where all graphs are walked,
+asking them for it takes most of the time. ``AccumulateGrad`` belongs to them, for a parameter tells its own type."""
+
+
+LEAF = "AccumulateGrad"
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:
     """What stands behind a tensor: uses by ``id(leaf)``, the leaves, the tapped calls, the types that gradients are
-    computed in, the reentrant checkpoints."""
+    computed in beside those of the leaves, the reentrant checkpoints."""
 
     uses: Counter[int]
     leaves: dict[int, Tensor]
@@ -44,15 +59,21 @@ def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(node, BackwardCFunction):  # written in Python: a tap, a checkpoint, or somebody's own
-            if "CheckpointFunction" in type(node).__name__:
+        kind = type(node).__name__
+        if kind == LEAF:
+            continue
+        call = getattr(node, "call", None) if isinstance(node, BackwardCFunction) else None
+        if isinstance(call, Call):  # a tap, which gives what its module gave
+            calls.add(call)
+        elif kind not in AS_GIVEN:
+            dtypes.update([output.dtype for output in node._input_metadata])
+            if "CheckpointFunction" in kind:
                 checkpoints.append(node)
-            if isinstance(call := getattr(node, "call", None), Call):
-                calls.add(call)
-        dtypes.update([output.dtype for output in node._input_metadata])
         for following, _ in node.next_functions:
-            if type(following).__name__ == "AccumulateGrad":
-                uses[id(following.variable)] += 1
-                leaves[id(following.variable)] = following.variable
-            stack.append(following)
+            if type(following).__name__ == LEAF:
+                leaf = following.variable
+                uses[id(leaf)] += 1
+                leaves[id(leaf)] = leaf
+            else:
+                stack.append(following)
     return Graph(uses, leaves, frozenset(calls), frozenset(dtypes), tuple(checkpoints))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dyn_probe.engine.arithmetic import as32, exact_products
+from dyn_probe.engine.arithmetic import HALF, as32, exact_products
 from dyn_probe.engine.factors import Factor, Outer, Vector
 from dyn_probe.engine.products import of_uses
 
@@ -131,16 +131,28 @@ def _slices(factors: Sequence[Any], shape: torch.Size, rows: int) -> Blocks:
 
 
 def weighted_sum(
-    factors: Sequence[Factor], coefficients: Tensor, shape: torch.Size, total: Tensor | None = None
+    factors: Sequence[Factor],
+    coefficients: Tensor,
+    shape: torch.Size,
+    total: Tensor | None = None,
+    rounded: bool = False,
 ) -> Tensor | None:
-    """``total + Σ_i c_i g_i`` over the uses of one parameter."""
+    """``total + Σ_i c_i g_i`` over the uses of one parameter.
+
+    Args:
+        rounded: in the precision of a training in the factors' type (``Outer.trained``).
+    """
     for factor in sorted(factors, key=lambda one: one.form == "lookup"):  # lookups add into what is there
-        total = factor.weighted(coefficients, total, shape)
+        if rounded and type(factor) is Outer:
+            found = factor.trained(coefficients)
+            total = found if total is None else total.add_(found)
+        else:
+            total = factor.weighted(coefficients, total, shape)
     return total
 
 
 def add_weighted_gradients(held: Factors, coefficients: Tensor, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Add ``Σ_i c_i g_i`` to each parameter's ``.grad``.
+    """Add ``Σ_i c_i g_i`` to each parameter's ``.grad``, in the precision of a training in the parameter's type.
 
     Args:
         coefficients: ``c [rows]``.
@@ -149,7 +161,7 @@ def add_weighted_gradients(held: Factors, coefficients: Tensor, parameters: Mapp
     with exact_products(coefficients.device.type):
         for name, factors in held.items():
             parameter = parameters[name]
-            total = weighted_sum(factors, coefficients, parameter.shape)
+            total = weighted_sum(factors, coefficients, parameter.shape, rounded=parameter.dtype in HALF)
             if total is not None:
                 total = total.to(parameter.dtype)
                 parameter.grad = total if parameter.grad is None else parameter.grad + total

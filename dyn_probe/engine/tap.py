@@ -46,7 +46,7 @@ class Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if any(grad is not None for grad in grads):
+        if grads[0] is not None or any(grad is not None for grad in grads):
             ctx.receive(ctx.call, ctx.saved_tensors, grads)
         return (None, None, None, None, *grads)
 
@@ -177,6 +177,8 @@ class Capture:
             self.output = output if self.widened else None
 
     def _hook_of(self, use: Use) -> Callable[..., Any]:
+        device = self.anchor.device.type
+
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if self.busy or not self._forwards:
                 return None
@@ -184,7 +186,7 @@ class Capture:
                 self.leaves[id(module._parameters[local])] = name
             if self._inside:
                 self.calls[module] = self.calls.get(module, 0) + 1
-                self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
+                self.autocast |= torch.is_autocast_enabled(device)
                 self.dtypes.update([t.dtype for t in leaves_of(output) if isinstance(t, Tensor)])
             if not torch.is_grad_enabled():
                 return None
@@ -232,11 +234,14 @@ class Capture:
             return None
         call = Call(use, self.layout, args, kwargs, tuple([leaves[i] for i in places]), places)
         try:
-            with self.quiet(), torch.no_grad():
+            self.busy = True
+            with torch.no_grad():
                 self.claims[use.module] = explain(call, KINDS, self.claims.get(use.module))
         except UnsupportedUse as error:
             self.complaints.append(str(error))
             return None
+        finally:
+            self.busy = False
         outputs = call.outputs
         if call.notes.get("per_batch"):  # used once for the whole batch: give every row its own
             rows, length = self.layout.rows, self.layout.length
@@ -261,8 +266,11 @@ class Capture:
         return tapped
 
     def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-        with self.quiet():
+        was, self.busy = self.busy, True
+        try:
             self._receiver(call, saved, grads)
+        finally:
+            self.busy = was
 
     def quiet(self) -> Quiet:
         """Modules that run inside are not tapped: the rules themselves run some again."""

@@ -51,7 +51,9 @@ class Together:
     def add(self, arrived: Arrived) -> bool:
         """Whether the use is small and of a kind that can wait; else nothing is done."""
         limits, tensors = SMALL.get(self.device, DEVICE), _tensors(arrived)
-        size = sum([t.numel() for t in tensors])
+        size = 0
+        for tensor in tensors:
+            size += tensor.numel()
         key = _key(arrived, tensors) if size <= limits.use else None
         if key is None:
             return False
@@ -79,15 +81,18 @@ def _tensors(arrived: Arrived) -> list[Tensor]:
 
 def _key(arrived: Arrived, tensors: Sequence[Tensor]) -> Hashable | None:
     """What uses have in common that can be stacked; None for one that is taken alone."""
-    call, _, grads = arrived
+    call, saved, grads = arrived
     alike = call.kind.alike(call)
     rows = call.layout.rows
-    if alike is None or call.layout.places is not None or any(grad is None for grad in grads):
+    if alike is None or call.layout.places is not None or len(tensors) < len(saved) + len(grads):
         return None
-    shapes = tuple([t.shape for t in tensors])
-    if any(len(shape) < 2 or shape[0] != rows for shape in shapes):  # rows and positions flattened
-        return None
-    return (call.kind.name, alike, call.trained, shapes, tuple([t.dtype for t in tensors]))
+    key = [call.kind.name, alike, call.trained]
+    for tensor in tensors:
+        shape = tensor.shape
+        if len(shape) < 2 or shape[0] != rows:  # rows and positions flattened
+            return None
+        key += [shape, tensor.dtype]
+    return tuple(key)
 
 
 def _stacked(uses: Sequence[Arrived]) -> Arrived:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,6 +53,11 @@ class Use:
     module: nn.Module
     parameters: Mapping[str, str]
 
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """Local names of the parameters that are trained."""
+        return frozenset(self.parameters)
+
 
 @dataclass(eq=False)
 class Claim:
@@ -93,7 +99,7 @@ class Call:
     @property
     def trained(self) -> frozenset[str]:
         """Local names of the parameters that are trained."""
-        return frozenset(self.use.parameters)
+        return self.use.trained
 
     def trained_size(self, local: str) -> int:
         """Numbers of one of its parameters."""

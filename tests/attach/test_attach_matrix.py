@@ -76,7 +76,7 @@ def exactness(cell: matrix.Cell, folder: Path) -> str:
             return f"logps/{side}: {logps} and {entry[f'logps/{side}']}"
     if not np.isclose(pairs["loss"].mean(), entry["loss"], rtol=rounded, atol=1e-4):
         return f"loss: {pairs['loss'].mean()} and {entry['loss']}"
-    gram = (rows @ rows.T).numpy()
+    gram = (rows @ rows.T).cpu().numpy()
     norms = np.concatenate([pairs["grad_norm_chosen"], pairs["grad_norm_rejected"]])
     if not np.allclose(norms, np.sqrt(gram.diagonal()), rtol=room):
         return f"norms: {norms} and {np.sqrt(gram.diagonal())}"

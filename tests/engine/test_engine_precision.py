@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from dyn_probe import Probe, sequence_logps
 from dyn_probe.engine.answer import pair_entries
+from dyn_probe.engine.factors import Outer
+from dyn_probe.engine.graph import graph_behind
+from dyn_probe.engine.tap import Capture
 
 
 class Island(Base):
@@ -113,3 +116,35 @@ def test_norms_in_float32_inside_a_float64_model_set_the_limit():
     batch = make_batch()
     rows = rows_of(Single(), batch, 1e-60)
     assert rows[0]["separate_backward"] and worst(rows, Single(), batch) <= 1e-5
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_type_of_the_graph_is_overlooked(way):
+    """The walk asks only operations that may change the type; here all of them are asked."""
+    make, _, autocast = WAYS[way]
+    model, batch = make(), make_batch()
+    with Capture(model, lambda *_: None) as capture, torch.autocast("cpu", torch.float16, enabled=autocast):
+        logps = sequence_logps(model, batch)
+    nodes, every = [logps.grad_fn], {}
+    while nodes:
+        if (node := nodes.pop()) is not None and node not in every:
+            every[node] = {output.dtype for output in node._input_metadata}
+            nodes += [following for following, _ in node.next_functions]
+    parameters = {p.dtype for p in model.parameters()}
+    assert set().union(*every.values()) <= {*graph_behind(logps).dtypes, *capture.dtypes, *parameters}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e6])
+def test_weighted_sums_in_half_precision_keep_their_range(dtype, size, transposed):
+    """As a training rounds them: no coefficient overflows the type, and those that are small beside others vanish."""
+    generator = torch.Generator().manual_seed(0)
+    grads, inputs = (torch.randn(6, 40, n, generator=generator).to(dtype) for n in (5, 7))
+    coefficients = size * torch.tensor([1.0, -0.3, 2.7, 1e-12, 0.0, -1.9], dtype=torch.float64)
+    found = Outer(grads, inputs, transposed).trained(coefficients).double()
+    wanted = torch.einsum("r,rtp,rtq->pq", coefficients, grads.double(), inputs.double())
+    wanted = wanted.T if transposed else wanted
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= 2 * torch.finfo(dtype).eps * wanted.abs().max()
+    assert not Outer(grads, inputs, transposed).trained(torch.zeros(6, dtype=torch.float64)).any()
