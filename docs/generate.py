@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import typer
 from dyn_probe_cli.app import app
 
+import dyn_probe
 from dyn_probe.data.files import READERS
 from dyn_probe.data.shapes import EXTRA, SHAPES, Shape
 from dyn_probe.metric import FAMILIES
@@ -133,20 +134,38 @@ def verdicts() -> str:
     return f"{_table(('topic', 'what is said'), rows)}\n\nWhat a verdict may suggest:\n\n{knobs}"
 
 
-PUBLIC = {"dyn_probe": None, "dyn_probe.attach.trl": ("ProbeCallback",)}
-"""Modules of the public surface, with the names that are public (None: all of `__all__`)."""
+PUBLIC: dict[str, tuple[str, ...]] = {
+    "dyn_probe": tuple(name for name in dyn_probe.__all__ if name[0] != "_"),
+    "dyn_probe.attach.trl": ("ProbeCallback",),
+    "dyn_probe.entanglement": ("predicted_delta", "batch_delta", "cases", "conditions", "counterfactual"),
+    "dyn_probe.objectives": ("OBJECTIVES", "SHAPINGS", "Terms", "pulls", "pair_loss", "normalised_pulls"),
+    "dyn_probe.token_analysis": (
+        "TokenHeat", "recorded_heats", "region_inner", "token_groups", "significant_tokens",
+    ),
+    "dyn_probe.mass": ("find_place",),
+    "dyn_probe.mass.squeezing": ("run_figures", "trajectories"),
+    "dyn_probe.mass.toy": ("cases", "by_sharpness", "by_target_mass", "statements"),
+    "dyn_probe.report.build": ("build_report",),
+    "dyn_probe.report.ranked": ("ranked_pairs",),
+    "dyn_probe.report.verdicts": ("verdicts",),
+    "dyn_probe.report.token_draw": ("heat_figure", "heats_figure"),
+    "dyn_probe.report.figures.mass_distributions": ("place_figure",),
+}  # fmt: skip
+"""Modules of the public surface, with the names that are public."""
 
 
 def api() -> str:
     """Every public function and class: signature and docstring, with the public methods and properties of classes."""
-    found = []
-    for module, names in PUBLIC.items():
-        home = importlib.import_module(module)
-        found += [_api(f"{module}.{name}", getattr(home, name)) for name in names or home.__all__ if name[0] != "_"]
-    return "\n\n".join(found)
+    return "\n\n".join(
+        _api(f"{module}.{name}", getattr(importlib.import_module(module), name))
+        for module, names in PUBLIC.items()
+        for name in names
+    )
 
 
 def _api(name: str, thing: Any) -> str:
+    if isinstance(thing, Mapping):
+        return f"### {name}\n\nName → row, each with its formula, options and paper: [the table](methods.md)."
     own = vars(thing).items() if inspect.isclass(thing) and not issubclass(thing, Exception) else ()
     members = [
         _entry(f"#### {key}", key, value.fget if isinstance(value, property) else value, isinstance(value, property))

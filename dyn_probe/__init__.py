@@ -1,6 +1,7 @@
 """dyn-probe: exact per-pair gradient dynamics for preference training of language models.
 
-The names below are the whole public surface. They load on first use, so that reading a trace never imports torch.
+The names below load on first use, so that reading a trace never imports torch. They and the modules that docs/api.md
+lists are the whole public surface.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _HOMES = {
     "row_gram": "dyn_probe.engine",
     "token_gram": "dyn_probe.engine",
     "Probe": "dyn_probe.probe",
+    "RunConfig": "dyn_probe.train.options.config",
+    "record": "dyn_probe.train.loop",
     "load_trace": "dyn_probe.trace.reader",
     "DynProbeError": "dyn_probe.errors",
     "BadInput": "dyn_probe.errors",
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from dyn_probe.pairs import PairBatch, sequence_logps, token_logps
     from dyn_probe.probe import Probe
     from dyn_probe.trace.reader import load_trace
+    from dyn_probe.train.loop import record
+    from dyn_probe.train.options.config import RunConfig
 
 
 def __getattr__(name: str) -> Any:
