@@ -12,6 +12,7 @@ from moved_runs import moved_run
 from report_frames import DEFAULT, Options, simulate
 from report_runs import with_manifest
 
+import dyn_probe.report.replay.walk as walking
 from dyn_probe.objectives import OBJECTIVES, Terms, normalised_pulls, parse_shaping, pulls, resolve_hyper
 from dyn_probe.report.first_screen.fix_table import LEAST_COST, estimates, fix_table, recorded, why_none
 from dyn_probe.report.first_screen.remedy_rows import REMEDIES
@@ -104,12 +105,40 @@ def test_the_run_as_recorded_walks_along_its_own_pushes(fallen: Trace) -> None:
     one = replace(found, certain={s: np.full_like(v, np.nan) for s, v in found.certain.items()})
     pushes = sum(found.others["w", q] for q in "wl") + found.rest["w"]
     wanted = (pushes * found.stride).sum(1)[0] * (found.picks[0] / found.state.n_w).sum()
-    import dyn_probe.report.replay.walk as module
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_softened", np.ones_like)
+        patch.setattr(walking, "_softened", np.ones_like)
         assert walk(one, Method(None)).chosen[0] == pytest.approx(wanted)
         assert walk(one, Method(None), adaptive=False).chosen[0] == pytest.approx(wanted)
+
+
+def test_a_walk_does_not_depend_on_the_length_of_its_strides_where_pushes_cancel(
+    fallen: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pushes of 5 nats a step that cancel, chosen close to certain: with a quarter less push on rejected chosen has
+    nowhere to go, and the pushes go on cancelling on rejected."""
+    found = kernels(fallen)
+    assert found is not None
+    strong = {(s, q): v + (5.0 if q == "w" else -5.0) for (s, q), v in found.others.items()}
+    certain = {**found.certain, "w": np.full_like(found.certain["w"], 1 - np.exp(-0.1))}
+    stiff = replace(found, others=strong, certain=certain, state=replace(found.state, a=-0.1 * found.state.n_w))
+    ends = {}
+    for fine, parts in ((walking.FINE, walking.PARTS), (walking.FINE / 10, 4000), (np.inf, 1)):
+        monkeypatch.setattr(walking, "FINE", fine)
+        monkeypatch.setattr(walking, "PARTS", parts)
+        there = walk(stiff, Method("dpo_shift", resolve_hyper("dpo_shift")))
+        ends[parts] = (float(there.chosen[0]), float(there.rejected[0]))
+    own, exact, coarse = ends.values()
+    assert own == pytest.approx(exact, abs=0.05)
+    assert coarse[1] < exact[1] - 1  # a stride at a time leaves rejected without its counterweight
+
+
+def test_the_balance_of_a_walk_is_that_of_its_pulls(fallen: Trace) -> None:
+    found = kernels(fallen)
+    assert found is not None
+    shifted = Method("dpo_shift", resolve_hyper("dpo_shift", {"lambda": 0.8}))
+    assert walk(found, shifted).balance == pytest.approx(
+        walk(found, Method("dpo", resolve_hyper("dpo"))).balance + 0.25
+    )
 
 
 def test_a_common_factor_on_the_pulls_changes_nothing_under_an_adaptive_optimizer(fallen: Trace) -> None:
@@ -150,8 +179,9 @@ def test_where_pushes_nearly_cancel_nothing_is_told_of_what_acts_through_them(tm
     rows = simulate(DEFAULT)["pushes"]
     chosen = rows.all_chosen - rows.own_chosen
     close = moved_run(tmp_path / "close", -0.38, -1.9, all_rejected=rows.own_rejected - 1.002 * chosen)
-    for one in estimates(close):
-        assert not (one.told and REMEDIES[one.key].by_balance)
+    told = {one.key for one in estimates(close) if one.told and REMEDIES[one.key].by_balance}
+    assert "beta" not in told  # leaves the balance of pulls as it is
+    assert "dpo_shift" in told  # a quarter less push on rejected is a hundred times what was left
     apart = moved_run(tmp_path / "apart", -0.38, -1.9, all_rejected=rows.own_rejected - 1.02 * chosen)
     assert any(one.told and REMEDIES[one.key].by_balance for one in estimates(apart))
 

@@ -12,7 +12,7 @@ from dyn_probe.report.changes import Change as Moved
 from dyn_probe.report.changes import run_change
 from dyn_probe.report.first_screen.remedy_rows import REMEDIES, TRL_LOSSES, Change, Recorded
 from dyn_probe.report.first_screen.trouble import trouble
-from dyn_probe.report.frames import Floats, finite, median, numbers
+from dyn_probe.report.frames import Floats, finite, median, numbers, once
 from dyn_probe.report.push_parts import balance
 from dyn_probe.report.replay.kernels import Kernels, kernels
 from dyn_probe.report.replay.pull_forms import FORMS
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
     from dyn_probe.trace.run_fields import Manifest
 
+TILTED = 10
+"""Where pushes cancel, a remedy that changes the balance of pulls by so many times CLOSE decides, and not what was left
+of them."""
 LEAST_COST = 0.05
 """Share of the run's margin that every remedy is taken to cost at least, so that a small free gain is not put above a
 large cheap one."""
@@ -87,6 +90,7 @@ def why_none(trace: Trace) -> str:
     return "" if fix_table(trace) else "No remedy of the table is estimated to help."
 
 
+@once
 def estimates(trace: Trace) -> list[Estimate]:
     """Every remedy that applies to the run, in the order of REMEDIES, those that do harm too."""
     side, moved = trouble(trace), run_change(trace)
@@ -101,7 +105,8 @@ def estimates(trace: Trace) -> list[Estimate]:
         change = row.change(run)
         if change is not None:
             there = walk(known, change.method, adaptive)
-            found.append(_estimate(key, change, side, moved, base, there, close and row.by_balance))
+            tilted = abs(float(there.balance[0] - base.balance[0])) > TILTED * CLOSE
+            found.append(_estimate(key, change, side, moved, base, there, close and row.by_balance and not tilted))
     return found
 
 

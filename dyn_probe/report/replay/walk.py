@@ -28,6 +28,9 @@ SECOND_MOMENT = 0.999
 """Decay of the squared gradient by which adaptive optimizers divide."""
 ADAPTIVE = ("adam", "adamw", "nadam", "rmsprop", "adagrad", "adafactor")
 TINY = 1e-12
+FINE, PARTS = 0.01, 256
+"""A step is walked in parts of at most FINE nats/token, PARTS of them at most: where pushes nearly cancel, a response
+that is moved past certain in one stride would leave the other without its counterweight."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Walk:
-    """Where a walk ends: change per token of chosen and rejected over the run, [R] each (nats/token)."""
+    """Where a walk ends: change per token of chosen and rejected over the run, [R] each (nats/token); `balance`: mean
+    d_w/d_l of its steps relative to the recorded one, less 1."""
 
     chosen: Floats
     rejected: Floats
+    balance: Floats
 
 
 def pulls_of(method: Method, known: Kernels, state: PairState, position: int) -> Pulls:
@@ -72,29 +77,55 @@ def walk(known: Kernels, method: Method, adaptive: bool = True) -> Walk:
     state, keep, slow = _begin(known), MOMENTUM**known.stride, SECOND_MOMENT**known.stride
     recorded = {q: _smoothed(known.pull[q], keep) for q in "wl"}
     moved = {q: np.zeros(len(known.picks)) for q in "wl"}
-    weight, size, size_then, tau = 0.0, TINY, TINY, 0.0
-    for _ in range(max(1, round(method.length * positions))):
+    weight, size, size_then, tau, balance = 0.0, TINY, TINY, 0.0, np.zeros(len(known.picks))
+    strides = max(1, round(method.length * positions))
+    for _ in range(strides):
         at = min(int(tau), positions - 1)
         state = replace(state, progress=min(1.0, tau / positions))
         now = dict(zip("wl", map(known_mean(known.picks), pulls_of(method, known, state, at)), strict=True))
         weight = keep * weight + 1 - keep
         moved = {q: keep * moved[q] + (1 - keep) * now[q] for q in "wl"}
-        soft = {s: _softened(_uncertain(state, s, known.picks) / known.certain[s][:, at]) for s in "wl"}
+        soft = _soft(known, state, at)
         size = slow * size + np.maximum(_energy(known, recorded, at, now, soft), TINY)
         then = {q: known.pull[q][:, at] for q in "wl"}
         size_then = slow * size_then + np.maximum(_energy(known, recorded, at, then, dict.fromkeys("wl", 1.0)), TINY)
         speed = np.sqrt(size_then / size) if adaptive else 1.0
         share = {q: speed * moved[q] / weight / recorded[q][:, at] for q in "wl"}
+        balance = balance + (_over(now["w"], now["l"]) / _over(then["w"], then["l"]) - 1) / strides
+        state = _stride(known, state, share, at, method.rate * known.stride)
+        tau += method.rate
+    start = known.state
+    chosen, rejected = (
+        (known.picks * (end - begin) / n).sum(1)
+        for end, begin, n in ((state.a, start.a, start.n_w), (state.b, start.b, start.n_l))
+    )
+    return Walk(chosen, rejected, balance)
+
+
+def _stride(known: Kernels, state: PairState, share: Mapping[str, Floats], at: int, far: float) -> PairState:
+    """Move the pairs by `far` steps of the pushes at this position, in parts: how far a response is from certain, which
+    weakens its gradient, is asked again for each."""
+    left = far
+    while left > 0:
+        soft = _soft(known, state, at)
         push = {
             s: sum(known.others[s, q][:, at] * soft[s] * soft[q] * share[q] for q in "wl") + known.rest[s][:, at]
             for s in "wl"
         }
-        far = method.rate * known.stride
-        state = replace(state, a=_down(state.a + far * push["w"][:, None]), b=_down(state.b + far * push["l"][:, None]))
-        tau += method.rate
-    start = known.state
-    return Walk(*(((known.picks * (end - begin) / n).sum(1)) for end, begin, n in
-                  ((state.a, start.a, start.n_w), (state.b, start.b, start.n_l))))  # fmt: skip
+        fast = max(float(np.abs(push[s]).max() / n.mean()) for s, n in (("w", state.n_w), ("l", state.n_l)))
+        part = min(left, max(far / PARTS, FINE / max(fast, TINY)))
+        left = left - part if part < left else 0.0
+        a, b = (_down(logp + part * push[s][:, None]) for s, logp in (("w", state.a), ("l", state.b)))
+        state = replace(state, a=a, b=b)
+    return state
+
+
+def _soft(known: Kernels, state: PairState, at: int) -> dict[str, Floats]:
+    return {s: _softened(_uncertain(state, s, known.picks) / known.certain[s][:, at]) for s in "wl"}
+
+
+def _over(above: Floats, below: Floats) -> Floats:
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
 
 
 def known_mean(picks: Floats) -> Callable[[Floats], Floats]:
