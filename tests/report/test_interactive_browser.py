@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moved_runs import moved_run
 from report_checks import page_of, policy
 from report_frames import Options
 from report_runs import new_trace
@@ -153,6 +154,58 @@ def test_a_narrow_dark_screen_has_all_of_it(page: str, tmp_path: Path) -> None:
     wide, window = found["width"]
     assert wide <= window <= 500 and found["blank"] == 0
     assert found["paper"] == "rgb(18, 22, 28)"
+
+
+SWITCH = """
+var asked = [], real = window.matchMedia.bind(window);
+window.matchMedia = function (query) {
+  var found = real(query);
+  if (query.indexOf("prefers-color-scheme") >= 0) found.addEventListener = function (kind, act) { asked.push(act); };
+  return found;
+};
+function blue(canvas) {
+  var data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data, count = 0;
+  for (var i = 0; i < data.length; i += 4) if (data[i + 1] < 40 && data[i + 2] > 200 && data[i + 3] > 99) count += 1;
+  return count;
+}
+function act() {
+  var canvases = Array.from(document.querySelectorAll("#figure-story .uplot canvas")), before = canvases.map(blue);
+  document.documentElement.style.setProperty("--line-chosen", "rgb(1, 2, 253)");
+  asked.forEach(function (one) { one({}); });
+  setTimeout(function () {
+    var seen = {asked: asked.length, before: before, after: canvases.map(blue)};
+    document.documentElement.dataset.found = JSON.stringify(seen);
+  }, 600);
+}
+window.addEventListener("load", function () { setTimeout(act, 600); });
+"""
+
+
+def test_charts_follow_the_theme_that_changes_while_the_page_is_open(page: str, tmp_path: Path) -> None:
+    """The theme's colours change and the page is told: what is drawn afterwards has the new ones."""
+    path = tmp_path / "page.html"
+    sources = " ".join(policy(page))
+    allowed = page.replace(sources, f"{sources} {script_hash(SWITCH)}", 1)
+    path.write_text(allowed.replace("</head>", f"<script>{SWITCH}</script></head>"), encoding="utf-8")
+    found = re.search(r'data-found="([^"]*)"', chromium(path, "--dump-dom", "--window-size=1280,800").stdout)
+    assert found is not None
+    counted = json.loads(html.unescape(found[1]))
+    assert counted["asked"] and set(counted["before"]) == {0} and sum(counted["after"]) > 100, counted
+
+
+def test_without_scripts_the_answer_and_its_pictures_stand_on_the_page(tmp_path: Path) -> None:
+    """The policy turns every script off: headline, fix table and pictures are plain HTML."""
+    page = page_of(moved_run(tmp_path / "run", -0.38, -1.9))
+    path, probe = tmp_path / "page.html", "document.documentElement.dataset.found = Array.from(document.images).filter("
+    probe += "function (one) { return getComputedStyle(one).display !== 'none'; }).length"
+    off = page.replace(" ".join(policy(page)), script_hash(probe), 1)
+    path.write_text(off.replace("</body>", f"<script>{probe}</script></body>"), encoding="utf-8")
+    dom = chromium(path, "--dump-dom", "--window-size=1280,800").stdout
+    shown = re.search(r'data-found="(\d+)"', dom)
+    assert shown is not None and int(shown[1]) == page.count("<img") > 5
+    heading, words = re.search(r"<h1>(.*?)</h1>", dom, re.DOTALL), re.sub(r"<[^>]+>", " ", dom)
+    assert heading is not None and "nats/token" in heading[1] and "--objective dpop" in words
+    assert not re.search(r'<div class="[^"]*uplot', dom)
 
 
 def test_paper_has_the_pictures_on_few_sheets(page: str, tmp_path: Path) -> None:

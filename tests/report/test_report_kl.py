@@ -62,11 +62,18 @@ def test_the_figures_draw_what_was_recorded(runs: dict[str, Trace]) -> None:
     assert left.lines[0].get_xydata().tolist() == [[0, 0], [0.1, 1], [0.3, 2], [0.8, 2.5], [0.1, 9]]
     assert "sampled" in left.get_xlabel()
     held_out, chosen, *_ = right.lines
-    assert held_out.get_ydata().tolist() == [0, 0.1, 0.3, 0.8]
+    assert held_out.get_ydata().tolist() == [0, 0.1, 0.3, 0.8, 0.1]
     assert np.allclose(chosen.get_xydata(), [[0, 0], [10, 0.1]])
     near, far, common = drawn(compare_kl(runs)).axes[0].lines
     assert near.get_xydata().tolist() == [[0, 0], [0.2, 1.2]] and len(far.get_xdata()) == 5
     assert common.get_xdata() == pytest.approx([0.2, 0.2])
+
+
+def test_the_kl_over_training_ends_where_the_margin_for_kl_does(runs: dict[str, Trace]) -> None:
+    """The evaluation after the last step stands in both panels, after as many steps as were taken."""
+    left, right = margin_for_kl(runs["near"]).axes[:2]
+    assert left.lines[0].get_xdata().tolist() == right.lines[0].get_ydata().tolist() == [0.0, 0.2]
+    assert right.lines[0].get_xdata().tolist() == [0, 20] and right.get_xlim() == (0, 20)
 
 
 def test_a_run_without_either_says_what_is_needed(tmp_path: Path) -> None:

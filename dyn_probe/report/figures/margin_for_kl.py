@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,7 +14,7 @@ from dyn_probe.report.curves import Curve, draw_line, fit_steps, label_ends
 from dyn_probe.report.figures.mass_entropy import COLOURS, LABELS
 from dyn_probe.report.figures.mass_split import group_of
 from dyn_probe.report.frames import numbers, step_bins
-from dyn_probe.report.side_by_side.kl_price import KL, at_one_kl, kl_column, margin_points
+from dyn_probe.report.side_by_side.kl_price import KL, at_one_kl, kl_column, kl_over_steps, margin_points
 from dyn_probe.report.style import NEUTRAL, RUN_COLOURS, empty_figure, name_panel, new_figure, say, short
 
 if TYPE_CHECKING:
@@ -56,16 +57,16 @@ def _mass_column(trace: Trace) -> str:
 
 
 def _over_steps(ax: Axes, trace: Trace, mass: str) -> None:
-    steps = trace.steps.sort_values("step", kind="stable")
-    values = numbers(steps, f"eval_{kl_column(trace)}")
-    ends = [draw_line(ax, numbers(steps, "step"), values, Curve("held-out", values, NEUTRAL, dashed=True))]
-    fit_steps(ax, step_bins(steps))
+    taken, values = kl_over_steps(trace).T
+    ends = [draw_line(ax, taken, values, Curve("held-out", values, NEUTRAL, dashed=True))]
+    reach = [numbers(trace.steps, "step"), taken]
     if mass:
         bins, groups = step_bins(trace.mass), group_of(trace.mass["kind"])
         for group, colour in COLOURS.items():
             own = np.where(groups == group, numbers(trace.mass, mass), np.nan)
             ends.append(draw_line(ax, bins.centre, bins.means(own), Curve(LABELS[group], own, colour)))
-        fit_steps(ax, bins)
+        reach.append(numbers(trace.mass, "step"))
+    fit_steps(ax, step_bins(pd.DataFrame({"step": np.concatenate(reach)})))
     label_ends(ax, [end for end in ends if end is not None])
 
 

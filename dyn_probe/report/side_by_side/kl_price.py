@@ -35,12 +35,25 @@ class AtOneKL:
 def margin_points(trace: Trace) -> Floats:
     """``[evaluations, 2]`` KL to the reference (nats/token) and log-ratio margin (nats/sequence) of the held-out pairs,
     by step; the evaluation after the last step is in run.json."""
-    steps = trace.steps.sort_values("step", kind="stable")
-    name = f"eval_{kl_column(trace)}"
-    rows = np.stack([numbers(steps, name), numbers(steps, MARGIN)], 1)
-    end = [getattr(trace.about.held_out, key, None) for key in (name, MARGIN)]
-    rows = np.vstack([rows, np.array([[np.nan if value is None else value for value in end]], dtype=np.float64)])
+    rows = _evaluations(trace, f"eval_{kl_column(trace)}", MARGIN)[:, 1:]
     return rows[np.isfinite(rows).all(1)]
+
+
+def kl_over_steps(trace: Trace) -> Floats:
+    """``[evaluations, 2]`` steps taken, and the KL to the reference then (nats/token), of the held-out pairs."""
+    rows = _evaluations(trace, f"eval_{kl_column(trace)}")
+    return rows[np.isfinite(rows).all(1)]
+
+
+def _evaluations(trace: Trace, *names: str) -> Floats:
+    """``[steps + 1, 1 + names]`` steps taken and these columns, the last row after the last step."""
+    steps = trace.steps.sort_values("step", kind="stable")
+    taken = numbers(steps, "step")
+    rows = np.stack([taken, *(numbers(steps, name) for name in names)], 1)
+    after = taken.max() + 1 if len(taken) else np.nan
+    end = [getattr(trace.about.held_out, name, None) for name in names]
+    last = [after, *(np.nan if value is None else value for value in end)]
+    return np.vstack([rows, np.array([last], dtype=np.float64)])
 
 
 def kl_column(trace: Trace) -> str:
