@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report.frames import Floats, numbers, recorded
+from dyn_probe.report.frames import Floats, numbers, once, recorded
+
+if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,28 @@ class Synchrony:
     pairs: int
 
 
+def by_group(names: np.ndarray, x: Floats, y: Floats, least: int = LEAST_ROWS) -> Floats:
+    """Linear correlation of x and y within each group of equal names [groups]; NaN with fewer than `least` rows or a
+    constant column."""
+    group, distinct = pd.factorize(names)
+    order = np.argsort(group, kind="stable")
+    group, counts = group[order], np.bincount(group, minlength=len(distinct))
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    usable, centred = counts >= least, []
+    for values in (x[order], y[order]):
+        usable &= np.maximum.reduceat(values, starts) > np.minimum.reduceat(values, starts)
+        centred.append(values - (np.bincount(group, values) / counts)[group])
+    xx, yy, xy = (np.bincount(group, centred[i] * centred[j]) for i, j in ((0, 0), (1, 1), (0, 1)))
+    found = np.divide(xy, np.sqrt(xx * yy), out=np.full(len(counts), np.nan), where=usable)
+    return np.clip(found, -1, 1)
+
+
+@once
+def run_synchrony(trace: Trace) -> Synchrony | None:
+    """``synchrony`` of a run."""
+    return synchrony(trace.pairs)
+
+
 def synchrony(pairs: pd.DataFrame) -> Synchrony | None:
     """Of the run's pair rows; None where no change of both sides was recorded, or over fewer than LEAST_STEPS steps."""
     name = next((n for n in CHANGES if all(recorded(pairs, f"{n}_{side}") for side in ("chosen", "rejected"))), None)
@@ -96,9 +122,8 @@ def synchrony(pairs: pd.DataFrame) -> Synchrony | None:
     blocks = np.array_split(np.arange(len(means)), min(BLOCKS, len(means) // 2))
     without = np.array([pearson(*np.delete(means, block, axis=0).T) for block in blocks])
     spread = float(np.sqrt((len(blocks) - 1) * np.mean((without - without.mean()) ** 2)))
-    parts = [part.to_numpy(dtype=np.float64).T for _, part in frame.groupby("pair")[["up", "down"]]]
-    own = [pearson(*part) for part in parts if part.shape[1] >= LEAST_ROWS]
-    kept = np.array([value for value in own if np.isfinite(value)])
+    own = by_group(frame["pair"].to_numpy(), frame["up"].to_numpy(), frame["down"].to_numpy())
+    kept = own[np.isfinite(own)]
     error = float(kept.std(ddof=1) / np.sqrt(len(kept))) if len(kept) > 1 else float("nan")
     mean = float(kept.mean()) if len(kept) else float("nan")
     return Synchrony(CHANGES[name], pearson(*means.T), spread, len(means), mean, error, len(kept))

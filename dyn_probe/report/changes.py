@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.report import pair_columns
-from dyn_probe.report.frames import Floats, Tenths, finite, numbers, recorded, tenths
+from dyn_probe.report.frames import Floats, Tenths, finite, numbers, once, recorded, tenths
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -41,6 +41,7 @@ class Change:
         return self.chosen if name == "chosen" else self.rejected
 
 
+@once
 def run_change(trace: Trace) -> Change | None:
     """Change over the run, nats/token: from the start to the end where the end of at least LEAST_PAIRS pairs was
     measured, else by the recorded rows (``change``)."""
@@ -78,6 +79,7 @@ def changes_alike(traces: Sequence[Trace]) -> list[Change]:
     return []
 
 
+@once
 def run_start(trace: Trace) -> pd.DataFrame:
     """``start_rows`` of a run: where the table `final` has the start (runs without a reference), from before training,
     NaN in the pairs that it lacks."""
@@ -88,6 +90,7 @@ def run_start(trace: Trace) -> pd.DataFrame:
     return start
 
 
+@once
 def starts_before_training(trace: Trace) -> bool:
     """Whether ``run_start`` is the model before training, rather than each pair's first recorded row."""
     return starts_at_reference(trace.pairs) or recorded(trace.final, "start_logp_chosen")

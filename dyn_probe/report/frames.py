@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -14,10 +18,41 @@ Mask = NDArray[np.bool_]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def once(function: Function) -> Function:
+    """What is derived from a trace, kept while the trace lives: a report asks for the same a dozen times. Answers are
+    shared, so nobody changes them in place."""
+
+    @wraps(function)
+    def kept(trace: Any, *more: Any) -> Any:
+        alive, found = _KEPT.get(id(trace), (None, {}))
+        if alive is None or alive() is not trace:
+            name, found = id(trace), {}
+            _KEPT[name] = (weakref.ref(trace, lambda gone: _forget(name, gone)), found)
+        asked = (function, *more)
+        if asked not in found:
+            found[asked] = function(trace, *more)
+        return found[asked]
+
+    return cast(Function, kept)
+
+
+_KEPT: dict[int, tuple[weakref.ref[Any], dict[Any, Any]]] = {}
+
+
+def _forget(name: int, gone: weakref.ref[Any]) -> None:
+    if name in _KEPT and _KEPT[name][0] is gone:
+        del _KEPT[name]
+
+
 def numbers(frame: pd.DataFrame, column: str) -> Floats:
     """A column as float64 [rows], NaN where null or where the table has no such column."""
     if column not in frame:
         return np.full(len(frame), np.nan)
+    if frame[column].dtype == np.float64:
+        return np.array(frame[column], dtype=np.float64)
     return pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
 
 

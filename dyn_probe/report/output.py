@@ -14,10 +14,12 @@ from matplotlib.figure import Figure
 
 from dyn_probe.errors import BadInput
 from dyn_probe.report.export.cells import plain
+from dyn_probe.report.style import measured_once, settle
 from dyn_probe.trace.failures import naming
 
 MARK = "report.json"
 WRITER = "dyn-probe report"
+DPI = 150
 SVG: Any = {"svg.fonttype": "path", "svg.hashsalt": "dyn-probe"}
 
 
@@ -70,13 +72,21 @@ def write_files(out: Path, files: Mapping[str, bytes], data: Mapping[str, Any]) 
 def render(figure: Figure) -> tuple[bytes, bytes]:
     """The figure as (SVG, PNG); texts in the SVG are outlines, so that it looks the same everywhere."""
     svg, png = io.BytesIO(), io.BytesIO()
+    figure.set_dpi(DPI)  # laid out as the PNG is drawn: what is known of a text's size stays known
+    for ax in figure.axes:
+        if ax.get_title(loc="left"):
+            settle(ax)
     if engine := figure.get_layout_engine():
+        for ax in figure.axes:
+            measured_once(ax)
         engine.execute(figure)
+        for ax in figure.axes:
+            vars(ax).pop("get_tightbbox", None)
         with rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
             figure.set_layout_engine(None)  # the layout stands; with an engine, savefig draws everything twice
     with rc_context(SVG):
-        figure.savefig(svg, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
-        figure.savefig(png, format="png", dpi=150)
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(png, format="png", dpi=DPI)
     return svg.getvalue(), png.getvalue()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.report import pair_columns
-from dyn_probe.report.agreement import synchrony
+from dyn_probe.report.agreement import run_synchrony
 from dyn_probe.report.basis import BASES, basis_of, completed
 from dyn_probe.report.frames import Floats, finite, median, numbers, share, tenths
 from dyn_probe.trace.schema import CASES
@@ -190,7 +190,7 @@ def every_line(trace: Trace, basis: str = "") -> list[Line]:
 
 def _over_run(trace: Trace) -> list[Line]:
     """What is of the whole run rather than of its ends: the synchrony of chosen and rejected, with its error."""
-    found = synchrony(trace.pairs)
+    found = run_synchrony(trace)
     if found is None or np.isnan(found.run):
         return []
     formula = f"correlation over steps of the means of Δa and Δb ({found.basis}), whole run"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dyn_probe.report.frames import Floats, finite, numbers
+from dyn_probe.report.frames import Floats, finite, numbers, once
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -26,6 +26,7 @@ PARTS: dict[str, str] = {
 """Column of `pushes` → what pushes; the parts add up to the column `total`."""
 
 
+@once
 def of_side(trace: Trace, side: str) -> pd.DataFrame:
     """The rows of `pushes` of one side."""
     return trace.pushes[trace.pushes["side"] == side]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from dyn_probe.report.agreement import spearman
 from dyn_probe.report.basis import BASES, basis_of_list, completed
 from dyn_probe.report.changes import run_start
 from dyn_probe.report.first_screen.trouble import trouble
-from dyn_probe.report.frames import Floats, finite, numbers
+from dyn_probe.report.frames import Floats, finite, numbers, once
 from dyn_probe.report.push_parts import of_side
 from dyn_probe.report.unfit import naming_runs
 
@@ -164,23 +163,9 @@ RUN_NUMBERS: dict[str, tuple[str, str]] = {
 """Number of a pair that needs more than the table `pairs` → its unit and meaning."""
 
 
+@once
 def run_rows(trace: Trace, step: int | None = None) -> pd.DataFrame:
-    """`pair_rows` of a trace with the cases of every basis, what the end of the run says, and what the pushes say.
-
-    Those of the last trace that was asked for are kept while it lives: a report asks a dozen times.
-    """
-    if step is None and _LAST and _LAST[0][0]() is trace:
-        return _LAST[0][1]
-    found = _run_rows(trace, step)
-    if step is None:
-        _LAST[:] = [(weakref.ref(trace, lambda _: _LAST.clear()), found)]
-    return found
-
-
-_LAST: list[tuple[weakref.ref[Trace], pd.DataFrame]] = []
-
-
-def _run_rows(trace: Trace, step: int | None) -> pd.DataFrame:
+    """`pair_rows` of a trace with the cases of every basis, what the end of the run says, and what the pushes say."""
     rows = pair_rows(completed(trace), step)
     found = {f"run_change_{side}": run_change(trace, rows, side) for side in pair_columns.SIDES}
     found |= {f"pushed_{side}": pushed(trace, rows, side) for side in pair_columns.SIDES}

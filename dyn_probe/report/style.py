@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 CHOSEN = "#0072B2"
 REJECTED = "#D55E00"
@@ -28,6 +31,8 @@ INK, MUTED, GRID = "#1F2933", "#6B7785", "#E6E9ED"
 DIVERGING = "RdBu_r"
 
 LABEL, TICK, TITLE = 8.5, 8, 9.5
+HEADING: dict[str, Any] = {"fontsize": TITLE, "color": INK, "fontweight": "bold", "pad": 8}
+"""How a panel's title looks."""
 
 
 def new_figure(
@@ -47,16 +52,43 @@ def tidy(ax: Axes) -> None:
     ax.spines[["left", "bottom"]].set_color("#B8C0CA")
     ax.grid(axis="y", color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
     ax.tick_params(colors=MUTED, labelsize=TICK, length=3, width=0.8, color="#B8C0CA")
 
 
 def name_panel(ax: Axes, title: str, y: str = "", x: str = "optimizer step") -> None:
     """Panel title (left), axis labels with units, whole-numbered steps."""
-    ax.set_title(title, loc="left", fontsize=TITLE, color=INK, fontweight="bold", pad=8)
+    ax.set_title(title, loc="left", **HEADING)
     ax.set_ylabel(y, fontsize=LABEL, color=MUTED)
     ax.set_xlabel(x, fontsize=LABEL, color=MUTED)
     if x == "optimizer step":
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def measured_once(ax: Axes) -> None:
+    """Let the layout measure what stands around a panel once, not twice: it does not depend on the panel's size."""
+    measure = ax.get_tightbbox
+    margins: list[Any] = []
+
+    def around(renderer: Any = None, **more: Any) -> Bbox:
+        inner = ax.get_window_extent(renderer)
+        if not margins:
+            outer = measure(renderer, **more) or inner
+            margins.append(np.array(outer.extents) - np.array(inner.extents))
+        return Bbox.from_extents(*(np.array(inner.extents) + margins[0]))
+
+    if ax.get_aspect() == "auto":
+        setattr(ax, "get_tightbbox", around)  # noqa: B010
+
+
+def settle(ax: Axes) -> None:
+    """Keep a panel's title just above it. Left to itself matplotlib measures all tick labels again, each time it draws,
+    to make way for a factor above the axis; where there is one, it still does."""
+    title, written = ax.get_title(loc="left"), ax.yaxis.get_major_formatter()
+    written.format_ticks(list(ax.get_yticks()))
+    if title and not written.get_offset():
+        ax.set_title(title, loc="left", y=1.0, **HEADING)
 
 
 def say(ax: Axes, text: str, width: int = 60) -> None:

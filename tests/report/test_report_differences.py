@@ -16,7 +16,7 @@ from sides import trace_of, two_sided_tables
 from tiny_runs import run
 
 from dyn_probe.report import pair_columns
-from dyn_probe.report.agreement import BLOCKS, synchrony
+from dyn_probe.report.agreement import BLOCKS, by_group, synchrony
 from dyn_probe.report.comparing import deltas
 from dyn_probe.report.figures.likeness import medians
 from dyn_probe.report.figures.response_parts import part_change
@@ -196,3 +196,16 @@ def test_theorem_3_is_counted_over_all_positions(tmp_path: Path) -> None:
     said = values(theorem.after(trace_of(tmp_path / "run", tables)))
     assert said == {"assumption_holds": 1 / 3, "conclusion_holds": 2 / 3, "n": 3}
     assert theorem.after(trace_of(tmp_path / "old", two_sided_tables())) == []
+
+
+def test_the_correlations_of_groups_are_those_of_their_rows() -> None:
+    draw = np.random.default_rng(3)
+    names = np.array([f"p{number}" for number in draw.integers(0, 9, 90)])
+    x, y = draw.normal(1e3, 1, (2, 90))
+    x[names == "p3"] = 0.1  # a constant column has no correlation
+    names[:3] = "few"
+    found = by_group(names, x, y, least=5)
+    for value, name in zip(found, pd.unique(names), strict=True):
+        own = names == name
+        known = own.sum() >= 5 and np.ptp(x[own]) > 0
+        assert value == pytest.approx(np.corrcoef(x[own], y[own])[0, 1]) if known else np.isnan(value)

@@ -10,7 +10,7 @@ import pytest
 from report_frames import DEFAULT, simulate
 
 from dyn_probe.report import pair_columns
-from dyn_probe.report.frames import bands, numbers, recorded, step_bins, tenths
+from dyn_probe.report.frames import _KEPT, bands, numbers, once, recorded, step_bins, tenths
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +137,21 @@ def test_recorded_needs_one_value(pairs: pd.DataFrame) -> None:
     assert recorded(pairs, "gate") is False
     assert recorded(pairs, "grad_inner") is True
     assert recorded(pairs, "no_such_column") is False
+
+
+def test_what_is_derived_from_a_trace_is_kept_for_that_trace_alone() -> None:
+    class Run:
+        pass
+
+    asked: list[tuple[object, str]] = []
+
+    @once
+    def derived(run: Run, side: str = "chosen") -> object:
+        asked.append((id(run), side))
+        return object()
+
+    one, other = Run(), Run()
+    assert derived(one) is derived(one) and derived(one, "rejected") is not derived(one)
+    assert derived(other) is not derived(one) and len(asked) == 3
+    del one, other
+    assert not _KEPT.keys() & {run for run, _ in asked}

@@ -132,9 +132,10 @@ def series(trace: Trace, ids: Iterable[str]) -> dict[str, Data]:
     """Pair → its log-probabilities (nats) and pushes (nats a step) at its recorded steps, in the order of `ids`, until
     MOST_ROWS of them are used up."""
     found, left = {}, MOST_ROWS
-    rows = Columns(trace.pairs, ("step", *(f"logp_{side}" for side in SIDES)))
-    pushed = {side: Columns(of_side(trace, side), ("step", *PARTS, "total")) for side in SIDES}
-    for name in ids:
+    wanted = list(ids)
+    rows = Columns(trace.pairs, ("step", *(f"logp_{side}" for side in SIDES)), wanted)
+    pushed = {side: Columns(of_side(trace, side), ("step", *PARTS, "total"), wanted) for side in SIDES}
+    for name in wanted:
         own = rows.of(name)
         if (left := left - len(own["step"])) < 0:
             break
@@ -147,11 +148,12 @@ def series(trace: Trace, ids: Iterable[str]) -> dict[str, Data]:
 
 
 class Columns:
-    """Columns of a table as arrays, to be asked for one pair after the other."""
+    """Columns of a table as arrays, to be asked for one of these pairs after the other."""
 
-    def __init__(self, frame: pd.DataFrame, names: Iterable[str]) -> None:
-        self.values = {name: numbers(frame, name) for name in names}
-        self.places = {str(name): np.asarray(rows) for name, rows in frame.groupby("pair_id").indices.items()}
+    def __init__(self, frame: pd.DataFrame, names: Iterable[str], pairs: Iterable[str]) -> None:
+        own = frame[frame["pair_id"].isin(list(pairs))]
+        self.values = {name: numbers(own, name) for name in names}
+        self.places = {str(name): np.asarray(rows) for name, rows in own.groupby("pair_id").indices.items()}
 
     def of(self, pair: str) -> dict[str, Floats]:
         """A pair's rows, MOST_POINTS at most."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dyn_probe.report.agreement import LEAST_ROWS, Synchrony, synchrony
+from dyn_probe.report.agreement import LEAST_ROWS, Synchrony, run_synchrony
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, say, sig, signed
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ TOGETHER = 0.5
 
 def together(trace: Trace) -> list[Verdict]:
     """Synchrony: the correlation of the change of chosen with that of rejected over steps, with its error."""
-    found = synchrony(trace.pairs)
+    found = run_synchrony(trace)
     if found is None or np.isnan(found.run):
         return []
     own = ""

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.mass.squeezing import changes_by_prompt, gating
-from dyn_probe.report.agreement import spearman, synchrony
+from dyn_probe.report.agreement import run_synchrony, spearman
 from dyn_probe.report.changes import run_start, starts_before_training
 from dyn_probe.report.frames import Floats, numbers, recorded
 from dyn_probe.report.pair_columns import balance_ceiling, balance_token
@@ -108,7 +108,7 @@ def accuracy(trace: Trace) -> Estimate | None:
 
 def together(trace: Trace) -> Estimate | None:
     """Synchrony: correlation of Δa with Δb over steps."""
-    found = synchrony(trace.pairs)
+    found = run_synchrony(trace)
     return None if found is None or np.isnan(found.run) else Estimate(found.run, found.error, found.run, found.run)
 
 
