@@ -63,7 +63,7 @@ def _unknown(trace: Trace) -> str:
 
 def fix_lines(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The fix table for the terminal: heads, the run as it was, and a row per remedy."""
-    heads = ("", f"Δ {table['side']}", "margin", "type")
+    heads = ("", f"Δ {table['side']}", "margin", "add to dyn-probe record")
     rows = [(row["words"], row["effect"], row["margin"], row["typed"]) for row in table["rows"]]
     return [heads, ("As trained", table["was"]["effect"], table["was"]["margin"], ""), *rows]
 
