@@ -46,7 +46,7 @@ class Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if grads[0] is not None or any(grad is not None for grad in grads):
+        if any(grad is not None for grad in grads):
             ctx.receive(ctx.call, ctx.saved_tensors, grads)
         return (None, None, None, None, *grads)
 
@@ -234,14 +234,11 @@ class Capture:
             return None
         call = Call(use, self.layout, args, kwargs, tuple([leaves[i] for i in places]), places)
         try:
-            self.busy = True
-            with torch.no_grad():
+            with self.quiet(), torch.no_grad():
                 self.claims[use.module] = explain(call, KINDS, self.claims.get(use.module))
         except UnsupportedUse as error:
             self.complaints.append(str(error))
             return None
-        finally:
-            self.busy = False
         outputs = call.outputs
         if call.notes.get("per_batch"):  # used once for the whole batch: give every row its own
             rows, length = self.layout.rows, self.layout.length
@@ -266,11 +263,8 @@ class Capture:
         return tapped
 
     def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-        was, self.busy = self.busy, True
-        try:
+        with self.quiet():
             self._receiver(call, saved, grads)
-        finally:
-            self.busy = was
 
     def quiet(self) -> Quiet:
         """Modules that run inside are not tapped: the rules themselves run some again."""
