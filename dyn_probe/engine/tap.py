@@ -177,8 +177,6 @@ class Capture:
             self.output = output if self.widened else None
 
     def _hook_of(self, use: Use) -> Callable[..., Any]:
-        device = self.anchor.device.type
-
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if self.busy or not self._forwards:
                 return None
@@ -186,7 +184,7 @@ class Capture:
                 self.leaves[id(module._parameters[local])] = name
             if self._inside:
                 self.calls[module] = self.calls.get(module, 0) + 1
-                self.autocast |= torch.is_autocast_enabled(device)
+                self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
                 self.dtypes.update([t.dtype for t in leaves_of(output) if isinstance(t, Tensor)])
             if not torch.is_grad_enabled():
                 return None
