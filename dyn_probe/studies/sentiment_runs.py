@@ -93,7 +93,9 @@ def style_arm(
 def on_pretrained(arm: Arm, pretrained: Pretrained, data: str) -> Arm:
     """The same arm from a pretrained model, with its settings; the method stays."""
     config, own = pretrained.config(arm.folder, data, arm.seed), arm.config
-    config = replace(config, objective=own.objective, shaping=own.shaping, sft_objective=own.sft_objective)
+    config = replace(
+        config, objective=own.objective, hyper=own.hyper, shaping=own.shaping, sft_objective=own.sft_objective
+    )  # fmt: skip
     config = config if own.objective == "dpo" else replace(config, beta=None)
     return replace(
         arm, config=config, model=pretrained.name, begin=nothing, minutes=pretrained.training.minutes
