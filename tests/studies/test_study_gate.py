@@ -46,10 +46,13 @@ def test_one_constant_is_changed_at_a_time(tmp_path: Path) -> None:
     assert names["gate-seq"] == "gate-seq" and names["gate-q10 tau=0.003"] == "gate-q10:tau=0.003"
     assert "gate-seq tau=0.1" not in names and "gate-q10 q=0.25" in names and len(names) == 2 + 5 + 6
     arms = gate_arms.gate_arms(tmp_path, gate_arms.SIZE, tmp_path / "probes.jsonl", [])
-    assert len(arms) == gate_arms.SIZE.seeds * (1 + len(names) + 3) == len({arm.key for arm in arms})
+    assert len(arms) == gate_arms.SIZE.seeds * (1 + len(names) + 4) == len({arm.key for arm in arms})
     for arm in arms:
         Method.of(arm.config)
         assert arm.config.model.endswith("collapsed") is arm.name.startswith("collapsed: ")
+        assert arm.config.model.endswith("larger") is (arm.name == "larger: DPO")
+    wide, size = gate_arms.larger(SMALL), gate_arms.LARGER
+    assert (wide.width, wide.layers, wide.heads, wide.pairs) == (size.width, size.layers, size.heads, SMALL.pairs)
     assert set(arms_of(gate_page.CLAIMS)) <= {arm.name for arm in arms}
 
 
@@ -74,6 +77,7 @@ def test_a_policy_is_trained_until_it_collapses(tmp_path: Path, monkeypatch: pyt
 def gate_study(seed: int = 0) -> list[ArmManifest]:
     """Every arm of the gate's study with made-up numbers: DPO lowers chosen, gates raise it."""
     names = [gate_arms.DPO, *gate_arms.settings(), *(f"collapsed: {name}" for name in ("DPO", "gate-seq", "gate-q10"))]
+    names.append(gate_arms.LARGER_DPO)
     rows = []
     for place, name in enumerate(names):
         up = -2.0 if name.endswith("DPO") else 1.0

@@ -30,7 +30,8 @@ def _arm(folder: Path, name: str, data: str, called: str, pretrained: Pretrained
     config = pretrained.config(folder / name, data, 0)
     config = replace(
         config, max_pairs=PAIRS, steps=STEPS, every=2, metric_every=10, split_momentum=True,
-        tokens_every=STEPS if maps else 0, token_pairs=max(1, maps), mass_every=STEPS // 2, probe_size=6, max_length=256,
+        tokens_every=STEPS if maps else 0, token_pairs=maps or config.token_pairs, mass_every=STEPS // 2, probe_size=6,
+        max_length=256,
     )  # fmt: skip
     command = command_of(REFERENCE, [], name)
     return Arm(REFERENCE, name, 0, config, pretrained.name, called, command, minutes=pretrained.training.minutes)
