@@ -5,7 +5,7 @@ responses. Every method then starts from that same model and trains on the same 
 settings. The responses of the probe set are measured before and after.
 
 The published protocol is five epochs; a small model memorises a few hundred pairs in that time, and chosen rises under
-every method. The cpu preset sees every pair once, at a learning rate chosen on seed 0 under DPO alone.
+every method. The cpu preset sees every pair once, at a learning rate chosen by the rule of ``arms.rate_choice``.
 """
 
 from __future__ import annotations

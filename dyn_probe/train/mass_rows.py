@@ -19,7 +19,7 @@ from dyn_probe.mass.squeezing import gating, run_figures
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.display import Display
 from dyn_probe.train.mass_places import FIRST_FILE, distribution_rows, save_first
-from dyn_probe.train.options.config import OPTIONS, RunConfig
+from dyn_probe.train.options.config import OPTIONS, PROBING, RunConfig
 
 if TYPE_CHECKING:
     from dyn_probe.train.parallel import Processes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PROBE_FILE = "probe_set.jsonl"
 """File of the probe set in the run's folder."""
 
-NEEDING = {"mass_every": ("probe_set", "probe_size", "probe_initial"), "tokens_every": ("token_pairs",)}
+NEEDING = {"mass_every": PROBING, "tokens_every": ("token_pairs",)}
 """Option that starts a measurement → options that only matter with it."""
 
 
@@ -39,11 +39,16 @@ def choose_probes(
     held_out: Sequence[EncodedPair],
     tokenizer: Any,
     max_length: int,
+    asked: bool = True,
 ) -> ProbeSet | None:
-    """The run's probe set, before anything is written; None where ``mass_every`` is 0.
+    """The run's probe set, before anything is written; None where ``mass_every`` is 0, and where nobody asked for one
+    and none can be measured.
 
     It is the file of ``probe_set``, or built from the held-out pairs, or from the training pairs where none are held
     out. A resumed run reads the one that was saved with it.
+
+    Args:
+        asked: whether measuring was asked for, and is not the default.
 
     Raises:
         BadInput: no probe response can be measured (the message says what was skipped, by line and kind), or an option
@@ -63,7 +68,12 @@ def choose_probes(
     else:
         texts = [pair.text for pair in (held_out or pairs)]
         found = build_probe_set(texts, prompts=config.probe_size, seed=config.seed, tokenizer=tokenizer)
-    encode_probes(found, tokenizer, max_length=max_length)
+    try:
+        encode_probes(found, tokenizer, max_length=max_length)
+    except BadInput:
+        if asked:
+            raise
+        return None
     return found
 
 
@@ -129,7 +139,8 @@ def _start_probes(run: Run, fresh: bool) -> None:
             probes.save(config.folder / PROBE_FILE)
         if config.probe_set:
             name_kinds(run.display, probes)
-        warn_skipped(run.display, run.probes)
+        if setup.probes_asked:
+            warn_skipped(run.display, run.probes)
         run.writer.update_manifest(mass=about(run.probes, config.probe_set, probes.built))
 
 

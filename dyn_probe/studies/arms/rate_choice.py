@@ -1,4 +1,4 @@
-"""How a study's learning rate is chosen: under DPO alone, on pairs and seeds that are in none of its tables.
+"""How a study's learning rate is chosen: under DPO alone, on pairs and a seed that are in none of its tables.
 
 The rule (``chosen_rate``): of the rates in RATES, the smallest whose accuracy on held-out pairs, over the seeds in
 SEEDS, is within one standard error of the highest. All methods of a study train at that one rate.
@@ -93,3 +93,16 @@ def chosen_rate(found: Sequence[ArmManifest], study: str) -> float:
     means = {rate: pooled([one.figures["accuracy"] for one in arms]) for rate, arms in by_rate(found, study).items()}
     best = max(means.values(), key=lambda one: one.value)
     return min(rate for rate, one in means.items() if one.value >= best.value - best.error)
+
+
+def rate_lines(found: Sequence[ArmManifest]) -> list[tuple[str, ...]]:
+    """A row per study and rate: held-out accuracy and change of chosen on the training pairs, with standard errors."""
+    rows = []
+    for study in dict.fromkeys(one.study for one in found):
+        best = chosen_rate(found, study)
+        for rate, arms in by_rate(found, study).items():
+            accuracy, moved = (pooled([one.figures[name] for one in arms]) for name in ("accuracy", "chosen"))
+            change = f"{moved.value:+.2f} ± {moved.error:.2f}".replace("-", "−")
+            right = f"{accuracy.value:.2f} ± {accuracy.error:.2f}"
+            rows.append((study, f"{rate:g}", right, change, "**chosen**" if rate == best else ""))
+    return rows

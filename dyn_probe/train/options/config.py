@@ -30,6 +30,13 @@ BY_MODEL: dict[str, tuple[float, float, float]] = {
 """Field → its default for the built-in model, for LoRA adapters on another model, for all weights of another model."""
 
 
+MOST_PROBED, PAIRS_A_PROBE = 8, 60
+"""Prompts that are probed at most where --mass-every is not given: one for every so many pairs that the run trains on,
+which takes about a fiftieth of the run."""
+PROBING = ("probe_set", "probe_size", "probe_initial")
+"""Options that only matter where probe responses are measured."""
+
+
 def _by_model(name: str) -> str:
     """Such a default in words."""
     own, lora, other = (f"{v:.0e}".replace("e-0", "e-") if 0 < v < 1 else f"{v:g}" for v in BY_MODEL[name])
@@ -161,8 +168,11 @@ class RunConfig:
     token_pairs: int = _option(
         4, "Number of pairs that --tokens-every tracks, drawn by the seed and the same throughout the run.", least=1
     )
-    mass_every: int = _option(
-        0, "Measure the probe responses every N steps, and at the start and end; 0 never.", least=0
+    mass_every: int | None = _option(
+        None,
+        "Measure the probe responses every N steps, and at the start and end; 0 never.",
+        least=0,
+        default_text=f"at the start and end, of up to {MOST_PROBED} prompts",
     )
     probe_set: str = _option(
         "",
@@ -256,7 +266,20 @@ class RunConfig:
         found["every"] = "auto" if thin else 1
         every = found["every"] if self.every is None else self.every
         found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2 and every != "auto"}
-        return replace(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
+        prompts = self.probed_unasked
+        found |= {"mass_every": self.steps if prompts else 0}
+        size = {"probe_size": prompts} if prompts else {}
+        return replace(self, **size, **{name: value for name, value in found.items() if getattr(self, name) is None})
+
+    @property
+    def probed_unasked(self) -> int:
+        """Prompts that are probed at the start and the end where nothing is said of it; 0 where something is, and where
+        the weights are sharded."""
+        usual = RunConfig.__dataclass_fields__
+        said = self.mass_every is not None or any(getattr(self, name) != usual[name].default for name in PROBING)
+        if said or self.parallel == "fsdp2":
+            return 0
+        return min(MOST_PROBED, self.steps * self.pairs_per_step // PAIRS_A_PROBE)
 
     @property
     def realised_every(self) -> int:
