@@ -29,7 +29,9 @@ from dyn_probe.report.ranked import RANKINGS
 from dyn_probe.report.verdicts import TOPICS, VERDICTS
 from dyn_probe.report.verdicts.advice import KNOBS
 from dyn_probe.studies.arms.arm_manifest import read_collection
-from dyn_probe.studies.arms.claims_table import claims_table, theory_rows
+from dyn_probe.studies.arms.claims_table import claims_table, table, theory_rows
+from dyn_probe.studies.arms.published_table import published_table
+from dyn_probe.studies.arms.rate_choice import rate_lines
 from dyn_probe.studies.theory_page import claims as theorems
 from dyn_probe.studies.theory_page import run_statements
 from dyn_probe.trace.docs import schema_markdown
@@ -239,6 +241,17 @@ def claims() -> str:
     return claims_table(read_collection(sorted(CLAIMS.glob("*.jsonl"))), theory_rows(judged))
 
 
+def learning_rates() -> str:
+    """The choice of the small models' learning rates, from benchmarks/results/learning-rates."""
+    head = ("study", "learning rate", "accuracy, held-out pairs", "Δ chosen, training pairs (nats)", "")
+    return table(head, rate_lines(read_collection(sorted((CLAIMS.parent / "learning-rates").glob("*.jsonl")))))
+
+
+def published() -> str:
+    """The published Δ table beside the arms of the squeezing study."""
+    return published_table(read_collection(sorted(CLAIMS.glob("*.jsonl"))))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "objectives": objectives,
@@ -256,6 +269,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "trace-schema": schema_markdown,
     "trust": trust_figures,
     "claims": claims,
+    "learning-rates": learning_rates,
+    "published-table": published,
 }
 
 

@@ -18,8 +18,10 @@ from dyn_probe.studies.arms.arm_pages import PAGES, write_arms
 from dyn_probe.studies.arms.claim_rows import Claim, arms_of, judge
 from dyn_probe.studies.arms.claims_table import COLUMNS, STUDIES, cell, claims_table, command, theory_rows
 from dyn_probe.studies.arms.objective_page import METHODS, shown
+from dyn_probe.studies.arms.published_table import published_table
 from dyn_probe.studies.claims import Estimate
 from dyn_probe.studies.presets import PRESETS
+from dyn_probe.studies.published import TRAINED
 from dyn_probe.studies.squeezing_runs import study_data
 from dyn_probe.train.objective import Method
 
@@ -169,3 +171,14 @@ def test_commands_of_the_table_name_model_and_data() -> None:
         f"dyn-probe reproduce sentiment {model} --statements tweet_sentiment.jsonl --arm long-suffix-0",
     ]
     assert command(gate, COLUMNS[0], "collapsed: DPO", 2) == "dyn-probe reproduce gate --arm collapsed-dpo-2"
+
+
+def test_the_published_table_has_both_forms_of_two_methods() -> None:
+    moved = {"delta_rejected": -9.0, "margin": 8.0, "delta_others": -7.0}
+    found = [manifest("squeezing", "IPO", seed, delta_chosen=-1.0 - seed, **moved) for seed in (0, 1)]
+    found += [manifest("squeezing", "IPO, per token", delta_chosen=-30.0, **moved)]
+    lines = {line.split(" | ")[0].strip("| "): line for line in published_table(found).splitlines()}
+    assert set(TRAINED) <= set(lines)
+    assert "| average=false | −0.95 / −9.43 / +8.48 / −8.55 | −1.5 ± 0.5 / −9.0 ± 0.0" in lines["IPO"]
+    assert "(2) | not run | not run |" in lines["IPO"] and "no row | −30.0 ± 0.0" in lines["IPO, per token"]
+    assert "lambda=0.75, schedule=true" in lines["Gate-DPO-Shift q10"] and lines["DPO"].count("not run") == 3
