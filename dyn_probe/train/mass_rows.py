@@ -155,7 +155,7 @@ def record_mass(run: Run, step: int) -> None:
     """Measure the probe responses before the update of ``step`` where the schedule says so, and after the last step.
     Gradients, random state and train mode stay as they are."""
     config, setup = run.config, run.setup
-    if run.probes is None or (step % config.mass_every and step != config.steps):
+    if run.probes is None or not config.mass_every or (step % config.mass_every and step != config.steps):
         return
     watch = Watch(choose_places(run.probes)) if step in (0, config.steps) else None
     with run.display.bar("probing     ", len(run.probes), leave=False) as advance, setup.autocast():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def form(method: str) -> str:
     return ", ".join(f"{name}={str(value).lower()}" for name, value in TRAINED[method].hyper.items())
 
 
-def _cell(seeds: Sequence[dict[str, Estimate]]) -> str:
+def _cell(seeds: Sequence[Mapping[str, Estimate]]) -> str:
     known = [one for one in seeds if set(CHANGES) <= set(one)]
     if not known:
         return "not run"

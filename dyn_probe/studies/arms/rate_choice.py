@@ -97,7 +97,7 @@ def chosen_rate(found: Sequence[ArmManifest], study: str) -> float:
 
 def rate_lines(found: Sequence[ArmManifest]) -> list[tuple[str, ...]]:
     """A row per study and rate: held-out accuracy and change of chosen on the training pairs, with standard errors."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for study in dict.fromkeys(one.study for one in found):
         best = chosen_rate(found, study)
         for rate, arms in by_rate(found, study).items():

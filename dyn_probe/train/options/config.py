@@ -268,8 +268,8 @@ class RunConfig:
         found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2 and every != "auto"}
         prompts = self.probed_unasked
         found |= {"mass_every": self.steps if prompts else 0}
-        size = {"probe_size": prompts} if prompts else {}
-        return replace(self, **size, **{name: value for name, value in found.items() if getattr(self, name) is None})
+        missing = {name: value for name, value in found.items() if getattr(self, name) is None}
+        return replace(self, **missing | ({"probe_size": prompts} if prompts else {}))
 
     @property
     def probed_unasked(self) -> int:
