@@ -19,7 +19,8 @@ from dyn_probe.mass.squeezing import gating, run_figures
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.display import Display
 from dyn_probe.train.mass_places import FIRST_FILE, distribution_rows, save_first
-from dyn_probe.train.options.config import OPTIONS, PROBING, RunConfig
+from dyn_probe.train.options.config import OPTIONS, RunConfig
+from dyn_probe.train.options.unasked import PROBING
 
 if TYPE_CHECKING:
     from dyn_probe.train.parallel import Processes

@@ -13,7 +13,8 @@ from tiny_runs import run, tiny
 from dyn_probe.errors import BadInput
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train import loop, mass_rows
-from dyn_probe.train.options.config import MOST_PROBED, RunConfig
+from dyn_probe.train.options.config import RunConfig
+from dyn_probe.train.options.unasked import MOST_PROBED, probed_unasked
 from dyn_probe.train.setup import prepare
 
 PLAIN: dict[str, Any] = dict(steps=5, batch_size=12, max_pairs=20, eval_fraction=0.2)
@@ -21,12 +22,12 @@ PLAIN: dict[str, Any] = dict(steps=5, batch_size=12, max_pairs=20, eval_fraction
 
 def test_one_prompt_for_every_sixty_pairs_that_are_trained_on() -> None:
     plain = RunConfig()
-    assert plain.probed_unasked == MOST_PROBED == 8 and plain.with_model_defaults().mass_every == plain.steps
-    assert plain.with_model_defaults().probe_size == 8 and replace(plain, steps=29).probed_unasked == 3
-    assert replace(plain, steps=1000).probed_unasked == 8
+    assert probed_unasked(plain) == MOST_PROBED == 8 and plain.with_model_defaults().mass_every == plain.steps
+    assert plain.with_model_defaults().probe_size == 8 and probed_unasked(replace(plain, steps=29)) == 3
+    assert probed_unasked(replace(plain, steps=1000)) == 8
     for options in (dict(mass_every=0), dict(mass_every=5), dict(probe_size=3), dict(parallel="fsdp2"), dict(steps=7)):
         found = replace(plain, **options)
-        assert found.probed_unasked == 0 and found.with_model_defaults().probe_size == found.probe_size
+        assert probed_unasked(found) == 0 and found.with_model_defaults().probe_size == found.probe_size
         assert found.with_model_defaults().mass_every == options.get("mass_every", 0)
 
 

@@ -11,6 +11,7 @@ from dyn_probe.data.model_folders import is_adapter
 from dyn_probe.errors import BadInput
 from dyn_probe.train.options.option_values import RunOption, read_value
 from dyn_probe.train.options.shares import read_budget
+from dyn_probe.train.options.unasked import MOST_PROBED, probed_unasked
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
@@ -28,13 +29,6 @@ BY_MODEL: dict[str, tuple[float, float, float]] = {
     "sft_lr": (2e-4, 1e-5, 1e-5),
 }
 """Field → its default for the built-in model, for LoRA adapters on another model, for all weights of another model."""
-
-
-MOST_PROBED, PAIRS_A_PROBE = 8, 60
-"""Prompts that are probed at most where --mass-every is not given: one for every so many pairs that the run trains on,
-which takes about a fiftieth of the run."""
-PROBING = ("probe_set", "probe_size", "probe_initial")
-"""Options that only matter where probe responses are measured."""
 
 
 def _by_model(name: str) -> str:
@@ -266,20 +260,10 @@ class RunConfig:
         found["every"] = "auto" if thin else 1
         every = found["every"] if self.every is None else self.every
         found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2 and every != "auto"}
-        prompts = self.probed_unasked
+        prompts = probed_unasked(self)
         found |= {"mass_every": self.steps if prompts else 0}
         missing = {name: value for name, value in found.items() if getattr(self, name) is None}
         return replace(self, **missing | ({"probe_size": prompts} if prompts else {}))
-
-    @property
-    def probed_unasked(self) -> int:
-        """Prompts that are probed at the start and the end where nothing is said of it; 0 where something is, and where
-        the weights are sharded."""
-        usual = RunConfig.__dataclass_fields__
-        said = self.mass_every is not None or any(getattr(self, name) != usual[name].default for name in PROBING)
-        if said or self.parallel == "fsdp2":
-            return 0
-        return min(MOST_PROBED, self.steps * self.pairs_per_step // PAIRS_A_PROBE)
 
     @property
     def realised_every(self) -> int:
