@@ -7,7 +7,8 @@ objectives without, the four sentiment styles; then on generated data; then furt
 most claims need come first. Arms of the collections that ``--done`` names are left out. After every arm its manifest is
 added to OUT/claims-STUDY.jsonl (a few kB an arm); traces stay in --work. What is not reached is listed in
 OUT/not-run.txt. ``--built-in N`` trains those of the small models on N cores beside them; ``--references`` begins with
-the two runs that are shipped as reference traces, and copies their folders to OUT/reference.
+the two runs that are shipped as reference traces, and copies their folders to OUT/reference. An arm on long responses
+takes 20 to 43 GB of GPU memory: at most three side by side on 140 GB.
 ``--model built-in --device cpu --steps 4`` checks the script itself without a GPU.
 """
 
