@@ -30,7 +30,7 @@ demo: $(VENV)/.stamp-package  ## install, record a run on the built-in model and
 	@echo "  $(CURDIR)/$(RUN)/report/report.html"
 
 test: $(VENV)/.stamp-dev  ## all fast tests, the notebooks (but for the longest) and the docs
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not gpu" --nbmake notebooks tests --ignore notebooks/05-my-trl-run.ipynb
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not gpu" --nbmake notebooks tests --ignore notebooks/05-my-trl-run.ipynb --ignore notebooks/06-a-pretrained-model.ipynb
 
 check: lint test  ## format, lint, types, tests
 
@@ -41,7 +41,7 @@ lint: $(VENV)/.stamp-dev  ## format, lint and types only
 
 slow: $(VENV)/.stamp-dev  ## long reproductions, and the longest notebook
 	$(PYTEST) -m "slow and not gpu" tests
-	$(PYTEST) --nbmake notebooks/05-my-trl-run.ipynb
+	$(PYTEST) --nbmake notebooks/05-my-trl-run.ipynb notebooks/06-a-pretrained-model.ipynb
 
 matrix: $(VENV)/.stamp-dev  ## combinations of settings of recorded trainers: all of them, into docs/attach-matrix.md
 	rm -f .matrix

@@ -11,7 +11,11 @@ from dyn_probe_cli.next_step import say_next
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Trace folders; several are compared with the first.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Trace folders, or reference:NAME for one of the package; several are compared with the first.",
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the report.", show_default="RUN/report")

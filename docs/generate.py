@@ -25,15 +25,21 @@ from dyn_probe.data.files import READERS
 from dyn_probe.data.shapes import EXTRA, SHAPES, Shape
 from dyn_probe.metric import FAMILIES
 from dyn_probe.objectives import MethodText, describe
+from dyn_probe.report.changes import run_change
 from dyn_probe.report.figures import FIGURES, FigureRow
+from dyn_probe.report.frames import median
 from dyn_probe.report.ranked import RANKINGS
 from dyn_probe.report.verdicts import TOPICS, VERDICTS
 from dyn_probe.report.verdicts.advice import KNOBS
 from dyn_probe.studies.arms.arm_manifest import read_collection
-from dyn_probe.studies.arms.claims_table import claims_table, theory_rows
+from dyn_probe.studies.arms.claims_table import claims_table, table, theory_rows
+from dyn_probe.studies.arms.published_table import published_table
+from dyn_probe.studies.arms.rate_choice import rate_lines
 from dyn_probe.studies.theory_page import claims as theorems
 from dyn_probe.studies.theory_page import run_statements
 from dyn_probe.trace.docs import schema_markdown
+from dyn_probe.trace.reader import load_trace
+from dyn_probe.trace.references import reference_names
 
 DOCS = Path(__file__).resolve().parent
 CLAIMS = DOCS.parent / "benchmarks" / "results" / "claims"
@@ -258,6 +264,31 @@ def claims() -> str:
     return claims_table(read_collection(sorted(CLAIMS.glob("*.jsonl"))), theory_rows(judged))
 
 
+def learning_rates() -> str:
+    """The choice of the small models' learning rates, from benchmarks/results/learning-rates."""
+    head = ("study", "learning rate", "accuracy, held-out pairs", "Δ chosen, training pairs (nats)", "")
+    return table(head, rate_lines(read_collection(sorted((CLAIMS.parent / "learning-rates").glob("*.jsonl")))))
+
+
+def published() -> str:
+    """The published Δ table beside the arms of the squeezing study."""
+    return published_table(read_collection(sorted(CLAIMS.glob("*.jsonl"))))
+
+
+def references() -> str:
+    """Every reference trace: how it was trained, and what became of both responses."""
+    rows = []
+    for name in reference_names():
+        trace = load_trace(f"reference:{name}")
+        config, moved = trace.about.config, run_change(trace)
+        assert moved is not None
+        ends = (f"{median(moved.side(side)):+.2f}".replace("-", "−") for side in ("chosen", "rejected"))
+        trained = f"{config['steps']} steps of {config['batch_size']} pairs at {config['lr']:g}"
+        rows.append((f"`{name}`", config["model"], config["data"], config["objective"], trained, *ends))
+    head = ("name", "model", "data", "objective", "training", "Δ chosen, nats/token", "Δ rejected")
+    return table(head, rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "objectives": objectives,
@@ -275,6 +306,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "trace-schema": schema_markdown,
     "trust": trust_figures,
     "claims": claims,
+    "learning-rates": learning_rates,
+    "references": references,
+    "published-table": published,
 }
 
 

@@ -24,6 +24,7 @@ from dyn_probe.report.tables import comparison_tables, run_tables
 from dyn_probe.report.token_view import script_hash
 from dyn_probe.report.unfit import naming_runs
 from dyn_probe.token_analysis import visible
+from dyn_probe.trace.references import is_reference, trace_folder
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -72,10 +73,18 @@ def build_report(
 
 
 def default_folder(runs: Sequence[Path]) -> Path:
-    """RUN/report; for several runs a folder beside the first, named after all of them (three at most)."""
+    """RUN/report; for several runs a folder beside the first, named after all of them (three at most).
+
+    Raises:
+        BadInput: the first is a reference trace, beside which nothing is written.
+    """
+    if is_reference(runs[0]):
+        raise BadInput(
+            f"{runs[0]} comes with the package, and no report is written beside it; name a folder with --out"
+        )
     if len(runs) == 1:
         return runs[0] / "report"
-    names = [run.resolve().name for run in runs]
+    names = [trace_folder(run).resolve().name for run in runs]
     more = [f"and-{len(names) - 3}-more"] if len(names) > 3 else []
     return runs[0].resolve().parent / "-".join(["compare", *names[:3], *more])
 

@@ -17,12 +17,23 @@ from dyn_probe.studies.arms.arm_manifest import Figures
 from dyn_probe.studies.arms.claim_rows import Claim, judge
 from dyn_probe.studies.claims import ERRORS, Estimate, Finding, claim_lines
 from dyn_probe.studies.page import write_page
-from dyn_probe.studies.published import COLUMNS, PUBLISHED, TRAINED
+from dyn_probe.studies.published import COLUMNS, PUBLISHED
 from dyn_probe.studies.squeezing_figures import FIGURES, PRINTED, published
 from dyn_probe.trace.reader import Trace
 
 ABOVE_DPO = ("Gate-DPO seq", "Gate-DPO q10", "Cal-DPO", "Gate-Cal-DPO seq", "Gate-Cal-DPO q10")
-"""Methods whose Δ chosen is above that of DPO in the paper."""
+"""Methods whose Δ chosen is above that of DPO, and above 0, in the paper."""
+FORMS = (
+    Claim(
+        "IPO keeps chosen above IPO with a target per token", "Δ chosen − per token's > 0", "IPO", "delta_chosen",
+        against="IPO, per token",
+    ),
+    Claim(
+        "DPO-Shift lowers chosen beside a fixed λ = 0.5", "Δ chosen − with λ = 0.5 < 0", "DPO-Shift", "delta_chosen",
+        above=False, against="DPO-Shift, fixed",
+    ),
+)  # fmt: skip
+"""What the form of two methods changes; the paper has one form of each and does not say which."""
 
 
 def measured(runs: Mapping[str, Sequence[Trace]]) -> pd.DataFrame:
@@ -83,7 +94,10 @@ def one_sign() -> list[str]:
 def claim_rows() -> tuple[Claim, ...]:
     """The study's claims: what DPO does, what each method does beside it, and each gate beside its own objective."""
     rows = [
-        Claim("chosen falls under DPO", "Δ chosen < 0", "DPO", "delta_chosen", above=False),
+        *(
+            Claim(f"chosen falls under {method}", "Δ chosen < 0", method, "delta_chosen", above=False)
+            for method in ("DPO", "IPO", "DPO-Shift")
+        ),
         Claim("the argmax tokens rise under DPO", "Δ argmax > 0", "DPO", "delta_argmax"),
         Claim("DPO squeezes", "squeezing index > 0", "DPO", "index"),
     ]
@@ -95,7 +109,7 @@ def claim_rows() -> tuple[Claim, ...]:
         for column in ("delta_chosen", "delta_others"):
             name, expected = f"{method} complements {plain}: {COLUMNS[column]}", f"{COLUMNS[column]} − {plain}'s > 0"
             rows.append(Claim(name, expected, method, column, against=plain))
-    return tuple(rows)
+    return (*rows, *FORMS)
 
 
 def figures(runs: Mapping[str, Sequence[Trace]]) -> dict[str, dict[int, dict[str, Estimate]]]:
@@ -110,8 +124,8 @@ def claims(found: Figures) -> list[Finding]:
 
 def complements() -> dict[str, str]:
     """Gated method → the method of the same objective without a gate."""
-    bare = {row.objective: name for name, row in TRAINED.items() if not row.shaping}
-    return {name: bare[row.objective] for name, row in TRAINED.items() if row.shaping}
+    bare = {row.objective: name for name, row in PUBLISHED.items() if not row.shaping}
+    return {name: bare[row.objective] for name, row in PUBLISHED.items() if row.shaping}
 
 
 def write_study(

@@ -5,7 +5,7 @@ responses. Every method then starts from that same model and trains on the same 
 settings. The responses of the probe set are measured before and after.
 
 The published protocol is five epochs; a small model memorises a few hundred pairs in that time, and chosen rises under
-every method. The cpu preset sees every pair once, at a learning rate chosen on seed 0 under DPO alone.
+every method. The cpu preset sees every pair once, at a learning rate chosen by the rule of ``arms.rate_choice``.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ def run_config(out: Path, model: Path, file: Path, method: Published, preset: Pr
     steps = preset.epochs * (preset.pairs // preset.batch_size)
     return RunConfig(
         out=str(out), model=str(model), data=str(file), max_pairs=preset.pairs, objective=method.objective,
-        shaping=method.shaping, beta=preset.beta, steps=steps, batch_size=preset.batch_size, lr=preset.lr,
+        hyper=dict(method.hyper), shaping=method.shaping, beta=preset.beta, steps=steps, batch_size=preset.batch_size,
+        lr=preset.lr,
         pretrain_steps=0, sft_steps=0, eval_fraction=0.0, every=max(1, steps // 5), gram_every=0, realised=False,
         metric_every=max(1, steps // 5), split_momentum=True, mass_every=-(-steps // 4), probe_set=str(file),
         probe_size=preset.probes, seed=seed,

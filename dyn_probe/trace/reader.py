@@ -14,6 +14,7 @@ from dyn_probe.trace.arrow_rows import find_table
 from dyn_probe.trace.damage import Damage, warn_of
 from dyn_probe.trace.manifest import read_manifest, typed
 from dyn_probe.trace.merge import TableRows, collect
+from dyn_probe.trace.references import trace_folder
 from dyn_probe.trace.run_fields import Manifest
 from dyn_probe.trace.schema import TABLES
 from dyn_probe.trace.selection import EVERYTHING, Selection, select
@@ -147,7 +148,7 @@ def load_trace(
     columns: Iterable[str] | None = None,
     steps: slice | int | Collection[int] | None = None,
 ) -> Trace:
-    """Open a trace folder.
+    """Open a trace folder, or a reference trace that comes with the package (``reference:NAME``).
 
     A trace that is being written, or whose process was killed, is read up to its last whole batch, at most
     2 s or 200 rows behind the recorder. A part of a file whose check fails is left out, with a ``RuntimeWarning`` that
@@ -166,5 +167,5 @@ def load_trace(
         TraceError: there is no such folder, it is not a trace, a newer dyn-probe wrote it, or no table has a column of
             that name.
     """
-    path = Path(path)
-    return Trace(path, read_manifest(path), select(columns, steps))
+    folder = trace_folder(path)
+    return Trace(folder, read_manifest(folder), select(columns, steps))

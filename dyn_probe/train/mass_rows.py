@@ -20,6 +20,7 @@ from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.display import Display
 from dyn_probe.train.mass_places import FIRST_FILE, distribution_rows, save_first
 from dyn_probe.train.options.config import OPTIONS, RunConfig
+from dyn_probe.train.options.unasked import PROBING
 
 if TYPE_CHECKING:
     from dyn_probe.train.parallel import Processes
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 PROBE_FILE = "probe_set.jsonl"
 """File of the probe set in the run's folder."""
 
-NEEDING = {"mass_every": ("probe_set", "probe_size", "probe_initial"), "tokens_every": ("token_pairs",)}
+NEEDING = {"mass_every": PROBING, "tokens_every": ("token_pairs",)}
 """Option that starts a measurement → options that only matter with it."""
 
 
@@ -39,11 +40,16 @@ def choose_probes(
     held_out: Sequence[EncodedPair],
     tokenizer: Any,
     max_length: int,
+    asked: bool = True,
 ) -> ProbeSet | None:
-    """The run's probe set, before anything is written; None where ``mass_every`` is 0.
+    """The run's probe set, before anything is written; None where ``mass_every`` is 0, and where nobody asked for one
+    and none can be measured.
 
     It is the file of ``probe_set``, or built from the held-out pairs, or from the training pairs where none are held
     out. A resumed run reads the one that was saved with it.
+
+    Args:
+        asked: whether measuring was asked for, and is not the default.
 
     Raises:
         BadInput: no probe response can be measured (the message says what was skipped, by line and kind), or an option
@@ -63,7 +69,12 @@ def choose_probes(
     else:
         texts = [pair.text for pair in (held_out or pairs)]
         found = build_probe_set(texts, prompts=config.probe_size, seed=config.seed, tokenizer=tokenizer)
-    encode_probes(found, tokenizer, max_length=max_length)
+    try:
+        encode_probes(found, tokenizer, max_length=max_length)
+    except BadInput:
+        if asked:
+            raise
+        return None
     return found
 
 
@@ -129,7 +140,8 @@ def _start_probes(run: Run, fresh: bool) -> None:
             probes.save(config.folder / PROBE_FILE)
         if config.probe_set:
             name_kinds(run.display, probes)
-        warn_skipped(run.display, run.probes)
+        if setup.probes_asked:
+            warn_skipped(run.display, run.probes)
         run.writer.update_manifest(mass=about(run.probes, config.probe_set, probes.built))
 
 
@@ -144,7 +156,7 @@ def record_mass(run: Run, step: int) -> None:
     """Measure the probe responses before the update of ``step`` where the schedule says so, and after the last step.
     Gradients, random state and train mode stay as they are."""
     config, setup = run.config, run.setup
-    if run.probes is None or (step % config.mass_every and step != config.steps):
+    if run.probes is None or not config.mass_every or (step % config.mass_every and step != config.steps):
         return
     watch = Watch(choose_places(run.probes)) if step in (0, config.steps) else None
     with run.display.bar("probing     ", len(run.probes), leave=False) as advance, setup.autocast():

@@ -49,6 +49,7 @@ class Setup:
     processes: Processes = ALONE
     max_length: int = 0
     probes: ProbeSet | None = None
+    probes_asked: bool = True
 
 
 def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
@@ -57,10 +58,11 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
     Raises:
         BadInput: anything that cannot work, before anything is written.
     """
+    unasked = ("mass_every", "probe_size") if config.mass_every is None else ()
     config = config.with_model_defaults(thins(config.device))
-    method = Method.of(config)
     if config.resume:
-        resumed(config, tuple(OPTIONS))
+        config = resumed(config, tuple(name for name in OPTIONS if name not in unasked))
+    method = Method.of(config)
     if processes.first:
         check_folder(config)
     check_saved(config)
@@ -85,7 +87,7 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
             f"a step takes {config.pairs_per_step} pairs (batch size × accumulation), but {len(pairs)} are usable; "
             "lower --batch-size or --eval-fraction, or add data"
         )
-    probes = choose_probes(config, processes, pairs, held_out, tokenizer, limit.tokens or 0)
+    probes = choose_probes(config, processes, pairs, held_out, tokenizer, limit.tokens or 0, asked=not unasked)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     device = next(model.parameters()).device
@@ -93,7 +95,7 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
     autocast = partial(torch.autocast, device.type, torch.bfloat16) if wanted else nullcontext
     return Setup(
         config, method, model, tokenizer, pairs, held_out, data, pad_token(tokenizer), device, autocast, processes,
-        limit.tokens or 0, probes,
+        limit.tokens or 0, probes, not unasked,
     )  # fmt: skip
 
 

@@ -18,8 +18,10 @@ from dyn_probe.studies.arms.arm_pages import PAGES, write_arms
 from dyn_probe.studies.arms.claim_rows import Claim, arms_of, judge
 from dyn_probe.studies.arms.claims_table import COLUMNS, STUDIES, cell, claims_table, command, theory_rows
 from dyn_probe.studies.arms.objective_page import METHODS, shown
+from dyn_probe.studies.arms.published_table import published_table
 from dyn_probe.studies.claims import Estimate
 from dyn_probe.studies.presets import PRESETS
+from dyn_probe.studies.published import TRAINED
 from dyn_probe.studies.squeezing_runs import study_data
 from dyn_probe.train.objective import Method
 
@@ -46,10 +48,13 @@ def test_one_constant_is_changed_at_a_time(tmp_path: Path) -> None:
     assert names["gate-seq"] == "gate-seq" and names["gate-q10 tau=0.003"] == "gate-q10:tau=0.003"
     assert "gate-seq tau=0.1" not in names and "gate-q10 q=0.25" in names and len(names) == 2 + 5 + 6
     arms = gate_arms.gate_arms(tmp_path, gate_arms.SIZE, tmp_path / "probes.jsonl", [])
-    assert len(arms) == gate_arms.SIZE.seeds * (1 + len(names) + 3) == len({arm.key for arm in arms})
+    assert len(arms) == gate_arms.SIZE.seeds * (1 + len(names) + 4) == len({arm.key for arm in arms})
     for arm in arms:
         Method.of(arm.config)
         assert arm.config.model.endswith("collapsed") is arm.name.startswith("collapsed: ")
+        assert arm.config.model.endswith("larger") is (arm.name == "larger: DPO")
+    wide, size = gate_arms.larger(SMALL), gate_arms.LARGER
+    assert (wide.width, wide.layers, wide.heads, wide.pairs) == (size.width, size.layers, size.heads, SMALL.pairs)
     assert set(arms_of(gate_page.CLAIMS)) <= {arm.name for arm in arms}
 
 
@@ -74,6 +79,7 @@ def test_a_policy_is_trained_until_it_collapses(tmp_path: Path, monkeypatch: pyt
 def gate_study(seed: int = 0) -> list[ArmManifest]:
     """Every arm of the gate's study with made-up numbers: DPO lowers chosen, gates raise it."""
     names = [gate_arms.DPO, *gate_arms.settings(), *(f"collapsed: {name}" for name in ("DPO", "gate-seq", "gate-q10"))]
+    names.append(gate_arms.LARGER_DPO)
     rows = []
     for place, name in enumerate(names):
         up = -2.0 if name.endswith("DPO") else 1.0
@@ -165,3 +171,14 @@ def test_commands_of_the_table_name_model_and_data() -> None:
         f"dyn-probe reproduce sentiment {model} --statements tweet_sentiment.jsonl --arm long-suffix-0",
     ]
     assert command(gate, COLUMNS[0], "collapsed: DPO", 2) == "dyn-probe reproduce gate --arm collapsed-dpo-2"
+
+
+def test_the_published_table_has_both_forms_of_two_methods() -> None:
+    moved = {"delta_rejected": -9.0, "margin": 8.0, "delta_others": -7.0}
+    found = [manifest("squeezing", "IPO", seed, delta_chosen=-1.0 - seed, **moved) for seed in (0, 1)]
+    found += [manifest("squeezing", "IPO, per token", delta_chosen=-30.0, **moved)]
+    lines = {line.split(" | ")[0].strip("| "): line for line in published_table(found).splitlines()}
+    assert set(TRAINED) <= set(lines)
+    assert "| average=false | −0.95 / −9.43 / +8.48 / −8.55 | −1.5 ± 0.5 / −9.0 ± 0.0" in lines["IPO"]
+    assert "(2) | not run | not run |" in lines["IPO"] and "no row | −30.0 ± 0.0" in lines["IPO, per token"]
+    assert "lambda=0.75, schedule=true" in lines["Gate-DPO-Shift q10"] and lines["DPO"].count("not run") == 3

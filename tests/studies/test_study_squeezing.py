@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import run_figures
+from dyn_probe.studies.arms.pretrained_arms import Pretrained
 from dyn_probe.studies.claims import Estimate
-from dyn_probe.studies.presets import PRESETS, preset_named
+from dyn_probe.studies.presets import ON_PRETRAINED, PRESETS, preset_named
 from dyn_probe.studies.published import COLUMNS, PUBLISHED, TRAINED
 from dyn_probe.studies.squeezing_figures import FIGURES, PRINTED
 from dyn_probe.studies.squeezing_page import (
@@ -40,6 +41,7 @@ from dyn_probe.studies.squeezing_runs import (
     left_out,
     read_data,
     run_config,
+    squeezing_arms,
     train_methods,
 )
 from dyn_probe.trace.reader import load_trace
@@ -67,10 +69,11 @@ def like_the_paper(seeds: int = 2) -> pd.DataFrame:
     )
 
 
-def with_shift(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows, and the gates beside DPO-Shift, which were not published: those beside IPO."""
+def with_other_forms(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows, and the forms that were not published: chosen falls far under IPO per token and rises with λ = 0.5."""
     rows = [
-        frame[frame["method"] == f"Gate-IPO {kind}"].assign(method=f"Gate-DPO-Shift {kind}") for kind in ("seq", "q10")
+        frame[frame["method"] == "IPO"].assign(method=name, delta_chosen=chosen)
+        for name, chosen in (("IPO, per token", -30.0), ("DPO-Shift, fixed", 12.0))
     ]
     return pd.concat([frame, *rows], ignore_index=True)
 
@@ -78,7 +81,7 @@ def with_shift(frame: pd.DataFrame) -> pd.DataFrame:
 def as_figures(frame: pd.DataFrame) -> dict[str, dict[int, dict[str, Estimate]]]:
     """The rows as figures that are known to 0.01 nats."""
     found: dict[str, dict[int, dict[str, Estimate]]] = {}
-    for row in with_shift(frame).to_dict("records"):
+    for row in with_other_forms(frame).to_dict("records"):
         numbers = {name: float(value) for name, value in row.items() if name not in ("method", "seed")}
         own = {name: Estimate(value, 0.01, value, value) for name, value in numbers.items()}
         found.setdefault(str(row["method"]), {})[int(row["seed"])] = own
@@ -106,15 +109,15 @@ def test_spearman_by_hand() -> None:
 def test_what_was_published_agrees_with_itself() -> None:
     found = agreement(like_the_paper())
     assert set(found["of"]) == {"mean", "seed 0", "seed 1"} and len(found) == 3 * len(PRINTED)
-    assert (found["same_sign"] == 10).all() and (found["methods"] == 10).all()
+    assert (found["same_sign"] == 12).all() and (found["methods"] == 12).all()
     assert found["rho"].tolist() == pytest.approx([1.0] * len(found))
 
 
 def test_disagreement_is_counted_per_seed_and_column() -> None:
     found = agreement(edited("DPO", 1, delta_chosen=2.0)).set_index(["of", "column"])
-    assert found.loc[("seed 1", "delta_chosen"), "same_sign"] == 9
+    assert found.loc[("seed 1", "delta_chosen"), "same_sign"] == 11
     assert found.loc[("seed 1", "delta_chosen"), "rho"] < 0.7
-    assert found.loc[("seed 0", "delta_chosen"), "same_sign"] == 10
+    assert found.loc[("seed 0", "delta_chosen"), "same_sign"] == 12
     assert found.loc[("seed 1", "delta_others"), "rho"] == pytest.approx(1)
     upside = like_the_paper()
     upside[list(PRINTED)] *= -1
@@ -134,9 +137,20 @@ def test_the_table_holds_means_and_spreads() -> None:
 
 def test_a_study_like_the_published_one_holds() -> None:
     judged = claims(as_figures(like_the_paper()))
-    assert len(judged) == 3 + 2 * len(ABOVE_DPO) + 2 * len(complements()) and all(one.holds for one in judged)
+    assert len(judged) == 7 + 2 * len(ABOVE_DPO) + 2 * len(complements()) and all(one.holds for one in judged)
     assert judged[0].measured == "delta chosen -11.960 ± 0.059"
     assert judged[0].by_seed == "-11.900 ± 0.010; -12.019 ± 0.010"
+
+
+def test_the_other_forms_of_two_methods_are_trained_with_their_hyper_parameters(tmp_path: Path) -> None:
+    arms = {arm.name: arm for arm in squeezing_arms(tmp_path, SMALL, tmp_path / "probes.jsonl", [])}
+    on = squeezing_arms(tmp_path, ON_PRETRAINED, tmp_path / "probes.jsonl", [], pretrained=Pretrained("m"))
+    for found in (arms, {arm.name: arm for arm in on}):
+        hyper = {name: Method.of(arm.config).hyper for name, arm in found.items()}
+        assert hyper["IPO"]["average"] is hyper["Gate-IPO q10"]["average"] is False
+        assert hyper["IPO"]["beta"] == 0.1 and hyper["IPO, per token"]["average"] is True
+        assert (hyper["DPO-Shift"]["lambda"], hyper["DPO-Shift"]["schedule"]) == (0.75, True)
+        assert (hyper["DPO-Shift, fixed"]["lambda"], hyper["DPO-Shift, fixed"]["schedule"]) == (0.5, False)
 
 
 def test_a_gated_method_is_judged_against_its_own_objective() -> None:
@@ -199,7 +213,7 @@ def test_figures_and_lines_show_every_method() -> None:
         draw(frame).draw_without_rendering()
     lines = study_lines(frame, as_figures(frame))
     assert all(any(line.startswith(name) for line in lines) for name in PUBLISHED)
-    assert any("−11.90 | −11.96" in line for line in lines) and sum(line.startswith("holds") for line in lines) == 29
+    assert any("−11.90 | −11.96" in line for line in lines) and sum(line.startswith("holds") for line in lines) == 33
     changed = edited("DPO", 1, delta_chosen=0.5)
     broken = study_lines(changed, as_figures(changed))
     assert any(line.startswith("cannot tell") and "chosen falls under DPO" in line for line in broken)
@@ -256,11 +270,13 @@ def test_what_a_probe_file_lacks_is_shown_and_listed_in_the_report(
 def test_the_report_says_how_it_was_tuned_and_what_signs_are_worth(tmp_path: Path) -> None:
     page, _ = write_study(ALL, tmp_path / "report", {"preset": "cpu"})
     text = " ".join(page.read_text(encoding="utf-8").split())
-    assert "rate was chosen on seed 0 under DPO alone" in text and "five epochs" in text
-    assert PRESETS["cpu"].lr == 7e-4 and PRESETS["cpu"].epochs == 1
+    assert (
+        "was chosen under DPO alone, on pairs and a seed that are not in this table" in text and "five epochs" in text
+    )
+    assert PRESETS["cpu"].epochs == 1
     assert "For Δ rejected, margin, Δ others every published value has the same sign" in text
     page, _ = write_study(ALL, tmp_path / "tiny", {"preset": "tiny"})
-    assert "rate was chosen on seed 0" not in page.read_text(encoding="utf-8")
+    assert "was chosen under DPO alone" not in page.read_text(encoding="utf-8")
     assert one_sign() == ["delta_rejected", "margin", "delta_others"]
     assert any("(Δ rejected, margin, Δ others: every published" in line for line in study_lines(like_the_paper(), {}))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dyn_probe.errors import BadInput
 from dyn_probe.report.comparing import labelled
 from dyn_probe.trace.reader import load_trace
+from dyn_probe.trace.references import trace_folder
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -21,7 +22,7 @@ def opened(runs: Sequence[Path]) -> dict[str, Trace]:
         BadInput: a folder is named twice.
         TraceError: a run cannot be read; the message names it.
     """
-    places = [run.resolve() for run in runs]
+    places = [trace_folder(run).resolve() for run in runs]
     again = [str(run) for run, place in zip(runs, places, strict=True) if places.count(place) > 1]
     if again:
         raise BadInput(

@@ -116,7 +116,9 @@ def claims_table(found: Sequence[ArmManifest], theory: Sequence[tuple[str, str, 
         found: manifests of all arms.
         theory: statement, formula and verdict of each theorem, which are about numbers and not about a model.
     """
-    parts, cells = [], []
+    parts: list[str] = []
+    cells: list[Cell] = []
+    rows: list[list[Cell]] = []
     if theory:
         parts.append("## Theorems in numbers (Yuan et al. 2024)\n\n" + table(("statement", "formula", ""), theory))
     why: list[str] = []
@@ -124,7 +126,8 @@ def claims_table(found: Sequence[ArmManifest], theory: Sequence[tuple[str, str, 
         lines = []
         for row in study.claims:
             shown = [_cell(study, row, column, found) for column in COLUMNS]
-            cells += [one for one in shown if one is not None]
+            rows.append([one for one in shown if one is not None])
+            cells += rows[-1]
             lines.append((row.claim, row.expected, *("–" if one is None else one.text for one in shown)))
             why += [
                 line
@@ -136,7 +139,7 @@ def claims_table(found: Sequence[ArmManifest], theory: Sequence[tuple[str, str, 
     parts.append("## What did not come out, and why\n\n" + ("\n".join(why) or "Every claim that was decided holds."))
     parts.append("## Not run\n\n" + not_run(found))
     parts.append("## The arms\n\n" + arms(found))
-    return "\n\n".join([summary(cells), *parts])
+    return "\n\n".join([f"{summary(cells)} {decided_rows(rows)}", *parts])
 
 
 def _cell(study: StudyRows, row: Claim, column: Column, found: Sequence[ArmManifest]) -> Cell | None:
@@ -160,6 +163,12 @@ def summary(cells: Sequence[Cell]) -> str:
     decided, run = counts[HOLDS] + counts[FAILS], len(cells) - counts[NOT_RUN]
     words = ", ".join(f"{number} {said}" for said, number in counts.items())
     return f"Of {len(cells)} cells: {words}. Of the {run} that were run, {decided} are decided."
+
+
+def decided_rows(rows: Sequence[Sequence[Cell]]) -> str:
+    """How many claims were decided anywhere."""
+    decided = sum(any(one.said in (HOLDS, FAILS) for one in row) for row in rows)
+    return f"Of {len(rows)} claims, {decided} are decided on at least one model and data."
 
 
 def reason(row: Claim, column: Column, one: Cell | None, found: Sequence[ArmManifest], study: StudyRows) -> str:

@@ -2,7 +2,7 @@
 
 The built-in small model of the squeezing study, on generated statements: DPO, the gate of Mouiche 2026 (arXiv
 2605.02626) with one constant changed at a time, and both again from a policy that DPO trained until the most probable
-tokens had risen.
+tokens had risen; DPO on a larger model too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from dyn_probe.train.loop import record
 
 SIZE: Preset = replace(PRESETS["cpu"], pairs=160, seeds=3, reading_steps=300)
 """Size of the study: minutes on two cores."""
+LARGER: Preset = replace(SIZE, width=192, layers=4, heads=6)
+"""A model with three times the weights, without a gate: what a small one under a gate is compared with."""
 STRETCHES = 8
 """Most stretches of DPO, each as long as an arm, until the policy counts as collapsed."""
 
@@ -38,7 +40,7 @@ USUAL: dict[str, dict[str, float]] = {
     "seq": {"tau": 0.10, "alpha": 50.0},
     "q10": {"tau": 0.005, "alpha": 50.0, "q": 0.10},
 }
-DPO, COLLAPSED = "DPO", "collapsed: "
+DPO, COLLAPSED, LARGER_DPO = "DPO", "collapsed: ", "larger: DPO"
 
 
 def settings() -> dict[str, str]:
@@ -53,8 +55,13 @@ def settings() -> dict[str, str]:
     return found
 
 
+def larger(size: Preset) -> Preset:
+    """The same with the larger model."""
+    return replace(size, width=LARGER.width, layers=LARGER.layers, heads=LARGER.heads)
+
+
 def gate_arms(folder: Path, size: Preset, file: Path, texts: Sequence[str], options: Options = ()) -> list[Arm]:
-    """Every setting with every seed, then DPO and both gates from the collapsed policy."""
+    """Every setting with every seed, then DPO and both gates from the collapsed policy, and DPO on a larger model."""
     arms = []
     for seed in range(size.seeds):
         model = folder / "models" / str(seed)
@@ -65,6 +72,9 @@ def gate_arms(folder: Path, size: Preset, file: Path, texts: Sequence[str], opti
             arms.append(_arm(folder, name, shaping, model, file, size, seed, options, warm))
         for name, shaping in ((DPO, ""), ("gate-seq", "gate-seq"), ("gate-q10", "gate-q10")):
             arms.append(_arm(folder, COLLAPSED + name, shaping, fallen, file, size, seed, options, collapse))
+        large = folder / "models" / f"{seed}-larger"
+        widen = partial(warm_model, large, file, texts, larger(size), seed)
+        arms.append(_arm(folder, LARGER_DPO, "", large, file, size, seed, options, widen))
     return arms
 
 
@@ -73,7 +83,7 @@ def _arm(
     begin: partial[Path],
 ) -> Arm:  # fmt: skip
     key = arm_key(name, seed)
-    row = Published("dpo", (shaping,) if shaping else (), *[0.0] * 4)
+    row = Published("dpo", (shaping,) if shaping else ())
     config = run_config(folder / key, model, file, row, size, seed)
     return Arm("gate", name, seed, config, command=command_of("gate", options, key), begin=begin, minutes=0.3)
 
@@ -90,7 +100,7 @@ def collapsed_model(folder: Path, start: Path, file: Path, texts: Sequence[str],
     model, rose, fell = warm_model(start, file, texts, size, seed), 0.0, 0.0
     for stretch in range(STRETCHES):
         run = folder.with_name(f"{folder.name}-{stretch}")
-        config = run_config(run, model, file, Published("dpo", (), *[0.0] * 4), size, seed + 100 * (stretch + 1))
+        config = run_config(run, model, file, Published("dpo"), size, seed + 100 * (stretch + 1))
         record(replace(config, save=True, metric_every=0, split_momentum=False, force=True))
         found, model = run_figures(load_trace(run).mass), run / "model"
         rose, fell = rose + found.token_delta_argmax, fell + found.delta_chosen

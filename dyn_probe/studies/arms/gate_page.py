@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from dyn_probe.report.style import CASE_COLOURS, NEUTRAL, RUN_COLOURS, name_panel, new_figure, rule
 from dyn_probe.studies.arms.arm_manifest import ArmManifest
 from dyn_probe.studies.arms.claim_rows import Claim
-from dyn_probe.studies.arms.gate_arms import COLLAPSED, DPO, USUAL, VALUES
+from dyn_probe.studies.arms.gate_arms import COLLAPSED, DPO, LARGER_DPO, USUAL, VALUES
 from dyn_probe.studies.arms.objective_page import by_name
 from dyn_probe.studies.claims import pooled
 
@@ -68,13 +68,20 @@ CLAIMS = (
     ),
     *(
         Claim(
+            f"a small model under gate-{gate} keeps chosen above a larger one's DPO", "Δ chosen − larger DPO's > 0",
+            f"gate-{gate}", "delta_chosen", against=LARGER_DPO,
+        )
+        for gate in VALUES
+    ),
+    *(
+        Claim(
             f"gate-{gate} brings chosen back after a collapse", "Δ chosen > 0", f"{COLLAPSED}gate-{gate}",
             "delta_chosen",
         )
         for gate in VALUES
     ),
 )  # fmt: skip
-"""The sensitivity that Mouiche 2026 reports, and the question whether the gate can undo a collapse."""
+"""The sensitivity that Mouiche 2026 reports, a gate beside a larger model, and whether a gate can undo a collapse."""
 
 
 def sweeps(arms: Sequence[ArmManifest]) -> Figure:

@@ -38,6 +38,7 @@ CLAIMS = (
         "AdaDPO balances d/p per token", "|log of d_w/p_w : d_l/p_l| smaller than DPO's", "AdaDPO", "imbalance",
         above=False, against="DPO",
     ),
+    Claim("AdaDPO widens the margin beyond DPO's", "margin − DPO's > 0", "AdaDPO", "margin", against="DPO"),
     Claim(
         "extended SFT squeezes less than SFT", "squeezing index − after SFT < 0", "DPO, extended SFT", "index",
         above=False, against="DPO",

@@ -11,6 +11,7 @@ from dyn_probe.data.model_folders import is_adapter
 from dyn_probe.errors import BadInput
 from dyn_probe.train.options.option_values import RunOption, read_value
 from dyn_probe.train.options.shares import read_budget
+from dyn_probe.train.options.unasked import MOST_PROBED, probed_unasked
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
@@ -161,8 +162,11 @@ class RunConfig:
     token_pairs: int = _option(
         4, "Number of pairs that --tokens-every tracks, drawn by the seed and the same throughout the run.", least=1
     )
-    mass_every: int = _option(
-        0, "Measure the probe responses every N steps, and at the start and end; 0 never.", least=0
+    mass_every: int | None = _option(
+        None,
+        "Measure the probe responses every N steps, and at the start and end; 0 never.",
+        least=0,
+        default_text=f"at the start and end, of up to {MOST_PROBED} prompts",
     )
     probe_set: str = _option(
         "",
@@ -256,7 +260,10 @@ class RunConfig:
         found["every"] = "auto" if thin else 1
         every = found["every"] if self.every is None else self.every
         found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2 and every != "auto"}
-        return replace(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
+        prompts = probed_unasked(self)
+        found |= {"mass_every": self.steps if prompts else 0}
+        missing = {name: value for name, value in found.items() if getattr(self, name) is None}
+        return replace(self, **missing | ({"probe_size": prompts} if prompts else {}))
 
     @property
     def realised_every(self) -> int:

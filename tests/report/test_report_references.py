@@ -1,0 +1,76 @@
+"""Reference traces: named in place of a folder, compared with one's own run, small, and without the machine's paths."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dyn_probe_cli.app import app
+from tiny_runs import run
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import pack_reference
+
+from dyn_probe import load_trace
+from dyn_probe.errors import BadInput, TraceError
+from dyn_probe.report.build import build_report
+from dyn_probe.trace import references
+from dyn_probe.trace.references import FOLDER, reference_names, trace_folder
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One's own run."""
+    folder = tmp_path_factory.mktemp("own") / "mine"
+    run(folder, mass_every=2, probe_size=2, tokens_every=2, eval_fraction=0.25)
+    return folder
+
+
+def test_the_package_has_small_sound_references() -> None:
+    assert reference_names()
+    for name in reference_names():
+        folder = FOLDER / f"reference-{name}"
+        assert sum(file.stat().st_size for file in folder.iterdir()) < pack_reference.LARGEST
+        text = (folder / "run.json").read_text(encoding="utf-8")
+        assert not any(place in text for place in ("/tmp", "/work", "/root", "/home"))
+        trace = load_trace(f"reference:{name}")
+        assert trace.closed and len(trace.pairs) and len(trace.final) and trace.about.certificate is not None
+
+
+def test_a_reference_is_compared_with_ones_own_run(own: Path, tmp_path: Path) -> None:
+    name = reference_names()[0]
+    result = CliRunner().invoke(app, ["report", str(own), f"reference:{name}", "--out", str(tmp_path / "page")])
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    assert f"reference-{name}" in text and "mine" in text
+    said = CliRunner().invoke(app, ["summary", str(own), f"reference:{name}"])
+    assert said.exit_code == 0 and f"reference-{name}" in said.output
+
+
+def test_an_unknown_reference_lists_those_there_are(own: Path) -> None:
+    with pytest.raises(TraceError, match="unknown reference trace 'nope'; choose one of: reference:"):
+        load_trace("reference:nope")
+    with pytest.raises(BadInput, match="no report is written beside it; name a folder with --out"):
+        build_report([f"reference:{reference_names()[0]}"])
+    assert trace_folder(own) == own
+
+
+def test_packing_leaves_texts_and_folders_behind(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pack_reference.pack(own, "x", text=False, folder=tmp_path)
+    monkeypatch.setattr(references, "FOLDER", tmp_path)
+    trace, files = load_trace("reference:x"), {one.name for one in folder.iterdir()}
+    assert len(trace.pairs) == len(load_trace(own).pairs) and not len(trace.examples) and not len(trace.tokens)
+    assert {"pairs.parquet", "run.json"} <= files and not files & {*pack_reference.TEXTS, "probe_set.jsonl"}
+    assert str(own) not in (folder / "run.json").read_text() and trace.about.config["out"] == "runs/x"
+    monkeypatch.setattr(pack_reference, "LARGEST", 10)
+    with pytest.raises(ValueError, match="at most 10 are shipped"):
+        pack_reference.pack(own, "y", folder=tmp_path)
+
+
+def test_reading_a_reference_needs_no_torch() -> None:
+    name = reference_names()[0]
+    code = f"import sys, dyn_probe as d; d.load_trace('reference:{name}').pairs; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
