@@ -52,7 +52,7 @@ def tidy(ax: Axes) -> None:
 
 def name_panel(ax: Axes, title: str, y: str = "", x: str = "optimizer step") -> None:
     """Panel title (left), axis labels with units, whole-numbered steps."""
-    ax.set_title(title, loc="left", fontsize=TITLE, color=INK, fontweight="bold", pad=8)
+    ax.set_title(title, loc="left", y=1.0, fontsize=TITLE, color=INK, fontweight="bold", pad=8)  # no search for a place
     ax.set_ylabel(y, fontsize=LABEL, color=MUTED)
     ax.set_xlabel(x, fontsize=LABEL, color=MUTED)
     if x == "optimizer step":
