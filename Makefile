@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 RUN ?= runs/demo
 JOBS ?= 2
 OLDER_TRL ?= 1.10.0 1.14.0
+QUICK_NOTEBOOKS := notebooks/02-compare-objectives.ipynb notebooks/03-token-heatmaps.ipynb
+LONG_NOTEBOOKS := $(filter-out $(QUICK_NOTEBOOKS),$(wildcard notebooks/*.ipynb))
 
 # Tests and docs need no network. The models are tiny: two processes with one thread each beat one with two, and on a
 # busy machine a second thread only waits. Bytecode is kept, for many tests start processes that import torch: without
@@ -17,10 +19,12 @@ QUIET_ENV := $(KEPT_BYTECODE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_
 PYTEST := $(QUIET_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check lint docs matrix trust model clean
+.PHONY: help install demo test slow check lint docs matrix trust model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(VENV)/.stamp-dev  ## install with the development tools, and do nothing else
 
 demo: $(VENV)/.stamp-package  ## install, record a run on the built-in model and data, write its report
 	$(KEPT_BYTECODE) OMP_NUM_THREADS=1 $(BIN)/dyn-probe record --out $(RUN) --max-pairs 200 --update --mass-every 20 --tokens-every 20 --force
@@ -29,8 +33,8 @@ demo: $(VENV)/.stamp-package  ## install, record a run on the built-in model and
 	@echo "The report is one file, made from the run just recorded:"
 	@echo "  $(CURDIR)/$(RUN)/report/report.html"
 
-test: $(VENV)/.stamp-dev  ## all fast tests, the notebooks (but for the longest) and the docs
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not gpu" --nbmake notebooks tests --ignore notebooks/05-my-trl-run.ipynb --ignore notebooks/06-a-pretrained-model.ipynb
+test: $(VENV)/.stamp-dev  ## all fast tests, the quick notebooks and the docs
+	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --nbmake $(QUICK_NOTEBOOKS) tests
 
 check: lint test  ## format, lint, types, tests
 
@@ -39,9 +43,9 @@ lint: $(VENV)/.stamp-dev  ## format, lint and types only
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-slow: $(VENV)/.stamp-dev  ## long reproductions, and the longest notebook
+slow: $(VENV)/.stamp-dev  ## long reproductions, and the longer notebooks
 	$(PYTEST) -m "slow and not gpu" tests
-	$(PYTEST) --nbmake notebooks/05-my-trl-run.ipynb notebooks/06-a-pretrained-model.ipynb
+	$(PYTEST) --nbmake $(LONG_NOTEBOOKS)
 
 matrix: $(VENV)/.stamp-dev  ## combinations of settings of recorded trainers: all of them, into docs/attach-matrix.md
 	rm -f .matrix

@@ -18,8 +18,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 
+LONGEST = (
+    "test_loop_multiprocess", "test_loop_methods", "02-compare-objectives", "test_laws_gram", "test_loop_record",
+    "03-token-heatmaps", "test_engine_tokens", "test_loop_interrupted", "test_docs_build", "test_engine_held",
+    "test_metric_steps", "test_attach_command", "test_engine_exactness", "test_trace_crash", "test_trace_damage",
+    "test_cli_commands", "test_loop_unwritable", "test_loop_kl", "test_loop_scores", "test_cli_without_torch",
+)  # fmt: skip
+"""Files of half a minute and more: two processes end together only if none of these comes last."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` on a machine without CUDA."""
+    """Longest files first where processes share the work; skip ``gpu`` tests on a machine without CUDA."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -44,6 +55,25 @@ def double_everywhere() -> Iterator[None]:
 
     with double_throughout():
         yield
+
+
+@pytest.fixture
+def unrendered() -> Iterator[None]:
+    """For tests of a report's words, numbers and files: its figures are made, but not rendered to SVG and PNG."""
+    from unrendered import unrendered_figures
+
+    with unrendered_figures():
+        yield
+
+
+@pytest.fixture
+def short_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in model reads 50 answers, not 2000: encoding them takes longer than a tiny run."""
+    from functools import partial
+
+    from dyn_probe.train import start, warmup
+
+    monkeypatch.setattr(start, "reading_pairs", partial(warmup.reading_pairs, count=50))
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,7 @@ def resumed(tmp_path_factory):
     return trainer, folder
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_killed_training_goes_on_in_the_same_trace(resumed, tmp_path):
     _, folder = resumed
     trace = load_trace(folder / "run")

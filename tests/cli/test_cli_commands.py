@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from dyn_probe_cli.app import COMMANDS, app, main
+from forked import Forked
 from loaded import run_and_list
 from loop_runs import run
 
@@ -154,6 +153,7 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_report_writes_one_page_and_names_it(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,38 +247,24 @@ def test_every_command_says_what_it_does() -> None:
 def test_ctrl_c_keeps_the_trace_and_says_so(tmp_path: Path) -> None:
     out = tmp_path / "run"
     script = "from dyn_probe_cli.app import main; main()"
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        "record",
-        "--out",
-        str(out),
-        *QUICK,
-        "--steps",
-        "100000",
-        "--warmup-steps",
-        "5",
-    ]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job inherits it as ignored
-    )
+    options = ["--out", str(out), *QUICK, "--steps", "100000", "--warmup-steps", "5"]
+    process = Forked("-c", script, "record", *options, before=_by_default)
     deadline = time.monotonic() + 300  # waits for a row; the limit only ends a run that hangs
     while time.monotonic() < deadline and not _has_rows(out):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.ended()
         time.sleep(0.2)
     assert _has_rows(out), "no row was recorded"
     process.send_signal(signal.SIGINT)
-    said, complained = process.communicate(timeout=200)
-    assert process.returncode == 130 and said == f"Next: dyn-probe report {out}\n"
-    assert "what was recorded is kept" in complained and "Traceback" not in complained
+    done = process.ended()
+    assert done.returncode == 130 and done.stdout == f"Next: dyn-probe report {out}\n"
+    assert "what was recorded is kept" in done.stderr and "Traceback" not in done.stderr
     trace = load_trace(out)
     assert trace.manifest["status"] == "stopped" and len(trace.pairs) > 0
+
+
+def _by_default() -> None:
+    """A background job inherits SIGINT as ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _has_rows(out: Path) -> bool:

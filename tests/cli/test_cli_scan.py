@@ -48,6 +48,7 @@ def test_record_says_where_the_model_is(
     assert "Model:" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_run_is_scanned_and_its_trace_is_read_by_the_other_commands(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,6 +38,13 @@ def random_like(model, seed=3):
     }
 
 
+@cache
+def twin(family, tie):
+    """Every row's gradient of the model and batch of ``family``, by plain autograd."""
+    model, batch = make_model(family, tie_word_embeddings=tie), make_batch()
+    return row_gradients(model, batch.input_ids, batch.attention_mask, batch.response_mask)
+
+
 def close(got, wanted, limit=1e-10) -> bool:
     return bool((got - wanted).abs().max() <= limit * wanted.abs().max())
 
@@ -57,8 +66,7 @@ def test_a_direction_equals_the_forward_mode_derivative(family, tie):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gram_in_a_metric_equals_brute_force(family, tie, groups, wide, monkeypatch):
     monkeypatch.setattr("dyn_probe.engine.kinds.linear.WIDE", wide)
-    model, batch = make_model(family, tie_word_embeddings=tie), make_batch()
-    rows = row_gradients(model, batch.input_ids, batch.attention_mask, batch.response_mask)
+    model, batch, rows = make_model(family, tie_word_embeddings=tie), make_batch(), twin(family, tie)
     metric = {n: m.abs() + 0.1 for n, m in random_like(model, 5).items()}
     held = recorded(model, batch)
     for name, values in rows.items():
@@ -74,8 +82,7 @@ def test_the_gram_in_a_metric_equals_brute_force(family, tie, groups, wide, monk
 def test_slices_of_the_rows_gradients_are_full_gradients(family, tie, numbers, monkeypatch):
     """Put together, the slices are every row's gradient; a tied table's readings are in those of its head."""
     monkeypatch.setattr("dyn_probe.engine.held.BLOCK", {"cpu": numbers})
-    model, batch = make_model(family, tie_word_embeddings=tie), make_batch()
-    rows = row_gradients(model, batch.input_ids, batch.attention_mask, batch.response_mask)
+    model, batch, rows = make_model(family, tie_word_embeddings=tie), make_batch(), twin(family, tie)
     for weights in (None, torch.tensor([1.0, 0.0, 0.5, 1.0, 1.0, 0.0], dtype=torch.float64)):
         held, sliced = recorded(model, batch, weights), 0
         for name, values in rows.items():

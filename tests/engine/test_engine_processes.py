@@ -12,7 +12,7 @@ import pytest
 import torch
 from engine_processes import BATCHES, MODELS, PAIRS, RATE, double, record
 from torch import nn
-from two_processes import launch
+from two_processes import together
 
 from dyn_probe import Probe, load_trace, sequence_logps
 
@@ -22,7 +22,7 @@ COLUMNS = [f"{name}_delta_{side}" for name in ("batch", "update") for side in ("
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    done = launch(str(Path(__file__).parents[1] / "support" / "engine_processes.py"), str(folder))
+    done = together(str(Path(__file__).parents[1] / "support" / "engine_processes.py"), str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import forked
 import pandas as pd
 import pytest
 import torch
@@ -224,8 +224,7 @@ def test_a_run_ended_while_it_generated_answers_says_what_to_write(tmp_path: Pat
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "dyn_probe_cli", "record", "--max-pairs", "12", "--batch-size", "2", *words]
-    return subprocess.run(line, capture_output=True, text=True)
+    return forked.run("-m", "dyn_probe_cli", "record", "--max-pairs", "12", "--batch-size", "2", *words)
 
 
 def test_nothing_to_measure_ends_with_2_before_anything_is_written(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from two_processes import launch
+from two_processes import together
 
 NAMES = [
     "AdamW",
@@ -33,7 +33,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found, from one launch."""
     runs = tmp_path_factory.mktemp("metric") / "runs.json"
     runs.write_text(json.dumps(RUNS))
-    done = launch(str(Path(__file__).parents[1] / "support" / "metric_processes.py"), str(runs))
+    done = together(str(Path(__file__).parents[1] / "support" / "metric_processes.py"), str(runs))
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(runs.with_suffix(".found").read_text())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hand_written import OnlyGeneric
 
 from dyn_probe import CertificationError, PairBatch, Probe, row_gram, sequence_logps
 from dyn_probe.engine import kinds, products
-from dyn_probe.engine.answer import pair_entries
+from dyn_probe.engine.answer import Products, pair_entries
 from dyn_probe.engine.kinds import linear
 from dyn_probe.engine.layers import layers_of, sum_layers
 from dyn_probe.engine.uses import find_uses
@@ -40,7 +41,20 @@ class Case:
         return record(self.model, made if pairs is None else made.select(pairs), full, self.autocast)
 
     def entries(self, **batch) -> torch.Tensor:
-        return torch.stack(list(self.products(False, **batch).by_parameter.values())).sum(0)
+        found = self.products(False, **batch) if batch else self.paired
+        return torch.stack(list(found.by_parameter.values())).sum(0)
+
+    @cached_property
+    def full(self) -> tuple[Products, float]:
+        """The products of the whole batch, and the squared norm of the gradient that the same backward left."""
+        found = self.products(full=True)
+        grads = (p.grad for p in self.model.parameters() if p.grad is not None)
+        return found, sum(float(grad.double().square().sum()) for grad in grads)
+
+    @cached_property
+    def paired(self) -> Products:
+        """The products within the pairs alone."""
+        return self.products(full=False)
 
     def same(self, left: torch.Tensor, right: torch.Tensor) -> bool:
         return bool((left - right).abs().max() <= self.limit * float(right.abs().max()))
@@ -51,6 +65,12 @@ TABLE_ROWS = [*SETTINGS, "non-reentrant", "reentrant", "float32", "bfloat16", "a
 
 @pytest.fixture
 def case(family, setting) -> Case:
+    """The row of the table, with what an earlier law measured of it."""
+    return made_case(family, setting)
+
+
+@cache
+def made_case(family: str, setting: str) -> Case:
     if setting in SETTINGS:
         make, batch = SETTINGS[setting]
         return Case(make(family), batch, LIMIT[torch.float64], False)
@@ -70,15 +90,14 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 @every_row
 @every_family
 def test_law_1_gram_gives_the_norm_of_the_loss_gradient(case):
-    found = case.products(full=True)
-    norm = sum(float(p.grad.double().square().sum()) for p in case.model.parameters() if p.grad is not None)
+    found, norm = case.full
     assert float(found.coefficients @ found.gram @ found.coefficients) == pytest.approx(norm, rel=case.limit)
 
 
 @every_row
 @every_family
 def test_law_3_inner_products_add_up_over_parameters_and_layers(case):
-    found, whole = case.products(full=False).by_parameter, pair_entries(case.products(full=True).gram)
+    found, whole = case.paired.by_parameter, pair_entries(case.full[0].gram)
     assert set(found) == {n for n, p in case.model.named_parameters() if p.requires_grad}
     layers = sum_layers(found, layers_of(list(found), find_uses(case.model)))
     assert case.same(torch.stack(list(layers.values())).sum(0), whole)
@@ -87,7 +106,7 @@ def test_law_3_inner_products_add_up_over_parameters_and_layers(case):
 @every_row
 @every_family
 def test_law_4_gram_is_symmetric_and_positive_semidefinite(case):
-    gram = case.products(full=True).gram
+    gram = case.full[0].gram
     assert torch.allclose(gram, gram.T, rtol=0, atol=1e-12 * float(gram.abs().max()))
     assert float(torch.linalg.eigvalsh(gram).min()) >= -min(case.limit, 1e-5) * float(gram.diagonal().max())
     norms = gram.diagonal().sqrt()

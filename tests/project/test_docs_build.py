@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import forked
 import pytest
+
+from dyn_probe.train.options.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -124,6 +129,31 @@ def test_an_inner_room_in_a_notebook_is_found() -> None:
     assert inner_rooms(book) == ["dyn_probe.train.grid.outcomes", "dyn_probe.train"]
 
 
+def unknown_names(source: str) -> list[str]:
+    """What code takes from the library and is not there, and settings of runs that there are none of."""
+    known, found = {field.name for field in fields(RunConfig)}, []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dyn_probe"):
+            home = importlib.import_module(node.module or "")
+            found += [f"{node.module}.{one.name}" for one in node.names if not hasattr(home, one.name)]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RunConfig":
+            found += [str(keyword.arg) for keyword in node.keywords if keyword.arg not in known]
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_takes_from_the_library_is_there(path: Path) -> None:
+    """Without running it: `make test` runs the quick ones, `make slow` the others."""
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    lines = [line for cell in cells for line in [*cell["source"], "\n"] if not line.startswith("%")]
+    assert "dyn_probe" in "".join(lines) and unknown_names("".join(lines)) == []
+
+
+def test_a_name_that_is_gone_is_found() -> None:
+    gone = "from dyn_probe import load_trace, load_gone\nRunConfig(out='x', stops=3)"
+    assert unknown_names(gone) == ["dyn_probe.load_gone", "stops"]
+
+
 PREAMBLE = {
     "docs/loop.md": "",
     "docs/token-heatmaps.md": "",
@@ -162,6 +192,6 @@ def test_python_examples_run(page: str, tmp_path: Path) -> None:
     blocks = PYTHON.findall((ROOT / page).read_text(encoding="utf-8"))
     assert blocks
     script = "\n".join([PREAMBLE[page], *blocks])
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    done = forked.run("-c", script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+import forked
 import pytest
 import typer
 from dyn_probe_cli.app import app
@@ -87,9 +86,7 @@ def test_a_missing_row_is_found() -> None:
 
 
 def test_generated_pages_are_current() -> None:
-    done = subprocess.run(
-        [sys.executable, "docs/generate.py", "--check"], cwd=DOCS.parent, capture_output=True, text=True
-    )
+    done = forked.run("docs/generate.py", "--check", cwd=DOCS.parent)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nwrite: make docs"
 
 

@@ -155,6 +155,7 @@ def test_the_page_of_several_runs(runs: dict[str, Trace]) -> None:
     }
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_page_of_a_grid_says_what_became_of_held_out_pairs(runs: dict[str, Trace], tmp_path: Path) -> None:
     row = {"method": "<dpo>", "seeds": 2, "chosen": -1.25, "rejected": -3.0, "margin": 1.75,
            "log_ratio_accuracy": 0.25, "accuracy": 0.5, "score": "h_w, h_l", "runs": 4}  # fmt: skip

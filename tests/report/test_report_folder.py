@@ -36,6 +36,7 @@ def test_tables_hold_the_numbers_of_the_page(tmp_path: Path) -> None:
     assert cosine[0] == pytest.approx(first.grad_cosine.median())
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Options(steps=2, batch=2))
     mine = tmp_path / "mine"

@@ -179,6 +179,7 @@ def test_the_terminal_prints_the_verdict_and_the_same_numbers(two: dict[str, Tra
     assert line.split()[3:] == ["−0.38", "+0.050", "nats/token"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_page_opens_with_the_verdict(two: dict[str, Trace], tmp_path: Path) -> None:
     page = build_report([trace.path for trace in two.values()], tmp_path / "page")
     html = page.read_text(encoding="utf-8")

@@ -66,6 +66,7 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
         read_judged(file)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_comparisons_show_what_the_judge_said(tmp_path: Path) -> None:
     runs = [tmp_path / "one", tmp_path / "two"]
     for seed, run in enumerate(runs):

@@ -143,6 +143,7 @@ def test_a_pairs_tokens_count_as_one():
     assert (one - one).error == pytest.approx(0.5 * 2**0.5)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_style_that_was_not_run_is_said(runs, tmp_path):
     some = {style: runs[style] for style in STYLES if style != "prefix-suffix"}
     page, judged = write_study({**some, "prefix-suffix": []}, tmp_path / "report", {}, missing=["not run: <p>"])
@@ -165,6 +166,7 @@ def test_figures_show_every_style(runs):
     assert cosine(runs["single-token"][0])[0] == pytest.approx(-0.29)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_page_says_what_does_not_hold(runs, tmp_path):
     swapped = {**runs, "single-token": runs["long-suffix"]}
     page, judged = write_study(swapped, tmp_path / "report", {"lr": "<b>1</b>"})

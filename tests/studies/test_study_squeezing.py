@@ -239,6 +239,7 @@ def test_a_probe_file_is_cut_and_a_set_is_generated(tmp_path: Path) -> None:
         read_data(file, SMALL)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_what_a_probe_file_lacks_is_shown_and_listed_in_the_report(
     tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
@@ -267,6 +268,7 @@ def test_what_a_probe_file_lacks_is_shown_and_listed_in_the_report(
     assert "Left out" not in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_report_says_how_it_was_tuned_and_what_signs_are_worth(tmp_path: Path) -> None:
     page, _ = write_study(ALL, tmp_path / "report", {"preset": "cpu"})
     text = " ".join(page.read_text(encoding="utf-8").split())

@@ -7,6 +7,7 @@ changes plus noise, and returns one DataFrame per table with the schema's column
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,12 @@ DEFAULT = Options()
 
 
 def simulate(options: Options) -> dict[str, pd.DataFrame]:
-    """Tables of one run (`pairs`, `steps`, `layers`, `examples`; `tokens` and `mass` empty)."""
+    """Tables of one run (`pairs`, `steps`, `layers`, `examples`; `tokens` and `mass` empty), the caller's to change."""
+    return {name: frame.copy() for name, frame in _simulated(options).items()}
+
+
+@cache
+def _simulated(options: Options) -> dict[str, pd.DataFrame]:
     draw = np.random.default_rng(options.seed)
     count = options.pairs
     lengths = draw.integers(8, 60, (count, 2))

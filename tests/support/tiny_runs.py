@@ -20,6 +20,8 @@ COMPOSED = [(name, shaping) for name in TRAINED for shaping in SHAPINGS if name 
 TINY: dict[str, Any] = dict(
     max_pairs=12, pretrain_steps=0, sft_steps=0, steps=2, batch_size=3, eval_fraction=0.0, warmup_steps=0, lr=1e-3
 )
+BARE: dict[str, Any] = dict(realised=False, gram_every=0, metric_every=0, split_momentum=False, final_pairs=0)
+"""Nothing is measured beside each pair's own numbers: half the time of a tiny run, for tests of something else."""
 
 
 def tiny(out: Path, **options: Any) -> RunConfig:

@@ -59,6 +59,11 @@ def as_values(frame: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def plain_column(column: pd.Series) -> list[Any]:
+    """A column's values in the same way."""
+    return [_plain(value) for value in column.array]
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()

@@ -62,6 +62,7 @@ def test_without_script_the_figures_are_there(html: str):
     assert 'href="#figure-token_heat"' in html and 'id="figure-token_heat"' in html
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_report_without_tokens_has_no_view_of_them(tmp_path: Path):
     page = build_report([new_trace(tmp_path / "run", Options(steps=3, batch=2, pairs=2)).path])
     html = page.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from trace_samples import as_values, recorded_steps, sample_rows, step_rows
+from trace_samples import as_values, plain_column, recorded_steps, sample_rows, step_rows
 
 from dyn_probe.errors import TraceError
 from dyn_probe.report.verdicts.status import damaged
@@ -77,7 +77,7 @@ def is_part(found: pd.DataFrame, whole: pd.DataFrame) -> bool:
     kept = whole[whole["step"].isin(found["step"])].reset_index(drop=True)
     lists = [name for name in kept if kept[name].dtype == object]
     return kept.drop(columns=lists).equals(found.drop(columns=lists)) and all(
-        as_values(kept[[name]]) == as_values(found[[name]]) for name in lists
+        plain_column(kept[name]) == plain_column(found[name]) for name in lists
     )
 
 

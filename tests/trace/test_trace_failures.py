@@ -73,7 +73,7 @@ def test_a_full_disk_is_said_once_and_costs_nothing_once_there_is_room(tmp_path:
 def test_rows_that_no_longer_fit_into_memory_are_counted(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buffer, "KEPT_BYTES", 20_000)
+    monkeypatch.setattr(buffer, "KEPT_BYTES", 5_000)
     writer = lenient(tmp_path / "run")
     writer.add("pairs", step_rows(0))
     writer.flush()
@@ -81,17 +81,17 @@ def test_rows_that_no_longer_fit_into_memory_are_counted(
     with pytest.warns(RuntimeWarning, match="No space left"):
         writer.add("pairs", step_rows(1))
         writer.flush()
-    for step in range(2, 500):
+    for step in range(2, 150):
         writer.add("pairs", step_rows(step))
         writer.add("steps", [{"step": step}])
-    assert writer._buffer._held() <= 20_000
+    assert writer._buffer._held() <= 5_000
     disk.full = False
     with pytest.warns(RuntimeWarning, match="lacks rows that could not be written"):
         writer.close()
     trace = load_trace(tmp_path / "run")
     lost, kept = trace.manifest["lost"], recorded_steps(trace)
-    assert kept == list(range(len(kept))) and 1 < len(kept) < 500
-    assert lost["rows"] == {"pairs": 500 - len(kept), "steps": 498 - len(trace.steps)}
+    assert kept == list(range(len(kept))) and 1 < len(kept) < 150
+    assert lost["rows"] == {"pairs": 150 - len(kept), "steps": 148 - len(trace.steps)}
     assert lost["from_step"] == min(len(kept), 2 + len(trace.steps)) and "No space left" in lost["reason"]
     [verdict] = unwritten(trace)
     assert verdict.level == "warning" and [n.value for n in verdict.numbers] == list(lost["rows"].values())

@@ -50,6 +50,7 @@ def test_every_number_is_read_as_it_was_stored(run: Path) -> None:
 
 
 @each_trace
+@pytest.mark.usefixtures("unrendered")
 def test_it_is_summarised_ranked_and_reported(run: Path, tmp_path: Path) -> None:
     trace = load_trace(run)
     said = "\n".join(summary_lines(trace))

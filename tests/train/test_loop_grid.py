@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from dyn_probe_cli.app import app
-from tiny_runs import TINY
+from tiny_runs import BARE, TINY
 from typer.testing import CliRunner
 
 from dyn_probe import load_trace
@@ -31,7 +31,9 @@ from dyn_probe.train.grids.grid_cells import Cell
 from dyn_probe.train.loop import record
 from dyn_probe.train.options.config import RunConfig
 
-SMALL: dict[str, Any] = TINY | {"max_pairs": 30, "eval_fraction": 0.2, "pretrain_steps": 3, "sft_steps": 2}
+pytestmark = pytest.mark.usefixtures("short_reading")
+
+SMALL: dict[str, Any] = TINY | BARE | {"max_pairs": 30, "eval_fraction": 0.2, "pretrain_steps": 3, "sft_steps": 2}
 
 
 def first_logps(folder: Path) -> list[float]:
@@ -174,6 +176,7 @@ def test_the_default_methods_all_compose(tmp_path):
     assert len(configurations(RunConfig(), tmp_path, METHODS, 3)) == 30
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_command_trains_and_compares(tmp_path):
     options = tmp_path / "options.yaml"
     options.write_text("\n".join(f"{k}: {v}" for k, v in SMALL.items() if k != "steps"))

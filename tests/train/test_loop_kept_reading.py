@@ -7,20 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tiny_runs import run
+from tiny_runs import BARE, run
 
 from dyn_probe.train import kept_tensors, start
 
-OPTIONS = dict(
-    pretrain_steps=3,
-    sft_steps=1,
-    steps=1,
-    metric_every=0,
-    split_momentum=False,
-    gram_every=0,
-    realised=False,
-    final_pairs=0,
-)
+pytestmark = pytest.mark.usefixtures("short_reading")
+
+OPTIONS = BARE | dict(pretrain_steps=3, sft_steps=1, steps=1)
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import pandas as pd
 import pytest
 from tiny_runs import TINY, run, tiny
@@ -52,9 +50,7 @@ def method(request: pytest.FixtureRequest) -> dict[str, Any]:
 def killed(out: Path, **options: Any) -> Path:
     """The folder of a run whose process killed itself at step 5 of 6."""
     arguments = json.dumps({**TINY, **options, "out": str(out)})
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED_AT, arguments], env=environment, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    assert forked.run("-c", KILLED_AT, arguments).returncode == -signal.SIGKILL
     return out
 
 
@@ -63,6 +59,7 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns=["step_seconds", "pushes_seconds"], errors="ignore").sort_values(keys, ignore_index=True)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_killed_run_reads_reports_and_resumes_to_the_uninterrupted_one(method: dict[str, Any], tmp_path: Path):
     whole, folder = run(tmp_path / "whole", **method), killed(tmp_path / "run", **method)
     trace = load_trace(folder)

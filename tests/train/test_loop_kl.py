@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import tiny, uneven
+from tiny_runs import BARE, tiny, uneven
 
 from dyn_probe.data.built_in import built_in_model, built_in_tokenizer
 from dyn_probe.mass import start_kl
@@ -18,7 +18,7 @@ from dyn_probe.report.side_by_side.kl_price import margin_points
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train import held_out, loop
 
-OPTIONS: dict[str, Any] = dict(eval_fraction=0.25, eval_every=1, mass_every=1, lr=1e-2, steps=2)
+OPTIONS: dict[str, Any] = BARE | dict(eval_fraction=0.25, eval_every=1, mass_every=1, lr=1e-2, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,7 @@ def slow_kl(policy: Any, start: Any, ids: Any, first: int) -> list[float]:
     """KL(π‖q) of the next token at each position of a response, a sum over the vocabulary."""
     with torch.no_grad():
         p, q = (m.eval()(torch.tensor([ids])).logits[0].double().softmax(1) for m in (policy, start))
-    return [
-        sum(float(a * (a.log() - b.log())) for a, b in zip(p[t], q[t], strict=True))
-        for t in range(first - 1, len(ids) - 1)
-    ]
+    return [float((p[t] * (p[t].log() - q[t].log())).sum()) for t in range(first - 1, len(ids) - 1)]
 
 
 def held_out_twin(run: Any, start: Any) -> float:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_runs import COMPOSED, TRAINED, pulls_seen, run
+from tiny_runs import BARE, COMPOSED, TRAINED, pulls_seen, run
 
 from dyn_probe.data.built_in import built_in_model
 from dyn_probe.errors import BadInput
@@ -172,7 +172,8 @@ def test_kto_cuts_mismatched_rows_to_the_models_positions(tmp_path):
     sides = [(f"{i} " + "word " * 700, "yes", "no") for i in range(3)]
     sides += [(f"short {i}", "good " * 700, "bad " * 650) for i in range(3)]
     data.write_text("".join(json.dumps({"prompt": p, "chosen": c, "rejected": r}) + "\n" for p, c, r in sides))
-    trace = run(tmp_path / "run", objective="kto", data=str(data), max_length=1024, batch_size=4, steps=1)
+    options = dict(data=str(data), max_length=1024, batch_size=4, steps=1)
+    trace = run(tmp_path / "run", objective="kto", **BARE, **options)
     assert trace.closed and trace.pairs["loss"].notna().all()
 
 

@@ -12,21 +12,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from tiny_runs import TINY, run, uneven
-from two_processes import launch
+from two_processes import launch, together
 
 from dyn_probe import load_trace
 
 KEY = ["step", "pair_id"]
-PLAIN: dict[str, Any] = {**TINY, "optimizer": "sgd", "lr": 0.05, "batch_size": 4, "steps": 3, "gram_every": 1}
+PLAIN: dict[str, Any] = {**TINY, "optimizer": "sgd", "lr": 0.05, "batch_size": 4, "steps": 2, "gram_every": 1}
 RUNS: dict[str, dict[str, Any]] = {
-    "dpo": {"max_pairs": 20, "eval_fraction": 0.3, "eval_every": 2, "gradient_accumulation": 2, "steps": 2},
+    "dpo": {"max_pairs": 20, "eval_fraction": 0.3, "eval_every": 2, "gradient_accumulation": 2},
     "kto": {"objective": "kto"},
     "slic_hf": {"objective": "slic_hf", "hyper": {"delta": 0.1, "lambda": 0.0}},
     "lora": {"lora_rank": 2, "optimizer": "adamw", "lr": 1e-3},
     "gated": {"objective": "ipo", "shaping": ["gate-seq"], "gradient_checkpointing": True},
-    "normalised": {"shaping": ["pairwise-normalised"], "gradient_accumulation": 2, "max_pairs": 24, "steps": 2},
+    "normalised": {"shaping": ["pairwise-normalised"], "gradient_accumulation": 2, "max_pairs": 24},
     "rc": {"shaping": ["rc:ema=0.5"], "objective": "cpo", "gradient_accumulation": 2, "max_pairs": 24},
-    "nll": {"hyper": {"nll": 0.3}, "data": "uneven", "gradient_accumulation": 2, "max_pairs": 24, "steps": 2},
+    "nll": {"hyper": {"nll": 0.3}, "data": "uneven", "gradient_accumulation": 2, "max_pairs": 24},
     "mask": {"shaping": ["token-mask"]},
     "update": {
         "update": True,
@@ -34,7 +34,6 @@ RUNS: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
         "gradient_accumulation": 2,
         "max_pairs": 20,
-        "steps": 2,
         "dtype": "float64",
     },
 }
@@ -61,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         wanted += [parts | {"stop": 3}, parts | {"resume": True}]
     wanted += [{"odd": odd, "out": str(folder / f"odd-{odd}")} for odd in ("none", "called", "stranger")]
     (folder / "runs.json").write_text(json.dumps(wanted))
-    done = launch(str(Path(__file__).parents[1] / "support" / "multiprocess_runs.py"), str(folder / "runs.json"))
+    done = together(str(Path(__file__).parents[1] / "support" / "multiprocess_runs.py"), str(folder / "runs.json"))
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from loop_runs import run, small
+from tiny_runs import BARE
 
 from dyn_probe.errors import DynProbeError
 from dyn_probe.trace.reader import load_trace
@@ -125,7 +126,7 @@ def test_learning_rates_follow_the_schedule(tmp_path: Path) -> None:
 
 def test_supervised_warm_up_raises_chosen_and_both_sides_if_asked(tmp_path: Path) -> None:
     first = {
-        name: run(tmp_path / name, steps=1, sft_steps=steps, sft_objective=objective).pairs
+        name: run(tmp_path / name, **BARE | dict(steps=1, sft_steps=steps, sft_objective=objective)).pairs
         for name, steps, objective in (("none", 0, "sft"), ("sft", 20, "sft"), ("both", 20, "extended_sft"))
     }
     means = {name: rows[["logp_chosen", "logp_rejected"]].mean() for name, rows in first.items()}

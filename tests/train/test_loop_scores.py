@@ -10,7 +10,7 @@ import pytest
 import torch
 from closed_forms import SCORES
 from reference.gradients import logp
-from tiny_runs import TRAINED, run, tiny, uneven
+from tiny_runs import BARE, TRAINED, run, tiny, uneven
 
 from dyn_probe.data.built_in import built_in_model
 from dyn_probe.data.collating import collate
@@ -20,12 +20,13 @@ from dyn_probe.train.checkpoints import newest_checkpoint
 from dyn_probe.train.display import live_numbers
 from dyn_probe.train.setup import prepare
 
-HELD_OUT = dict(dtype="float64", eval_fraction=0.4, max_pairs=10, batch_size=2)
+HELD_OUT = BARE | dict(dtype="float64", eval_fraction=0.4, max_pairs=10, batch_size=2)
 
 
 @pytest.mark.parametrize("objective", TRAINED)
 def test_rows_have_the_scores_that_the_objective_compares(objective: str, tmp_path: Path) -> None:
-    trace = run(tmp_path / "run", objective=objective, dtype="float64", steps=2, lr=1e-2, data=uneven(tmp_path))
+    options = BARE | dict(objective=objective, dtype="float64", steps=2, lr=1e-2, data=uneven(tmp_path))
+    trace = run(tmp_path / "run", **options)
     pairs, hyper = trace.pairs, trace.manifest["objective"]["hyper"]
     for side in ("chosen", "rejected"):
         logp, n, reference = (pairs[f"{name}_{side}"] for name in ("logp", "len", "ref_logp"))

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from dyn_probe import load_trace
@@ -57,8 +58,8 @@ def _default_signals() -> Iterator[None]:
 
 def test_sigterm_closes_the_trace_and_leaves_its_exit_code(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-c", SIGNALLED, "SIGTERM", "record", "--out", str(out), *QUICK, "--steps", "50"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, preexec_fn=by_default)
+    command = ["-c", SIGNALLED, "SIGTERM", "record", "--out", str(out), *QUICK, "--steps", "50"]
+    done = forked.run(*command, before=by_default)
     assert done.returncode == 143 and "Traceback" not in done.stderr
     assert "Stopped by SIGTERM; what was recorded is kept." in done.stderr
     assert done.stdout == f"Next: dyn-probe report {out}\n"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,9 +52,7 @@ OPTIONS = [
 
 def limited(limit: int, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """A run whose files may not grow beyond ``limit`` bytes from its third step on."""
-    command = [sys.executable, "-c", LIMITED, str(limit), "record", "--out", str(out), *OPTIONS, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    return forked.run("-c", LIMITED, str(limit), "record", "--out", str(out), *OPTIONS, *options)
 
 
 def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -115,9 +114,7 @@ def test_a_small_disk_fills_up(tmp_path: Path) -> None:
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs rights that this process lacks")
     try:
-        command = [sys.executable, "-m", "dyn_probe_cli", "record", "--out", str(out), *OPTIONS]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+        done = forked.run("-m", "dyn_probe_cli", "record", "--out", str(out), *OPTIONS)
         assert done.returncode == 0
         assert "No space left on device; the training goes on" in complaints(done)[0] and len(complaints(done)) == 2
         assert set(load_trace(out).pairs["step"]) >= {0, 1}

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from saved_models import worst_of_final
 from tiny_runs import TINY
-from two_processes import launch
+from two_processes import together
 
 from dyn_probe import load_trace
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind in ("ddp", "fsdp2")
     ]
     (folder / "runs.json").write_text(json.dumps(wanted))
-    done = launch(str(Path(__file__).parents[1] / "support" / "multiprocess_runs.py"), str(folder / "runs.json"))
+    done = together(str(Path(__file__).parents[1] / "support" / "multiprocess_runs.py"), str(folder / "runs.json"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert not list(folder.glob("*.error")), [file.read_text() for file in folder.glob("*.error")]
     return folder
