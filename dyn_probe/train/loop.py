@@ -34,7 +34,7 @@ from dyn_probe.train.parallel import Processes, averaging, start_processes, wait
 from dyn_probe.train.rate_schedule import learning_rate, set_rate
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.setup import example_rows, manifest_of, prepare
-from dyn_probe.train.signals import stopping_signals
+from dyn_probe.trace.signals import stopping_signals
 from dyn_probe.train.start import checkpoint, save_trained, start_run
 from dyn_probe.train.targets import warn_past_target
 from dyn_probe.train.token_rows import record_tokens

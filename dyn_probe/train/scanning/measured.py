@@ -32,7 +32,7 @@ from dyn_probe.train.reference_model import Reference, evaluate_pairs
 from dyn_probe.train.scanning.plan import Plan, plan_scan, scan_words
 from dyn_probe.train.scanning.saved_steps import OF_SCAN, Checkpoint, find_checkpoints
 from dyn_probe.train.setup import Setup, example_rows, manifest_of
-from dyn_probe.train.signals import stopping_signals
+from dyn_probe.trace.signals import stopping_signals
 
 
 def scan(checkpoints: Sequence[str], config: RunConfig, reference: str = "", progress: bool = True) -> Path:
