@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trust import door_data, door_model, door_options, door_page, door_trace, faults, networks, soak
+from trust import door_data, door_model, door_options, door_page, door_trace, fault_matrix, networks, soak
 from trust.tally import Tally
 
 
@@ -35,7 +35,7 @@ def _door(make: Callable[[Path, int, int], Tally]) -> Callable[[Path, int, int, 
 
 
 TRIALS = (
-    Trial("faults", 0, 0, lambda folder, count, seed, nightly: faults.try_faults(folder, nightly, seed)),
+    Trial("faults", 0, 0, lambda folder, count, seed, nightly: fault_matrix.try_faults(folder, nightly, seed)),
     Trial("files", 40, 4000, _door(door_trace.fuzz_files)),
     Trial("run.json", 80, 4000, _door(door_trace.fuzz_manifest)),
     Trial("tables", 30, 2000, _door(door_trace.fuzz_tables)),
