@@ -80,8 +80,8 @@ trainer = DPOTrainer(
     model=llama(0), ref_model=llama(1), train_dataset=Dataset.from_list(rows), processing_class=built_in_tokenizer(),
     callbacks=[Say()], args=DPOConfig(
         output_dir=str(folder / "out"), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-3,
-        report_to=[], logging_steps=1000, save_strategy="steps", save_steps=5, use_cpu=True, bf16=False, disable_tqdm=True, seed=3,
-        gradient_checkpointing=False, save_total_limit=2,
+        report_to=[], logging_steps=1000, save_strategy="steps", save_steps=5, use_cpu=True, bf16=False,
+        disable_tqdm=True, seed=3, gradient_checkpointing=False, save_total_limit=2,
     ),
 )
 real = trainer._compute_loss
