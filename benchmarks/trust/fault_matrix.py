@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from random import Random
@@ -61,6 +62,7 @@ def try_faults(folder: Path, nightly: bool, seed: int = 0, only: str = "") -> Ta
                 tally.fail("not survived", f"{name}, case {number} of seed {seed}: {why}")
             shutil.rmtree(place, ignore_errors=True)
         tally.parts[name] = {"tried": count, "survived": survived, "rows lost": gone}
+        print(f"    {name}: {count} tried, {survived} survived, rows lost {gone}", file=sys.stderr, flush=True)
     tally.facts["kinds of fault"] = str(len(chosen))
     tally.facts |= {f"not tried: {name}": why for name, why in skipped.items()}
     return tally

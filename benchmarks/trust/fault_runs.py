@@ -109,10 +109,19 @@ class Training:
         kind: ``loop``, ``two`` (the loop in two processes) or ``attached``.
         steps: that the loop trains.
         resume: go on from the last checkpoint.
+        more: options of the recorder, for ``attached``.
         number: a signal that is sent later, so that it is not ignored where this process ignores it.
     """
 
-    def __init__(self, folder: Path, kind: str, steps: int, resume: bool = False, number: int = signal.SIGTERM) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kind: str,
+        steps: int,
+        resume: bool = False,
+        number: int = signal.SIGTERM,
+        more: tuple[str, ...] = (),
+    ) -> None:
         self.out, self.log = folder / "run", Path(tempfile.mkstemp(prefix="said-", dir=folder)[1])
         script = folder / f"{kind}.py"
         script.write_text(ATTACHED if kind == "attached" else LOOP, encoding="utf-8")
@@ -122,11 +131,12 @@ class Training:
         if kind == "two":
             python += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         if kind == "attached":
-            record = [*python, "-m", "dyn_probe_cli", "record", "--out", str(self.out), "--"]
+            record = [*python, "-m", "dyn_probe_cli", "record", "--out", str(self.out), *more, "--"]
             python, after = [*record, *python], [str(script), str(folder), *after[2:], str(int(resume)), str(steps)]
         self.process = subprocess.Popen(
             [*python, *after], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             start_new_session=True, env={**os.environ, **PROCESS},
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup has it ignored
         )  # fmt: skip
 
     @property
@@ -139,6 +149,14 @@ class Training:
         """Until every process has handed over a step, or the training is over."""
         while self.process.poll() is None and len({rank for rank, _ in self.said}) < ranks:
             time.sleep(0.02)
+
+    def end(self, seconds: float = 300) -> str:
+        """What it said on standard error by its end; it is killed where it does not end."""
+        try:
+            return self.process.communicate(timeout=seconds)[1]
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return f"it had not ended after {seconds:g} s"
 
     def kill(self) -> None:
         """SIGKILL to all of its processes."""
@@ -180,7 +198,7 @@ def killed(kind: str, steps: int) -> Trial:
         if not ((begun.out / "run.json").exists() and (kind == "attached" or _resumable(begun.out))):
             return 0, ""  # killed before its first checkpoint: it is begun anew
         again = Training(folder, kind, steps, resume=True)
-        errors = again.process.communicate(timeout=600)[1]
+        errors = again.end()
         if again.process.returncode:
             return 0, f"it does not go on: {errors[-400:]}"
         first = min((step for _, step in again.said), default=steps)
@@ -206,7 +224,7 @@ def signalled(kind: str, number: signal.Signals) -> Trial:
         run.wait_for_rows()
         time.sleep(draw.uniform(0.0, 0.3))
         run.process.send_signal(number)
-        errors = run.process.communicate(timeout=300)[1]
+        errors = run.end()
         found = load_trace(run.out).manifest
         if run.process.returncode != wanted or found["status"] != "stopped" or found["reason"] != number.name:
             got = f"exit code {run.process.returncode}, status {found['status']} ({found['reason']})"

@@ -15,7 +15,7 @@ from typing import Any
 from dyn_probe.errors import TraceError, on_one_line
 from dyn_probe.trace.failures import naming
 from dyn_probe.trace.run_fields import OWN, Manifest
-from dyn_probe.trace.run_folder import RUN_FILE, scratch_file, spare_file
+from dyn_probe.trace.run_folder import RUN_FILE, refuse_link_out, scratch_file, spare_file
 from dyn_probe.trace.schema import SCHEMA_VERSION
 from dyn_probe.trace.typed import plain, read
 
@@ -80,6 +80,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
             raise TraceError(f"{wanted}; {run} {'is a file' if run.exists() else 'does not exist'}")
         if (run / RUN_FILE).exists() and not (run / RUN_FILE).is_file():
             raise TraceError(f"{wanted}; {run / RUN_FILE} is not a file")
+        refuse_link_out(run, run / RUN_FILE)
         content = json.loads((run / RUN_FILE).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise TraceError(f"{wanted}; {run} has no {RUN_FILE}") from None

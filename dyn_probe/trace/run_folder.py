@@ -61,6 +61,12 @@ def spare_file(run: Path) -> Path:
     return run / STREAMS / "spare"
 
 
+def refuse_link_out(run: Path, path: Path) -> None:
+    """Raise a TraceError where the path is a link that leads out of the trace's folder."""
+    if not path.resolve().is_relative_to(run.resolve()):
+        raise TraceError(f"{path} is a link that leads out of the trace's folder; put the file itself there")
+
+
 def list_streams(run: Path) -> list[StreamName]:
     """All streams of the folder: by segment, then rank, then table."""
     matches = (_STREAM.fullmatch(name) for name in _listing(run / STREAMS))
