@@ -52,7 +52,8 @@ for step in range(first, first + steps):
     if fault == "disk full for a while" and step == first + 15:
         streams.write = real_write
     if fault == "folder removed" and step == first + 5 and rank == 0:
-                shutil.rmtree(out)
+        import shutil
+        shutil.rmtree(out)
     if fault == "read-only folder" and step == first + 5 and rank == 0:
         def refuse(file, content):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
