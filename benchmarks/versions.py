@@ -30,6 +30,8 @@ VERSIONS: dict[tuple[str, str], tuple[str, ...]] = {
 }
 """Oldest versions, and the tests that use the package most; the newest are those of constraints.txt, which `make test`
 runs with."""
+BESIDE = {"pandas": ("pytz",)}
+"""What an old version needs beside itself that the environment has not."""
 NEWEST = tuple(dict.fromkeys(test for tests in VERSIONS.values() for test in tests))
 
 
@@ -42,7 +44,8 @@ def install(package: str, version: str) -> Path | None:
     wanted = f"{package}=={version}"
     if package == "torch" and not _cpu_build(version):
         return None
-    done = subprocess.run([*command, "--target", str(place), wanted], capture_output=True, text=True, check=False)
+    command += ["--target", str(place), wanted, *BESIDE.get(package, ())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return place if done.returncode == 0 else None
 
 
