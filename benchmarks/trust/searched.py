@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from transformers.utils import logging
 
 from dyn_probe import load_trace
 from dyn_probe.data.built_in import built_in_tokenizer
@@ -72,6 +73,8 @@ def data(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], Any]]:
 
 def model(folder: Path) -> tuple[st.SearchStrategy[Any], Callable[[Any], Any]]:
     """``config.json`` of a model folder with other values."""
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
     place = door_model.model_folder(folder / "model")
     whole = json.loads((place / "config.json").read_text(encoding="utf-8"))
     sizes = ("n_embd", "n_layer", "n_head", "n_positions", "vocab_size")  # valid ones that are huge take the memory

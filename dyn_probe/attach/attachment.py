@@ -24,7 +24,7 @@ from dyn_probe.errors import BadInput, DynProbeError
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe import Probe
 from dyn_probe.trace.reader import load_trace
-from dyn_probe.trace.signals import StoppedBySignal, die_by, stopping_signals
+from dyn_probe.trace.signals import StoppedBySignal, die_by, reason_of, stopping_signals
 
 THROUGH_US = ("training_step", "compute_loss", "_save_checkpoint")
 """Methods of the trainer that are called through the attachment while it trains."""
@@ -295,8 +295,3 @@ class Attachment:
         if error is None:
             with suppress(Exception):
                 self.window.check_all_processes()
-
-
-def reason_of(error: BaseException) -> str:
-    """Why the recording stopped, for ``run.json``."""
-    return str(error) if isinstance(error, StoppedBySignal) else f"{type(error).__name__}: {error}"

@@ -26,6 +26,11 @@ class StoppedBySignal(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+def reason_of(error: BaseException) -> str:
+    """Why a recording stopped, for ``run.json``: the signal, or the error and its type."""
+    return str(error) if isinstance(error, StoppedBySignal) else f"{type(error).__name__}: {error}"
+
+
 @contextmanager
 def stopping_signals() -> Iterator[Sequence[int]]:
     """Raise ``StoppedBySignal`` in the main thread at the first of ``SIGNALS``; later ones do not disturb the closing.
