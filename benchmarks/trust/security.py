@@ -85,7 +85,7 @@ def sizes(tally: Tally, folder: Path, count: int, seed: int) -> int:
 def network(tally: Tally, folder: Path, count: int, seed: int) -> int:
     """Summary and report where every socket raises; a page that may load and connect to nothing."""
     run = folder / "network"
-    told = {"objective": {"name": "dpo"}, "model": {"name": "https://example.org/model"}}
+    told = {"objective": {"name": "dpo"}, "model": {"name": "//x.example/model"}}
     with TraceWriter(run, told) as writer:
         for name in ("pairs", "steps", "layers", "examples"):
             writer.add(name, door_trace.rows_of(name, range(4)))
