@@ -19,7 +19,7 @@ QUIET_ENV := $(KEPT_BYTECODE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_
 PYTEST := $(QUIET_ENV) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check lint docs matrix trust model clean
+.PHONY: help install demo test slow check lint docs matrix trust versions model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -60,6 +60,9 @@ matrix: $(VENV)/.stamp-dev  ## combinations of settings of recorded trainers: al
 trust: $(VENV)/.stamp-dev  ## faults, bad input at every door, random architectures: the figures go into docs/trust.md (NIGHTLY=1: all)
 	PYTHONPATH=benchmarks $(QUIET_ENV) $(BIN)/python -W ignore -m trust $(if $(NIGHTLY),--nightly) --keep benchmarks/results/trust.json
 	$(BIN)/python docs/generate.py
+
+versions: $(VENV)/.stamp-dev  ## a core of the tests against the oldest supported packages, and the newest
+	$(QUIET_ENV) $(BIN)/python benchmarks/versions.py
 
 docs: $(VENV)/.stamp-dev  ## bring the generated pages up to date and build the site
 	$(BIN)/python docs/generate.py

@@ -24,7 +24,7 @@ from dyn_probe_cli.try_ import try_
 from dyn_probe_cli.watch import watch
 
 from dyn_probe import __version__
-from dyn_probe.errors import DynProbeError, escaped, on_one_line
+from dyn_probe.errors import DynProbeError, check_versions, escaped, on_one_line
 
 app = typer.Typer(
     name="dyn-probe",
@@ -73,6 +73,7 @@ def main() -> None:
     """
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
+        check_versions()
         sys.exit(app(standalone_mode=False) or 0)
     except CommandLineError as error:
         _fail(f"{error.format_message()} See: {_command_of(error)} --help", 2)

@@ -235,7 +235,15 @@ def data_files() -> str:
 def trust_figures() -> str:
     """What `make trust` printed when it was last run: trial by trial, what was tried and what came of it."""
     content = json.loads((DOCS.parent / "benchmarks/results/trust.json").read_text(encoding="utf-8"))
-    return _table(("what was tried", "size", "cases", "must be 0", "measured beside"), map(_trial, content.values()))
+    whole = _table(("what was tried", "size", "cases", "must be 0", "measured beside"), map(_trial, content.values()))
+    return "\n\n".join([whole, *(_kinds(row) for row in content.values() if row.get("parts"))])
+
+
+def _kinds(row: dict[str, Any]) -> str:
+    """The kinds of case of one trial, each with its own counts."""
+    counts = list(next(iter(row["parts"].values())))
+    lines = ((kind, *(f"{found[name]:,}" for name in counts)) for kind, found in row["parts"].items())
+    return _table((row["title"], *counts), lines)
 
 
 def _trial(row: dict[str, Any]) -> tuple[str, ...]:

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dyn_probe' has no attribute {name!r}; it has: {', '.join(__all__)}")
+    errors = importlib.import_module("dyn_probe.errors")
+    if _HOMES[name] != errors.__name__:
+        errors.check_versions()
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

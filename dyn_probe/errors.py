@@ -5,8 +5,14 @@ And the words for a name that is not in a table: what came, the nearest name, al
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+
+FLOORS = {"torch": (2, 8), "transformers": (5, 0), "pandas": (2, 2), "pyarrow": (17, 0)}
+"""Package → the oldest version that this one works with, as in its metadata."""
 
 
 class DynProbeError(Exception):
@@ -97,3 +103,21 @@ def half_character(text: str) -> str:
     except UnicodeEncodeError as error:
         return f"contains a lone surrogate (\\u{ord(text[error.start]):04x}) at character {error.start}"
     return ""
+
+
+def check_versions() -> None:
+    """Refuse installed packages that are older than FLOORS; imports none of them.
+
+    Raises:
+        BadInput: names all of them, and what to install.
+    """
+    found = {}
+    for name, floor in FLOORS.items():
+        with suppress(PackageNotFoundError):
+            came = version(name)
+            if tuple(map(int, re.findall(r"\d+", came)[:2])) < floor:
+                found[name] = came
+    if found:
+        wanted = " ".join(f"'{name}>={'.'.join(map(str, FLOORS[name]))}'" for name in found)
+        came = ", ".join(f"{name} {old}" for name, old in found.items())
+        raise BadInput(f"dyn-probe does not work with {came}; write: pip install {wanted}")

@@ -16,7 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trust import door_data, door_model, door_options, door_page, door_trace, faults, networks, soak
+from trust import (
+    door_data,
+    door_model,
+    door_options,
+    door_page,
+    door_trace,
+    fault_matrix,
+    networks,
+    searched,
+    security,
+    soak,
+)
 from trust.tally import Tally
 
 
@@ -35,7 +46,7 @@ def _door(make: Callable[[Path, int, int], Tally]) -> Callable[[Path, int, int, 
 
 
 TRIALS = (
-    Trial("faults", 0, 0, lambda folder, count, seed, nightly: faults.try_faults(folder, nightly, seed)),
+    Trial("faults", 0, 0, lambda folder, count, seed, nightly: fault_matrix.try_faults(folder, nightly, seed)),
     Trial("files", 40, 4000, _door(door_trace.fuzz_files)),
     Trial("run.json", 80, 4000, _door(door_trace.fuzz_manifest)),
     Trial("tables", 30, 2000, _door(door_trace.fuzz_tables)),
@@ -47,6 +58,8 @@ TRIALS = (
     Trial("models", 10, 500, _door(door_model.fuzz_model_folder)),
     Trial("checkpoints", 30, 2000, _door(door_model.fuzz_checkpoints)),
     Trial("page", 1, 40, _door(door_page.fuzz_page)),
+    Trial("searched", 60, 4000, lambda folder, count, seed, nightly: searched.search(folder, count, seed)),
+    Trial("security", 60, 3000, _door(security.try_security)),
     Trial("architectures", 30, 300, lambda folder, count, seed, nightly: networks.try_networks(count, seed)),
     Trial("soak", 300, 20_000, lambda folder, count, seed, nightly: soak.soak(folder, count)),
     Trial("large trace", 50_000, 1_000_000, lambda folder, count, seed, nightly: soak.million_rows(folder, count)),

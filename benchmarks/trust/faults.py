@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from dyn_probe.errors import DynProbeError, TraceError
 from dyn_probe.trace.lock import FolderLock
 from dyn_probe.trace.writer import TraceWriter
 from trust import noise
-from trust.tally import Tally
 
 RECORDER = """
 import errno, os, resource, signal, sys, time
@@ -232,31 +230,6 @@ def two_recorders(folder: Path, draw: Random) -> tuple[int, str]:
     )
 
 
-def signalled(number: signal.Signals) -> Callable[[Path, Random], tuple[int, str]]:
-    """SIGTERM or SIGHUP to the reference loop: closed, with the signal's own exit code."""
-
-    def trial(folder: Path, draw: Random) -> tuple[int, str]:
-        out = folder / "run"
-        options = ["--max-pairs", "12", "--pretrain-steps", "0", "--sft-steps", "0", "--batch-size", "2"]
-        program = (
-            f"import signal; signal.signal({int(number)}, signal.SIG_DFL); from dyn_probe_cli.app import main; main()"
-        )
-        command = [sys.executable, "-c", program, "record", "--out", str(out), *options, "--steps", "100000"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and not ((out / "run.json").exists() and len(load_trace(out).pairs)):
-            time.sleep(0.1)
-        seen = len(load_trace(out).pairs)
-        time.sleep(draw.uniform(0.0, 0.5))
-        process.send_signal(number)
-        said = process.communicate(timeout=120)[1]
-        trace = load_trace(out)
-        if process.returncode != 128 + number or trace.manifest["status"] != "stopped" or "Traceback" in said:
-            return 0, f"exit code {process.returncode}, status {trace.manifest['status']}: {said[-200:]}"
-        return max(0, seen - len(trace.pairs)), ""
-
-    return trial
-
-
 def damaged(folder: Path, draw: Random) -> tuple[int, str]:
     """A damaged file: no other number is read, what is missing is named by file, and the run can be gone on with."""
     out = folder / "run"
@@ -313,39 +286,3 @@ def locked(folder: Path, draw: Random) -> tuple[int, str]:
     run.wait()
     FolderLock(out).release()
     return lost_rows(out, run.said), ""
-
-
-FAULTS: dict[str, tuple[Callable[[Path, Random], tuple[int, str]], int, int]] = {
-    "SIGKILL, one process, resumed": (killed, 3, 60),
-    "SIGKILL, two processes, resumed": (killed_two, 1, 30),
-    "SIGKILL: the lock of the dead is free": (locked, 1, 10),
-    "SIGTERM": (signalled(signal.SIGTERM), 0, 5),
-    "SIGHUP": (signalled(signal.SIGHUP), 0, 5),
-    "full disk": (unwritable("full disk"), 1, 5),
-    "full disk, room again later": (unwritable("disk full for a while"), 1, 5),
-    "full disk with --strict": (strict, 1, 3),
-    "file-size limit": (unwritable("size limit"), 1, 5),
-    "read-only file system": (unwritable("read-only folder"), 1, 3),
-    "folder removed": (unwritable("folder removed"), 1, 3),
-    "clock jumps": (clock, 1, 3),
-    "two recorders on one folder": (two_recorders, 1, 10),
-    "damaged streams, Parquet files, run.json, resumed": (damaged, 40, 2000),
-}
-"""Fault → (trial, how often in CI, how often at night). A trial returns rows lost, and what is wrong beside."""
-
-
-def try_faults(folder: Path, nightly: bool, seed: int = 0, only: str = "") -> Tally:
-    """Every fault, each in a folder of its own."""
-    tally = Tally("faults while recording", zero={"rows lost": 0, "not survived": 0})
-    for name, (trial, few, many) in FAULTS.items():
-        for number in range((many if nightly else few) if only in name else 0):
-            place = Path(tempfile.mkdtemp(dir=folder))
-            lost, why = trial(place, Random(f"{seed} {name} {number}"))
-            tally.tried += 1
-            if lost:
-                tally.fail("rows lost", f"{name}, case {number} of seed {seed}", lost)
-            if why:
-                tally.fail("not survived", f"{name}, case {number} of seed {seed}: {why}")
-            shutil.rmtree(place, ignore_errors=True)
-    tally.facts["kinds of fault"] = str(len(FAULTS))
-    return tally

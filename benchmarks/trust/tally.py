@@ -17,6 +17,7 @@ class Tally:
         tried: number of cases.
         zero: name → count of what may not happen.
         facts: name → what was measured beside, as it is printed.
+        parts: kind of case → its own counts, where there are several kinds.
         failures: what happened, for the first cases in which something may not have.
     """
 
@@ -25,6 +26,7 @@ class Tally:
     zero: dict[str, int] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def holds(self) -> bool:
@@ -41,11 +43,14 @@ class Tally:
         counts = [f"{self.tried:,} tried", *(f"{name} {count}" for name, count in self.zero.items())]
         facts = [f"{name} {value}" for name, value in self.facts.items()]
         mark = "holds" if self.holds else "FAILS"
-        return [f"{mark}  {self.title}: {', '.join([*counts, *facts])}", *(f"    {f}" for f in self.failures[:SHOWN])]
+        parts = [f"    {kind}: {', '.join(f'{n} {v:,}' for n, v in row.items())}" for kind, row in self.parts.items()]
+        first = f"{mark}  {self.title}: {', '.join([*counts, *facts])}"
+        return [first, *parts, *(f"    {failure}" for failure in self.failures[:SHOWN])]
 
     def as_json(self) -> dict[str, object]:
         """Plain values."""
-        return {"title": self.title, "tried": self.tried, "zero": self.zero, "facts": self.facts, "holds": self.holds}
+        known = {"title": self.title, "tried": self.tried, "zero": self.zero, "facts": self.facts, "holds": self.holds}
+        return known | ({"parts": self.parts} if self.parts else {})
 
     @staticmethod
     def of_json(content: Mapping[str, object]) -> Tally:

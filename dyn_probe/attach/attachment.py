@@ -6,7 +6,7 @@ import atexit
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import wraps
 from typing import Any
 
@@ -24,6 +24,7 @@ from dyn_probe.errors import BadInput, DynProbeError
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe import Probe
 from dyn_probe.trace.reader import load_trace
+from dyn_probe.trace.signals import StoppedBySignal, die_by, reason_of, stopping_signals
 
 THROUGH_US = ("training_step", "compute_loss", "_save_checkpoint")
 """Methods of the trainer that are called through the attachment while it trains."""
@@ -82,6 +83,9 @@ class Attachment:
         self._befores: list[Any] = []
         self._clip = trainer.accelerator.clip_grad_norm_
         self._put_in_between()
+        self._signals = ExitStack()
+        self._came = self._signals.enter_context(stopping_signals())
+        atexit.register(self._end_as_signalled)  # after the one below
         atexit.register(self._at_exit)
 
     def _put_in_between(self) -> None:
@@ -140,13 +144,18 @@ class Attachment:
         """The training ends before its time, by an error of its own or by Ctrl-C."""
         self._let_go()
         self.end(error)
-        why = type(error).__name__
+        why = str(error) if isinstance(error, StoppedBySignal) else type(error).__name__
         say(f"the training stopped at step {self.step} ({why}); what was recorded is kept. {self.next_step}")
 
     def _at_exit(self) -> None:
         """The process ends, and the training has not."""
         error = getattr(sys, "last_value", None)
         self._break_off(error or DynProbeError("the process ended before its training did"))
+
+    def _end_as_signalled(self) -> None:
+        """The process ends; where a signal asked it to, it ends by that signal, as it would have without us."""
+        if self._came:
+            die_by(self._came[0])
 
     @property
     def next_step(self) -> str:
@@ -277,7 +286,12 @@ class Attachment:
         self.trainer.accelerator.__dict__.pop("clip_grad_norm_", None)
         with suppress(Exception):
             self.probe.close()
-        self.writer.end(error, None if error is None else f"{type(error).__name__}: {error}")
+        try:
+            self.writer.end(error, None if error is None else reason_of(error))
+        finally:
+            self._signals.close()
+            if not self._came:
+                atexit.unregister(self._end_as_signalled)
         if error is None:
             with suppress(Exception):
                 self.window.check_all_processes()

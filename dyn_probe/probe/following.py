@@ -161,8 +161,10 @@ class Following:
             self.rows.write("pushes", push_rows(record, pushes))
             alone = len(self.rows.batches) == 1 and not distributed()
             self.rows.step(record.step).update(step_facts(facts, products if alone else None))
-        note: dict[str, Any] = {"reason": facts.reason} if facts.reason and self.schedule.metric_every else {}
-        if not facts.trusted(tolerance_of(self.model)):
+        note = dict(self._noted)  # a violation stays noted
+        if facts.reason and self.schedule.metric_every:
+            note["reason"] = facts.reason
+        if not (note.get("trusted") is False or facts.trusted(tolerance_of(self.model))):
             note |= {"trusted": False, "step": record.step, "law7_error": facts.law7_error}
         if note and note != self._noted:
             self._noted = note

@@ -14,7 +14,7 @@ from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.uses import Use
 from dyn_probe.probe.given import Told
 from dyn_probe.probe.row_store import Row, RowStore
-from dyn_probe.probe.trace_rows import BatchRecord, ids_of, layer_rows, outlined, step_means
+from dyn_probe.probe.trace_rows import BatchRecord, ids_of, layer_rows, not_finite, outlined, step_means
 from dyn_probe.trace.writer import TraceWriter
 
 FIRST = "realised_delta_chosen"
@@ -155,6 +155,9 @@ class RunRows:
             record.update({name: value.item() for name, value in record.items() if isinstance(value, Tensor)})
             means = step_means([r for r in (*rows, *self._outlined) if r["step"] == step])
             record.update({name: value for name, value in means.items() if name not in record})
+            own = (r for r in (record, *rows, *self._outlined) if r["step"] == step)
+            if bad := sum(map(not_finite, own)):
+                record["not_finite"] = record.get("not_finite", 0) + bad
         self.write("pairs", rows)
         self.write("scores", self._outlined)
         self.write("steps", list(self._steps.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -272,6 +273,17 @@ def margins(rows: Sequence[Row]) -> np.ndarray:
     else:
         won, lost = (np.array([r[f"logp_{s}"] - (r.get(f"ref_logp_{s}") or 0.0) for r in rows]) for s in sides)
     return won - lost
+
+
+UNDEFINED = ("grad_cosine", "band_slack", "band_slack_metric")
+"""Columns that are NaN where they have no meaning, as a cosine with a gradient that is 0."""
+
+
+def not_finite(row: Row) -> int:
+    """How many numbers of a row are NaN or infinite, though they are defined."""
+    return sum(
+        isinstance(value, float) and not math.isfinite(value) and name not in UNDEFINED for name, value in row.items()
+    )
 
 
 def _item(value: Any) -> Any:

@@ -12,6 +12,7 @@ from dyn_probe.report.availability import missing, remedy
 from dyn_probe.report.changes import span
 from dyn_probe.report.definitions import definitions
 from dyn_probe.report.figures import FigureRow, figures_for
+from dyn_probe.report.first_screen.alarms import alarms
 from dyn_probe.report.first_screen.fix_texts import fixes
 from dyn_probe.report.first_screen.headline import confidence, headline
 from dyn_probe.report.first_screen.questions import QUESTIONS
@@ -61,8 +62,9 @@ def status(trace: Trace) -> Data:
 
 
 def first_screen(trace: Trace) -> Data:
-    """Headline, the same on held-out pairs, confidence and fix table."""
+    """What must be read first, headline, the same on held-out pairs, confidence and fix table."""
     return {
+        "alarms": alarms(trace),
         "headline": headline(trace),
         "held_out": held_out_line(trace),
         "confidence": confidence(trace),

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from dyn_probe.errors import escaped
 from dyn_probe.report.changes import span
+from dyn_probe.report.first_screen.alarms import alarms
 from dyn_probe.report.first_screen.fix_texts import fix_lines, fixes
 from dyn_probe.report.first_screen.headline import confidence, headline
 from dyn_probe.report.frames import tenths
@@ -36,7 +37,8 @@ def _first(trace: Trace) -> list[str]:
     """Headline, the same on held-out pairs, confidence and fix table: what the report's first screen says."""
     (happened, moved), table = headline(trace), fixes(trace)
     unseen = [f"[bold]{safe(line)}[/]"] if (line := held_out_line(trace)) else []
-    lines = [f"[bold]{safe(happened)}[/] {safe(moved)}", *unseen, f"[dim]{safe(confidence(trace))}[/]", ""]
+    first = [f"{MARKS['warning']} [bold]{safe(line)}[/]" for line in alarms(trace)]
+    lines = [*first, f"[bold]{safe(happened)}[/] {safe(moved)}", *unseen, f"[dim]{safe(confidence(trace))}[/]", ""]
     if table["none"]:
         return [*lines, safe(table["none"])]
     trl = [f"  TRL: {row['typed']} is {safe(row['trl'])}" for row in table["rows"] if row["trl"]]

@@ -47,6 +47,7 @@ class Buffer:
         self._rank, self._segment, self._failures = rank, segment, failures
         self._flush_seconds, self._flush_rows = flush_seconds, flush_rows
         self._pending: dict[str, list[pa.RecordBatch]] = {}
+        self._bytes = 0  # of all pending rows
         self._since: float | None = None  # when the oldest pending row came
         self._failure: WriteFailed | None = None  # of the last attempt to write
         self._retry = 0.0  # after a failed write: when ``add`` tries again
@@ -77,10 +78,11 @@ class Buffer:
 
     def _keep(self, name: str, batch: pa.RecordBatch) -> None:
         """Hold the rows until they are written; where writing fails for long, no more than fit."""
-        if self._waits and self._held() + batch.nbytes > KEPT_BYTES:
+        if self._waits and self._bytes + batch.nbytes > KEPT_BYTES:
             self._failures.lose(name, batch)
             return
         self._pending.setdefault(name, []).append(batch)
+        self._bytes += batch.nbytes
         self._since = time.monotonic() if self._since is None else self._since
 
     @property
@@ -92,9 +94,6 @@ class Buffer:
     def behind(self) -> bool:
         """Whether rows wait that could not be written."""
         return self._failure is not None and bool(self._pending)
-
-    def _held(self) -> int:
-        return sum(batch.nbytes for batches in self._pending.values() for batch in batches)
 
     def _due(self, name: str) -> bool:
         if self._waits:
@@ -119,6 +118,7 @@ class Buffer:
             except WriteFailed as error:
                 self._failure = self._failure or error
         self._since = self._since if self._failure else None
+        self._bytes = sum(batch.nbytes for batches in self._pending.values() for batch in batches)
         self._retry = time.monotonic() + RETRY_SECONDS
 
     def _tell(self) -> None:
@@ -126,8 +126,11 @@ class Buffer:
             self._failures.meet(self._failure)
 
     def _write(self, name: str) -> None:
-        joined = pa.Table.from_batches(self._pending[name]).combine_chunks()
-        batches = joined.to_batches(max_chunksize=self._flush_rows)
+        """The rows of one table, in few batches; those that cannot be written wait in this form."""
+        batches = self._pending[name]
+        if len(batches) > 1 or batches[0].num_rows > self._flush_rows:
+            joined = pa.Table.from_batches(batches).combine_chunks()
+            batches = self._pending[name] = joined.to_batches(max_chunksize=self._flush_rows)
         for position, batch in enumerate(batches):
             self._file(name).append(batch)
             self._pending[name] = batches[position + 1 :]
@@ -142,7 +145,7 @@ class Buffer:
     def _tick(self) -> None:
         while not self._stop.wait(self._flush_seconds / 2):
             with self._lock, suppress(TraceError):
-                if not self._closed and not self.foreign:
+                if not (self._closed or self.foreign or (self._waits and time.monotonic() < self._retry)):
                     self._write_all()  # of a failure, the next add, flush or close tells
 
     def _refuse(self) -> None:

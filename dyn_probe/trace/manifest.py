@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,13 @@ from typing import Any
 from dyn_probe.errors import TraceError, on_one_line
 from dyn_probe.trace.failures import naming
 from dyn_probe.trace.run_fields import OWN, Manifest
-from dyn_probe.trace.run_folder import RUN_FILE, scratch_file
+from dyn_probe.trace.run_folder import RUN_FILE, refuse_link_out, scratch_file, spare_file
 from dyn_probe.trace.schema import SCHEMA_VERSION
 from dyn_probe.trace.typed import plain, read
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+SPARE = 2**16
+"""Bytes that a recording keeps free for its last ``run.json``, which says what is missing."""
 STATUSES = ("recording", "closed", "stopped")
 DEEPEST = 50
 """Levels of lists and mappings that run.json may have within one another."""
@@ -75,6 +80,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
             raise TraceError(f"{wanted}; {run} {'is a file' if run.exists() else 'does not exist'}")
         if (run / RUN_FILE).exists() and not (run / RUN_FILE).is_file():
             raise TraceError(f"{wanted}; {run / RUN_FILE} is not a file")
+        refuse_link_out(run, run / RUN_FILE)
         content = json.loads((run / RUN_FILE).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise TraceError(f"{wanted}; {run} has no {RUN_FILE}") from None
@@ -165,11 +171,27 @@ def write_manifest(run: Path, content: Mapping[str, object]) -> None:
     Raises:
         WriteFailed: the system refuses to write it.
     """
-    path = run / RUN_FILE
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with naming(path):
-        scratch = scratch_file(path)
-        scratch.unlink(missing_ok=True)  # never through a link that lies there
-        with scratch.open("x", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        os.replace(scratch, path)
+    with naming(run / RUN_FILE):
+        try:
+            _replace(run / RUN_FILE, text)
+        except OSError as error:
+            if error.errno not in NO_ROOM or not spare_file(run).is_file():
+                raise
+            spare_file(run).unlink()
+            _replace(run / RUN_FILE, text)
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch = scratch_file(path)
+    scratch.unlink(missing_ok=True)  # never through a link that lies there
+    with scratch.open("x", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+    os.replace(scratch, path)
+
+
+def keep_room(run: Path) -> None:
+    """Occupy ``SPARE`` bytes of the disk until ``run.json`` needs them; where there is no room now, none is kept."""
+    with suppress(OSError):
+        spare_file(run).unlink(missing_ok=True)
+        spare_file(run).write_bytes(b"\xff" * SPARE)

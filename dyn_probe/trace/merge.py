@@ -30,7 +30,7 @@ from dyn_probe.trace.parquet import (
     write_parquet,
 )
 from dyn_probe.trace.run_fields import Manifest, Resume
-from dyn_probe.trace.run_folder import STREAMS, StreamName, list_streams, parquet_file
+from dyn_probe.trace.run_folder import STREAMS, StreamName, list_streams, parquet_file, refuse_link_out
 from dyn_probe.trace.schema import TABLES, Table
 from dyn_probe.trace.selection import EVERYTHING, STEP, Selection, Steps
 from dyn_probe.trace.streams import StreamRows, read_stream
@@ -109,8 +109,7 @@ def _was_changed(run: Path, path: Path, manifest: Manifest) -> bool:
 
 def _inside(run: Path, path: Path) -> Path:
     """The path, which must be a file and not lead out of the trace's folder."""
-    if not path.resolve().is_relative_to(run.resolve()):
-        raise TraceError(f"{path} is a link that leads out of the trace's folder; put the file itself there")
+    refuse_link_out(run, path)
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         raise TraceError(f"wanted a file of the trace; {path} is none; move it out of the trace's folder")
     return path

@@ -12,7 +12,7 @@ from typing import Any
 from dyn_probe import __version__
 from dyn_probe.errors import TraceError
 from dyn_probe.trace.lock import FolderLock
-from dyn_probe.trace.manifest import fitting, now, read_manifest, write_manifest
+from dyn_probe.trace.manifest import fitting, keep_room, now, read_manifest, write_manifest
 from dyn_probe.trace.merge import is_own_parquet
 from dyn_probe.trace.run_folder import (
     RUN_FILE,
@@ -61,6 +61,7 @@ def open_folder(
         if resume:
             manifest["resumes"].append(_resume_point(manifest, resume_step))
         write_manifest(run, manifest)
+        keep_room(run)
     except BaseException as error:
         if lock:
             lock.release()

@@ -56,6 +56,17 @@ def lost_mark(run: Path, rank: int, segment: int) -> Path:
     return run / STREAMS / f"{_process(rank, segment)}.lost"
 
 
+def spare_file(run: Path) -> Path:
+    """Room that a recording keeps on the disk, so that ``run.json`` can be written where there is none left."""
+    return run / STREAMS / "spare"
+
+
+def refuse_link_out(run: Path, path: Path) -> None:
+    """Raise a TraceError where the path is a link that leads out of the trace's folder."""
+    if not path.resolve().is_relative_to(run.resolve()):
+        raise TraceError(f"{path} is a link that leads out of the trace's folder; put the file itself there")
+
+
 def list_streams(run: Path) -> list[StreamName]:
     """All streams of the folder: by segment, then rank, then table."""
     matches = (_STREAM.fullmatch(name) for name in _listing(run / STREAMS))
@@ -86,7 +97,7 @@ def own_files(run: Path) -> Iterator[Path]:
     yield from (run / STREAMS / name.file for name in list_streams(run))
     yield from list_open_marks(run)
     yield from list_lost_marks(run)
-    yield from (file for file in (scratch_file(run / RUN_FILE), run / RUN_FILE) if file.exists())
+    yield from (file for file in (spare_file(run), scratch_file(run / RUN_FILE), run / RUN_FILE) if file.exists())
 
 
 def _listing(folder: Path) -> list[str]:

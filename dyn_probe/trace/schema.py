@@ -195,6 +195,12 @@ STEPS = Table(
         real("law7_error", "1", "largest |rounding| / Σ|parts| of the step's pushes: parts against stored weights"),
         real("law7_share", "share", "share of the trained weights that this was checked on"),
         real("kappa_error", "1", "relative error of ‖G‖² = κ²cᵀKc, G the gradient that the optimizer saw"),
+        Column(
+            "not_finite",
+            "int32",
+            "numbers",
+            "numbers of the step and of its pairs that came out as NaN or infinite; null stands where NaN came",
+        ),
         Column("separate_rows", "int32", "rows", "rows whose gradients needed a separate backward pass"),
         real("unmoved_share", "share", "share of the trained weights that the step left as they were"),
         real(

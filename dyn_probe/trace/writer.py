@@ -18,7 +18,7 @@ from dyn_probe.trace.lock import FolderLock
 from dyn_probe.trace.manifest import checked, now, write_manifest
 from dyn_probe.trace.merge import merge, remove_merged_streams
 from dyn_probe.trace.opening import open_folder, wait_for_folder, wait_for_others
-from dyn_probe.trace.run_folder import STREAMS, list_lost_marks, list_open_marks, lost_mark, open_mark
+from dyn_probe.trace.run_folder import STREAMS, list_lost_marks, list_open_marks, lost_mark, open_mark, spare_file
 
 _STATUSES = ("closed", "stopped")
 
@@ -182,6 +182,8 @@ class TraceWriter:
         self._write_end()
         if failure and self._failures.strict:
             raise failure
+        with suppress(OSError):
+            spare_file(self.path).unlink(missing_ok=True)
         if not unmerged:
             with suppress(OSError):  # what stays is in Parquet all the same
                 self._tidy()

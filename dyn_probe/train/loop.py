@@ -20,6 +20,7 @@ from dyn_probe.errors import BadInput, Diverged
 from dyn_probe.objectives import Measured, pulls
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe.pair_differences import difference_columns
+from dyn_probe.trace.signals import stopping_signals
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.batches import step_order
 from dyn_probe.train.checkpoints import newest_checkpoint, remove_models
@@ -34,7 +35,6 @@ from dyn_probe.train.parallel import Processes, averaging, start_processes, wait
 from dyn_probe.train.rate_schedule import learning_rate, set_rate
 from dyn_probe.train.run import Run, WarmStart
 from dyn_probe.train.setup import example_rows, manifest_of, prepare
-from dyn_probe.train.signals import stopping_signals
 from dyn_probe.train.start import checkpoint, save_trained, start_run
 from dyn_probe.train.targets import warn_past_target
 from dyn_probe.train.token_rows import record_tokens

@@ -104,6 +104,25 @@ def test_ctrl_c_closes_the_trace(tmp_path, group):
     assert len(trace.pairs) == 2 and trace.manifest["status"] == "stopped"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_a_signal_closes_the_trace_and_ends_the_command(tmp_path, number):
+    command = [*RECORD, "--out", str(tmp_path / "run"), "--", *SCRIPT, str(tmp_path), "wait"]
+    process = subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )  # fmt: skip
+    while not (tmp_path / "waiting").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == -number
+    assert f"the training stopped at step 1 ({number.name})" in said and "without closing" not in said
+    trace = load_trace(tmp_path / "run")
+    assert (trace.manifest["status"], trace.manifest["reason"]) == ("stopped", number.name)
+    assert len(trace.pairs) == 2 and not (tmp_path / "run/streams").exists()
+
+
 def test_a_command_without_preference_training_is_told_so_once():
     done = run(*RECORD, "--", sys.executable, "-c", "print(1); raise SystemExit(3)")
     assert done.returncode == 3 and done.stdout == "1\n" and done.stderr.count(UNSEEN) == 1

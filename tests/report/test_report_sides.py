@@ -71,8 +71,8 @@ ASYMMETRIC = (
 """Statements about chosen alone, or about rows with positive pulls alone: their numbers are in BOTH or ONE_SIDED."""
 
 SILENT = {
-    "zeros", "nll_weight", "mask", "fallbacks", "left_out", "tokens", "torn", "law1", "unmeasured", "damaged",
-    "unwritten", "untrusted", "unheld", "lacking", "similarity", "after", "saturated", "stuck", "useless",
+    "zeros", "nll_weight", "mask", "fallbacks", "left_out", "tokens", "torn", "law1", "not_finite", "unmeasured",
+    "damaged", "unwritten", "untrusted", "unheld", "lacking", "similarity", "after", "saturated", "stuck", "useless",
 }  # fmt: skip
 """Statements that have nothing to say of the run here: each has a test of its own."""
 

@@ -15,7 +15,7 @@ from trace_samples import recorded_steps, step_rows
 
 from dyn_probe.errors import TraceError, WriteFailed
 from dyn_probe.report.verdicts.status import unwritten
-from dyn_probe.trace import buffer, streams
+from dyn_probe.trace import buffer, manifest, streams
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.trace.writer import TraceWriter
 
@@ -84,7 +84,7 @@ def test_rows_that_no_longer_fit_into_memory_are_counted(
     for step in range(2, 150):
         writer.add("pairs", step_rows(step))
         writer.add("steps", [{"step": step}])
-    assert writer._buffer._held() <= 5_000
+    assert writer._buffer._bytes <= 5_000
     disk.full = False
     with pytest.warns(RuntimeWarning, match="lacks rows that could not be written"):
         writer.close()
@@ -95,6 +95,41 @@ def test_rows_that_no_longer_fit_into_memory_are_counted(
     assert lost["from_step"] == min(len(kept), 2 + len(trace.steps)) and "No space left" in lost["reason"]
     [verdict] = unwritten(trace)
     assert verdict.level == "warning" and [n.value for n in verdict.numbers] == list(lost["rows"].values())
+
+
+def test_waiting_rows_are_joined_once(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk is full, a step costs no more the longer it is: rows that wait are few batches, tried seldom."""
+    writer = lenient(tmp_path / "run")
+    disk.full = True
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        for step in range(300):
+            writer.add("pairs", step_rows(step))
+            if step % 50 == 49:
+                writer.flush()
+                rows = sum(batch.num_rows for batch in writer._buffer._pending["pairs"])
+                assert rows == step + 1 and len(writer._buffer._pending["pairs"]) <= 1 + rows // 200
+    pending = writer._buffer._pending["pairs"]
+    assert writer._buffer._bytes == sum(batch.nbytes for batch in pending)
+    disk.full = False
+    writer.close()
+    assert recorded_steps(load_trace(tmp_path / "run")) == list(range(300))
+
+
+def test_run_json_has_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a recording keeps free is given up for the last ``run.json``, which counts what is missing."""
+    run = tmp_path / "run"
+    writer = lenient(run)
+    spare, real = run / "streams/spare", manifest._replace
+    assert spare.stat().st_size == manifest.SPARE
+
+    def no_room(path: Path, text: str) -> None:
+        if spare.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, text)
+
+    monkeypatch.setattr(manifest, "_replace", no_room)
+    writer.close("stopped", "told to")
+    assert load_trace(run).manifest["reason"] == "told to" and not (run / "streams").exists()
 
 
 def test_a_disk_that_stays_full_costs_the_rows_since_then(tmp_path: Path, disk: Disk) -> None:

@@ -70,6 +70,12 @@ def replaced_by_folder(path: Path) -> None:
     path.mkdir()
 
 
+def replaced_by_link(path: Path) -> None:
+    other = path.parent.parent / "elsewhere"
+    path.rename(other)
+    path.symlink_to(other)
+
+
 def streams_as_file(run: Path) -> None:
     for stream in (run / "streams").iterdir():
         stream.unlink()
@@ -90,6 +96,8 @@ def with_table(run: Path, **columns: Any) -> None:
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "run.json is a folder": (lambda run: replaced_by_folder(run / "run.json"), r"run\.json is not a file"),
     "run.json is a pipe": (lambda run: replaced_by_pipe(run / "run.json"), r"run\.json is not a file"),
+    "run.json is elsewhere": (lambda run: replaced_by_link(run / "run.json"), "leads out of the trace's folder"),
+    "a table is elsewhere": (lambda run: replaced_by_link(run / "mass.parquet"), "leads out of the trace's folder"),
     "run.json is cut": (lambda run: os.truncate(run / "run.json", 100), r"run\.json cannot be read as JSON"),
     "run.json is empty": (lambda run: os.truncate(run / "run.json", 0), r"run\.json cannot be read as JSON"),
     "a table is a folder": (lambda run: replaced_by_folder(run / "pairs.parquet"), "wanted a file of the trace"),

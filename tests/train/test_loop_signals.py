@@ -19,8 +19,8 @@ import forked
 import pytest
 
 from dyn_probe import load_trace
+from dyn_probe.trace.signals import SIGNALS, StoppedBySignal, stopping_signals
 from dyn_probe.trace.writer import TraceWriter
-from dyn_probe.train.signals import SIGNALS, StoppedBySignal, stopping_signals
 
 QUICK = ["--max-pairs", "24", "--pretrain-steps", "0", "--sft-steps", "0", "--batch-size", "2", "--device", "cpu"]
 ENDLESS = "from dyn_probe_cli.app import main; main()"

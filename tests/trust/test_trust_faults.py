@@ -6,18 +6,34 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from trust import faults, soak
-from trust.faults import FAULTS, lost_rows, start, try_faults
+from trust import fault_disk, faults, soak
+from trust.fault_matrix import FAULTS, try_faults
+from trust.fault_runs import missing_rows
+from trust.faults import lost_rows, start
 
 import dyn_probe.trace.streams as streams
 from dyn_probe.trace.writer import TraceWriter
 
 
 @pytest.mark.parametrize(
-    "name", ["SIGKILL, one process, resumed", "read-only file system", "two recorders on one folder"]
+    "name",
+    ["SIGKILL while writing, one process, resumed twice", "read-only file system", "two recorders on one folder"],
 )
 def test_a_fault_costs_no_flushed_row(name: str, tmp_path: Path) -> None:
     assert FAULTS[name][0](tmp_path, Random(5)) == (0, "")
+
+
+@pytest.mark.skipif(not fault_disk.mounting(), reason="no file system can be mounted here")
+def test_a_disk_that_is_really_full_costs_no_flushed_row(tmp_path: Path) -> None:
+    assert fault_disk.full(tmp_path, Random(5)) == (0, "")
+
+
+def test_a_step_that_is_missing_or_has_another_loss_is_seen(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "run", {}) as writer:
+        writer.add("pairs", [{"step": 0, "pair_id": pair, "loss": loss} for pair, loss in (("a", 0.5), ("b", 0.7))])
+    assert missing_rows(tmp_path / "run", {(0, 0): 0.6}, 2) == 0
+    assert missing_rows(tmp_path / "run", {(0, 0): 0.7}, 2) == 1
+    assert missing_rows(tmp_path / "run", {(0, 0): 0.6, (1, 0): 0.6}, 2) == 2
 
 
 @pytest.mark.slow

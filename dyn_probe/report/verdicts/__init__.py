@@ -95,6 +95,7 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
         status.ending,
         status.certificate,
         status.law1,
+        status.not_finite,
         status.fallbacks,
         data_read.left_out,
         data_read.tokens,

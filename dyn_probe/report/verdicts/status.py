@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from dyn_probe.report.availability import missing, remedy
 from dyn_probe.report.frames import finite, numbers, share
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 from dyn_probe.trace.run_fields import CertificateInfo
+from dyn_probe.trace.schema import TABLES
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -80,6 +85,36 @@ def law1(trace: Trace) -> list[Verdict]:
         Number("error", "largest relative error", worst, "1"),
         Number("n", "n", len(errors), "steps"),
     )
+
+
+def not_finite(trace: Trace) -> list[Verdict]:
+    """Numbers that are NaN or infinite: how many, where, and that no mean counts them."""
+    found = {f"{name}.{key}": bad for name in TABLES for key, bad in _bad_columns(trace.arrow(name)).items()}
+    noted = numbers(trace.steps, "not_finite")
+    steps = numbers(trace.steps, "step")[np.nan_to_num(noted) > 0]
+    total = max(int(np.nansum(noted)), sum(found.values()))
+    if not total:
+        return []
+    places = ", ".join(f"{bad:,} in {name}" for name, bad in list(found.items())[:3])
+    more = "" if len(found) <= 3 else f" and {len(found) - 3} more columns"
+    since = f", the first at step {int(steps.min()):,}" if len(steps) else ""
+    return say(
+        "warning",
+        f"{count(total, 'recorded number')} {'is' if total == 1 else 'are'} not finite (NaN or infinite){since}"
+        f"{f': {places}{more}' if places else ''}. Means, medians and figures are of the other rows alone.",
+        "not_finite in the table steps; NaN and infinite entries of all columns",
+        Number("not_finite", "numbers that are not finite", total, "numbers"),
+    )
+
+
+def _bad_columns(table: pa.Table) -> dict[str, int]:
+    """Column → how many of its numbers (in lists too) are NaN or infinite; only those that have any."""
+    found = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+        if pa.types.is_floating(values.type) and (bad := pc.sum(pc.invert(pc.is_finite(values))).as_py()):
+            found[name] = bad
+    return found
 
 
 def fallbacks(trace: Trace) -> list[Verdict]:

@@ -15,6 +15,7 @@ from dyn_probe.report.frames import finite, median, numbers
 from dyn_probe.report.pair_columns import SIDES
 from dyn_probe.report.push_parts import PARTS, Balance, balance, means, of_side, ordered
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
+from dyn_probe.trace.run_fields import PushesInfo
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -203,9 +204,16 @@ def _share(found: Balance) -> tuple[str, str]:
     return f"{digits(size)} %", f" (± {digits(error)})" if np.isfinite(error) else ""
 
 
+WIDE, MISSED = ("float32", "float64"), 1e-2
+"""Types that hold every step, and the share of the parts' sizes that cannot be missed by rounding in them."""
+
+
 def untrusted(trace: Trace) -> list[Verdict]:
     """Whether the parts failed to add up to the step."""
-    note = trace.about.pushes
+    note, worst = trace.about.pushes, finite(numbers(trace.steps, "law7_error"))
+    if note is None or note.trusted is None:
+        missed = trace.about.config.get("dtype") in WIDE and len(worst) and worst.max() > MISSED
+        note = PushesInfo(None, False, None, float(worst.max())) if missed else None
     if note is None or note.trusted is not False:
         return []
     at = "" if note.step is None else f" at step {note.step}"

@@ -23,6 +23,7 @@ from dyn_probe.objectives import Terms
 from dyn_probe.pairs import batch_logits, token_logps
 from dyn_probe.probe import Probe
 from dyn_probe.probe.pair_differences import difference_columns
+from dyn_probe.trace.signals import stopping_signals
 from dyn_probe.trace.writer import TraceWriter
 from dyn_probe.train.display import Display
 from dyn_probe.train.memory import out_of_memory
@@ -32,7 +33,6 @@ from dyn_probe.train.reference_model import Reference, evaluate_pairs
 from dyn_probe.train.scanning.plan import Plan, plan_scan, scan_words
 from dyn_probe.train.scanning.saved_steps import OF_SCAN, Checkpoint, find_checkpoints
 from dyn_probe.train.setup import Setup, example_rows, manifest_of
-from dyn_probe.train.signals import stopping_signals
 
 
 def scan(checkpoints: Sequence[str], config: RunConfig, reference: str = "", progress: bool = True) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -25,18 +26,30 @@ class StoppedBySignal(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+def reason_of(error: BaseException) -> str:
+    """Why a recording stopped, for ``run.json``: the signal, or the error and its type."""
+    return str(error) if isinstance(error, StoppedBySignal) else f"{type(error).__name__}: {error}"
+
+
 @contextmanager
-def stopping_signals() -> Iterator[None]:
+def stopping_signals() -> Iterator[Sequence[int]]:
     """Raise ``StoppedBySignal`` in the main thread at the first of ``SIGNALS``; later ones do not disturb the closing.
 
-    A signal that is ignored (``nohup``) or that somebody else handles is left alone; afterwards all are as before.
+    A signal that is ignored (``nohup``) or that somebody else handles is left alone; afterwards all are as before. In a
+    process that was forked meanwhile they do what they would have done.
+
+    Yields:
+        the signal that came, once one has.
     """
     ours = threading.current_thread() is threading.main_thread()
     taken = [number for number in SIGNALS if ours and signal.getsignal(number) is signal.SIG_DFL]
     terminals = [stream for stream in (1, 2) if os.isatty(stream)]
     came: list[int] = []
+    process = os.getpid()
 
     def stop(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:
+            die_by(number)
         if came:
             return
         came.append(number)
@@ -47,10 +60,19 @@ def stopping_signals() -> Iterator[None]:
     try:
         for number in taken:
             signal.signal(number, stop)
-        yield
+        yield came
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+def die_by(number: int) -> None:
+    """End this process by that signal, as if it had never been handled."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _leave_terminal(streams: list[int]) -> None:
