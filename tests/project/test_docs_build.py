@@ -137,7 +137,7 @@ def unknown_names(source: str) -> list[str]:
             home = importlib.import_module(node.module or "")
             found += [f"{node.module}.{one.name}" for one in node.names if not hasattr(home, one.name)]
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RunConfig":
-            found += [str(keyword.arg) for keyword in node.keywords if keyword.arg not in known]
+            found += [str(keyword.arg) for keyword in node.keywords if keyword.arg not in {None, *known}]
     return found
 
 
