@@ -252,7 +252,7 @@ EXAMPLES = Table(
 
 TABLES: dict[str, Table] = {
     table.name: table
-    for table in (PAIRS, SCORES, PUSHES, GRAMS, FINAL, STEPS, LAYERS, TOKENS, MASS, DISTRIBUTIONS, EXAMPLES)
+    for table in (PAIRS, PUSHES, SCORES, GRAMS, FINAL, STEPS, LAYERS, TOKENS, MASS, DISTRIBUTIONS, EXAMPLES)
 }
 
 CASES: dict[int, str] = {
