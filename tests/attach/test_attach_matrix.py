@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ def trainer_of(cell: matrix.Cell, folder: Path, callbacks: list[Any] | None = No
         options["use_cpu"] = False
     if weights == "LoRA":
         options["peft_config"] = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    if kind == "dpo":
-        return runs.trainer_of(folder, callbacks=callbacks, **options)
-    return runs.without_reference(folder, kind, callbacks, **options)
+    make = runs.trainer_of if kind == "dpo" else partial(runs.without_reference, kind=kind)
+    trainer = make(folder, callbacks=callbacks, **options)
+    if precision == matrix.NEEDS_GPU:  # one step is not enough for a scale to come down from where gradients overflow
+        trainer.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=64.0)
+    return trainer
 
 
 def sides(trainer: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
