@@ -27,7 +27,7 @@ SIZE = (6.4, 5.3)
 def story(trace: Trace) -> Figure:
     """Shows: above, how far chosen and rejected have moved per token since the start of the run (line: median over the
     pairs of a bin of steps; band: interquartile range). Below, what moved each of them in these steps: the pushes of a
-    step, stacked upward where they raise the response and downward where they lower it; black: their total.
+    step, above 0 where they raise the response and below where they lower it; black: their total.
 
     How to read: a line below 0 is a response that has become less probable. Where it falls, the panel under it shows
     which pushes lie below 0: its own pair, other pairs of the batch, or what past steps left in the momentum.

@@ -88,7 +88,7 @@ def moved_by(trace: Trace) -> str:
         says = f"{side.capitalize()} moved by {'+' if total > 0 else '−'}{sig(abs(total), DIGITS)} nats a step"
         lacks = "; the pushes of all chosen and all rejected were not kept apart (--split-momentum)"
         return f"{says}{f', mostly through {way}' if way else ''}{lacks}."
-    came = f"; it moved mostly through {way}" if way else ""
+    came = f"; {side} moved mostly through {way}" if way else ""
     return f"{_outweighs(found, side)}{came}."
 
 
