@@ -62,7 +62,13 @@ class AttachOptions:
             raise BadInput(f"wanted {', '.join(wrong)}")
 
     def on(self, device: str, processes: int) -> AttachOptions:
-        """The same with ``every`` as a training on such a device (its type) in so many processes has it."""
+        """The same with ``every`` as a training on such a device (its type) in so many processes has it.
+
+        Raises:
+            BadInput: "auto" in several processes.
+        """
+        if self.every == "auto" and processes > 1:
+            raise BadInput("every=auto decides by the clock, and processes would not agree; write a number of steps")
         if self.every is not None:
             return self
         thinned = device == "cuda" and processes == 1 and not self.split_momentum

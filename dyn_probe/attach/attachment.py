@@ -20,7 +20,7 @@ from dyn_probe.attach.trace_folder import open_trace
 from dyn_probe.attach.trainer_facts import facts, splits_momentum
 from dyn_probe.attach.trainer_kinds import TrainerKind
 from dyn_probe.attach.user_lines import next_step, say
-from dyn_probe.errors import BadInput, DynProbeError
+from dyn_probe.errors import DynProbeError
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe import Probe
 from dyn_probe.trace.reader import load_trace
@@ -42,8 +42,8 @@ class Attachment:
         args = trainer.args
         options = options.on(args.device.type, args.world_size)
         self.trainer, self.kind, self.options = trainer, kind, options
-        if options.every == "auto" and args.world_size > 1:
-            raise BadInput("every=auto decides by the clock, and processes would not agree; write a number of steps")
+        if options.every == "auto":
+            say(f"records take at most {100 * options.budget:g}% of the time (every=auto); every=1 records every step")
         self.writer = open_trace(options, facts(trainer, kind), args.process_index, trainer.state.global_step)
         weighted = getattr(args, "ld_alpha", None) is not None
         self._splits = splits_momentum(trainer, options, weighted)
@@ -95,9 +95,8 @@ class Attachment:
 
         @wraps(self._clip)
         def clip(*args: Any, **kwargs: Any) -> Any:
-            norm = self._clip(*args, **kwargs)
-            self.grad_norm = None if norm is None else norm
-            return norm
+            self.grad_norm = self._clip(*args, **kwargs)
+            return self.grad_norm
 
         self.trainer.accelerator.clip_grad_norm_ = clip
 
@@ -192,7 +191,9 @@ class Attachment:
         micro.finish()
         if self.probe.records(self.step):
             self._take(micro)
-        elif not self._splits:
+        elif self._keep_for_the_end(micro.batch) and self.texts is not None:
+            self.writer.add("examples", self.texts.rows(micro.batch))
+        if not (self.probe.records(self.step) or self._splits):
             return
         accelerator = self.trainer.accelerator
         if accelerator.sync_gradients and getattr(accelerator, "scaler", None) is None:
@@ -211,11 +212,13 @@ class Attachment:
             self.micro.leave()
         self.micro = None
 
-    def _keep_for_the_end(self, batch: PairBatch) -> None:
+    def _keep_for_the_end(self, batch: PairBatch) -> bool:
+        """Whether the batch has pairs that are evaluated again at the end, and were not known yet."""
         known = {pair for one in self.final for pair in one.ids}
         new = [i for i, pair in enumerate(batch.ids) if pair not in known][: self.options.final_pairs - len(known)]
         if new:
             self.final.append(batch.select(new).to("cpu"))
+        return bool(new)
 
     def before_step(self) -> None:
         """The gradients are clipped, and the optimizer has not moved yet."""
@@ -233,6 +236,7 @@ class Attachment:
         """What belongs to the step as a whole."""
         limit, norm = self.trainer.args.max_grad_norm, self.grad_norm
         clipped = norm if norm is None or not limit else torch.as_tensor(norm).clamp(max=limit)
+        rows = self.probe.fresh if self.batches else []  # a recorded step's numbers are waited for here
         self.probe.log(
             self.step,
             loss=torch.stack(self.losses).mean(),
@@ -240,7 +244,6 @@ class Attachment:
             grad_norm_clipped=clipped,
             step_seconds=time.perf_counter() - self._began,
         )
-        rows = self.probe.fresh if self.batches else []
         self.window.add(self.step, rows, [batch.pairs for batch in self.batches], len(self.losses))
         self.batches, self.losses, self.grad_norm = [], [], None
         if not self._on_disk:  # what the first step gave survives whatever comes

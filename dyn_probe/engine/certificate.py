@@ -102,7 +102,8 @@ class Certificate:
             "tolerance": self.tolerance,
             "pairs": 1,
             "parameters": self.parameters,
-            "method": "one pair again by plain autograd, per parameter, on the graph of the first recorded step",
+            "method": "one pair again by plain autograd, per parameter, on the graph of the first recorded step "
+            "whose gradient is finite",
         }
 
     def require(self) -> None:
@@ -174,16 +175,20 @@ class SelfCheck:
             model = recording.capture.model
             self._plain = plain_products(model, recording.logps[0], recording.logps[half], recording.reentrant)
 
-    def judge(self, recording: Recording, products: Products) -> Certificate | None:
+    def judge(self, recording: Recording, products: Products, made: bool = False) -> Certificate | None:
         """Compare what was recorded; None where nothing was prepared, or where the training's own gradient has
         overflowed (usual in the first steps under a loss scale): then the next recorded step is checked. The check is
-        done unless it failed."""
+        done unless it failed.
+
+        Args:
+            made: whether the gradient is the recorder's own, and no witness.
+        """
         if self._plain is None:
             return None
         model, autocast = recording.capture.model, recording.capture.autocast
         tolerance = tolerance_for(model, autocast) if self.tolerance is None else self.tolerance
         first = {name: value[0] for name, value in products.pair_entries().items()}
-        if not torch.stack(list(first.values())).isfinite().all() and overflowed(model):
+        if not torch.stack(list(first.values())).isfinite().all() and not made and overflowed(model):
             self._plain = None
             return None
         found, self._plain = compare(first, self._plain, tolerance), None

@@ -23,7 +23,8 @@ AS_GIVEN = frozenset(
     for k in range(7)
 )  # fmt: skip
 """Operations whose result has the type of what they are given (or the wider one of two): where all graphs are walked,
-asking them for it takes most of the time. ``AccumulateGrad`` belongs to them, for a parameter tells its own type."""
+asking them for it takes most of the time. (Numbers without a dimension and changes in place can have it otherwise; what
+puts a coarse type there, a cast, a module or a parameter, is asked all the same.)"""
 
 
 LEAF = "AccumulateGrad"

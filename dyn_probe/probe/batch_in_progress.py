@@ -19,6 +19,7 @@ from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey
 from dyn_probe.engine.uses import Claims
 from dyn_probe.errors import BadInput
+from dyn_probe.probe.budget import Thinned
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
 from dyn_probe.probe.given import Given, Told
@@ -37,6 +38,7 @@ class BatchInProgress:
         layers, separate: as for ``Probe``.
         in_parts: whether a step's batch is more than one forward.
         armed: whether the step in progress is recorded, or only measured.
+        made: whether its gradients were made here, and not by autograd.
         given: what the loop has said of the batch; None outside ``around``.
     """
 
@@ -51,6 +53,7 @@ class BatchInProgress:
     separate: bool
     in_parts: bool
     armed: bool = False
+    made: bool = False
     certificate: Certificate | None = None
     recording: Recording | None = None
     given: Told | None = None
@@ -73,6 +76,7 @@ class BatchInProgress:
         full, hold = self.schedule.full_gram(step), self.following.holds(step)
         self.survey.renew()
         unused = all(p.grad is None for p in self.survey.trained.values())
+        self.made = False
         hidden = None if responses is None else HeadInputs(responses, segments)
         seen = nullcontext() if hidden is None else hidden.seen(self.model, self.shield)
         try:
@@ -100,6 +104,8 @@ class BatchInProgress:
         device = recording.capture.anchor.device.type
         self.evaluation.arithmetic = partial(computing_in, recording.capture.around, device)
         ids = ids_of(step, self.rows.rank, ids, self.given.pairs)
+        if not self.armed and isinstance(self.schedule, Thinned):
+            self.rows.outline(step, ids, self.given)
         alone = unused and not (self.separate or distributed())
         finish = partial(
             self._finish, recording, recording.fetching(), self.given.fetching(), step, ids if self.armed else None,
@@ -132,7 +138,7 @@ class BatchInProgress:
         self.following.expect(step, record, recording, products)
 
     def _certify(self, recording: Recording, products: Products) -> None:
-        found = self.check.judge(recording, products)
+        found = self.check.judge(recording, products, self.made)
         if found is not None:
             self.rows.manifest(certificate=found.as_manifest())
             found.require()  # one that fails is not kept: the next step is checked again
@@ -166,6 +172,7 @@ class BatchInProgress:
         """The backward of the training, from the recorded uses; see ``Probe.one_pass``."""
         if self.recording is None or self.given is None:
             raise BadInput("probe.one_pass needs probe.pairs before it, in the same step")
+        self.made = True
         self.recording.backward(loss)
 
     def norms(self, logps: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,5 +196,6 @@ class BatchInProgress:
         """The gradient ``Σ_i c_i g_i`` from what was measured; see ``Probe.backward``."""
         if self.recording is None or self.given is None:
             raise BadInput("probe.backward needs probe.measure before it, in the same step")
+        self.made = True
         self.recording.reweight(coefficients)
         self.given = self.given.completed(None, columns)

@@ -48,7 +48,7 @@ class Kept:
     def log(self, step: int, **fields: Any) -> None:
         """Add columns of the ``steps`` table to a step (loss, grad_norm, …), recorded or not; tensors
         of one number are read when the step is over."""
-        self._rows.step(step).update(fields)
+        self._rows.log(step, fields)
 
     def logged(self, step: int) -> Mapping[str, Any]:
         """The step's row of the ``steps`` table as it stands, while the step is in progress."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dyn_probe import entanglement
 from dyn_probe.engine.answer import Products
+from dyn_probe.engine.fetching import fetching
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.uses import Use
 from dyn_probe.probe.given import Told
@@ -97,6 +98,14 @@ class RunRows:
         """The step's row of the ``steps`` table, to be completed."""
         return self._steps.setdefault(step, {"step": step, "rank": self.rank})
 
+    def log(self, step: int, fields: Mapping[str, Any]) -> None:
+        """Columns of the step's row; tensors of one number are fetched without waiting for them."""
+        row, tensors = self.step(step), {n: value for n, value in fields.items() if isinstance(value, Tensor)}
+        row.update({name: value for name, value in fields.items() if name not in tensors})
+        if tensors:
+            fetched = fetching([value.detach() for value in tensors.values()])
+            self._arriving.append(lambda: row.update({n: v.item() for n, v in zip(tensors, fetched(), strict=True)}))
+
     def manifest(self, **fields: Any) -> None:
         """Entries of ``run.json``; those of the first process count."""
         if self.writer is not None and self.rank == 0:
@@ -152,7 +161,6 @@ class RunRows:
         begun = self._steps.pop(but, None)
         rows = self.all.pending
         for step, record in self._steps.items():
-            record.update({name: value.item() for name, value in record.items() if isinstance(value, Tensor)})
             means = step_means([r for r in (*rows, *self._outlined) if r["step"] == step])
             record.update({name: value for name, value in means.items() if name not in record})
             own = (r for r in (record, *rows, *self._outlined) if r["step"] == step)

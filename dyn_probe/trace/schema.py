@@ -188,7 +188,11 @@ STEPS = Table(
             "where it is not: estimate of the same, mean of r log r − (r − 1) with r = π/π_ref of tokens that π_ref "
             "drew at these positions at the start",
         ),
-        real("step_seconds", "s", "wall time of the whole step, recorder included"),
+        real(
+            "step_seconds",
+            "s",
+            "wall time of the step on the host, recorder included; a GPU may still be at work if nothing is recorded",
+        ),
         real("pushes_seconds", "s", "what of it went into taking the optimizer's step apart"),
         real("pushes_mib", "MiB", "held for that until the step was made: a copy of the weights, factored gradients"),
         real("law1_error", "1", "relative error of cᵀKc = ‖∇loss‖² where the full Gram was recorded"),

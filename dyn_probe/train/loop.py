@@ -93,6 +93,10 @@ def train(run: Run) -> None:
     config, setup = run.config, run.setup
     setup.model.train()
     mib = sum(p.nbytes for p in run.trained) / 2**20
+    if config.every == "auto":
+        run.display.say(
+            f"records take at most {config.budget} of the time (--every auto); --every 1 records every step"
+        )
     if cost := cost_before(mib, config.metric_every or 0):
         run.display.say(cost)
     with run.probe, run.display.bar(f"{setup.method.name:<12}", config.steps) as advance:

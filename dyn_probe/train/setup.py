@@ -59,10 +59,11 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
         BadInput: anything that cannot work, before anything is written.
     """
     unasked = ("mass_every", "probe_size") if config.mass_every is None else ()
-    config = config.with_model_defaults(thins(config.device))
-    if config.resume:
-        config = resumed(config, tuple(name for name in OPTIONS if name not in unasked))
+    given = [name for name in OPTIONS if getattr(config, name) is not None and name not in unasked]
     method = Method.of(config)
+    config = config.with_model_defaults(thins(config.device) and method.reweighting is None)
+    if config.resume:
+        config, method = (found := resumed(config, given)), Method.of(found)
     if processes.first:
         check_folder(config)
     check_saved(config)

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("trl", reason="needs trl")
 import attach_runs as runs
 
-from dyn_probe import load_trace
+from dyn_probe import BadInput, load_trace
 from dyn_probe.attach.attach_options import AttachOptions
 
 SCORES = ["logp_chosen", "logp_rejected", "ref_logp_chosen", "ref_logp_rejected", "loss"]
@@ -47,3 +47,5 @@ def test_the_default_is_thinned_on_a_gpu_alone():
     assert AttachOptions(split_momentum=True).on("cuda", 1).every == 1
     assert AttachOptions(every=3).on("cuda", 1).every == 3
     assert AttachOptions(every="auto").on("cpu", 1).every == "auto"
+    with pytest.raises(BadInput, match="processes would not agree"):
+        AttachOptions(every="auto").on("cuda", 2)

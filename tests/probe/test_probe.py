@@ -248,6 +248,15 @@ def test_a_training_that_overflows_in_its_first_step_is_checked_in_the_next(tmp_
     assert not np.isfinite(norms[[0, 1]]).any() and np.isfinite(norms[2]).all()
 
 
+def test_a_gradient_of_the_recorders_own_is_no_witness(monkeypatch):
+    """In one pass what is not finite may be its own fault, so that nothing is put off."""
+    model, batch = make_model("llama"), make_batch()
+    with pytest.raises(CertificationError), Probe(model).step(0, batch.ids) as probe:
+        logps = sequence_logps(model, batch)
+        probe.pairs(logps)
+        probe.one_pass((logps * 1e308 * 100).sum())
+
+
 def test_an_overflow_of_the_recorders_own_is_no_excuse(monkeypatch):
     """The training's gradient is finite here, so that what is not finite is wrong."""
     model, batch = make_model("llama"), make_batch()

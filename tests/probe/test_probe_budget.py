@@ -154,6 +154,10 @@ def test_a_loop_of_ones_own_says_which_step_is_its_last(tmp_path):
         (dict(model="some/model", lora_rank=4, split_momentum=True), True, 1, True),
         (dict(model="some/model", every=3), True, 3, False),
         (dict(model="some/model", one_pass=True), True, 1, False),
+        (dict(model="some/model", metric_every=1), True, 1, False),
+        (dict(model="some/model", realised=True), True, 1, False),
+        (dict(model="some/model", update=True), True, 1, False),
+        (dict(model="some/model", metric_every=0, realised=False), True, "auto", False),
         (dict(), True, 1, True),
     ],
 )
@@ -176,6 +180,18 @@ def test_a_run_by_budget_records_some_steps_and_the_means_of_all(tmp_path):
     for name in ("logp_chosen", "logp_rejected", "margin", "accuracy", "loss"):
         wanted = torch.tensor(plain.steps.set_index("step")[name].to_numpy())
         assert torch.allclose(torch.tensor(steps[name].to_numpy()), wanted, atol=1e-5), name
+
+
+def test_steps_that_are_only_measured_are_scored_too(tmp_path):
+    """An update that needs the norms measures every step, recorded or not."""
+    made = dict(steps=6, every="auto", budget="1%", shaping=("pairwise-normalised",), split_momentum=False)
+    trace = run(tmp_path / "run", **made)
+    assert set(trace.pairs["step"]) == {0, 5} and set(trace.scores["step"]) == {1, 2, 3, 4}
+    each = run(tmp_path / "each", **{**made, "every": 1}).pairs.set_index(["step", "pair_id"])
+    found = trace.scores.set_index(["step", "pair_id"])
+    for name in ("logp_chosen", "logp_rejected", "loss"):
+        assert np.array_equal(found[name], each.loc[found.index, name]), name
+    assert trace.steps[["logp_chosen", "margin", "accuracy"]].notna().all(None)
 
 
 @pytest.mark.parametrize("text, share", [("5%", 0.05), ("0.5", 0.5), (" 100% ", 1.0), (0.05, 0.05), (1, 1.0)])

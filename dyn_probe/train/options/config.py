@@ -112,7 +112,8 @@ class RunConfig:
         "scores of every pair are recorded at every step all the same.",
         least=1,
         choices=("auto",),
-        default_text="auto on a GPU (in one process, not for the built-in model), else 1",
+        default_text="auto on a GPU (in one process, not for the built-in model or shapings that need the norms of "
+        "every step, and without --one-pass, --split-momentum, --update, --realised, --metric-every), else 1",
     )
     budget: str = _option("5%", "Largest share of the training's time that --every auto spends on records.")
     gram_every: int = _option(
@@ -256,7 +257,8 @@ class RunConfig:
         adapters = self.lora_rank or is_adapter(Path(self.model).expanduser())
         place = 0 if self.model == "built-in" else 1 if adapters else 2
         found: dict[str, Any] = {name: values[place] for name, values in BY_MODEL.items()}
-        thin = thin and place > 0 and not (self.split_momentum or self.one_pass)
+        every_step = self.split_momentum or self.one_pass or self.update or self.realised or self.metric_every
+        thin = thin and place > 0 and not every_step
         found["every"] = "auto" if thin else 1
         every = found["every"] if self.every is None else self.every
         found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2 and every != "auto"}
