@@ -23,6 +23,7 @@ from dyn_probe.train.options.config import OPTIONS, RunConfig
 from dyn_probe.train.options.unasked import PROBING
 
 if TYPE_CHECKING:
+    from dyn_probe.trace.reader import Trace
     from dyn_probe.train.parallel import Processes
     from dyn_probe.train.run import Run
 
@@ -62,20 +63,23 @@ def choose_probes(
         raise BadInput(
             "--mass-every needs unsharded weights, which --parallel fsdp2 does not have; write --parallel ddp"
         )
-    if config.resume:
-        found = saved_set(config.folder)
-    elif config.probe_set:
-        found = with_unrelated(read_file(Path(config.probe_set).expanduser(), config.probe_size), seed=config.seed)
-    else:
-        texts = [pair.text for pair in (held_out or pairs)]
-        found = build_probe_set(texts, prompts=config.probe_size, seed=config.seed, tokenizer=tokenizer)
+    saved = saved_set(config.folder) if config.resume else None
     try:
+        found = saved or _new_set(config, held_out or pairs, tokenizer)
         encode_probes(found, tokenizer, max_length=max_length)
     except BadInput:
         if asked:
             raise
         return None
     return found
+
+
+def _new_set(config: RunConfig, pairs: Sequence[EncodedPair], tokenizer: Any) -> ProbeSet:
+    """The probe set of ``probe_set``, or one of these pairs."""
+    if config.probe_set:
+        return with_unrelated(read_file(Path(config.probe_set).expanduser(), config.probe_size), seed=config.seed)
+    texts = [pair.text for pair in pairs]
+    return build_probe_set(texts, prompts=config.probe_size, seed=config.seed, tokenizer=tokenizer)
 
 
 def check_measuring(config: RunConfig) -> None:
@@ -196,15 +200,15 @@ def finish_mass(run: Run) -> None:
     trace = load_trace(run.config.folder)
     figures = {name: plain(value) for name, value in run_figures(trace.mass).row().items()}
     begun = trace.manifest.get("mass") or {}
-    run.writer.update_manifest(mass=begun | figures | gate_figures(run, trace.pairs))
+    run.writer.update_manifest(mass=begun | figures | gate_figures(run, trace))
 
 
-def gate_figures(run: Run, pairs: Any) -> dict[str, float | None]:
+def gate_figures(run: Run, trace: Trace) -> dict[str, float | None]:
     """Gating rate (share of recorded rows with s < τ) and mean gate, where a gate is used."""
     gate = next((one for one in run.setup.method.shapings if "gate" in one.shaping.columns), None)
     if gate is None:
         return {}
-    found = gating(pairs, float(gate.options["tau"]))
+    found = gating(trace.pairs, float(gate.options["tau"]))
     return {"gating_rate": found.rate, "mean_gate": found.mean_gate}
 
 

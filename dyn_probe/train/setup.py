@@ -89,6 +89,8 @@ def prepare(config: RunConfig, processes: Processes = ALONE) -> Setup:
             "lower --batch-size or --eval-fraction, or add data"
         )
     probes = choose_probes(config, processes, pairs, held_out, tokenizer, limit.tokens or 0, asked=not unasked)
+    if unasked and probes is None:
+        config = dataclasses.replace(config, mass_every=0, probe_size=RunConfig().probe_size)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     device = next(model.parameters()).device

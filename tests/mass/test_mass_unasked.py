@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,38 @@ def test_what_was_not_asked_for_does_not_stop_a_run(tmp_path: Path, monkeypatch:
         raise BadInput("no probe response can be measured")
 
     monkeypatch.setattr(mass_rows, "encode_probes", none)
-    assert prepare(tiny(tmp_path / "a", **PLAIN)).probes is None
+    setup = prepare(tiny(tmp_path / "a", **PLAIN))
+    assert setup.probes is None and setup.config.mass_every == 0
     with pytest.raises(BadInput, match="no probe response"):
         prepare(tiny(tmp_path / "b", **PLAIN, mass_every=5))
+
+
+EMPTY = [{"prompt": "", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(20)]
+TURNS = [
+    {
+        "prompt": [{"role": "user", "content": f"{i}?"}],
+        "chosen": [{"role": role, "content": f"{i}"} for role in ("assistant", "user", "assistant")],
+        "rejected": [{"role": role, "content": f"not {i}"} for role in ("assistant", "user", "assistant")],
+    }
+    for i in range(20)
+]
+
+
+@pytest.mark.parametrize("rows", [EMPTY, TURNS], ids=["empty prompts", "several turns"])
+def test_data_without_probes_are_trained_on_and_resumed(tmp_path: Path, rows: list[Any]) -> None:
+    """Their run says that nothing is measured, so that a resumed one looks for no probe set."""
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = PLAIN | dict(data=str(file), checkpoint_every=3)
+    assert probed_unasked(tiny(tmp_path / "run", **options)) == 1
+    trace = run(tmp_path / "run", **options)
+    saved = trace.manifest["config"]
+    assert (saved["mass_every"], saved["probe_size"]) == (0, RunConfig().probe_size)
+    assert trace.mass.empty and not (trace.path / mass_rows.PROBE_FILE).exists()
+    loop.record(tiny(tmp_path / "run", **options, resume=True), progress=False)
+    assert load_trace(tmp_path / "run").closed
+    with pytest.raises(BadInput):
+        prepare(tiny(tmp_path / "asked", **options, mass_every=5))
 
 
 @pytest.mark.parametrize(("before", "steps"), [({}, {0, 5}), ({"mass_every": 0}, set())])
