@@ -88,7 +88,7 @@ class Following:
         changes, apart = self.changes(step), self.schedule.takes_apart(step)
         if apart and bool(products.unequal.any()):
             apart = False
-            self.rows.manifest(pushes={"reason": UNEQUAL})
+            self._note({**self._noted, "reason": UNEQUAL})
         waits = self._watch is not None and held is not None
         if record is not None and products.gram is not None and not (waits and changes):
             self.rows.write("grams", gram_rows(record, products.gram))
@@ -166,6 +166,10 @@ class Following:
             note["reason"] = facts.reason
         if not (note.get("trusted") is False or facts.trusted(tolerance_of(self.model))):
             note |= {"trusted": False, "step": record.step, "law7_error": facts.law7_error}
+        self._note(note)
+
+    def _note(self, note: dict[str, Any]) -> None:
+        """What ``run.json`` says of the pushes, where it is new."""
         if note and note != self._noted:
             self._noted = note
             self.rows.manifest(pushes=note)

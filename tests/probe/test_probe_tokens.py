@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from families import make_batch, make_model
 
 from dyn_probe import BadInput, Probe, load_trace
+from dyn_probe.metric.step_facts import StepFacts
 from dyn_probe.pairs import batch_logits, token_logps
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
@@ -83,6 +84,24 @@ def test_pushes_say_why_they_are_empty(tmp_path):
     trace = load_trace(tmp_path / "run")
     assert trace.pairs["update_delta_chosen"].notna().all() and not len(trace.pushes)
     assert "weights the tokens" in trace.manifest["pushes"]["reason"]
+
+
+def test_a_violation_stays_noted_where_later_pushes_are_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(StepFacts, "trusted", lambda *_: False)
+    model, batch = make_model("llama"), make_batch(seed=3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with Probe(model, tmp_path / "run", optimizer=optimizer, metric_every=1) as probe:
+        for step, weights in enumerate((torch.ones(()), second_half_less(batch), torch.ones(()))):
+            with probe.step(step, pair_ids=batch.ids):
+                found = token_logps(batch_logits(model, batch), batch)
+                probe.pairs(found, mask=batch.response_mask)
+                margin_loss((found * weights).sum(1)).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    trace = load_trace(tmp_path / "run")
+    noted = trace.manifest["pushes"]
+    assert noted["trusted"] is False and noted["step"] == 0 and "weights the tokens" in noted["reason"]
+    assert sorted(set(trace.pushes["step"])) == [0, 2]
 
 
 def test_a_mask_of_another_shape_is_refused():
