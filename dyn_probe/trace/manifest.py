@@ -180,6 +180,8 @@ def write_manifest(run: Path, content: Mapping[str, object]) -> None:
                 raise
             spare_file(run).unlink()
             _replace(run / RUN_FILE, text)
+    if content.get("status") == "recording":
+        keep_room(run)
 
 
 def _replace(path: Path, text: str) -> None:
@@ -191,7 +193,9 @@ def _replace(path: Path, text: str) -> None:
 
 
 def keep_room(run: Path) -> None:
-    """Occupy ``SPARE`` bytes of the disk until ``run.json`` needs them; where there is no room now, none is kept."""
+    """Occupy ``SPARE`` bytes of the disk until ``run.json`` needs them; where there is not as much room, what there is
+    of it."""
     with suppress(OSError):
-        spare_file(run).unlink(missing_ok=True)
-        spare_file(run).write_bytes(b"\xff" * SPARE)
+        if not (spare_file(run).is_file() and spare_file(run).stat().st_size == SPARE):
+            spare_file(run).unlink(missing_ok=True)
+            spare_file(run).write_bytes(b"\xff" * SPARE)

@@ -128,6 +128,9 @@ def test_run_json_has_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mo
         real(path, text)
 
     monkeypatch.setattr(manifest, "_replace", no_room)
+    for earlier in range(2):
+        writer.update_manifest(told=earlier)
+        assert load_trace(run).manifest["told"] == earlier and spare.stat().st_size == manifest.SPARE
     writer.close("stopped", "told to")
     assert load_trace(run).manifest["reason"] == "told to" and not (run / "streams").exists()
 
