@@ -18,6 +18,7 @@ from dyn_probe.errors import BadInput
 from dyn_probe.metric.pushes import Pushes
 from dyn_probe.metric.step_facts import StepFacts
 from dyn_probe.probe.given import Given, numbers
+from dyn_probe.trace.schema import UNDEFINED
 
 Row = dict[str, Any]
 
@@ -273,10 +274,6 @@ def margins(rows: Sequence[Row]) -> np.ndarray:
     else:
         won, lost = (np.array([r[f"logp_{s}"] - (r.get(f"ref_logp_{s}") or 0.0) for r in rows]) for s in sides)
     return won - lost
-
-
-UNDEFINED = ("grad_cosine", "band_slack", "band_slack_metric")
-"""Columns that are NaN where they have no meaning, as a cosine with a gradient that is 0."""
 
 
 def not_finite(row: Row) -> int:

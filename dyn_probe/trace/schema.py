@@ -14,8 +14,10 @@ from dyn_probe.trace.column_types import GRAD, INNER, PAIR, RANK, SEQ, STEP, Col
 from dyn_probe.trace.response_tables import DISTRIBUTIONS, MASS, TOKENS
 from dyn_probe.trace.step_tables import FINAL, GRAMS, PUSHES, SCORES
 
-__all__ = ["CASES", "RANK", "SCHEMA_VERSION", "TABLES", "Column", "Table"]
+__all__ = ["CASES", "RANK", "SCHEMA_VERSION", "TABLES", "UNDEFINED", "Column", "Table"]
 
+UNDEFINED = ("grad_cosine", "band_slack", "band_slack_metric")
+"""Columns that are NaN where they have no meaning, as a cosine with a gradient that is 0."""
 SCHEMA_VERSION = 2
 
 _PAIR_TEXTS = (

@@ -21,7 +21,7 @@ from dyn_probe.report.verdicts.status import not_finite
 from dyn_probe.trace.arrow_rows import arrow_schema
 from dyn_probe.trace.parquet import Merged, write_parquet
 from dyn_probe.trace.reader import Trace, load_trace
-from dyn_probe.trace.schema import TABLES
+from dyn_probe.trace.schema import TABLES, UNDEFINED
 
 SMALL = Options(steps=12, batch=2, pairs=6)
 AGREES = {"max_relative_error": 1e-9, "tolerance": 1e-3}
@@ -73,7 +73,42 @@ def test_half_precision_weights_may_miss_their_parts(tmp_path: Path) -> None:
     assert alarms(recorded(tmp_path, with_column("law7_error", 0.3), config={"dtype": "bfloat16"})) == []
 
 
-REALS = [(table.name, column.name) for table in TABLES.values() for column in table.columns if "float64" in column.type]
+@pytest.mark.parametrize(("later", "levels"), [(False, ["note"]), (True, ["warning"])])
+def test_the_first_steps_of_a_loss_scale_are_no_alarm(later: bool, levels: list[str], tmp_path: Path) -> None:
+    """Training in float16 overflows until its loss scale has come down; afterwards an overflow is news."""
+    tables = simulate(SMALL)
+    steps, rows = tables["steps"], tables["pairs"]
+    first = sorted(steps["step"])[:3]
+    steps.loc[steps["step"].isin(first), "grad_norm"] = np.inf
+    rows.loc[rows["step"].isin(first), "grad_norm_chosen"] = np.inf
+    steps["not_finite"] = np.where(steps["step"].isin(first), 5, 0)
+    if later:
+        rows.loc[rows["step"] == 7, "grad_norm_chosen"] = np.nan
+        steps.loc[steps["step"] == 7, "not_finite"] = 1
+    trace = recorded(tmp_path, tables)
+    assert [one.level for one in not_finite(trace)] == levels and len(alarms(trace)) == later
+    assert ("first 3 recorded steps" in not_finite(trace)[0].sentence) is not later
+
+
+def test_a_run_that_overflows_to_its_end_is_an_alarm(tmp_path: Path) -> None:
+    tables = simulate(SMALL)
+    tables["steps"]["grad_norm"], tables["steps"]["not_finite"] = np.inf, 5
+    assert len(alarms(recorded(tmp_path, tables))) == 1
+
+
+def test_a_loss_that_is_not_finite_from_the_start_is_an_alarm(tmp_path: Path) -> None:
+    tables = simulate(SMALL)
+    first = tables["pairs"]["step"] == tables["pairs"]["step"].min()
+    tables["pairs"].loc[first, "loss"] = np.inf  # the gradient norm is finite
+    assert len(alarms(recorded(tmp_path, tables))) == 1
+
+
+REALS = [
+    (table.name, column.name)
+    for table in TABLES.values()
+    for column in table.columns
+    if "float64" in column.type and column.name not in UNDEFINED
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*its digest is another")

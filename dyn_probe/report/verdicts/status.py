@@ -12,7 +12,7 @@ from dyn_probe.report.availability import missing, remedy
 from dyn_probe.report.frames import finite, numbers, share
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
 from dyn_probe.trace.run_fields import CertificateInfo
-from dyn_probe.trace.schema import TABLES
+from dyn_probe.trace.schema import TABLES, UNDEFINED
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -88,7 +88,8 @@ def law1(trace: Trace) -> list[Verdict]:
 
 
 def not_finite(trace: Trace) -> list[Verdict]:
-    """Numbers that are NaN or infinite: how many, where, and that no mean counts them."""
+    """Numbers that are NaN or infinite: how many, where, and that no mean counts them. A note where they are those of
+    the first steps alone, whose gradient overflowed: in float16 training lowers its loss scale by that."""
     found = {f"{name}.{key}": bad for name in TABLES for key, bad in _bad_columns(trace.arrow(name)).items()}
     noted = numbers(trace.steps, "not_finite")
     steps = numbers(trace.steps, "step")[np.nan_to_num(noted) > 0]
@@ -98,22 +99,52 @@ def not_finite(trace: Trace) -> list[Verdict]:
     places = ", ".join(f"{bad:,} in {name}" for name, bad in list(found.items())[:3])
     more = "" if len(found) <= 3 else f" and {len(found) - 3} more columns"
     since = f", the first at step {int(steps.min()):,}" if len(steps) else ""
+    overflowed = overflowed_at_first(trace)
+    ordinary = bool(overflowed) and _bad_steps(trace) <= overflowed
+    of_which = (
+        f"All of them are of the first {count(len(overflowed), 'recorded step')}, whose gradient overflowed, as it "
+    )
+    of_which += "does until the loss scale of a float16 training has come down. "
     return say(
-        "warning",
+        "note" if ordinary else "warning",
         f"{count(total, 'recorded number')} {'is' if total == 1 else 'are'} not finite (NaN or infinite){since}"
-        f"{f': {places}{more}' if places else ''}. Means, medians and figures are of the other rows alone.",
+        f"{f': {places}{more}' if places else ''}. "
+        f"{of_which if ordinary else ''}Means, medians and figures are of the other rows alone.",
         "not_finite in the table steps; NaN and infinite entries of all columns",
         Number("not_finite", "numbers that are not finite", total, "numbers"),
     )
 
 
+def overflowed_at_first(trace: Trace) -> set[int]:
+    """Recorded steps before the first one whose gradient norm is finite or not recorded; none where all overflow."""
+    table = trace.arrow("steps")
+    good = table.filter(pc.fill_null(pc.is_finite(table["grad_norm"]), True))["step"]
+    return {step for step in table["step"].to_pylist() if len(good) and step < pc.min(good).as_py()}
+
+
+def _bad_steps(trace: Trace) -> set[int | None]:
+    """Steps with a number that is not finite; None stands for one that is of no step."""
+    noted = trace.arrow("steps")
+    found: set[int | None] = set(noted.filter(pc.greater(noted["not_finite"], 0))["step"].to_pylist())
+    for name in TABLES:
+        table = trace.arrow(name)
+        for column in _bad_columns(table):
+            bad = (not np.isfinite(np.array(one, float)).all() for one in table[column].to_pylist() if one is not None)
+            held = table.filter(pc.is_valid(table[column]))
+            of_step = held["step"].to_pylist() if "step" in held.column_names else [None] * len(held)
+            found |= {step for step, is_bad in zip(of_step, bad, strict=True) if is_bad}
+    return found
+
+
 def _bad_columns(table: pa.Table) -> dict[str, int]:
-    """Column → how many of its numbers (in lists too) are NaN or infinite; only those that have any."""
+    """Column → how many of its numbers (in lists too) are NaN or infinite; only those that have any. Where NaN means
+    that there is no value (``UNDEFINED``), it is none of them."""
     found = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
-        if pa.types.is_floating(values.type) and (bad := pc.sum(pc.invert(pc.is_finite(values))).as_py()):
-            found[name] = bad
+        bad = pa.types.is_floating(values.type) and name not in UNDEFINED
+        if bad and (many := pc.sum(pc.invert(pc.is_finite(values))).as_py()):
+            found[name] = many
     return found
 
 
