@@ -84,7 +84,7 @@ class Attachment:
         self._clip = trainer.accelerator.clip_grad_norm_
         self._put_in_between()
         self._signals = ExitStack()
-        self._came = self._signals.enter_context(stopping_signals())
+        self._came = self._signals.enter_context(stopping_signals(second_kills=True))
         atexit.register(self._end_as_signalled)  # after the one below
         atexit.register(self._at_exit)
 

@@ -32,8 +32,12 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextmanager
-def stopping_signals() -> Iterator[Sequence[int]]:
+def stopping_signals(second_kills: bool = False) -> Iterator[Sequence[int]]:
     """Raise ``StoppedBySignal`` in the main thread at the first of ``SIGNALS``; later ones do not disturb the closing.
+
+    Args:
+        second_kills: later ones do what they would have done. For somebody else's training, which may catch the
+            first one, or wait for other processes while it ends.
 
     A signal that is ignored (``nohup``) or that somebody else handles is left alone; afterwards all are as before. In a
     process that was forked meanwhile they do what they would have done.
@@ -53,6 +57,8 @@ def stopping_signals() -> Iterator[Sequence[int]]:
         if came:
             return
         came.append(number)
+        if second_kills:
+            _let_go(taken)
         if number == getattr(signal, "SIGHUP", None):
             _leave_terminal(terminals)
         raise StoppedBySignal(number)
@@ -62,8 +68,13 @@ def stopping_signals() -> Iterator[Sequence[int]]:
             signal.signal(number, stop)
         yield came
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        _let_go(taken)
+
+
+def _let_go(taken: list[int]) -> None:
+    """These signals do again what they do by default."""
+    for number in taken:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def die_by(number: int) -> None:

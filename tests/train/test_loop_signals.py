@@ -116,6 +116,25 @@ def test_the_first_signal_stops_and_later_ones_do_not_disturb(number: int) -> No
     assert all(signal.getsignal(one) is signal.SIG_DFL for one in SIGNALS)
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_second_signal_ends_somebody_elses_training_that_goes_on(number: int) -> None:
+    code = (
+        "import os\n"
+        "from dyn_probe.trace.signals import StoppedBySignal, stopping_signals\n"
+        "with stopping_signals(second_kills=True) as came:\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "    except StoppedBySignal:\n"
+        f"        print(list(came) == [{int(number)}], flush=True)\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    print('still there')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, preexec_fn=by_default, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (-number, "True\n")
+
+
 @pytest.mark.parametrize("theirs", [signal.SIG_IGN, lambda number, frame: None], ids=["ignored", "handled"])
 def test_a_signal_that_is_ignored_or_handled_already_is_left_alone(theirs: object) -> None:
     before = signal.signal(signal.SIGHUP, theirs)  # type: ignore[arg-type]
