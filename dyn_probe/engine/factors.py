@@ -53,6 +53,14 @@ class RowGradients:
         """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
         return replace(self, grads=self._times(weights))
 
+    def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
+        """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
+        raise NotImplementedError
+
+    def trained(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
+        """The same, rounded as a training in the factor's type rounds it."""
+        return self.weighted(coefficients, total, shape)
+
     def _times(self, weights: Tensor) -> Tensor:
         grads = as32(self.grads)
         return grads * weights.to(grads).reshape(-1, *[1] * (grads.dim() - 1))
@@ -115,18 +123,18 @@ class Outer(RowGradients):
         return (matmul32(self.grads, matrix) * as32(self.inputs)).sum((1, 2))
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
-        """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
         inputs = self.inputs.expand(self.rows, -1, -1)
         found = self._product(self._times(coefficients), inputs)
         return found if total is None else total.add_(found)
 
-    def trained(self, coefficients: Tensor) -> Tensor:
-        """``Σ_i c_i grad_i`` as a training in half precision computes it: ``c_i B_i`` is rounded to the type of ``B``,
-        as the backward of a loss with these coefficients rounds it, and the sums run in float32."""
+    def trained(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
+        """In half precision ``c_i B_i`` is rounded to the type of ``B``, as the backward of a loss with these
+        coefficients rounds it, and the sums run in float32."""
         inputs, size = self.inputs.expand(self.rows, -1, -1), coefficients.abs().amax().clamp(min=1e-30)
         shares = (coefficients / size).float().reshape(-1, 1, 1)  # no overflow, and none but small ones underflow
         scaled = self._product((self.grads * shares).to(self.grads.dtype), inputs)
-        return scaled * size.to(scaled)
+        found = scaled * size.to(scaled)
+        return found if total is None else total.add_(found)
 
     def _product(self, grads: Tensor, inputs: Tensor) -> Tensor:
         """The sum over rows and positions."""
@@ -165,6 +173,7 @@ class MetOuter(Outer):
 
     kept: Tensor | None = None
     where: Tensor | None = None
+    trained = RowGradients.trained
 
     def columns(self, row: int, ids: Tensor) -> Tensor:
         assert self.kept is not None and self.where is not None
@@ -254,7 +263,6 @@ class Vector(RowGradients):
         return torch.cat([matmul32(self.take(rows), flat)[:, 0] for rows in self._parts()])
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
-        """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
         for part in self._parts():
             rows = as32(self.take(part))
             found = (coefficients[part].to(rows) @ rows).reshape(shape)

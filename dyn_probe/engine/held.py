@@ -140,14 +140,10 @@ def weighted_sum(
     """``total + Σ_i c_i g_i`` over the uses of one parameter.
 
     Args:
-        rounded: in the precision of a training in the factors' type (``Outer.trained``).
+        rounded: in the precision of a training in the factors' type (``trained``).
     """
     for factor in sorted(factors, key=lambda one: one.form == "lookup"):  # lookups add into what is there
-        if rounded and type(factor) is Outer:
-            found = factor.trained(coefficients)
-            total = found if total is None else total.add_(found)
-        else:
-            total = factor.weighted(coefficients, total, shape)
+        total = (factor.trained if rounded else factor.weighted)(coefficients, total, shape)
     return total
 
 

@@ -12,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from dyn_probe import Probe, sequence_logps
 from dyn_probe.engine.answer import pair_entries
-from dyn_probe.engine.factors import Outer
+from dyn_probe.engine.factors import Lookup, MetOuter, Outer, Vector
 from dyn_probe.engine.graph import graph_behind
+from dyn_probe.engine.heads.head_rows import HeadRows
+from dyn_probe.engine.held import weighted_sum
 from dyn_probe.engine.tap import Capture
 
 
@@ -142,9 +144,32 @@ def test_weighted_sums_in_half_precision_keep_their_range(dtype, size, transpose
     generator = torch.Generator().manual_seed(0)
     grads, inputs = (torch.randn(6, 40, n, generator=generator).to(dtype) for n in (5, 7))
     coefficients = size * torch.tensor([1.0, -0.3, 2.7, 1e-12, 0.0, -1.9], dtype=torch.float64)
-    found = Outer(grads, inputs, transposed).trained(coefficients).double()
+    found = Outer(grads, inputs, transposed).trained(coefficients, None, torch.Size()).double()
     wanted = torch.einsum("r,rtp,rtq->pq", coefficients, grads.double(), inputs.double())
     wanted = wanted.T if transposed else wanted
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() <= 2 * torch.finfo(dtype).eps * wanted.abs().max()
-    assert not Outer(grads, inputs, transposed).trained(torch.zeros(6, dtype=torch.float64)).any()
+    assert not Outer(grads, inputs, transposed).trained(torch.zeros(6).double(), None, torch.Size()).any()
+
+
+def test_a_sum_is_rounded_by_the_factors_whose_gradients_a_training_rounds():
+    """An outer product rounds as its training does; what is made from others keeps the precision of its sum."""
+    generator, dtype = torch.Generator().manual_seed(0), torch.bfloat16
+    grads, inputs = (torch.randn(6, 9, n, generator=generator).to(dtype) for n in (5, 7))
+    coefficients = torch.linspace(-1.3, 1.7, 6, dtype=torch.float64)
+    outer, shape = Outer(grads, inputs), torch.Size((5, 7))
+    table = Lookup(grads, torch.arange(9).expand(6, -1), 9)
+    for factor, like, rounds in (
+        (outer, shape, True),
+        (MetOuter(grads, inputs), shape, False),
+        (table, torch.Size((9, 5)), False),
+        (Vector(grads[:, 0]), torch.Size((5,)), False),
+    ):
+        trained, total = factor.trained(coefficients, None, like), torch.ones(like)
+        assert bool((trained != factor.weighted(coefficients, None, like)).any()) == rounds
+        assert torch.equal(factor.trained(coefficients, total, like), total)
+        torch.testing.assert_close(total, 1 + trained)
+        for rounded in (False, True):
+            wanted = trained if rounded else factor.weighted(coefficients, None, like)
+            assert torch.equal(weighted_sum([factor], coefficients, like, rounded=rounded), wanted)
+    assert HeadRows.trained is MetOuter.trained is not Outer.trained

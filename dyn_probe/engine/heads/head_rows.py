@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.factors import MetOuter, Outer
+from dyn_probe.engine.factors import MetOuter, Outer, RowGradients
 
 SLICE = 1 << 24
 """Logits that are in memory at once (64 MiB in float32)."""
@@ -90,6 +90,7 @@ class HeadRows(Outer):
     targets: Tensor | None = None
     math: HeadMath | None = None
     form: ClassVar[str] = "head"
+    trained = RowGradients.trained
 
     @cached_property
     def _normaliser(self) -> Tensor:
