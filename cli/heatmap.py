@@ -51,12 +51,17 @@ def heatmap(
 ) -> None:
     """Draw the cosines between a pair's chosen and rejected token gradients, recorded in a run or computed from a
     model."""
+    from dyn_probe.trace.references import is_reference, refuse_beside, trace_folder
+
     _check_file(out, force)
-    if (Path(source) / "run.json").is_file():
+    run = trace_folder(source)
+    if (run / "run.json").is_file():
         if data is not None or params != "all" or columns:
             raise BadInput(f"{source} is a recorded run; --data, --columns and --params are for models")
-        heats = _recorded(Path(source), pair, step)
-        figure, folder = _course(heats), Path(source)
+        if out is None:
+            refuse_beside(source, "heat map", "a file")
+        heats = _recorded(run, pair, step)
+        figure, folder = _course(heats), run
     else:
         if step is not None:
             raise BadInput(f"--step is for recorded runs, and {source!r} is not one (it has no run.json)")
@@ -64,7 +69,7 @@ def heatmap(
         figure, folder = _single(heats[0], f"{source}, {params}"), Path()
     _save(figure, heats, out or folder / _file_name(heats[0].pair_id, step), force)
     if folder != Path():
-        say_next("report", folder)
+        say_next("summary" if is_reference(run) else "report", source)
 
 
 def _file_name(pair_id: str, step: int | None) -> str:

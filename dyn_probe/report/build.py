@@ -24,7 +24,7 @@ from dyn_probe.report.tables import comparison_tables, run_tables
 from dyn_probe.report.token_view import script_hash
 from dyn_probe.report.unfit import naming_runs
 from dyn_probe.token_analysis import visible
-from dyn_probe.trace.references import is_reference, trace_folder
+from dyn_probe.trace.references import refuse_beside, trace_folder
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -78,10 +78,7 @@ def default_folder(runs: Sequence[Path]) -> Path:
     Raises:
         BadInput: the first is a reference trace, beside which nothing is written.
     """
-    if is_reference(runs[0]):
-        raise BadInput(
-            f"{runs[0]} comes with the package, and no report is written beside it; name a folder with --out"
-        )
+    refuse_beside(runs[0], "report")
     if len(runs) == 1:
         return runs[0] / "report"
     names = [trace_folder(run).resolve().name for run in runs]

@@ -19,6 +19,7 @@ from dyn_probe.report.frames import median
 from dyn_probe.report.summary import aligned
 from dyn_probe.trace.failures import naming
 from dyn_probe.trace.reader import Trace, load_trace
+from dyn_probe.trace.references import refuse_beside
 from dyn_probe.train.loop import record
 from dyn_probe.train.options.config import OPTIONS, RunConfig
 from dyn_probe.train.run import WarmStart
@@ -86,8 +87,11 @@ def try_remedies(
         The run that the remedies are compared with, and what became of each.
 
     Raises:
-        BadInput: the run has no fix table, or was not trained by `dyn-probe record`.
+        BadInput: the run has no fix table, was not trained by `dyn-probe record`, or is a reference trace without
+            ``out``.
     """
+    if out is None:
+        refuse_beside(run, "tried run")
     trace, folder, warm = load_trace(run), out or run / FOLDER, WarmStart()
     if attached(trace):
         raise BadInput(f"{run} was trained by another loop and cannot be started again from here")

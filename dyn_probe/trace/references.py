@@ -1,16 +1,16 @@
 """Reference traces: small recorded runs that come with the package, to compare one's own run with.
 
-``reference:NAME`` stands for the folder of one of them wherever a trace's folder is asked for.
+``reference:NAME`` stands for the folder of one of them wherever a trace is read; nothing is written beside it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dyn_probe.errors import TraceError, unknown
+from dyn_probe.errors import BadInput, TraceError, unknown
 
 PREFIX = "reference:"
-FOLDER = Path(__file__).parent / "references"
+FOLDER = Path(__file__).resolve().parent / "references"
 """Holds ``reference-NAME`` for each."""
 
 
@@ -20,8 +20,21 @@ def reference_names() -> list[str]:
 
 
 def is_reference(path: str | Path) -> bool:
-    """Whether this names a reference trace, and no folder."""
-    return str(path).startswith(PREFIX)
+    """Whether this names a reference trace, or is the folder of one."""
+    return str(path).startswith(PREFIX) or Path(path).resolve().parent == FOLDER
+
+
+def refuse_beside(path: str | Path, what: str, place: str = "a folder") -> None:
+    """Refuse to write in the folder of a reference trace, where no other place was named.
+
+    Args:
+        what: what would be written, and ``place`` what ``--out`` is to name.
+
+    Raises:
+        BadInput: it is a reference trace.
+    """
+    if is_reference(path):
+        raise BadInput(f"{path} comes with the package, and no {what} is written beside it; name {place} with --out")
 
 
 def trace_folder(path: str | Path) -> Path:
@@ -30,7 +43,7 @@ def trace_folder(path: str | Path) -> Path:
     Raises:
         TraceError: there is no reference trace of that name.
     """
-    if not is_reference(path):
+    if not str(path).startswith(PREFIX):
         return Path(path)
     name = str(path).removeprefix(PREFIX)
     if name not in reference_names():

@@ -50,6 +50,31 @@ def test_a_reference_is_compared_with_ones_own_run(own: Path, tmp_path: Path) ->
     assert said.exit_code == 0 and f"reference-{name}" in said.output
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("report {}", "no report is written beside it; name a folder with --out"),
+        ("export {} --to csv", "no export is written beside it; name a folder with --out"),
+        ("heatmap {}", "no heat map is written beside it; name a file with --out"),
+        ("try {}", "no tried run is written beside it; name a folder with --out"),
+        ("watch {}", "write: dyn-probe summary "),
+    ],
+)
+@pytest.mark.parametrize("place", ["reference:built-in", str(FOLDER / "reference-built-in")], ids=["name", "folder"])
+def test_nothing_is_written_beside_a_reference(place: str, words: str, said: str) -> None:
+    before = sorted(FOLDER.rglob("*"))
+    result = CliRunner().invoke(app, words.format(place).split())
+    assert isinstance(result.exception, BadInput) and said in str(result.exception), result.output
+    assert sorted(FOLDER.rglob("*")) == before
+
+
+def test_a_reference_is_exported_and_drawn_where_out_says(tmp_path: Path) -> None:
+    for words in ("export {} --to csv --out {}/csv", "heatmap {} --out {}/map.png"):
+        result = CliRunner().invoke(app, words.format("reference:built-in", tmp_path).split())
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "csv/pairs.csv").stat().st_size and (tmp_path / "map.png").stat().st_size
+
+
 def test_an_unknown_reference_lists_those_there_are(own: Path) -> None:
     with pytest.raises(TraceError, match="unknown reference trace 'nope'; choose one of: reference:"):
         load_trace("reference:nope")

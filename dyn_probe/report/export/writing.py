@@ -15,6 +15,7 @@ from dyn_probe.report.export.dashboards import needs, write_tensorboard, write_w
 from dyn_probe.report.export.table_files import ENDINGS, table_names, write_tables
 from dyn_probe.report.unfit import naming_runs
 from dyn_probe.trace.failures import naming
+from dyn_probe.trace.references import refuse_beside
 from dyn_probe.trace.run_folder import RUN_FILE
 from dyn_probe.trace.schema import TABLES
 
@@ -58,7 +59,7 @@ def export(trace: Trace, form: str | None, out: Path | None = None, force: bool 
 
     Raises:
         BadInput: an unknown form, one whose package is not installed, a folder in use, other files under the names
-            that are written, a run without rows.
+            that are written, a run without rows, a reference trace without ``out``.
         WriteFailed: the system refuses to write a file.
     """
     if form is None:
@@ -67,7 +68,9 @@ def export(trace: Trace, form: str | None, out: Path | None = None, force: bool 
         raise BadInput(unknown("format", form, FORMS))
     if FORMS[form].package:
         needs(FORMS[form].package)
-    out = trace.path / f"export-{form}" if out is None else out
+    if out is None:
+        refuse_beside(trace.path, "export")
+        out = trace.path / f"export-{form}"
     if not any(trace.arrow(name).num_rows for name in TABLES):
         raise BadInput(f"{trace.path} has no rows yet, so there is nothing to export")
     _make_ready(out, force, [*FORMS[form].names(trace), MARK])

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from dyn_probe.errors import BadInput
 from dyn_probe.report.monitor.live_state import LiveState, live_state
 from dyn_probe.trace.lock import is_recording
 from dyn_probe.trace.reader import load_trace
+from dyn_probe.trace.references import is_reference
 from dyn_probe.trace.run_folder import fingerprint
 
 REST = 4.0
@@ -28,8 +30,11 @@ def states(run: Path, every: float, wait: Callable[[float], None] = time.sleep) 
         wait: what passes the time.
 
     Raises:
+        BadInput: a reference trace, which nobody is recording.
         TraceError: the folder is not a trace, or cannot be read any more.
     """
+    if is_reference(run):
+        raise BadInput(f"watch follows a run that is being recorded, and {run} is not; write: dyn-probe summary {run}")
     seen = None
     while True:
         alive = is_recording(run)  # asked first: what a recorder that is gone has written is then read below
