@@ -1,4 +1,7 @@
-"""Draw the pictures of reading-the-figures.md from a recorded run: `python docs/pictures.py RUN` (of make demo)."""
+"""Draw the pictures of reading-the-figures.md and measures.md: `python docs/pictures.py RUN` (of make demo).
+
+report.png is that run's report in a browser: `chromium --headless --window-size=1280,800 --screenshot report.html`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import io
 import sys
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dyn_probe.report.figures import FIGURES, figures_for
 from dyn_probe.trace.reader import load_trace
 
 FOLDER = Path(__file__).resolve().parent / "images" / "figures"
+LARGE = ("effective_magnitudes", "likeness", "log_probs", "margin_for_kl", "response_parts")
+"""Figures that measures.md shows at full size."""
 COLOURS = 256
 
 
@@ -20,11 +26,18 @@ def main() -> None:
     trace = load_trace(sys.argv[1])
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in figures_for(trace):
-        drawn = io.BytesIO()
-        FIGURES[name].draw(trace).savefig(drawn, format="png", dpi=80)
-        picture = Image.open(drawn).convert("RGB").quantize(COLOURS, method=Image.Quantize.FASTOCTREE)
-        picture.save(FOLDER / f"{name}.png", optimize=True)
+        save(FIGURES[name].draw(trace), FOLDER / f"{name}.png", 80)
+        if name in LARGE:
+            save(FIGURES[name].draw(trace), FOLDER.parent / f"{name.replace('_', '-')}.png", 150)
         print(name)
+
+
+def save(figure: Figure, place: Path, dpi: int) -> None:
+    """The figure as a PNG with a palette."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi)
+    picture = Image.open(drawn).convert("RGB").quantize(COLOURS, method=Image.Quantize.FASTOCTREE)
+    picture.save(place, optimize=True)
 
 
 if __name__ == "__main__":

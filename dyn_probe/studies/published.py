@@ -55,7 +55,7 @@ OTHER_FORMS: dict[str, Published] = {
     "IPO, per token": Published("ipo", hyper={"average": True}),
     "DPO-Shift, fixed": Published("dpo_shift", hyper={"lambda": 0.5}),
 }
-"""The other forms of the two methods whose form decides what comes out: a target per token; λ = 0.5 throughout."""
+"""The other forms of the two methods that have two: a target per token; λ = 0.5 throughout."""
 TRAINED: dict[str, Published] = {**PUBLISHED, **OTHER_FORMS}
 """Every method that the study trains."""
 

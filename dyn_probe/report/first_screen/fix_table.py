@@ -41,7 +41,9 @@ class Estimate:
         key: its row of REMEDIES.
         chosen, rejected: estimated change over the run; `error`: of the trouble's side, one standard error.
         cost: margin that it loses (nats/token; negative: gains), `margin`: that of the run as it was.
-        gain: improvement of the trouble's side; `told`: whether it is larger than its error and pushes do not cancel.
+        gain: improvement of the trouble's side.
+        told: whether it is larger than its error; where pushes cancel, a remedy that acts by the balance of pulls must
+            also change it by more than TILTED times CLOSE.
     """
 
     key: str

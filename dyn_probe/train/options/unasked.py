@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from dyn_probe.train.options.config import RunConfig
 
 MOST_PROBED, PAIRS_A_PROBE = 8, 60
-"""Prompts that are probed at most; one for every so many pairs that the run trains on, which takes a hundredth or two
-of the run."""
+"""Prompts that are probed at most; one for every so many pairs that the run trains on, which takes a few hundredths of
+the run at most (docs/measures.md)."""
 PROBING = ("probe_set", "probe_size", "probe_initial")
 """Options that only matter where probe responses are measured."""
 
