@@ -51,15 +51,13 @@ def heatmap(
 ) -> None:
     """Draw the cosines between a pair's chosen and rejected token gradients, recorded in a run or computed from a
     model."""
-    from dyn_probe.trace.references import is_reference, refuse_beside, trace_folder
+    from dyn_probe.trace.references import is_reference, trace_folder
 
-    _check_file(out, force)
+    _check_file(out, force, source)
     run = trace_folder(source)
     if (run / "run.json").is_file():
         if data is not None or params != "all" or columns:
             raise BadInput(f"{source} is a recorded run; --data, --columns and --params are for models")
-        if out is None:
-            refuse_beside(source, "heat map", "a file")
         heats = _recorded(run, pair, step)
         figure, folder = _course(heats), run
     else:
@@ -80,7 +78,7 @@ def _file_name(pair_id: str, step: int | None) -> str:
 def _save(figure: Figure, heats: list[TokenHeat], place: Path, force: bool) -> None:
     from dyn_probe.trace.failures import naming
 
-    _check_file(place, force)
+    _check_file(place, force, "")
     with naming(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(place, dpi=150)
@@ -88,8 +86,11 @@ def _save(figure: Figure, heats: list[TokenHeat], place: Path, force: bool) -> N
     typer.echo(f"Heat map: {place}")
 
 
-def _check_file(place: Path | None, force: bool) -> None:
+def _check_file(place: Path | None, force: bool, source: str) -> None:
+    from dyn_probe.trace.references import refuse_beside
+
     if place is None:
+        refuse_beside(source, "heat map", "a file")
         return
     if place.suffix.lower() not in SUFFIXES:
         raise BadInput(f"--out must be a file name ending in {', '.join(SUFFIXES)}; got {place}")
