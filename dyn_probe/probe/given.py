@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dyn_probe.engine.fetching import fetching
@@ -81,14 +80,16 @@ class Told:
 
     def fetching(self) -> Callable[[], Given]:
         """Start fetching it; what this returns waits for it."""
-        scale = self.scale if isinstance(self.scale, Tensor) else torch.tensor(self.scale, dtype=torch.float64)
-        fetched = fetching([scale.detach(), self.logps, *self.told.values()])
+        scale = [self.scale.detach()] if isinstance(self.scale, Tensor) else []
+        fetched = fetching([*scale, self.logps, *self.told.values()])
 
         def given() -> Given:
-            scale, logps, *values = map(numbers, fetched())
+            values = list(map(numbers, fetched()))
+            factor = float(values.pop(0)) if scale else self.scale
+            logps, *values = values
             found = dict(zip(self.told, values, strict=True))
             own = {name: found.pop(name) for name in (*SIDES, "losses") if name in found}
-            return Given(logps, **own, scale=float(scale), predict=self.predict, columns=found)
+            return Given(logps, **own, scale=float(factor), predict=self.predict, columns=found)
 
         return given
 
