@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,19 @@ def test_what_was_not_asked_for_does_not_stop_a_run(tmp_path: Path, monkeypatch:
     assert setup.probes is None and setup.config.mass_every == 0
     with pytest.raises(BadInput, match="no probe response"):
         prepare(tiny(tmp_path / "b", **PLAIN, mass_every=5))
+
+
+def test_the_table_of_pairs_is_read_for_a_gate_alone(tmp_path: Path) -> None:
+    class Unread:
+        @property
+        def pairs(self) -> Any:
+            raise AssertionError("read without a gate")
+
+    trained: Any = SimpleNamespace(setup=prepare(tiny(tmp_path / "a", **PLAIN)))
+    assert mass_rows.gate_figures(trained, Unread()) == {}  # type: ignore[arg-type]
+    trained = SimpleNamespace(setup=prepare(tiny(tmp_path / "b", **PLAIN, shaping=("gate-seq",))))
+    with pytest.raises(AssertionError, match="without a gate"):
+        mass_rows.gate_figures(trained, Unread())  # type: ignore[arg-type]
 
 
 EMPTY = [{"prompt": "", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(20)]
