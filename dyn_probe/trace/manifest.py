@@ -6,6 +6,7 @@ import ast
 import errno
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -193,9 +194,11 @@ def _replace(path: Path, text: str) -> None:
 
 
 def keep_room(run: Path) -> None:
-    """Occupy ``SPARE`` bytes of the disk until ``run.json`` needs them; where there is not as much room, what there is
-    of it."""
+    """Occupy ``SPARE`` bytes of the disk until ``run.json`` needs them; of a small disk a sixteenth of what is free:
+    rows come first."""
     with suppress(OSError):
-        if not (spare_file(run).is_file() and spare_file(run).stat().st_size == SPARE):
+        there = spare_file(run).stat().st_size if spare_file(run).is_file() else 0
+        wanted = min(SPARE, (shutil.disk_usage(run).free + there) // 16)
+        if there < wanted:
             spare_file(run).unlink(missing_ok=True)
-            spare_file(run).write_bytes(b"\xff" * SPARE)
+            spare_file(run).write_bytes(b"\xff" * wanted)

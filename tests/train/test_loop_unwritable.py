@@ -46,7 +46,7 @@ main()
 STEPS = 16
 OPTIONS = [
     "--max-pairs", "24", "--pretrain-steps", "0", "--sft-steps", "0", "--batch-size", "4", "--steps", str(STEPS),
-    "--device", "cpu", "--eval-fraction", "0.2", "--eval-every", "5",
+    "--device", "cpu", "--eval-fraction", "0.2", "--eval-every", "5", "--mass-every", "0",
 ]  # fmt: skip
 
 
