@@ -18,7 +18,7 @@ from dyn_probe.errors import BadInput
 from dyn_probe.metric.pushes import Pushes
 from dyn_probe.metric.step_facts import StepFacts
 from dyn_probe.probe.given import Given, numbers
-from dyn_probe.trace.schema import UNDEFINED
+from dyn_probe.trace.schema import SCORED, UNDEFINED
 
 Row = dict[str, Any]
 
@@ -180,14 +180,9 @@ def pair_columns(given: Given, products: Products, rate: float | None, whole: bo
     return columns
 
 
-SCORES = ("logp", "ref_logp", "score")
-"""What is kept of both sides of a pair at steps that are not recorded, besides its loss."""
-
-
 def outlined(step: int, rank: int, ids: Sequence[str], given: Given) -> list[Row]:
     """Rows of the ``scores`` table."""
-    wanted = {"loss", *(f"{name}_{side}" for name in SCORES for side in ("chosen", "rejected"))}
-    columns = {name: values for name, values in told_columns(given).items() if name in wanted}
+    columns = {name: values for name, values in told_columns(given).items() if name in SCORED}
     return [
         {"step": step, "pair_id": pair, "rank": rank} | {name: _item(values[i]) for name, values in columns.items()}
         for i, pair in enumerate(ids)

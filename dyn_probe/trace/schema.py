@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from dyn_probe.trace.column_types import GRAD, INNER, PAIR, RANK, SEQ, STEP, Column, Table, real
 from dyn_probe.trace.response_tables import DISTRIBUTIONS, MASS, TOKENS
-from dyn_probe.trace.step_tables import FINAL, GRAMS, PUSHES, SCORES
+from dyn_probe.trace.step_tables import FINAL, GRAMS, PUSHES
 
 __all__ = ["CASES", "RANK", "SCHEMA_VERSION", "TABLES", "UNDEFINED", "Column", "Table"]
 
@@ -145,6 +145,15 @@ PAIRS = Table(
             "differed between the tokens of a response",
         ),
     ),
+)
+
+SCORED = {"loss", *(f"{name}_{side}" for name in ("logp", "ref_logp", "score") for side in ("chosen", "rejected"))}
+"""What the loop says of every pair, recorded or not."""
+
+SCORES = Table(
+    "scores",
+    "one pair at one step that was not recorded, where records are thinned by a budget: what the loop said of it",
+    (STEP, PAIR, RANK, *(column for column in PAIRS.columns if column.name in SCORED)),
 )
 
 STEPS = Table(

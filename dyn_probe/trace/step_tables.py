@@ -46,23 +46,6 @@ PUSHES = Table(
     unique=("step", "rank", "pair_id", "side"),
 )
 
-SCORES = Table(
-    "scores",
-    "one pair at one step that was not recorded, where records are thinned by a budget: what the loop said of it",
-    (
-        STEP,
-        PAIR,
-        RANK,
-        real("logp_chosen", SEQ, "a = log π(y_w|x), summed over response tokens, before the update"),
-        real("logp_rejected", SEQ, "b = log π(y_l|x), summed over response tokens, before the update"),
-        real("ref_logp_chosen", SEQ, "r_w: the same under the reference policy"),
-        real("ref_logp_rejected", SEQ, "r_l: the same under the reference policy"),
-        real("loss", "nats", "ℓ of this pair"),
-        real("score_chosen", "nats", "what the objective compares of chosen, before the update"),
-        real("score_rejected", "nats", "the same of rejected"),
-    ),
-)
-
 FINAL = Table(
     "final",
     "one pair after the last step",
