@@ -12,9 +12,11 @@ import pytest
 from dyn_probe.data.model_folders import is_model
 from dyn_probe.errors import BadInput
 from dyn_probe.studies.arms import gate_arms, gate_page
+from dyn_probe.studies.arms.arm import Arm, NoStart
 from dyn_probe.studies.arms.arm_figures import FIGURES
 from dyn_probe.studies.arms.arm_manifest import ArmManifest, figures_by_arm
 from dyn_probe.studies.arms.arm_pages import PAGES, write_arms
+from dyn_probe.studies.arms.arm_running import run_arms
 from dyn_probe.studies.arms.claim_rows import Claim, arms_of, judge
 from dyn_probe.studies.arms.claims_table import COLUMNS, STUDIES, cell, claims_table, command, theory_rows
 from dyn_probe.studies.arms.objective_page import METHODS, shown
@@ -24,6 +26,7 @@ from dyn_probe.studies.presets import PRESETS
 from dyn_probe.studies.published import TRAINED
 from dyn_probe.studies.squeezing_runs import study_data
 from dyn_probe.train.objective import Method
+from dyn_probe.train.options.config import RunConfig
 
 SMALL = replace(
     PRESETS["tiny"], pairs=8, probes=4, vocabulary=300, width=16, layers=1, heads=2, reading_steps=2, epochs=1,
@@ -74,6 +77,19 @@ def test_a_policy_is_trained_until_it_collapses(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(gate_arms, "STRETCHES", 1)
     with pytest.raises(BadInput, match="no collapse to start from with seed 0"):
         gate_arms.collapsed_model(tmp_path / "other", start, file, texts, SMALL, 0)
+    monkeypatch.setattr(gate_arms, "record", None)  # nothing is trained for it again
+    with pytest.raises(NoStart, match="no collapse to start from with seed 0"):
+        gate_arms.collapsed_model(tmp_path / "other", start, file, texts, SMALL, 0)
+
+
+def test_a_study_goes_on_without_an_arm_that_has_no_start(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise NoStart("nothing fell")
+
+    arm = Arm("gate", "collapsed: DPO", 0, RunConfig(out=str(tmp_path / "arm")), begin=fail)
+    said: list[str] = []
+    assert run_arms([arm], tmp_path, said.append) == []
+    assert said[-1] == "  not trained: nothing fell"
 
 
 def gate_study(seed: int = 0) -> list[ArmManifest]:

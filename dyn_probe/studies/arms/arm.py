@@ -18,6 +18,10 @@ _ELSEWHERE = ("out", "force", "resume", "device")
 """Options that do not change what is trained."""
 
 
+class NoStart(BadInput):
+    """What an arm begins from did not come about: the study goes on without the arm, and says so."""
+
+
 def nothing() -> None:
     """Nothing has to be made before the arm."""
 

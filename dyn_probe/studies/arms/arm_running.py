@@ -16,7 +16,7 @@ from typing import Any
 
 from dyn_probe.data.model_folders import quiet
 from dyn_probe.errors import BadInput
-from dyn_probe.studies.arms.arm import Arm
+from dyn_probe.studies.arms.arm import Arm, NoStart
 from dyn_probe.studies.arms.arm_figures import curves_of, figures_of
 from dyn_probe.studies.arms.arm_manifest import ArmManifest, arm_of, done, plain_arm, write_arm
 from dyn_probe.trace.failures import naming
@@ -76,7 +76,11 @@ def run_arms(
     for number, arm in enumerate(missing, start=1):
         log = folder / LOGS / f"{arm.key}.log"
         say(f"{number} of {len(missing)}: {arm.key} (progress: {log})")
-        found[arm.key] = one = train_arm(arm, log)
+        try:
+            found[arm.key] = one = train_arm(arm, log)
+        except NoStart as error:
+            say(f"  not trained: {error}")
+            continue
         known.append(one.seconds / 60)
         left = (len(missing) - number) * median(known)
         say(

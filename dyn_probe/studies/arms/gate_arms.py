@@ -14,9 +14,8 @@ from pathlib import Path
 
 from dyn_probe.data.model_folders import is_model, save_model
 from dyn_probe.data.models import load_model
-from dyn_probe.errors import BadInput
 from dyn_probe.mass.squeezing import run_figures
-from dyn_probe.studies.arms.arm import Arm, arm_key, command_of
+from dyn_probe.studies.arms.arm import Arm, NoStart, arm_key, command_of
 from dyn_probe.studies.presets import PRESETS, Preset
 from dyn_probe.studies.published import Published
 from dyn_probe.studies.sentiment_runs import Options
@@ -94,10 +93,13 @@ def collapsed_model(folder: Path, start: Path, file: Path, texts: Sequence[str],
     responses have risen and chosen has fallen; saved once.
 
     Raises:
-        BadInput: that does not happen within STRETCHES.
+        NoStart: that does not happen within STRETCHES; it is not tried again.
     """
     if is_model(folder):
         return folder
+    tried = folder.with_name(f"{folder.name}.txt")
+    if tried.is_file():
+        raise NoStart(tried.read_text(encoding="utf-8"))
     model, rose, fell = warm_model(start, file, texts, size, seed), 0.0, 0.0
     for stretch in range(STRETCHES):
         run = folder.with_name(f"{folder.name}-{stretch}")
@@ -109,7 +111,9 @@ def collapsed_model(folder: Path, start: Path, file: Path, texts: Sequence[str],
             policy, tokenizer = load_model(str(model))
             save_model(folder, stretch + 1, policy, tokenizer)
             return folder
-    raise BadInput(
+    said = (
         f"after {STRETCHES} stretches of DPO the most probable tokens had moved by {rose:+.3f} nats/token and "
         f"chosen by {fell:+.2f} nats: no collapse to start from with seed {seed}"
     )
+    tried.write_text(said, encoding="utf-8")
+    raise NoStart(said)
