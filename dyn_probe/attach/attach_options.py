@@ -17,7 +17,7 @@ class AttachOptions:
     Args:
         out: folder of the trace; where it is taken, ``-2`` and so on is put behind its name.
         every: record every N-th step; "auto": as often as ``budget`` allows, in one process; None: "auto" on a GPU in
-            one process, if no ``split_momentum`` is asked for, else 1.
+            one process, if neither ``split_momentum`` nor ``update`` is asked for, else 1.
         budget: largest share of the training's time that records may take, with ``every="auto"``.
         gram_every: full Gram of the batch every N steps; 0 never.
         metric_every: take the optimizer's step apart every N steps; 0 never.
@@ -71,7 +71,7 @@ class AttachOptions:
             raise BadInput("every=auto decides by the clock, and processes would not agree; write a number of steps")
         if self.every is not None:
             return self
-        thinned = device == "cuda" and processes == 1 and not self.split_momentum
+        thinned = device == "cuda" and processes == 1 and not (self.split_momentum or self.update)
         return replace(self, every="auto" if thinned else 1)
 
     @staticmethod

@@ -45,6 +45,7 @@ def test_the_default_is_thinned_on_a_gpu_alone():
     assert (thinned.every, thinned.budget, each.every) == ("auto", 0.05, 1)
     assert AttachOptions().on("cuda", 2).every == 1
     assert AttachOptions(split_momentum=True).on("cuda", 1).every == 1
+    assert AttachOptions(update=True).on("cuda", 1).every == 1
     assert AttachOptions(every=3).on("cuda", 1).every == 3
     assert AttachOptions(every="auto").on("cpu", 1).every == "auto"
     with pytest.raises(BadInput, match="processes would not agree"):
