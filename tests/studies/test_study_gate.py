@@ -25,6 +25,7 @@ from dyn_probe.studies.claims import Estimate
 from dyn_probe.studies.presets import PRESETS
 from dyn_probe.studies.published import TRAINED
 from dyn_probe.studies.squeezing_runs import study_data
+from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.objective import Method
 from dyn_probe.train.options.config import RunConfig
 
@@ -70,9 +71,12 @@ def test_a_policy_is_trained_until_it_collapses(tmp_path: Path, monkeypatch: pyt
         return SimpleNamespace(token_delta_argmax=rose, delta_chosen=fell)
 
     monkeypatch.setattr(gate_arms, "run_figures", figures)
+    monkeypatch.setattr(gate_arms, "SAME_RATE", 1)
     start, folder = tmp_path / "models" / "0", tmp_path / "models" / "0-collapsed"
     assert gate_arms.collapsed_model(folder, start, file, texts, SMALL, 0) == folder and is_model(folder)
     assert (folder.parent / "0-collapsed-1").is_dir() and not (folder.parent / "0-collapsed-2").exists()
+    rates = [load_trace(folder.parent / f"0-collapsed-{k}").manifest["config"]["lr"] for k in (0, 1)]
+    assert rates == [SMALL.lr, pytest.approx(3 * SMALL.lr)]
     assert gate_arms.collapsed_model(folder, start, file, texts, SMALL, 0) == folder  # nothing is trained again
     monkeypatch.setattr(gate_arms, "STRETCHES", 1)
     with pytest.raises(BadInput, match="no collapse to start from with seed 0"):

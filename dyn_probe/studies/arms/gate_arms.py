@@ -30,6 +30,8 @@ LARGER: Preset = replace(SIZE, width=192, layers=4, heads=6)
 small one under a gate is compared with."""
 STRETCHES = 8
 """Most stretches of DPO, each as long as an arm, until the policy counts as collapsed."""
+SAME_RATE, FASTER = 2, 3.0
+"""A careful rate may never collapse a policy: after every two stretches without a collapse the rate is tripled."""
 
 VALUES: dict[str, dict[str, tuple[float, ...]]] = {
     "seq": {"tau": (0.08, 0.10, 0.12, 0.15), "alpha": (10.0, 50.0, 100.0)},
@@ -90,7 +92,8 @@ def _arm(
 
 def collapsed_model(folder: Path, start: Path, file: Path, texts: Sequence[str], size: Preset, seed: int) -> Path:
     """A policy that DPO trained from ``start``, stretch by stretch, until the most probable tokens of the probe
-    responses have risen and chosen has fallen; saved once.
+    responses have risen and chosen has fallen; saved once. The rate begins as the study's and is tripled after every
+    two stretches.
 
     Raises:
         NoStart: that does not happen within STRETCHES; it is not tried again.
@@ -103,7 +106,8 @@ def collapsed_model(folder: Path, start: Path, file: Path, texts: Sequence[str],
     model, rose, fell = warm_model(start, file, texts, size, seed), 0.0, 0.0
     for stretch in range(STRETCHES):
         run = folder.with_name(f"{folder.name}-{stretch}")
-        config = run_config(run, model, file, Published("dpo"), size, seed + 100 * (stretch + 1))
+        faster = replace(size, lr=size.lr * FASTER ** (stretch // SAME_RATE))
+        config = run_config(run, model, file, Published("dpo"), faster, seed + 100 * (stretch + 1))
         record(replace(config, save=True, metric_every=0, split_momentum=False, force=True))
         found, model = run_figures(load_trace(run).mass), run / "model"
         rose, fell = rose + found.token_delta_argmax, fell + found.delta_chosen
