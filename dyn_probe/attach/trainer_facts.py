@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ def facts(trainer: Any, kind: TrainerKind) -> dict[str, Any]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "config": _config(args),
         "model": {
             "name": getattr(model.config, "_name_or_path", "") or type(model).__name__,

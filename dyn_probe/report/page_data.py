@@ -13,14 +13,14 @@ from dyn_probe.report.changes import span
 from dyn_probe.report.definitions import definitions
 from dyn_probe.report.figures import FigureRow, figures_for
 from dyn_probe.report.first_screen.alarms import alarms
-from dyn_probe.report.first_screen.fix_texts import fixes
+from dyn_probe.report.first_screen.fix_texts import by_table, fixes
 from dyn_probe.report.first_screen.headline import confidence, headline
 from dyn_probe.report.first_screen.questions import QUESTIONS
 from dyn_probe.report.frames import tenths
 from dyn_probe.report.interactive.library import page_figures
 from dyn_probe.report.overview import Line, overview
 from dyn_probe.report.pair_cards import pair_cards
-from dyn_probe.report.run_facts import everything, facts, title
+from dyn_probe.report.run_facts import STATUS_WORDS, everything, facts, title
 from dyn_probe.report.token_view import token_view
 from dyn_probe.report.verdicts import TOPICS, Number, Verdict, verdicts, written
 from dyn_probe.report.verdicts.generalised import held_out_line
@@ -44,7 +44,7 @@ def report_data(trace: Trace) -> Data:
         "topics": topics(found),
         "questions": questions(trace, found),
         "fine": fine(found),
-        "knobs": knob_list(found),
+        "knobs": knob_list(trace, found),
         "overview": overview_table(trace),
         "figures": [figure_entry(name, row, trace) for name, row in figures_for(trace).items()],
         "tokens": token_view(trace),
@@ -58,7 +58,8 @@ def report_data(trace: Trace) -> Data:
 def status(trace: Trace) -> Data:
     """How the run ended, for the banner."""
     about = trace.about
-    return {"name": about.status, "reason": about.reason or "", "closed": about.status == "closed"}
+    words = STATUS_WORDS.get(about.status, about.status)
+    return {"name": about.status, "words": words, "reason": about.reason or "", "closed": about.status == "closed"}
 
 
 def first_screen(trace: Trace) -> Data:
@@ -121,15 +122,16 @@ def verdict_entry(verdict: Verdict) -> Data:
     }
 
 
-def knob_list(found: list[Verdict]) -> list[Data]:
-    """Every knob that a warning or note names, with the topics that name it; warnings first."""
+def knob_list(trace: Trace, found: list[Verdict]) -> list[Data]:
+    """Every knob that a warning or note names, with the topics that name it; in the order of the fix table, and what
+    that does not have by how often it is named, warnings first."""
     named: dict[str, dict[str, int]] = {}
     for verdict in found:
         for knob in verdict.knobs if verdict.level != "ok" else ():
             named.setdefault(knob, {}).setdefault(TOPICS[verdict.topic], 0)
             named[knob][TOPICS[verdict.topic]] += 10 if verdict.level == "warning" else 1
     order = sorted(named, key=lambda knob: -sum(named[knob].values()))
-    return [{"text": knob, "topics": list(named[knob])} for knob in order]
+    return [{"text": knob, "topics": list(named[knob])} for knob in by_table(trace, order)]
 
 
 def overview_table(trace: Trace) -> Data:

@@ -18,7 +18,7 @@ RESAMPLES = 200
 PARTS: dict[str, str] = {
     "own_chosen": "this pair's chosen",
     "own_rejected": "this pair's rejected",
-    "others": "other pairs",
+    "others": "other pairs of the batch",
     "past": "what past steps left in the momentum",
     "decay": "weight decay",
     "rounding": "rounding of the stored weights",

@@ -23,6 +23,9 @@ def option(name: str) -> Fact:
     return lambda about: about.config.get(name)
 
 
+STATUS_WORDS: dict[str, str] = {"closed": "finished", "stopped": "stopped early"}
+"""Status of run.json → what the reader is told; others as they are."""
+
 FACTS: dict[str, tuple[Fact, ...]] = {
     "Model": (lambda about: about.model.name, option("model")),
     "Parameters": (lambda about: about.model.parameters, lambda about: about.model.trained_parameters),

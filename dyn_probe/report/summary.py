@@ -11,11 +11,11 @@ from rich.markup import escape
 from dyn_probe.errors import escaped
 from dyn_probe.report.changes import span
 from dyn_probe.report.first_screen.alarms import alarms
-from dyn_probe.report.first_screen.fix_texts import fix_lines, fixes
+from dyn_probe.report.first_screen.fix_texts import by_table, fix_lines, fixes
 from dyn_probe.report.first_screen.headline import confidence, headline
 from dyn_probe.report.frames import tenths
 from dyn_probe.report.overview import Line, overview
-from dyn_probe.report.run_facts import facts, title
+from dyn_probe.report.run_facts import STATUS_WORDS, facts, title
 from dyn_probe.report.unfit import naming_runs
 from dyn_probe.report.verdicts import TOPICS, Number, Verdict, verdicts, written
 from dyn_probe.report.verdicts.generalised import held_out_line
@@ -30,7 +30,7 @@ HEADER = ("Model", "Data", "Objective", "Shaping", "β", "Learning rate", "Steps
 def summary_lines(trace: Trace) -> list[str]:
     """Lines with rich markup; all text that comes from the data is escaped."""
     with naming_runs([trace.path]):
-        return [*_head(trace), "", *_first(trace), "", *_table(trace), *_verdicts(verdicts(trace))]
+        return [*_head(trace), "", *_first(trace), "", *_table(trace), *_verdicts(trace, verdicts(trace))]
 
 
 def _first(trace: Trace) -> list[str]:
@@ -41,8 +41,10 @@ def _first(trace: Trace) -> list[str]:
     lines = [*first, f"[bold]{safe(happened)}[/] {safe(moved)}", *unseen, f"[dim]{safe(confidence(trace))}[/]", ""]
     if table["none"]:
         return [*lines, safe(table["none"])]
-    trl = [f"  TRL: {row['typed']} is {safe(row['trl'])}" for row in table["rows"] if row["trl"]]
-    return [*lines, *aligned(fix_lines(table)), f"[dim]{safe(table['rule'])}[/]", *map(escape, trl)]
+    first_row = table["rows"][0]
+    whole = [f"  {safe(first_row['words'])}, to type: {safe(first_row['whole'])}"] if first_row["whole"] else []
+    trl = [f"  TRL: {escape(row['typed'])} is {safe(row['trl'])}" for row in table["rows"] if row["trl"]]
+    return [*lines, *aligned(fix_lines(table)), f"[dim]{safe(table['rule'])}[/]", *whole, *trl]
 
 
 def safe(text: str) -> str:
@@ -55,7 +57,7 @@ def _head(trace: Trace) -> list[str]:
     colour = "green" if status == "closed" else "yellow"
     known = dict(facts(trace))
     about = " · ".join(f"{label} {known[label]}" for label in HEADER if label in known)
-    return [f"[bold]{safe(title(trace))}[/]  [{colour}]{safe(status)}[/]", safe(about)]
+    return [f"[bold]{safe(title(trace))}[/]  [{colour}]{safe(STATUS_WORDS.get(status, status))}[/]", safe(about)]
 
 
 def _table(trace: Trace) -> list[str]:
@@ -88,7 +90,7 @@ def aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
     return [f"[dim]{lines[0]}[/]", *lines[1:]]
 
 
-def _verdicts(found: list[Verdict]) -> list[str]:
+def _verdicts(trace: Trace, found: list[Verdict]) -> list[str]:
     lines, topic = [], ""
     for verdict in found:
         if verdict.topic != topic:
@@ -97,5 +99,5 @@ def _verdicts(found: list[Verdict]) -> list[str]:
         lines.append(f"{MARKS[verdict.level]} {safe(verdict.sentence)}")
     knobs = dict.fromkeys(knob for verdict in found if verdict.level == "warning" for knob in verdict.knobs)
     if knobs:
-        lines += ["", "[bold]What you can change[/]", *(f"→ {escape(knob)}" for knob in knobs)]
+        lines += ["", "[bold]What you can change[/]", *(f"→ {escape(knob)}" for knob in by_table(trace, knobs))]
     return lines

@@ -22,6 +22,7 @@ from dyn_probe.trace.reader import Trace, load_trace
 from dyn_probe.trace.references import refuse_beside
 from dyn_probe.train.loop import record
 from dyn_probe.train.options.config import OPTIONS, RunConfig
+from dyn_probe.train.options.unasked import PROBING
 from dyn_probe.train.run import WarmStart
 
 FOLDER = "tried"
@@ -30,6 +31,7 @@ BASE = "as-trained"
 QUIET: dict[str, Any] = {
     "metric_every": 0, "gram_every": 0, "realised": False, "tokens_every": 0, "mass_every": 0, "checkpoint_every": 0,
     "save": False, "resume": False, "update": False, "keep_checkpoints": 0,
+    **{name: getattr(RunConfig(), name) for name in PROBING},
 }  # fmt: skip
 """What a tried run does not record: its log-probabilities at the end are all that is compared."""
 
@@ -160,7 +162,7 @@ def tried_lines(trace: Trace, tried: Sequence[Tried]) -> list[str]:
             one.estimate.words,
             f"{getattr(one.estimate, side):+.3f} ± {one.estimate.error:.3f}",
             f"{getattr(one, side):+.3f}",
-            f"{one.estimate.chosen - one.estimate.rejected:.2f}",
+            f"{one.estimate.chosen - one.estimate.rejected:.2f} ± {one.estimate.margin_error:.2f}",
             f"{one.margin:.2f}",
             one.estimate.change.typed,
         )

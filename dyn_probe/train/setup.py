@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -194,7 +195,7 @@ def manifest_of(setup: Setup) -> dict[str, Any]:
     config, model = setup.config, setup.model
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return {
-        "command": " ".join(["dyn-probe", *sys.argv[1:]]) if "record" in sys.argv else "dyn_probe.train.loop.record",
+        "command": shlex.join(["dyn-probe", *sys.argv[1:]]) if "record" in sys.argv else "dyn_probe.train.loop.record",
         "config": dataclasses.asdict(config) | {"shaping": list(config.shaping)},
         "model": {
             "name": config.model,

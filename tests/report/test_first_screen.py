@@ -53,7 +53,7 @@ def test_the_headline_says_what_happened_and_what_moved_it(fallen: Trace) -> Non
     found = balance(fallen, own=False)
     assert (
         found is not None
-        and f"rejected pushes of other pairs outweigh chosen pushes by {100 * found.value:.0f}%" in moved
+        and f"whose rejected pushes outweigh their chosen pushes on it by {100 * found.value:.0f}%" in moved
     )
     assert confidence(fallen).startswith(f"Medians over the same {fallen.pairs.pair_id.nunique()} pairs")
     assert "(standard error)" in confidence(fallen) and "gradients agree with autograd to 3.1e−7" in confidence(fallen)
@@ -62,6 +62,8 @@ def test_the_headline_says_what_happened_and_what_moved_it(fallen: Trace) -> Non
 def test_what_a_response_moved_through_is_the_largest_group_along_the_total(tmp_path: Path) -> None:
     parts = {"own_chosen": 0.4, "own_rejected": -0.5, "others": -0.02, "past": -0.3, "decay": 0.0, "rounding": 0.0}
     run = moved_run(tmp_path / "past", -0.38, -1.9, **parts)
+    rows = run.pairs.groupby("pair_id")["step"].transform("count")
+    run.pairs["realised_delta_chosen"] = -0.38 * run.pairs.len_chosen / rows  # all of it in the pair's own steps
     assert through(run, "chosen") == "momentum" and headline(run)[1].endswith("mostly through momentum.")
     assert (
         through(moved_run(tmp_path / "own", -0.38, -1.9, **parts | {"own_rejected": -0.9}), "chosen") == "its own pair"

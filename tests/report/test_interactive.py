@@ -67,7 +67,7 @@ def test_moved_is_per_token_and_from_the_reference(trace: Trace) -> None:
 
 def test_pushes_are_means_that_add_up(trace: Trace) -> None:
     for side in ("chosen", "rejected"):
-        one = chart(trace, f"Pushes on {side}")
+        one = chart(trace, f"Pushes on {side} in its own steps")
         known = lines(one)
         rows = binned(trace.pushes[trace.pushes["side"] == side], one)
         for name, label in PARTS.items():

@@ -38,7 +38,7 @@ def test_the_headline_names_the_pushes_in_order_of_size(trace: Trace) -> None:
         for name, mean in parts.items():
             assert value(found, f"push_{name}_on_{side}") == pytest.approx(mean)
         assert value(found, f"push_total_on_{side}") == pytest.approx(rows.total.mean())
-        sentence = found.sentence.partition(f"{side.capitalize()} ")[2].partition(". ")[0]
+        sentence = found.sentence.partition(f"In a step on its own pair {side} ")[2].partition(". ")[0]
         places = [sentence.index(signed(parts[name])) for name in sorted(parts, key=lambda name: -abs(parts[name]))]
         assert places == sorted(places)
         assert sentence.startswith("falls" if rows.total.mean() < 0 else "rises") and "rounding" not in sentence
@@ -62,7 +62,7 @@ def test_pushes_that_cancel_are_called_level_and_a_surplus_of_chosen_is_not_held
     down = changed(tmp_path / "down", "pushes", all_chosen=-rows.all_chosen)
     assert "balance on the chosen responses" in only(what_moved.outweighed(level)).sentence
     found = only(what_moved.outweighed(ahead))
-    assert found.sentence.startswith("Chosen pushes outweigh rejected pushes by 100.") and not found.knobs
+    assert found.sentence.startswith("Chosen pushes of all pairs outweigh rejected pushes by 100.") and not found.knobs
     assert what_moved.outweighed(down) == []
     same = changed(tmp_path / "same", "pushes", all_rejected=0.3 * rows.all_chosen)
     assert "both raise the chosen responses" in only(what_moved.outweighed(same)).sentence

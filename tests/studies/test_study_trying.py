@@ -20,8 +20,10 @@ from dyn_probe.report.verdicts.what_moved import likelihood_weight
 from dyn_probe.studies import trying
 from dyn_probe.trace.reader import Trace, load_trace
 from dyn_probe.train.loop import record
+from dyn_probe.train.mass_rows import check_measuring
 from dyn_probe.train.objective import Method
 from dyn_probe.train.options.config_file import make_config
+from dyn_probe.train.options.unasked import PROBING, probed_unasked
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +186,16 @@ def test_a_run_without_a_table_says_why(base: Trace, tmp_path: Path) -> None:
         pytest.skip("this run has one")
     with pytest.raises(BadInput, match="has no fix table"):
         trying.try_remedies(base.path, out=tmp_path / "tried", say=lambda _: None)
+
+
+def test_a_tried_run_measures_no_probe_responses_whatever_its_run_did(base: Trace) -> None:
+    """A plain run probes a few prompts unasked and says so in its configuration; without them, no option of theirs is
+    left."""
+    probed = replace(trying._config(base), mass_every=4, probe_size=5)
+    check_measuring(probed)
+    quiet = replace(probed, **trying.QUIET)
+    check_measuring(quiet)
+    assert quiet.mass_every == 0 and probed_unasked(quiet) == 0
+    without = {name: value for name, value in trying.QUIET.items() if name not in PROBING}
+    with pytest.raises(BadInput, match="--probe-size needs --mass-every"):
+        check_measuring(replace(probed, **without))

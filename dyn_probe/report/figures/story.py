@@ -26,11 +26,12 @@ SIZE = (6.4, 5.3)
 
 def story(trace: Trace) -> Figure:
     """Shows: above, how far chosen and rejected have moved per token since the start of the run (line: median over the
-    pairs of a bin of steps; band: interquartile range). Below, what moved each of them in these steps: the pushes of a
-    step, above 0 where they raise the response and below where they lower it; black: their total.
+    pairs of a bin of steps; band: interquartile range). Below, what moved each of them in the steps that train its own
+    pair: the pushes of a step, above 0 where they raise the response and below where they lower it; black: their total.
 
-    How to read: a line below 0 is a response that has become less probable. Where it falls, the panel under it shows
-    which pushes lie below 0: its own pair, other pairs of the batch, or what past steps left in the momentum.
+    How to read: a line below 0 is a response that has become less probable. The panels under it show which pushes lie
+    below 0 in its own steps: its own pair, other pairs of the batch, or what past steps left in the momentum. A
+    response also moves in the steps that train other pairs, most of a run; the headline says how much of it came there.
 
     Needs: log-probabilities; for the lower panels the optimizer's steps taken apart.
     """
@@ -43,7 +44,7 @@ def story(trace: Trace) -> Figure:
     drawn: set[str] = set()
     lack = why_absent(trace, "pushes.total")
     for ax, side in zip(below, SIDES, strict=True):
-        name_panel(ax, f"Pushes on {side}", "nats per step" if side == "chosen" else "")
+        name_panel(ax, f"Pushes on {side} in its own steps", "nats per step" if side == "chosen" else "")
         if lack:
             say(ax, lack, 26)
         else:

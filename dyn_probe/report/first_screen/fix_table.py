@@ -31,6 +31,9 @@ of them."""
 LEAST_COST = 0.05
 """Share of the run's margin that every remedy is taken to cost at least, so that a small free gain is not put above a
 large cheap one."""
+ROUGH = 0.2
+"""What first order leaves out of a margin, as a share of the run's: the root mean square over the trials of
+docs/fix-table.md. Two responses that share most of their words stop falling together sooner than their pushes say."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Estimate:
     Args:
         key: its row of REMEDIES.
         chosen, rejected: estimated change over the run; `error`: of the trouble's side, one standard error.
-        cost: margin that it loses (nats/token; negative: gains), `margin`: that of the run as it was.
+        cost: margin that it loses (nats/token; negative: gains), `margin`: that of the run as it was; `margin_error`:
+            of the margin that is left, one standard error.
         gain: improvement of the trouble's side.
         told: whether it is larger than its error; where pushes cancel, a remedy that acts by the balance of pulls must
             also change it by more than TILTED times CLOSE.
@@ -56,6 +60,7 @@ class Estimate:
     margin: float
     gain: float
     told: bool
+    margin_error: float = float("nan")
 
     @property
     def worth(self) -> float:
@@ -117,15 +122,21 @@ def _estimate(key: str, change: Change, side: str, moved: Moved, base: Walk, the
     was = {name: median(moved.side(name)) for name in ("chosen", "rejected")}
     difference = {name: getattr(there, name) - getattr(base, name) for name in was}
     then = {name: was[name] + float(difference[name][0]) for name in was}
-    spread = float(np.std(difference[side][1:], ddof=1)) if len(difference[side]) > 2 else float("nan")
-    miss = float(getattr(base, side)[0] - moved.side(side).mean())
-    error = float(np.hypot(np.nan_to_num(spread), miss))
+    missed = {name: float(getattr(base, name)[0] - moved.side(name).mean()) for name in was}
+    error = float(np.hypot(_spread(difference[side]), missed[side]))
     gain = (then[side] - was[side]) * (1 if side == "chosen" else -1)
     margin = was["chosen"] - was["rejected"]
+    off = (_spread(difference["chosen"] - difference["rejected"]), missed["chosen"] - missed["rejected"])
+    margin_error = float(np.linalg.norm([*off, ROUGH * margin]))
     told = gain > error and not close
     cost = margin - (then["chosen"] - then["rejected"])
     words = REMEDIES[key].words
-    return Estimate(key, words, change, then["chosen"], then["rejected"], error, cost, margin, gain, told)
+    return Estimate(key, words, change, then["chosen"], then["rejected"], error, cost, margin, gain, told, margin_error)
+
+
+def _spread(values: Floats) -> float:
+    """Standard deviation over the resamples, which stand behind the value itself; 0 where there are none."""
+    return float(np.std(values[1:], ddof=1)) if len(values) > 2 else 0.0
 
 
 def _cancel(trace: Trace, side: str) -> bool:

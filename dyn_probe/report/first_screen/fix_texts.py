@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dyn_probe.report.first_screen.fix_table import Estimate, fix_table, method_of, why_none
 from dyn_probe.report.first_screen.trouble import trouble
+from dyn_probe.report.first_screen.whole_command import whole_command
+from dyn_probe.report.verdicts.advice import KNOBS
 from dyn_probe.report.verdicts.verdict import sig
 
 if TYPE_CHECKING:
@@ -15,9 +18,14 @@ if TYPE_CHECKING:
 
 RULE = (
     "First-order estimates of where the same run would have ended, nats/token, ± the spread over pairs and the "
-    "estimate's own miss of this run, ordered by {side} per margin lost (?: beyond what this run reached); "
-    "dyn-probe try RUN measures them."
+    "estimate's own miss of this run (of a margin, a fifth of the run's too), ordered by {side} per margin "
+    "lost{beyond}; dyn-probe try {run} measures them."
 )
+ADVISED: dict[str, tuple[str, ...]] = {
+    "normalise": ("normalise",), "chosen": ("dpop", "cal_dpo", "adadpo"), "rejected": ("dpo_shift", "gate"),
+    "sft": ("likelihood",), "lr": ("rate",), "beta": ("beta",), "early": ("early",),
+}  # fmt: skip
+"""Key of a verdict's advice → the remedies of the table that follow it."""
 MOST = 8
 """Remedies that are shown."""
 CANNOT = "cannot tell"
@@ -40,13 +48,19 @@ def change_text(value: float, decimals: int) -> str:
 
 def fixes(trace: Trace) -> dict[str, Any]:
     """The fix table as text: a row per remedy and one for the run as it was; `none` says why there is no table."""
-    rows, side = fix_table(trace)[:MOST], trouble(trace) or "chosen"
+    found, side = fix_table(trace)[:MOST], trouble(trace) or "chosen"
+    rows = [fix_row(row, side) | {"whole": whole_command(trace.manifest, row.change.typed, row.key)} for row in found]
+    rule = RULE.format(
+        side="less rise of rejected" if side == "rejected" else "Δ chosen",
+        beyond=f" ({BEYOND}: beyond what this run reached)" if any(row["margin"] == BEYOND for row in rows) else "",
+        run=shlex.quote(str(trace.path)),
+    )
     return {
         "none": why_none(trace) if not rows else "",
         "side": side,
-        "was": was_text(rows[0], side) if rows else {},
-        "rows": [fix_row(row, side) for row in rows],
-        "rule": RULE.format(side="less rise of rejected" if side == "rejected" else "Δ chosen") + _unknown(trace),
+        "was": was_text(found[0], side) if found else {},
+        "rows": rows,
+        "rule": rule + _unknown(trace),
     }
 
 
@@ -61,9 +75,17 @@ def _unknown(trace: Trace) -> str:
     )
 
 
+def by_table(trace: Trace, knobs: Iterable[str]) -> list[str]:
+    """Advice in the order of the run's fix table, what the table does not have last."""
+    place = {row.key: number for number, row in enumerate(fix_table(trace))}
+    last = len(place)
+    ranks = {KNOBS[knob]: min((place.get(key, last) for key in keys), default=last) for knob, keys in ADVISED.items()}
+    return sorted(knobs, key=lambda text: ranks.get(text, last))
+
+
 def fix_lines(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The fix table for the terminal: heads, the run as it was, and a row per remedy."""
-    heads = ("", f"Δ {table['side']}", "margin", "add to dyn-probe record")
+    heads = ("", f"Δ {table['side']}", "margin", "options of dyn-probe record")
     rows = [(row["words"], row["effect"], row["margin"], row["typed"]) for row in table["rows"]]
     return [heads, ("As trained", table["was"]["effect"], table["was"]["margin"], ""), *rows]
 
@@ -78,7 +100,7 @@ def fix_row(row: Estimate, side: str) -> dict[str, Any]:
         "words": row.words,
         "effect": effect if row.told else f"{CANNOT} ({effect})",
         "told": row.told,
-        "margin": margin_text(row.margin, row.cost),
+        "margin": margin_text(row.margin, row.cost, row.margin_error),
         "typed": row.change.typed,
         "trl": row.change.trl,
         "chosen": row.chosen,
@@ -88,9 +110,14 @@ def fix_row(row: Estimate, side: str) -> dict[str, Any]:
     }
 
 
-def margin_text(margin: float, cost: float) -> str:
+def margin_text(margin: float, cost: float, error: float = float("nan")) -> str:
     """The margin that the run would have ended with, nats/token; BEYOND where the recorded run never came that far."""
-    return BEYOND if margin - cost > REACHED * abs(margin) else sig(margin - cost, 2)
+    if margin - cost > REACHED * abs(margin):
+        return BEYOND
+    if not math.isfinite(error):
+        return sig(margin - cost, 2)
+    decimals = places(error, 1) - 1 if error >= 0.1 else places(error, 1)
+    return f"{margin - cost:.{decimals}f} ± {error:.{decimals}f}".replace("-", "−")
 
 
 def was_text(row: Estimate, side: str) -> dict[str, str]:

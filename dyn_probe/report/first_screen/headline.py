@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dyn_probe.report.agreement import agreement
 from dyn_probe.report.basis import BASES, basis_of, case_of, completed
 from dyn_probe.report.changes import Change, run_change
 from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.frames import finite, median, numbers, share
+from dyn_probe.report.own_steps import own_share
 from dyn_probe.report.push_parts import Balance, balance, means, of_side
 from dyn_probe.report.verdicts.movement import STILL
 from dyn_probe.report.verdicts.verdict import percent, sig
@@ -30,6 +32,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Through what a response is moved → the parts of its push that are added up for it."""
 OTHER = {"chosen": "rejected", "rejected": "chosen"}
+BETWEEN, NEARLY = 0.25, 0.1
+"""Share of the movement in steps on the pair itself below which the headline is about the other steps, and below which
+these are called nearly all of it."""
 
 
 def headline(trace: Trace) -> list[str]:
@@ -88,17 +93,45 @@ def moved_by(trace: Trace) -> str:
         says = f"{side.capitalize()} moved by {'+' if total > 0 else '−'}{sig(abs(total), DIGITS)} nats a step"
         lacks = "; the pushes of all chosen and all rejected were not kept apart (--split-momentum)"
         return f"{says}{f', mostly through {way}' if way else ''}{lacks}."
+    if trouble(trace) and own_share(trace).get(side, 1.0) < BETWEEN:
+        return _between(trace, side, found)
     came = f"; {side} moved mostly through {way}" if way else ""
     return f"{_outweighs(found, side)}{came}."
 
 
 def _outweighs(found: Balance, side: str) -> str:
-    if np.isfinite(found.error) and abs(found.value) <= ERRORS * found.error:
+    if _level(found):
         return f"The pushes of chosen and rejected responses balance on {side}, to within the error"
     if found.together:
         return f"On {side}, chosen and rejected pushes of other pairs go the same way"
-    first, second = (OTHER[side], side) if found.value > 0 else (side, OTHER[side])
-    return f"On {side}, {first} pushes of other pairs outweigh {second} pushes by {sig(100 * found.excess, DIGITS)}%"
+    first, second = _stronger(found, side)
+    return f"On {side}, {first} pushes of other pairs outweigh {second} pushes by {_excess(found)}"
+
+
+def _between(trace: Trace, side: str, found: Balance) -> str:
+    """What moved a response that the steps on its own pair hardly moved."""
+    share_of = "Nearly all" if abs(own_share(trace)[side]) < NEARLY else "Most"
+    came = f"{share_of} of {side}'s {'fall' if side == 'chosen' else 'rise'} came in steps that train other pairs"
+    if _level(found):
+        return f"{came}, where chosen and rejected pushes balance on it, to within the error."
+    if found.together:
+        return f"{came}, whose chosen and rejected pushes go the same way on it."
+    first, second = _stronger(found, side)
+    whose = "whose" if first == OTHER[side] else "although their"
+    return f"{came}, {whose} {first} pushes outweigh their {second} pushes on it by {_excess(found)}."
+
+
+def _level(found: Balance) -> bool:
+    return bool(np.isfinite(found.error) and abs(found.value) <= ERRORS * found.error)
+
+
+def _stronger(found: Balance, side: str) -> tuple[str, str]:
+    """Whose pushes are the stronger, and whose the weaker."""
+    return (OTHER[side], side) if found.value > 0 else (side, OTHER[side])
+
+
+def _excess(found: Balance) -> str:
+    return f"{sig(100 * found.excess, DIGITS)}%"
 
 
 def through(trace: Trace, side: str) -> str:
@@ -126,21 +159,17 @@ def confidence(trace: Trace) -> str:
 
 
 def _first_order(trace: Trace) -> str:
-    """The pushes' total against the measured change of the same rows, a step, on the side of the headline."""
+    """In how many rows the pushes' total has the sign of the measured change, on the side of the headline."""
     side = trouble(trace) or "chosen"
     keys = ["step", "rank", "pair_id"]
     rows = of_side(trace, side)[[*keys, "total"]].merge(
         trace.pairs[[*keys, f"realised_delta_{side}"]].drop_duplicates(keys), on=keys
     )
     total, measured = numbers(rows, "total"), numbers(rows, f"realised_delta_{side}")
-    both = np.isfinite(total) & np.isfinite(measured)
-    if not both.any():
+    found = agreement(total, measured, ranks=False)
+    if not found.n:
         return ""
-    return f"pushes add up to {_nats(total[both].mean())} nats a step, measured {_nats(measured[both].mean())}"
-
-
-def _nats(value: float) -> str:
-    return sig(float(value), DIGITS)
+    return f"what pushes add up to has the measured sign in {percent(found.same_sign)} of rows"
 
 
 def _certified(trace: Trace) -> str:

@@ -48,7 +48,7 @@ def pushes(trace: Trace, side: str) -> Data:
         return chart("story", "", "", bins, [])
     total = line("total", "total", bins.means(numbers(rows, "total")))
     realised = line("measured", side, bins.means(measured(trace, rows, side)), dashed=True)
-    return chart("story", f"Pushes on {side}", "nats a step", bins, [total, realised, *series])
+    return chart("story", f"Pushes on {side} in its own steps", "nats a step", bins, [total, realised, *series])
 
 
 def inner(trace: Trace) -> Data:

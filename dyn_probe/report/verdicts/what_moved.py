@@ -75,7 +75,7 @@ def _side(trace: Trace, side: str) -> tuple[str, list[Number]]:
         known.append(Number(f"realised_mean_{side}", f"realised change of {side}, mean", float(found.mean()), "nats"))
         measured = f" (measured {signed(float(found.mean()))})"
     known.append(Number(f"n_{side}", f"n, {side}", len(totals), "rows"))
-    return f"{side.capitalize()} {_direction(total)} a step{measured}: {_listed(trace, parts)}.", known
+    return f"In a step on its own pair {side} {_direction(total)}{measured}: {_listed(trace, parts)}.", known
 
 
 def _direction(total: float) -> str:
@@ -105,18 +105,21 @@ def outweighed(trace: Trace) -> list[Verdict]:
         return []
     part, error = _share(found)
     if np.isfinite(found.error) and abs(found.value) <= ERRORS * found.error:
-        sentence = f"Rejected and chosen pushes balance on the chosen responses, to within the error ({part}{error})."
+        sentence = (
+            "In the steps that train on them, the rejected and chosen pushes of all pairs balance on the chosen "
+            f"responses, to within the error ({part}{error})."
+        )
     elif found.together:
         sentence = "Chosen and rejected pushes both raise the chosen responses, in the steps that train on them."
     elif found.value > 0:
         sentence = (
-            f"Rejected pushes outweigh chosen pushes by {part}{error} on the chosen responses, in the steps that train "
-            "on them."
+            f"Rejected pushes of all pairs outweigh chosen pushes by {part}{error} on the chosen responses, in the "
+            "steps that train on them."
         )
     else:
         sentence = (
-            f"Chosen pushes outweigh rejected pushes by {part}{error} on the chosen responses, in the steps that train "
-            "on them."
+            f"Chosen pushes of all pairs outweigh rejected pushes by {part}{error} on the chosen responses, in the "
+            "steps that train on them."
         )
     return say(
         "note",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -157,4 +158,4 @@ def _options(config: RunConfig) -> dict[str, Any]:
 
 
 def _command() -> str:
-    return " ".join(["dyn-probe", *sys.argv[1:]]) if "scan" in sys.argv else "dyn_probe.train.scanning.measured.scan"
+    return shlex.join(["dyn-probe", *sys.argv[1:]]) if "scan" in sys.argv else "dyn_probe.train.scanning.measured.scan"
