@@ -14,6 +14,7 @@ from report_runs import with_manifest
 
 import dyn_probe.report.replay.walk as walking
 from dyn_probe.objectives import OBJECTIVES, Terms, normalised_pulls, parse_shaping, pulls, resolve_hyper
+from dyn_probe.report.changes import run_change
 from dyn_probe.report.first_screen.fix_table import LEAST_COST, estimates, fix_table, recorded, why_none
 from dyn_probe.report.first_screen.remedy_rows import REMEDIES
 from dyn_probe.report.replay.kernels import Kernels, kernels
@@ -173,6 +174,19 @@ def test_the_table_is_ordered_by_gain_per_margin_lost_and_anchored_in_what_was_m
         assert one.chosen - one.gain == pytest.approx(-0.38)
         assert one.margin - one.cost == pytest.approx(one.chosen - one.rejected)
         assert one.worth == pytest.approx(one.gain / max(one.cost, LEAST_COST * 1.52))
+
+
+def test_the_error_of_a_margin_is_of_the_pairs_of_the_walk_and_of_first_order(fallen: Trace) -> None:
+    found, moved = kernels(fallen), run_change(fallen)
+    assert found is not None and moved is not None
+    run = recorded(fallen, found)
+    base = walk(found, run.method)
+    missed = (base.chosen[0] - moved.chosen.mean()) - (base.rejected[0] - moved.rejected.mean())
+    for one in estimates(fallen):
+        there = walk(found, one.change.method)
+        margins = (there.chosen - base.chosen) - (there.rejected - base.rejected)
+        wanted = margins[1:].var(ddof=1) + missed**2 + (0.2 * 1.52) ** 2
+        assert one.margin_error**2 == pytest.approx(wanted)
 
 
 def test_where_pushes_nearly_cancel_nothing_is_told_of_what_acts_through_them(tmp_path: Path) -> None:

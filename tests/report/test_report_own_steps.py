@@ -13,7 +13,7 @@ from report_frames import DEFAULT
 from report_runs import manifest, write_tables
 
 from dyn_probe.report.first_screen.headline import headline
-from dyn_probe.report.own_steps import own_share
+from dyn_probe.report.first_screen.own_steps import own_share
 from dyn_probe.trace.reader import Trace, load_trace
 
 

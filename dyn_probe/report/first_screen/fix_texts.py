@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dyn_probe.report.first_screen.fix_table import Estimate, fix_table, method_of, why_none
+from dyn_probe.report.first_screen.remedy_rows import REMEDIES
 from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.first_screen.whole_command import whole_command
 from dyn_probe.report.verdicts.advice import KNOBS
@@ -21,11 +22,6 @@ RULE = (
     "estimate's own miss of this run (of a margin, a fifth of the run's too), ordered by {side} per margin "
     "lost{beyond}; dyn-probe try {run} measures them."
 )
-ADVISED: dict[str, tuple[str, ...]] = {
-    "normalise": ("normalise",), "chosen": ("dpop", "cal_dpo", "adadpo"), "rejected": ("dpo_shift", "gate"),
-    "sft": ("likelihood",), "lr": ("rate",), "beta": ("beta",), "early": ("early",),
-}  # fmt: skip
-"""Key of a verdict's advice → the remedies of the table that follow it."""
 MOST = 8
 """Remedies that are shown."""
 CANNOT = "cannot tell"
@@ -77,10 +73,10 @@ def _unknown(trace: Trace) -> str:
 
 def by_table(trace: Trace, knobs: Iterable[str]) -> list[str]:
     """Advice in the order of the run's fix table, what the table does not have last."""
-    place = {row.key: number for number, row in enumerate(fix_table(trace))}
-    last = len(place)
-    ranks = {KNOBS[knob]: min((place.get(key, last) for key in keys), default=last) for knob, keys in ADVISED.items()}
-    return sorted(knobs, key=lambda text: ranks.get(text, last))
+    ranks: dict[str, int] = {}
+    for number, row in enumerate(fix_table(trace)):
+        ranks.setdefault(KNOBS.get(REMEDIES[row.key].advice, ""), number)
+    return sorted(knobs, key=lambda text: ranks.get(text, len(REMEDIES)))
 
 
 def fix_lines(table: Mapping[str, Any]) -> list[tuple[str, ...]]:

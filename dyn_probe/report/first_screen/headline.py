@@ -9,9 +9,9 @@ import numpy as np
 from dyn_probe.report.agreement import agreement
 from dyn_probe.report.basis import BASES, basis_of, case_of, completed
 from dyn_probe.report.changes import Change, run_change
+from dyn_probe.report.first_screen.own_steps import own_share
 from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.frames import finite, median, numbers, share
-from dyn_probe.report.own_steps import own_share
 from dyn_probe.report.push_parts import Balance, balance, means, of_side
 from dyn_probe.report.verdicts.movement import STILL
 from dyn_probe.report.verdicts.verdict import percent, sig

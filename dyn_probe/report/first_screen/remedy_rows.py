@@ -184,26 +184,28 @@ def less_imitation(run: Recorded) -> Change | None:
 @dataclass(frozen=True)
 class Remedy:
     """One row of the table: what it is for the reader, how it changes a run, and whether it acts through the balance of
-    chosen and rejected pulls (where these nearly cancel, nothing can be told of it)."""
+    chosen and rejected pulls (where these nearly cancel, nothing can be told of it); `advice`: the key of the verdicts'
+    advice that it follows (KNOBS)."""
 
     words: str
     change: Callable[[Recorded], Change | None]
     by_balance: bool = True
+    advice: str = ""
 
 
 REMEDIES: dict[str, Remedy] = {
-    "likelihood": Remedy("Likelihood term on chosen", likelihood),
-    "beta": Remedy("Larger β", beta),
-    "rate": Remedy("Half the learning rate", rate, by_balance=False),
-    "early": Remedy("Stop after half the steps", early, by_balance=False),
-    "dpop": Remedy("DPOP", other("dpop")),
-    "dpo_shift": Remedy("DPO-Shift", other("dpo_shift")),
-    "cal_dpo": Remedy("Cal-DPO", other("cal_dpo")),
+    "likelihood": Remedy("Likelihood term on chosen", likelihood, advice="sft"),
+    "beta": Remedy("Larger β", beta, advice="beta"),
+    "rate": Remedy("Half the learning rate", rate, by_balance=False, advice="lr"),
+    "early": Remedy("Stop after half the steps", early, by_balance=False, advice="early"),
+    "dpop": Remedy("DPOP", other("dpop"), advice="chosen"),
+    "dpo_shift": Remedy("DPO-Shift", other("dpo_shift"), advice="rejected"),
+    "cal_dpo": Remedy("Cal-DPO", other("cal_dpo"), advice="chosen"),
     "ipo": Remedy("IPO", other("ipo")),
     "dpo": Remedy("DPO", other("dpo")),
-    "gate": Remedy("Gate on rejected", shaping("gate-seq")),
-    "adadpo": Remedy("AdaDPO", shaping("adadpo")),
-    "normalise": Remedy("Pairwise-normalised updates", shaping("pairwise-normalised")),
+    "gate": Remedy("Gate on rejected", shaping("gate-seq"), advice="rejected"),
+    "adadpo": Remedy("AdaDPO", shaping("adadpo"), advice="chosen"),
+    "normalise": Remedy("Pairwise-normalised updates", shaping("pairwise-normalised"), advice="normalise"),
     "no_likelihood": Remedy("No likelihood term", without_likelihood),
     "imitation": Remedy("Less imitation", less_imitation),
 }
