@@ -105,6 +105,7 @@ def sweeps(arms: Sequence[ArmManifest]) -> Figure:
             if DPO in named:
                 plain = pooled([one.figures[figure_name] for one in named[DPO]]).value
                 ax.axhline(plain, color=colour, linewidth=0.9, linestyle=(0, (3, 2)))
+        ax.set_xticks(VALUES[gate][option], [f"{value:g}" for value in VALUES[gate][option]])
         rates = [pooled([one.figures["gated"] for one in seeds]) for _, seeds in found]
         beside = ax.twinx()
         beside.plot([value for value, _ in found], [one.value for one in rates], "s:", color=NEUTRAL, markersize=3)
