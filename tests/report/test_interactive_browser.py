@@ -45,8 +45,11 @@ function act() {
   found.pictures = all("#figure-story > img, #figure-entanglement .sheet > img").map(function (one) {
     return getComputedStyle(one).display;
   });
+  found.idle = all(".u-legend .u-value", story).map(function (one) { return getComputedStyle(one).visibility; });
+  found.help = story.querySelector(".touch-help").textContent;
   mouse(over, "mouseenter", wide / 2, 40);
   mouse(over, "mousemove", wide / 2, 40);
+  found.shown = all(".u-legend .u-value", story).map(function (one) { return getComputedStyle(one).visibility; });
   found.hover = story.querySelector(".u-legend").textContent;
   found.pushes = story.querySelector(".shared-legend").textContent;
   mouse(over, "mousedown", 0.3 * wide, 40);
@@ -131,6 +134,8 @@ def test_charts_and_table_answer(page: str, tmp_path: Path) -> None:
     found = seen(page, tmp_path, "--window-size=1280,800")
     assert found["charts"] >= 8 and found["blank"] == 0
     assert set(found["pictures"]) == {"none"}  # drawn from data instead
+    assert set(found["idle"]) == {"hidden"} and "visible" in found["shown"]  # no values are named before one points
+    assert "(pushes: on chosen · on rejected)" in found["help"]
     assert re.search(r"step:? ?\d+.*chosen:? ?−?\d.*\(.* to .*\)", found["hover"]), found["hover"]
     assert re.search(r"total −?\d\S* · −?\d", found["pushes"]), found["pushes"]
     assert set(found["zoomed"]) == {False} and set(found["whole"]) == {True}
@@ -203,7 +208,7 @@ def test_without_scripts_the_answer_and_its_pictures_stand_on_the_page(tmp_path:
     dom = chromium(path, "--dump-dom", "--window-size=1280,800").stdout
     shown = re.search(r'data-found="(\d+)"', dom)
     assert shown is not None and int(shown[1]) == page.count("<img") > 5
-    heading, words = re.search(r"<h1>(.*?)</h1>", dom, re.DOTALL), re.sub(r"<[^>]+>", " ", dom)
+    heading, words = re.search(r"<h1>(.*?)</h1>", dom, re.DOTALL), " ".join(re.sub(r"<[^>]+>", " ", dom).split())
     assert heading is not None and "nats/token" in heading[1] and "--objective dpop" in words
     assert not re.search(r'<div class="[^"]*uplot', dom)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from moved_runs import moved_run
-from report_checks import page_of
+from report_checks import Page, page_of
 
 from dyn_probe.report.first_screen.fix_texts import fixes
 from dyn_probe.report.first_screen.whole_command import whole_command
@@ -49,7 +49,7 @@ def test_the_runs_own_options_stay_and_the_remedys_take_their_place(
 def test_the_first_is_read_and_the_others_are_folded(tmp_path: Path) -> None:
     trace = moved_run(tmp_path / "run", -0.38, -1.9)
     trace.manifest["command"] = RUN
-    rows, page, said = fixes(trace)["rows"], page_of(trace), "\n".join(summary_lines(trace))
+    rows, page, said = fixes(trace)["rows"], Page(page_of(trace)).text, "\n".join(summary_lines(trace))
     assert len(rows) > 1 and all(shlex.split(row["whole"])[:2] == ["dyn-probe", "record"] for row in rows)
     assert rows[0]["whole"] in said and rows[1]["whole"] not in said
     folded = page.index("The other commands")

@@ -48,7 +48,8 @@ def pushes(trace: Trace, side: str) -> Data:
         return chart("story", "", "", bins, [])
     total = line("total", "total", bins.means(numbers(rows, "total")))
     realised = line("measured", side, bins.means(measured(trace, rows, side)), dashed=True)
-    return chart("story", f"Pushes on {side} in its own steps", "nats a step", bins, [total, realised, *series])
+    title = f"Pushes on {side} in its own steps"
+    return {**chart("story", title, "nats a step", bins, [total, realised, *series]), "side": side}
 
 
 def inner(trace: Trace) -> Data:

@@ -78,7 +78,7 @@
       cursor: {sync: {key: key}, drag: {x: true, y: false, setScale: false}}, padding: [8, 10, 0, 0],
       legend: {live: true, show: !shared},
       hooks: {
-        setSeries: [together], setCursor: shared ? [shared] : [],
+        setSeries: [together], setCursor: shared ? [shared, idle] : [idle],
         setSelect: [function (u) {
           if (u.select.width < 4) return;
           zoom(key, u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x"));
@@ -89,6 +89,7 @@
     }, found.columns, box);
     plot.whole = whole;
     plot.key = key;
+    idle(plot);
     plot.out = out;
     plot.root.setAttribute("role", "img");
     plot.root.setAttribute("aria-label", one.title + " over the steps of the run");
@@ -97,6 +98,9 @@
     settle(plot);
     drawn.push({plot: plot, box: box, height: height});
     return plot;
+  }
+  function idle(u) {  // a legend without a cursor has no values to name
+    u.root.classList.toggle("idle", !finite(u.cursor.idx));
   }
   function settle(plot) {  // what opens above a chart moves it: where it stands is asked again before it is pointed at
     plot.over.addEventListener("mouseenter", function () { plot.syncRect(); }, true);
@@ -175,7 +179,7 @@
       chart(rooms[k], each, half ? 145 : name === "story" ? 175 : 230, name, half && one.say);
       if (half) drawn[drawn.length - 1].legend = one.list;
     });
-    box.appendChild(make("p", "small touch-help", "Point for values" + (one ? " (pushes: on " + pushed.map(function (each) { return each.title.split(" ").pop(); }).join(" · on ") + ")" : "") + ", drag to zoom, double-click for all steps; click a name to hide its line."));
+    box.appendChild(make("p", "small touch-help", "Point for values" + (one ? " (pushes: on " + pushed.map(function (each) { return each.side; }).join(" · on ") + ")" : "") + ", drag to zoom, double-click for all steps; click a name to hide its line."));
   }
 
   // The pairs: scatter, table, one pair's own panel.
