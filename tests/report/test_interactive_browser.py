@@ -161,6 +161,32 @@ def test_a_narrow_dark_screen_has_all_of_it(page: str, tmp_path: Path) -> None:
     assert found["paper"] == "rgb(18, 22, 28)"
 
 
+PHONE = """<iframe src="page.html" style="width: 390px; height: 844px; border: 0"></iframe>
+<script>
+window.addEventListener("load", function () {
+  setTimeout(function () {
+    var inside = document.querySelector("iframe").contentDocument.documentElement;
+    document.documentElement.dataset.found = JSON.stringify([inside.clientWidth, inside.scrollWidth]);
+  }, 600);
+});
+</script>
+"""
+
+
+def test_a_phone_of_390_pixels_needs_no_sideways_scroll(tmp_path: Path) -> None:
+    """In a frame of that width, for a browser's own window cannot be made so narrow."""
+    run = moved_run(tmp_path / "run", -0.38, -1.9)
+    run.manifest["command"] = "dyn-probe record --out runs/a --data a-file-with-a-long-name.jsonl --mass-every 20"
+    page = page_of(run)
+    assert "--shaping" in page and "to type" in page  # a fix table, with commands
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    outer = tmp_path / "outer.html"
+    outer.write_text(PHONE, encoding="utf-8")
+    flags = ("--dump-dom", "--allow-file-access-from-files", "--window-size=1280,900", "--virtual-time-budget=4000")
+    shown = re.search(r'data-found="\[(\d+),(\d+)\]"', chromium(outer, *flags).stdout)
+    assert shown is not None and int(shown[2]) <= int(shown[1]) <= 390
+
+
 SWITCH = """
 var asked = [], real = window.matchMedia.bind(window);
 window.matchMedia = function (query) {
