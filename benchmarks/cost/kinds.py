@@ -149,6 +149,10 @@ KINDS: dict[str, tuple[Callable[[Training], Kind], str]] = {
     "with layers": (lambda t: recorded(t, layers=True), "every pair's numbers per layer beside them"),
     "with full Gram": (lambda t: recorded(t, gram_every=1), "the Gram of all rows at every step"),
     "with update": (lambda t: along_the_step(t, update=True), "the change along the optimizer's step, at every step"),
+    "previous metric": (
+        lambda t: along_the_step(t, metric="previous", one_pass=True),
+        "one pass, with own parts, past and decay of every push in the last step's metric",
+    ),
     "taken apart": (lambda t: along_the_step(t, metric_every=1), "the step taken apart into pushes, at every step"),
     "default": (by_default, "a run with the reference loop's defaults: its mean step, written to a trace"),
     "normalised": (normalised, "the pairwise-normalised update (norms come before the weighted gradient)"),

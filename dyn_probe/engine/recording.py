@@ -117,7 +117,8 @@ class Recording:
     def weighed(self) -> tuple[Weighed, Tensor] | None:
         """Products with what was known before the backward, once ``fetching`` has been called, and ``[B]`` the pairs
         that have a row whose tokens do not share a coefficient; None where nothing was known."""
-        found, apart = self._training and self._training.weighed, self._apart and self._apart.weighed
+        found = None if self._training is None else self._training.weighed
+        apart = None if self._apart is None else self._apart.weighed
         if found is None or self._bad is None or self._unequal is None:
             return None
         return (found if apart is None else apart.where(self._bad, found)), self._unequal

@@ -12,10 +12,13 @@ from families import FAMILIES, make_batch, make_model
 from reference.gradients import row_gradients
 from reference.steps import Adagrad, Adam, NAdam, RmsProp, Sgd
 from test_metric_pushes import MODELS, OPTIMIZERS
+from tiny_runs import run
 
-from dyn_probe import BadInput, Probe, load_trace, sequence_logps
+from dyn_probe import BadInput, Probe, RunConfig, load_trace, sequence_logps
+from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.engine.routes import blocks
 from dyn_probe.metric import previous
+from dyn_probe.report.push_parts import of_side
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 
@@ -242,3 +245,25 @@ def test_what_cannot_be_had_is_refused_by_name(options, said):
         options = {**options, "optimizer": options["optimizer"](model.parameters())}
     with pytest.raises(BadInput, match=said):
         Probe(model, **options)
+
+
+def test_the_loop_writes_them_between_the_steps_that_are_taken_apart(tmp_path):
+    trace = run(tmp_path / "run", steps=3, gram_every=2, metric="previous", split_momentum=False, realised=False)
+    kinds = {step: set(rows["metric"]) for step, rows in trace.pushes.groupby("step")}
+    assert kinds == {0: {"applied"}, 1: {"previous"}, 2: {"applied"}}
+    assert trace.pushes[PARTS].notna().all().all()
+    assert set(of_side(trace, "chosen")["step"]) == {0, 2}  # what the report reads
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [({"metric": "prevous"}, "metric=previous"), ({"metric": "previous"}, "one process")]
+)
+def test_a_recorded_trainer_says_what_it_cannot_have(given, said):
+    with pytest.raises(BadInput, match=said):
+        AttachOptions.of(given).on("cpu", 2)
+
+
+def test_a_gpu_does_not_thin_what_is_asked_of_every_step():
+    assert AttachOptions(metric="previous").on("cuda", 1).every == 1
+    assert AttachOptions().on("cuda", 1).every == "auto"
+    assert RunConfig(model="other", metric="previous").with_model_defaults(True).every == 1
