@@ -145,12 +145,12 @@ class Assembly:
         if self._expected[name] > 1:
             self._combine(name, factor)
         elif type(factor) is Outer and len(factor.inputs) == factor.rows:
-            answers, total = weighing.by_blocks(name, factor)
+            sum_up = self._totals is not None and not self._early
+            answers, total = weighing.in_one_pass(name, factor, sum_up)
             self._add(name, answers)
-            if self._totals is not None and not self._early:
+            if self._totals is not None and total is not None and sum_up:
                 self._totals.put(name, total)
-                return True
-            return False
+            return sum_up
         else:
             self._add(name, gram(factor, self.groups))
         weighing.use(name, factor)

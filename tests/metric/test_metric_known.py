@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import FAMILIES, make_batch, make_model
+from interpreted_kernel import known_twin
 from reference.gradients import row_gradients
 from reference.steps import Adagrad, Adam, NAdam, RmsProp, Sgd
 from test_metric_pushes import MODELS, OPTIMIZERS
@@ -16,7 +17,8 @@ from tiny_runs import run
 
 from dyn_probe import BadInput, Probe, RunConfig, load_trace, sequence_logps
 from dyn_probe.attach.attach_options import AttachOptions
-from dyn_probe.engine.routes import blocks
+from dyn_probe.engine.kernels import known_kernel
+from dyn_probe.engine.routes import blocks, weighed
 from dyn_probe.metric import previous
 from dyn_probe.report.push_parts import of_side
 
@@ -171,6 +173,26 @@ def test_parts_do_not_depend_on_the_way(way, model, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "SLICE", 1 << 9)  # several slices of a parameter
     wanted, ids = train(MODELS[model](), lambda p: ADAMW[0](p, **ADAMW[1]), ADAMW[2], tmp_path / "run", **way)
     assert worst(load_trace(tmp_path / "run"), wanted, ids) < 1e-10
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+@pytest.mark.parametrize("model", ["gpt2, untied", "llama, untied"])
+def test_what_the_kernel_gives_is_put_where_it_belongs(model, one_pass, tmp_path, monkeypatch):
+    """Its twin in its place: as on a GPU every only use of a weight goes through it, turned where the weight is."""
+    calls = []
+
+    def twin(inputs, grads, metric, directions, slow, live, sum_up):
+        found = known_twin(inputs, grads, metric, directions)
+        torch.testing.assert_close(slow(), found, rtol=1e-9, atol=1e-9 * float(found.abs().max()))
+        calls.append(sum_up)
+        return found, grads.flatten(0, 1).T @ inputs.flatten(0, 1) if sum_up else None
+
+    monkeypatch.setattr(known_kernel, "known_products", twin)
+    monkeypatch.setattr(weighed, "may_fuse", lambda one, groups: 2 * groups == one.rows == len(one.inputs))
+    make = MODELS[model]
+    wanted, ids = train(make(), lambda p: ADAMW[0](p, **ADAMW[1]), ADAMW[2], tmp_path / "run", one_pass=one_pass)
+    assert worst(load_trace(tmp_path / "run"), wanted, ids) < 1e-10
+    assert len(calls) > 3 * STEPS and set(calls) == {one_pass}
 
 
 def test_a_metric_of_another_step_is_found(tmp_path, monkeypatch):

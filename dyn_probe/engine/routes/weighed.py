@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dyn_probe.engine.arithmetic import dots, matmul32
 from dyn_probe.engine.factors import ALL, Factor, Outer
-from dyn_probe.engine.products import cross, gram
+from dyn_probe.engine.products import cross, gram, may_fuse
 from dyn_probe.engine.routes.blocks import by_blocks
 
 
@@ -70,8 +70,39 @@ class Weighing:
         self._grams: dict[str, Tensor] = {}
         self._along: dict[str, dict[str, Tensor]] = {}
 
+    def in_one_pass(self, name: str, factor: Outer, sum_up: bool) -> tuple[Tensor, Tensor | None]:
+        """A parameter's only use: its plain products ``[G, n, n]`` and, if wanted, the sum of its rows."""
+        if may_fuse(factor, self.groups) and (found := self._fused(name, factor, sum_up)) is not None:
+            return found
+        return self.by_blocks(name, factor)
+
+    def _fused(self, name: str, factor: Outer, sum_up: bool) -> tuple[Tensor, Tensor | None] | None:
+        """The same of pairs on a GPU, by the kernel that writes no row's gradient down; None where it does not run."""
+        from dyn_probe.engine.kernels import known_kernel  # brings a compiler along, which a CPU has no use for
+
+        metric, directions = self.knows(name).of(ALL)
+        turned = [t.mT if factor.transposed else t for t in directions.values()]
+
+        def slow() -> Tensor:
+            alone = Weighing(self.knows, self.pairs, self.groups)
+            plain, _ = alone.by_blocks(name, factor)
+            along = [alone._along[name][direction] for direction in directions]
+            rows = torch.stack(along, 1) if along else plain.new_empty(2 * self.pairs, 0)
+            return known_kernel.columns(plain, alone._grams[name], rows)
+
+        if metric is not None and factor.transposed:
+            metric = metric.mT
+        found = known_kernel.known_products(factor.inputs, factor.grads, metric, turned, slow, factor.live, sum_up)
+        if found is None or (sum_up and found[1] is None):
+            return None
+        plain, weighed, rows = known_kernel.parts(found[0])
+        self._add(name, weighed)
+        for direction, values in zip(directions, rows.unbind(1), strict=True):
+            self._add_along(name, direction, values)
+        return plain, found[1].mT if found[1] is not None and factor.transposed else found[1]
+
     def by_blocks(self, name: str, factor: Outer) -> tuple[Tensor, Tensor]:
-        """A parameter's only use: its plain products ``[G, n, n]`` and the sum of its rows, from the same pass."""
+        """From gradients that are written down, a slice at a time."""
         sums: list[Tensor] = []
         answers = by_blocks(factor, factor, self.groups, sums=sums, seen=partial(self._see, name, self.knows(name)))
         return answers, torch.cat(sums) if len(sums) > 1 else sums[0]
