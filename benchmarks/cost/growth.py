@@ -83,8 +83,8 @@ def growth(kept: list[Kept], kind: str) -> Figure:
         _draw(axis, panel, found)
     if drawn:
         axes[0][0].set_ylabel("step time / plain")
-        axes[0][0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper center", ncol=3, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
     return figure
 
 

@@ -111,7 +111,16 @@ def page(kept: list[Kept], kind: str, earlier: str) -> str:
 
 def short_table(kept: list[Kept]) -> str:
     """For the docs: one line a cell, the ratios of what was measured in it."""
-    names = ("recorded", "one pass", "with full Gram", "default", "normalised", "two backwards per pair", *PEERS)
+    names = (
+        "recorded",
+        "one pass",
+        "previous metric",
+        "with full Gram",
+        "default",
+        "normalised",
+        "two backwards per pair",
+        *PEERS,
+    )
     chosen = [one for one in kept if not one["cell"].startswith(("loops", "maps"))]
     used = [name for name in names if any("ratio" in one["kinds"].get(name, {}) for one in chosen)]
     rows = []
