@@ -88,15 +88,16 @@ class PreviousPushes:
         self.model, self.optimizer = model, optimizer
         self.family = _family(optimizer)
         self._steps: dict[str, tuple[Scalar, Scalar, Scalar, Scalar]] = {}
+        self._last: dict[str, KnownStep] = {}
         self._waiting: list[_Waiting] = []
         self._reader = StepReader(optimizer, begins=self._begins, wanted=lambda: bool(self._waiting), shield=shield)
         self._reader.__enter__()
 
     def before_backward(self) -> Callable[[str], KnownStep]:
         """Asked use by use in the coming backward: what is known of a parameter."""
-        trained, steps = trained_parameters(self.model), self._steps
-        last: dict[str, KnownStep] = {}
+        trained, steps, last = trained_parameters(self.model), self._steps, self._last
         steps.clear()
+        last.clear()
 
         def knows(name: str) -> KnownStep:
             if name not in last:  # a metric is a tensor of the parameter's size: the last one is kept alone
@@ -116,12 +117,14 @@ class PreviousPushes:
             coefficients: ``c [2B]``.
             done: called with ``[4, 2B]`` (``KNOWN_BEFORE``; float64, nats) when the optimizer begins.
         """
+        self._last.clear()
         self._waiting.append(_Waiting(weighed, dict(self._steps), coefficients, done))
         self._reader.backward_ended()
 
     def drop(self) -> None:
         """Forget batches whose step never came."""
         self._waiting = []
+        self._last.clear()
 
     def close(self) -> None:
         """Leave the optimizer alone again."""
