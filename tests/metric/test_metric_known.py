@@ -158,7 +158,7 @@ def test_parts_are_those_of_full_gradients_for_every_optimizer(name, tmp_path):
 ADAMW = OPTIMIZERS["adamw"]
 
 
-@pytest.mark.parametrize("name", [*MODELS, *FAMILIES])
+@pytest.mark.parametrize("name", dict.fromkeys([*MODELS, *FAMILIES]))
 def test_parts_are_those_of_full_gradients_for_every_model(name, tmp_path):
     model = MODELS[name]() if name in MODELS else make_model(name)
     wanted, ids = train(model, lambda p: ADAMW[0](p, **ADAMW[1]), ADAMW[2], tmp_path / "run")
