@@ -16,7 +16,7 @@ from typing import Any
 
 import triton
 
-from dyn_probe.engine.kernels import norm_kernel, pair_kernel
+from dyn_probe.engine.kernels import known_kernel, norm_kernel, pair_kernel
 
 TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 """What multiplies on tensor cores, by its names in PTX."""
@@ -38,10 +38,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "products, 64 inputs": {"narrow": 64},
 }
 """What the kernel of pairs is compiled for."""
+KNOWN: dict[str, dict[str, Any]] = {
+    "products, metric, two directions": {},
+    "products, metric, two directions and the weight's gradient": {"sum_up": True},
+    "products, metric, two directions, 16 inputs": {"narrow": 16},
+}
+"""What the kernel with a metric is compiled for."""
 
 
 def resources(architecture: int, dtype: str, variant: str) -> Resources:
-    """Of the kernel of pairs for a compute capability (80 for 8.0), a type of activations, a row of ``VARIANTS``."""
+    """Of a kernel for a compute capability (80 for 8.0), a type of activations, a row of ``VARIANTS`` or ``KNOWN``."""
+    if variant in KNOWN:
+        return used_by(known_kernel.compiled(architecture, dtype, **KNOWN[variant]))
     return used_by(pair_kernel.compiled(architecture, dtype, **VARIANTS[variant]))
 
 
@@ -64,9 +72,10 @@ def table() -> str:
         "|---" * 8 + "|",
     ]
     for architecture, whole in pair_kernel.TILES.items():
-        for dtype, variant in itertools.product(("bf16", "fp16"), VARIANTS):
-            narrow = VARIANTS[variant].get("narrow")
-            tile = pair_kernel.narrowed(whole, narrow) if narrow else whole
+        for dtype, variant in itertools.product(("bf16", "fp16"), (*VARIANTS, *KNOWN)):
+            narrow = (VARIANTS | KNOWN)[variant].get("narrow")
+            tile = known_kernel.TILES[architecture] if variant in KNOWN else whole
+            tile = pair_kernel.narrowed(tile, narrow) if narrow else tile
             shape = f"{tile.outputs} × {tile.inputs} × {tile.positions} | {tile.warps}"
             lines.append(_line(architecture, dtype, variant, shape, resources(architecture, dtype, variant)))
         for layer, features in itertools.product((True, False), (768, 2048, 8192)):

@@ -22,6 +22,7 @@ OF_COMMANDS = (
     "budget",
     "gram_every",
     "metric_every",
+    "metric",
     "split_momentum",
     "update",
     "realised",

@@ -42,7 +42,10 @@ from dyn_probe.trace.reader import load_trace
 from dyn_probe.trace.references import reference_names
 
 DOCS = Path(__file__).resolve().parent
-CLAIMS = DOCS.parent / "benchmarks" / "results" / "claims"
+sys.path.insert(0, str(DOCS.parent / "benchmarks"))
+from cost.page import RESULTS, kept_cells, loops_line, short_table  # noqa: E402
+
+CLAIMS = RESULTS / "claims"
 MARKED = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 
@@ -254,6 +257,22 @@ def _trial(row: dict[str, Any]) -> tuple[str, ...]:
     return row["title"], row["size"], f"{row['tried']:,}", zero, facts
 
 
+def cost() -> str:
+    """What recording costs, from the cells that benchmarks/run.py has kept, device by device."""
+    return "\n\n".join(_cost_on(name, title) for name, title in (("cpu", "On a CPU"), ("gpu", "On a GPU")))
+
+
+def _cost_on(name: str, title: str) -> str:
+    kept = kept_cells(RESULTS / f"{name}.jsonl")
+    if not kept:
+        return f"{title}: not measured by this script yet; earlier figures are in `benchmarks/results/{name}.md`."
+    device = kept[-1]["device"]
+    machine = f"{device['name']}, torch {device['torch']}"
+    said = f"{title} ({machine}); ratios to the plain step of the same round (smallest–largest):"
+    picture = f"![ratio of recorded to plain steps against tokens, pairs and width](images/cost-{name}.png)"
+    return "\n\n".join(part for part in (said, short_table(kept), loops_line(kept), picture) if part)
+
+
 def _first_line(statement: Callable[..., object]) -> str:
     return " ".join((statement.__doc__ or "").split("\n\n")[0].split())
 
@@ -317,6 +336,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "trust": trust_figures,
     "claims": claims,
     "learning-rates": learning_rates,
+    "cost": cost,
     "references": references,
     "published-table": published,
 }

@@ -23,6 +23,7 @@ LONGEST = (
     "03-token-heatmaps", "test_engine_tokens", "test_loop_interrupted", "test_docs_build", "test_engine_held",
     "test_metric_steps", "test_attach_command", "test_engine_exactness", "test_trace_crash", "test_trace_damage",
     "test_cli_commands", "test_loop_unwritable", "test_loop_kl", "test_loop_scores", "test_cli_without_torch",
+    "test_metric_known",
 )  # fmt: skip
 """Files of half a minute and more: two processes end together only if none of these comes last."""
 

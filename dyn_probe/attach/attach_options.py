@@ -17,10 +17,12 @@ class AttachOptions:
     Args:
         out: folder of the trace; where it is taken, ``-2`` and so on is put behind its name.
         every: record every N-th step; "auto": as often as ``budget`` allows, in one process; None: "auto" on a GPU in
-            one process, if neither ``split_momentum`` nor ``update`` is asked for, else 1.
+            one process, if neither ``split_momentum``, ``update`` nor another metric is asked for, else 1.
         budget: largest share of the training's time that records may take, with ``every="auto"``.
         gram_every: full Gram of the batch every N steps; 0 never.
         metric_every: take the optimizer's step apart every N steps; 0 never.
+        metric: "applied"; "previous": also own parts, past and decay in the metric of the step before, at every
+            recorded step that is not taken apart, in one process.
         realised_every: evaluate the recorded pairs again after the update every N steps; 0 never.
         split_momentum: tell all chosen from all rejected gradients over all steps, which the fix table needs; None:
             where few parameters are trained (LoRA), in one process, and the optimizer's steps are taken apart.
@@ -37,6 +39,7 @@ class AttachOptions:
     budget: float = 0.05
     gram_every: int = 10
     metric_every: int = 10
+    metric: str = "applied"
     realised_every: int = 10
     split_momentum: bool | None = None
     update: bool = False
@@ -56,6 +59,8 @@ class AttachOptions:
             wrong.append(f"every as a number of steps, or auto (got {self.every!r})")
         if self.every == "auto" and self.split_momentum:
             wrong.append("every=auto without split_momentum, which follows every step")
+        if self.metric not in ("applied", "previous"):
+            wrong.append(f"metric=applied or metric=previous (got {self.metric!r})")
         if not isinstance(self.budget, (int, float)) or not 0 < self.budget <= 1:
             wrong.append(f"budget above 0 and of at most 1, as 0.05 for 5% (got {self.budget!r})")
         if wrong:
@@ -65,13 +70,19 @@ class AttachOptions:
         """The same with ``every`` as a training on such a device (its type) in so many processes has it.
 
         Raises:
-            BadInput: "auto" in several processes.
+            BadInput: "auto", or the previous metric, in several processes.
         """
         if self.every == "auto" and processes > 1:
             raise BadInput("every=auto decides by the clock, and processes would not agree; write a number of steps")
+        if self.metric == "previous" and processes > 1:
+            raise BadInput("metric=previous is for one process: with several, gradients are averaged; leave it out")
         if self.every is not None:
             return self
-        thinned = device == "cuda" and processes == 1 and not (self.split_momentum or self.update)
+        thinned = (
+            device == "cuda"
+            and processes == 1
+            and not (self.split_momentum or self.update or self.metric == "previous")
+        )
         return replace(self, every="auto" if thinned else 1)
 
     @staticmethod

@@ -56,6 +56,7 @@ class Attachment:
             last_step=trainer.state.max_steps - 1,
             gram_every=options.gram_every,
             metric_every=options.metric_every,
+            metric=options.metric,
             split_momentum=self._splits,
             update=options.update,
             layers=options.layers,
@@ -75,9 +76,8 @@ class Attachment:
         resumed = args.process_index == 0 and trainer.state.global_step > 0
         self._ended_before = list(load_trace(self.writer.path).final["pair_id"]) if resumed else []
         """Pairs that an earlier end of this training has measured."""
-        self.over = False
+        self.over = self._on_disk = False
         self.window = LogWindow(trainer, kind, self.writer, self.plain_reference)
-        self._on_disk = False
         self.grad_norm: float | torch.Tensor | None = None
         self.step, self._began = 0, 0.0
         self._befores: list[Any] = []

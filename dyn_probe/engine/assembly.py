@@ -12,6 +12,7 @@ from torch import Tensor
 from dyn_probe.engine.arithmetic import exact_products
 from dyn_probe.engine.factors import Factor, Lookup, Outer, Vector
 from dyn_probe.engine.products import by_sum, cross, few, gram
+from dyn_probe.engine.routes.weighed import Knows, Weighed, Weighing
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.together import Arrived, Together
 from dyn_probe.engine.totals import Totals
@@ -21,6 +22,8 @@ from dyn_probe.errors import UnsupportedUse
 SAFE = (1e-6, 1e6)
 """Row coefficients in this range are divided out of the answers; outside it, out of the gradients themselves, so that
 products of small numbers do not underflow."""
+UNEQUAL = 1e-5
+"""A row's tokens have one coefficient if they differ by no more than this share of it."""
 
 
 class Assembly:
@@ -35,6 +38,7 @@ class Assembly:
             those of the bare log-probabilities. None where the backward is of the log-probabilities themselves.
         hold: keep every use's factor in ``kept``, for products with other coefficients and directions.
         totals: sums up the gradient of the loss, where autograd does not.
+        knows: what is known of the parameters before the backward; ``weighed`` then has the products with it.
     """
 
     def __init__(
@@ -44,8 +48,11 @@ class Assembly:
         coefficients: Tensor | None = None,
         hold: bool = False,
         totals: Totals | None = None,
+        knows: Knows | None = None,
     ) -> None:
         self.capture, self.full = capture, full
+        self.weighed: Weighed | None = None
+        self._weighing = None if knows is None else Weighing(knows, capture.layout.responses // 2, self.groups)
         self.kept: dict[str, list[Factor]] = {}
         self._hold, self._split, self._totals = hold, capture.survey.split, totals
         self._answers: dict[str, Tensor] = {}
@@ -88,7 +95,7 @@ class Assembly:
 
     def _may_wait(self, call: Call) -> bool:
         """Whether nothing but the products of this one use is wanted of it."""
-        if self._hold or self._early:
+        if self._hold or self._early or self._weighing is not None:
             return False
         return all(self._expected[name] == 1 for name in call.use.parameters.values())
 
@@ -116,6 +123,8 @@ class Assembly:
         if self._hold:
             factor = factor.settled() if self._split else factor  # whole parameters are out of reach later
             self.kept.setdefault(name, []).append(factor)
+        if self._weighing is not None:
+            return self._take_weighed(name, factor, self._weighing)
         several = self._expected[name] > 1
         small = few(self.capture.layout.responses * size, self.capture.anchor.device.type)
         if small and (several or type(factor) is Lookup):
@@ -131,12 +140,30 @@ class Assembly:
             self._add(name, gram(factor, self.groups))
         return False
 
+    def _take_weighed(self, name: str, factor: Factor, weighing: Weighing) -> bool:
+        """The same, with what is known of the parameter."""
+        if self._expected[name] > 1:
+            self._combine(name, factor)
+        elif type(factor) is Outer and len(factor.inputs) == factor.rows:
+            sum_up = self._totals is not None and not self._early
+            answers, total = weighing.in_one_pass(name, factor, sum_up)
+            self._add(name, answers)
+            if self._totals is not None and total is not None and sum_up:
+                self._totals.put(name, total)
+            return sum_up
+        else:
+            self._add(name, gram(factor, self.groups))
+        weighing.use(name, factor)
+        return False
+
     def _combine(self, name: str, factor: Factor) -> None:
         """A parameter with several uses: the gradient is their sum, so each use also meets those before it."""
         self._add(name, gram(factor, self.groups))
         for earlier in self._open.get(name, ()):
             mixed = cross(earlier, factor, self.groups)
             self._add(name, mixed + mixed.mT)
+            if self._weighing is not None:
+                self._weighing.meet(name, earlier, factor)
         self._open.setdefault(name, []).append(self._for_later(name, factor))
 
     def _for_later(self, name: str, factor: Factor) -> Factor:
@@ -174,6 +201,8 @@ class Assembly:
             self._together.finish()
             self._reduce_alone()
             self._open = {}
+            if self._weighing is not None:
+                self.weighed = self._weighing.finish(self.row_scale)
             answers, names = self._all_answers()
             answers = (answers + answers.mT) / 2 if self.full else answers
             if self._inverse is not None and not self._early:
@@ -206,6 +235,21 @@ def pair_columns(grams: Tensor) -> Tensor:
 def inverse_of(coefficients: Tensor) -> Tensor:
     """``1 / c`` in float64; 0 where ``c`` is 0: such rows are left out."""
     return coefficients.detach().double().reciprocal().nan_to_num(nan=float("nan"), posinf=0.0, neginf=0.0)
+
+
+def per_row(gradient: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``[2B]`` coefficients, and ``[B]`` the pairs with a row whose tokens do not share one.
+
+    Args:
+        gradient: ``[2B]``, or ``[2B, L]`` of the tokens.
+        mask: ``[2B, L]`` the tokens that count, with ``gradient [2B, L]``.
+    """
+    if mask is None:
+        return gradient, gradient.new_zeros(len(gradient) // 2, dtype=torch.bool)
+    inside = torch.where(mask, gradient, 0.0)
+    mean = inside.sum(1) / mask.sum(1).clamp(min=1)
+    spread = torch.where(mask, (gradient - mean[:, None]).abs(), 0.0).amax(1)
+    return mean, (spread > UNEQUAL * mean.abs()).unflatten(0, (2, -1)).any(0)
 
 
 def _extreme(coefficients: Tensor) -> bool:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.answer import Products
-from dyn_probe.engine.recording import Recording, distributed
+from dyn_probe.engine.recording import Recording
+from dyn_probe.engine.survey import distributed
 from dyn_probe.engine.uses import trained_parameters
 from dyn_probe.errors import CertificationError
 

@@ -75,7 +75,7 @@ def _linears(one: Outer, other: Outer, groups: int, metric: Tensor | None) -> Te
     if groups == one.grads.shape[1] == other.grads.shape[1] == 1:
         inputs = matmul32(_inputs(one, 1)[:, 0, 0], _inputs(other, 1)[:, 0, 0].T)
         return (inputs * matmul32(one.grads[:, 0], other.grads[:, 0].T)).double()[None]
-    if one is other and _may_fuse(one, groups) and (found := _fused(one, groups)) is not None:
+    if one is other and may_fuse(one, groups) and (found := _fused(one, groups)) is not None:
         return found[0]
     if not _by_tokens(one, other, groups):
         return by_blocks(one, other, groups)
@@ -220,7 +220,7 @@ def gram_and_sum(factor: Factor, groups: int) -> tuple[Tensor, Tensor | None]:
     """``gram``, and the sum of all rows' gradients where the same pass forms them; else None in its place."""
     if type(factor) is not Outer or len(factor.inputs) < factor.rows:
         return gram(factor, groups), None
-    if _may_fuse(factor, groups) and (found := _fused(factor, groups, True)) is not None:
+    if may_fuse(factor, groups) and (found := _fused(factor, groups, True)) is not None:
         return found
     if _by_tokens(factor, factor, groups):
         return gram(factor, groups), None
@@ -228,7 +228,7 @@ def gram_and_sum(factor: Factor, groups: int) -> tuple[Tensor, Tensor | None]:
     return by_blocks(factor, factor, groups, sums=sums), torch.cat(sums) if len(sums) > 1 else sums[0]
 
 
-def _may_fuse(one: Outer, groups: int) -> bool:
+def may_fuse(one: Outer, groups: int) -> bool:
     """Whether these are pairs in half precision on a GPU."""
     pairs = 2 * groups == one.rows == len(one.inputs)
     return pairs and one.inputs.is_cuda and one.inputs.dtype in HALF

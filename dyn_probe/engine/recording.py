@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.answer import Products
-from dyn_probe.engine.assembly import Assembly
+from dyn_probe.engine.assembly import Assembly, per_row
 from dyn_probe.engine.coverage import check_hidden
 from dyn_probe.engine.fetching import fetching
 from dyn_probe.engine.held import Held, add_weighted_gradients
 from dyn_probe.engine.passes import backward_only, explained, refuse_missed
+from dyn_probe.engine.routes.weighed import Knows, Weighed
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey
 from dyn_probe.engine.tap import Capture
@@ -34,8 +35,6 @@ NO_GRADIENT = (
     "no gradient reached the log-probabilities given to probe.pairs: call loss.backward() inside probe.step, with a "
     "loss computed from that very tensor"
 )
-UNEQUAL = 1e-5
-"""A row's tokens have one coefficient if they differ by no more than this share of it."""
 
 
 class Recording:
@@ -49,6 +48,7 @@ class Recording:
         segments: ``[rows, length]`` response of each position, where rows are packed.
         shield: around everything that runs in the model's forward and backward.
         survey: what is known of the model's parameters.
+        knows: metric and directions that are known before the backward; ``weighed`` has the products with them.
     """
 
     def __init__(
@@ -61,8 +61,9 @@ class Recording:
         segments: Tensor | None = None,
         shield: Shield | None = None,
         survey: Survey | None = None,
+        knows: Knows | None = None,
     ) -> None:
-        self.full, self.separate, self.hold = full, separate, hold
+        self.full, self.separate, self.hold, self.knows = full, separate, hold, knows
         self.capture = Capture(model, self._receive, claims, segments, shield, survey)
         self.logps: Tensor | None = None
         self.reentrant = False
@@ -112,6 +113,16 @@ class Recording:
     def coefficients(self, whole: Tensor) -> None:
         self._coefficients = whole
 
+    @property
+    def weighed(self) -> tuple[Weighed, Tensor] | None:
+        """Products with what was known before the backward, once ``fetching`` has been called, and ``[B]`` the pairs
+        that have a row whose tokens do not share a coefficient; None where nothing was known."""
+        found = None if self._training is None else self._training.weighed
+        apart = None if self._apart is None else self._apart.weighed
+        if found is None or self._bad is None or self._unequal is None:
+            return None
+        return (found if apart is None else apart.where(self._bad, found)), self._unequal
+
     def watch(self, logps: Tensor, mask: Tensor | None = None) -> None:
         """Take the very log-probabilities that the loss is computed from.
 
@@ -145,23 +156,14 @@ class Recording:
             return
         if self._coefficients is not None:
             raise BadInput("the recorded log-probabilities were backpropagated twice in one probe.step")
-        usable, self._unequal = self._per_row(gradient.detach().double())
+        usable, self._unequal = per_row(gradient.detach().double(), self._mask)
         self._coefficients, self._bad = usable, self._unusable(usable, self._unequal)
         any_bad = bool(self._bad.any())
         if self._anywhere(any_bad):
             self._measure_apart(self._bad)
         if any_bad:
             usable = usable.masked_fill(self._bad.repeat(2), 0.0)
-        self._training = self._active = Assembly(self.capture, self.full, usable, self.hold, self._totals)
-
-    def _per_row(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """``[2B]`` coefficients, and ``[B]`` the pairs with a row whose tokens do not share one."""
-        if self._mask is None:
-            return gradient, gradient.new_zeros(len(gradient) // 2, dtype=torch.bool)
-        inside = torch.where(self._mask, gradient, 0.0)
-        mean = inside.sum(1) / self._mask.sum(1).clamp(min=1)
-        spread = torch.where(self._mask, (gradient - mean[:, None]).abs(), 0.0).amax(1)
-        return mean, (spread > UNEQUAL * mean.abs()).unflatten(0, (2, -1)).any(0)
+        self._training = self._active = Assembly(self.capture, self.full, usable, self.hold, self._totals, self.knows)
 
     def _unusable(self, c: Tensor, unequal: Tensor) -> Tensor:
         """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""
@@ -187,7 +189,7 @@ class Recording:
     def _measure_apart(self, pairs: Tensor) -> None:
         """A backward of the bare log-probabilities of these pairs, inside the training backward."""
         assert self.logps is not None
-        self._apart = self._active = Assembly(self.capture, self.full, hold=self.hold)
+        self._apart = self._active = Assembly(self.capture, self.full, hold=self.hold, knows=self.knows)
         with self.quiet(), torch.enable_grad():
             loss = self.logps[pairs.repeat(2)].sum()
             backward_only(loss, self.capture, self.reentrant, retain=True)
@@ -222,7 +224,7 @@ class Recording:
         rows = torch.ones(self.logps.shape[0], dtype=torch.float64, device=self.logps.device)
         self._coefficients, self._bad = rows, torch.zeros(len(rows) // 2, dtype=torch.bool, device=rows.device)
         self._unequal = self._bad
-        self._training = self._active = Assembly(self.capture, self.full, hold=True)
+        self._training = self._active = Assembly(self.capture, self.full, hold=True, knows=self.knows)
         with self.quiet():
             backward_only(self.logps.sum(), self.capture, self.reentrant)
         self._active = None
@@ -292,9 +294,3 @@ class Recording:
             return Products(dict(zip(found, values, strict=True)), coefficients, separate, full, unequal)
 
         return products
-
-
-def distributed() -> bool:
-    """Whether this is one of several processes."""
-    running = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return running and torch.distributed.get_world_size() > 1

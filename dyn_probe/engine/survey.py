@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -52,3 +53,9 @@ class Survey:
         parameters = list(chain.from_iterable([module._parameters.values() for module in self._modules]))
         trained = [p is not None and p.requires_grad for p in parameters]
         return tuple(map(id, children)), tuple(map(id, parameters)), trained
+
+
+def distributed() -> bool:
+    """Whether this is one of several processes."""
+    running = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return running and torch.distributed.get_world_size() > 1

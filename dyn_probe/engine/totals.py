@@ -30,7 +30,7 @@ class Totals:
 
     def add(self, name: str, factor: Factor) -> None:
         """One use."""
-        self._put(name, summed(factor, self._parameters[name].shape))
+        self.put(name, summed(factor, self._parameters[name].shape))
 
     def add_stacked(self, names: Sequence[str], factor: Factor) -> None:
         """A use of each of several parameters, row ``i`` of the ``j``-th being row ``i k + j``."""
@@ -43,12 +43,12 @@ class Totals:
             left, right = (right, left) if factor.transposed else (left, right)
             sums = matmul32(left.mT, right)
         for name, total in zip(names, sums.unbind(0), strict=True):
-            self._put(name, total)
+            self.put(name, total)
 
     def gram(self, name: str, factor: Factor, groups: int) -> Tensor:
         """``[G, n, n]`` products of a parameter's only use; its sum comes out of the same pass where that is one."""
         answers, total = gram_and_sum(factor, groups)
-        self._put(name, summed(factor, self._parameters[name].shape) if total is None else total)
+        self.put(name, summed(factor, self._parameters[name].shape) if total is None else total)
         return answers
 
     def store(self) -> None:
@@ -59,7 +59,8 @@ class Totals:
             parameter.grad = total if parameter.grad is None else parameter.grad + total
         self._sums = {}
 
-    def _put(self, name: str, total: Tensor) -> None:
+    def put(self, name: str, total: Tensor) -> None:
+        """A share of a parameter's sum, in its shape."""
         self._sums[name] = self._sums[name] + total if name in self._sums else total
 
 

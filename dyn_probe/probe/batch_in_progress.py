@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from dyn_probe.engine.answer import Products
 from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
-from dyn_probe.engine.recording import Recording, distributed
+from dyn_probe.engine.recording import Recording
 from dyn_probe.engine.shield import Shield
-from dyn_probe.engine.survey import Survey
+from dyn_probe.engine.survey import Survey, distributed
 from dyn_probe.engine.uses import Claims
 from dyn_probe.errors import BadInput
 from dyn_probe.probe.budget import Thinned
@@ -74,6 +74,7 @@ class BatchInProgress:
     ) -> Iterator[None]:
         """Around the forward and backward; see ``Probe.step``."""
         full, hold = self.schedule.full_gram(step), self.following.holds(step)
+        knows = self.following.knows(step) if self.armed else None
         self.survey.renew()
         unused = all(p.grad is None for p in self.survey.trained.values())
         self.made = False
@@ -81,7 +82,7 @@ class BatchInProgress:
         seen = nullcontext() if hidden is None else hidden.seen(self.model, self.shield)
         try:
             with Recording(
-                self.model, full, self.separate, self.claims, hold, segments, self.shield, self.survey
+                self.model, full, self.separate, self.claims, hold, segments, self.shield, self.survey, knows
             ) as recording:
                 self.recording = recording
                 with seen:
@@ -107,8 +108,10 @@ class BatchInProgress:
         if not self.armed and isinstance(self.schedule, Thinned):
             self.rows.outline(step, ids, self.given)
         alone = unused and not (self.separate or distributed())
+        measured = recording.fetching()
+        self.following.expect_known(step, ids, recording)
         finish = partial(
-            self._finish, recording, recording.fetching(), self.given.fetching(), step, ids if self.armed else None,
+            self._finish, recording, measured, self.given.fetching(), step, ids if self.armed else None,
             rate, alone,
         )  # fmt: skip
         if self.check.done and not (self.schedule.full_gram(step) or self.following.holds(step)):
@@ -152,7 +155,7 @@ class BatchInProgress:
         if self.following.of_changes and not given["predict"]:
             raise BadInput(
                 "the optimizer's step is followed for the responses' own log-probabilities, and with predict=False the "
-                "rows are others; write Probe(update=False, metric_every=0, split_momentum=False)"
+                "rows are others; write Probe(update=False, metric_every=0, metric='applied', split_momentum=False)"
             )
         self.given = Told.of(self.recording.logps, columns=columns, **given)
         if not self.check.done:

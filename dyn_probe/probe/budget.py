@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
-from dyn_probe.engine.recording import distributed
+from dyn_probe.engine.survey import distributed
 from dyn_probe.errors import BadInput
 from dyn_probe.probe.schedule import Schedule
 

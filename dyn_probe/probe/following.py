@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,17 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.answer import Products
+from dyn_probe.engine.fetching import fetching
 from dyn_probe.engine.held import Held
-from dyn_probe.engine.recording import Recording, distributed
+from dyn_probe.engine.recording import Recording
+from dyn_probe.engine.routes.weighed import Knows
 from dyn_probe.engine.shield import Shield
-from dyn_probe.errors import BadInput
+from dyn_probe.engine.survey import distributed
+from dyn_probe.errors import BadInput, unknown
 from dyn_probe.metric.last_metric import squares_in_last_metric
+from dyn_probe.metric.previous import PreviousPushes
 from dyn_probe.metric.step_facts import tolerance_of
 from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
 from dyn_probe.probe.given import numbers
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
-from dyn_probe.probe.trace_rows import BatchRecord, gram_rows, push_rows, step_facts
+from dyn_probe.probe.trace_rows import BatchRecord, gram_rows, known_rows, push_rows, step_facts
 
 NO_GRADIENT = (
     "not recorded: the step's batch is more than one recorded forward (several processes, or micro-batches), and "
@@ -35,6 +39,20 @@ UNEQUAL = (
 """Why ``pushes`` is empty."""
 
 
+METRICS = ("applied", "previous")
+"""In whose step's metric pushes are: of the step itself, or also of the one before it."""
+
+
+def check_metric(metric: str, optimizer: torch.optim.Optimizer | None) -> None:
+    """Refuse a metric that is unknown, or that cannot be had here."""
+    if metric not in METRICS:
+        raise BadInput(unknown("metric", metric, METRICS))
+    if metric == "previous" and optimizer is None:
+        raise BadInput("the last step's metric is read off the optimizer; write Probe(..., optimizer=optimizer)")
+    if metric == "previous" and distributed():
+        raise BadInput("metric 'previous' is for one process: with several, gradients are averaged; write 'applied'")
+
+
 class Following:
     """What recorded batches are still to learn from the step that is made with their gradients.
 
@@ -42,6 +60,7 @@ class Following:
         model: whose parameters are followed.
         optimizer: the one whose steps are followed; None where the loop says so itself (``end``).
         rows: what is filled in.
+        metric: "applied", or "previous": at recorded steps that are not taken apart, pushes in the last step's metric.
         split: follow every step, for the momentum of chosen and rejected gradients.
         update: the total change at every recorded step.
         in_parts: whether a step is made of more than one recorded forward.
@@ -56,6 +75,7 @@ class Following:
         rows: RunRows,
         schedule: Schedule,
         *,
+        metric: str,
         split: bool,
         update: bool,
         in_parts: bool,
@@ -66,13 +86,15 @@ class Following:
         self.split, self.update, self.in_parts = split, update, in_parts
         self._noted: dict[str, Any] = {}
         averaged = averaged_over(model) if averaged is None else averaged
-        wanted = self.of_changes or (schedule.gram_every > 0 and in_parts)
+        wanted = bool(schedule.metric_every or split or update) or (schedule.gram_every > 0 and in_parts)
         self._watch = StepWatch(model, optimizer, split, averaged, shield) if wanted else None
+        check_metric(metric, optimizer)
+        self._previous = PreviousPushes(model, optimizer, shield) if metric == "previous" else None
 
     @property
     def of_changes(self) -> bool:
         """Whether any step's change of the weights is recorded."""
-        return bool(self.schedule.metric_every or self.split or self.update)
+        return bool(self.schedule.metric_every or self.split or self.update or self._previous)
 
     def changes(self, step: int) -> bool:
         """Whether the change of the weights in this step is followed."""
@@ -104,6 +126,29 @@ class Following:
         if changes and not self._watch.hooked:
             self._watch.begin()
 
+    def knows(self, step: int) -> Knows | None:
+        """What is known of the parameters before the backward of this step, where pushes are taken of it."""
+        if self._previous is None or not self.schedule.records(step) or self.schedule.takes_apart(step):
+            return None
+        return self._previous.before_backward()
+
+    def expect_known(self, step: int, ids: Sequence[str], recording: Recording) -> None:
+        """Have the optimizer's beginning write a batch's pushes in the last step's metric, where they were taken."""
+        if self._previous is None or (found := recording.weighed) is None:
+            return
+        weighed, unequal = found
+
+        def done(parts: Tensor) -> None:
+            arrived = fetching([parts, unequal])
+
+            def write() -> None:
+                values, undefined = arrived()
+                self.rows.write("pushes", known_rows(step, self.rows.rank, ids, values, undefined))
+
+            self.rows.later(step, write)
+
+        self._previous.expect(weighed, recording.coefficients, done)
+
     def squares_in_last_metric(self, held: Held) -> Tensor | None:
         """``[2B]`` squared norms in the metric of the optimizer's last step; None where that is 1."""
         if self.optimizer is None:
@@ -133,6 +178,8 @@ class Following:
 
     def drop(self) -> None:
         """Let go of batches whose step never came."""
+        if self._previous is not None:
+            self._previous.drop()
         if self._watch is not None:
             self._watch.drop()
             if self._watch.missed:
@@ -140,6 +187,8 @@ class Following:
 
     def close(self) -> None:
         """Let go of the optimizer."""
+        if self._previous is not None:
+            self._previous.close()
         if self._watch is not None:
             self._watch.close()
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.certificate import SelfCheck
-from dyn_probe.engine.recording import distributed
 from dyn_probe.engine.shield import Shield
+from dyn_probe.engine.survey import distributed
 from dyn_probe.errors import BadInput, UnsupportedUse
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe.batch_in_progress import BatchInProgress
@@ -39,6 +39,8 @@ class Probe(Recorder):
         gram_every: record the full ``[2B, 2B]`` Gram (and the batch prediction) on steps divisible by this; 0 never.
         metric_every: take the optimizer's step apart into pushes on steps divisible by this; 0 never. Such a step holds
             the batch's activations and a copy of the trained weights until it is made.
+        metric: "applied", or "previous": also own parts, past and decay in the metric of the step before, at every
+            recorded step that is not taken apart; with ``optimizer``, in one process.
         split_momentum: also tell all chosen from all rejected pushes of the present and past steps: every step is held
             then, and two more buffers of the model's size are kept.
         layers: also write the ``layers`` table.
@@ -54,8 +56,7 @@ class Probe(Recorder):
         rank: this process's number.
         force: replace an existing trace at ``out``.
         strict: stop where the trace cannot be written (full disk, file-size limit); else that is said once.
-        keep_rows: keep all recorded rows in ``probe.rows`` until the probe is dropped (300 to 400 bytes each); False
-            keeps those of the step in progress alone.
+        keep_rows: keep all recorded rows in ``probe.rows`` (300 to 400 bytes each); False: one step's alone.
         shielded: an error in hooks inside the model's forward and backward and the optimizer's step never leaves them:
             it ends what they do and is kept as ``failure``.
     """
@@ -72,6 +73,7 @@ class Probe(Recorder):
         last_step: int | None = None,
         gram_every: int = 0,
         metric_every: int = 0,
+        metric: str = "applied",
         split_momentum: bool = False,
         layers: bool = True,
         certify: bool = True,
@@ -102,7 +104,7 @@ class Probe(Recorder):
         self._shield, self._evaluation = Shield(shielded), Evaluation(model, self._rows)
         in_parts = micro_batches > 1 or distributed()
         self._following = Following(
-            model, optimizer, self._rows, self.schedule,
+            model, optimizer, self._rows, self.schedule, metric=metric,
             split=split_momentum, update=update, in_parts=in_parts, averaged=averaged, shield=self._shield,
         )  # fmt: skip
         self._batch = BatchInProgress(
@@ -276,7 +278,7 @@ class Probe(Recorder):
             self._evaluation.realise(batch, before)
 
     def flush(self) -> None:
-        """Hand the rows of the steps done so far to the writer."""
+        """Hand rows of the steps done so far to the writer."""
         self._flush(-1)
 
     def _flush(self, but: int) -> None:

@@ -15,6 +15,7 @@ from dyn_probe import entanglement
 from dyn_probe.engine.answer import Products
 from dyn_probe.engine.layers import Layer
 from dyn_probe.errors import BadInput
+from dyn_probe.metric.previous import KNOWN_BEFORE
 from dyn_probe.metric.pushes import Pushes
 from dyn_probe.metric.step_facts import StepFacts
 from dyn_probe.probe.given import Given, numbers
@@ -214,6 +215,23 @@ def push_rows(record: BatchRecord, pushes: Pushes) -> list[Row]:
         {"step": record.step, "pair_id": pair, "rank": record.rank, "side": side, "metric": "applied"}
         | {name: float(values[i + k * len(record)]) for name, values in columns.items()}
         for i, pair in enumerate(record.ids)
+        for k, side in enumerate(("chosen", "rejected"))
+    ]
+
+
+def known_rows(step: int, rank: int, ids: Sequence[str], parts: Tensor, undefined: Tensor) -> list[Row]:
+    """Rows of the ``pushes`` table of what was known before a step, in the metric of the one before it.
+
+    Args:
+        parts: ``[4, 2B]`` ``KNOWN_BEFORE``.
+        undefined: ``[B]`` pairs that have a row whose tokens are pulled differently: they have no rows here.
+    """
+    values = numbers(parts)
+    return [
+        {"step": step, "pair_id": pair, "rank": rank, "side": side, "metric": "previous"}
+        | {name: float(values[j, i + k * len(ids)]) for j, name in enumerate(KNOWN_BEFORE)}
+        for i, pair in enumerate(ids)
+        if not undefined[i]
         for k, side in enumerate(("chosen", "rejected"))
     ]
 

@@ -28,8 +28,8 @@ PARTS: dict[str, str] = {
 
 @once
 def of_side(trace: Trace, side: str) -> pd.DataFrame:
-    """The rows of `pushes` of one side."""
-    return trace.pushes[trace.pushes["side"] == side]
+    """The rows of `pushes` of one side of steps that were taken apart (in the last step's metric there is no total)."""
+    return trace.pushes[(trace.pushes["side"] == side) & (trace.pushes["metric"] != "previous").fillna(True)]
 
 
 def means(rows: pd.DataFrame) -> dict[str, float]:

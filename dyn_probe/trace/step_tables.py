@@ -24,6 +24,8 @@ GRAMS = Table(
 
 SIDE = Column("side", "string", "", "chosen or rejected: the response that was pushed", required=True)
 
+METRIC = "applied: P of this step; previous: P of the step before, in which own parts, past and decay alone are known"
+
 PUSHES = Table(
     "pushes",
     "one response of one pair at one step that was taken apart: what moved its log-probability, to first order",
@@ -41,7 +43,7 @@ PUSHES = Table(
         real("decay", SEQ, "−λ_d⟨g_i, θ⟩ − ωγ⟨g_i, Pθ⟩: weight decay"),
         real("rounding", SEQ, "total less all parts: what the weights' type could not hold"),
         real("total", SEQ, "⟨g_i, Δθ⟩ with the weights as they were stored before and after the step"),
-        Column("metric", "string", "", "applied: P of this step; previous: P of the step before"),
+        Column("metric", "string", "", METRIC),
     ),
     unique=("step", "rank", "pair_id", "side"),
 )

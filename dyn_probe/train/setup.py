@@ -137,11 +137,12 @@ def check_batch(config: RunConfig, method: Method) -> None:
                 f"{method.name} needs {name} ({TERMS[name].meaning}), which is computed from other pairs of the batch; "
                 f"write --batch-size {least} or more"
             )
-    if config.update and method.rows:
+    if method.rows and (config.update or config.metric == "previous"):
+        option = "--update" if config.update else "--metric previous"
         shaping = ", ".join(one.name for one in method.shapings if one.shaping.rows)
         raise BadInput(
-            f"--update needs the gradients of the responses' own log-probabilities, and {shaping} records those of "
-            f"others ({TERMS[method.rows].meaning.partition(',')[0]}); leave out --update"
+            f"{option} needs the gradients of the responses' own log-probabilities, and {shaping} records those of "
+            f"others ({TERMS[method.rows].meaning.partition(',')[0]}); leave out {option}"
         )
     if config.one_pass and (method.learned or method.reweighting or method.around):
         raise BadInput(
@@ -165,6 +166,8 @@ def check_processes(config: RunConfig, method: Method, processes: Processes) -> 
         raise BadInput("--every auto decides by the clock, and processes would not agree; write a number of steps")
     if config.one_pass and processes.count > 1:
         raise BadInput("--one-pass is for one process: autograd's own gradients are averaged; leave out --one-pass")
+    if config.metric == "previous" and processes.count > 1:
+        raise BadInput("--metric previous is for one process: with several, gradients are averaged; leave it out")
     if config.batch_size % processes.count:
         raise BadInput(
             f"--batch-size counts the pairs of all processes and must be divisible by their number; got "

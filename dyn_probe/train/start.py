@@ -67,6 +67,7 @@ def start_run(
         last_step=config.steps - 1,
         gram_every=config.gram_every,
         metric_every=0 if setup.method.rows else config.metric_every or 0,
+        metric=config.metric,
         split_momentum=bool(config.split_momentum) and not setup.method.rows,
         tolerance=TOLERANCES[torch.bfloat16] if config.dtype == "autocast" else None,
         separate=setup.method.around,

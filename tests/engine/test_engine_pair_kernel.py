@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 import compiled
 
-from dyn_probe.engine.kernels import norm_kernel, pair_kernel
+from dyn_probe.engine.kernels import known_kernel, norm_kernel, pair_kernel
 
 INSTRUCTIONS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 """What multiplies on the tensor cores of each architecture, as PTX spells it."""
@@ -31,6 +31,7 @@ def test_the_kernels_agree_with_float64():
     found = json.loads(run.stdout)
     types = len(interpreted_kernel.TYPES)
     assert len(found["pairs"]) == len(interpreted_kernel.CASES) * types + 2
+    assert len(found["known"]) == len(interpreted_kernel.CASES) * 3
     assert len(found["norms"]) == len(interpreted_kernel.NORMS) * types
     assert all(error <= 1e-6 for part in found.values() for error in part.values()), found
 
@@ -39,10 +40,18 @@ def test_a_cpu_does_without_them():
     rows = torch.randn(4, 3, 8).half()
     assert pair_kernel.pair_products(rows, rows, pytest.fail) is None
     assert norm_kernel.norm_sums(rows, rows, True, 1e-5, pytest.fail) is None
+    assert known_kernel.known_products(rows, rows, None, [], pytest.fail) is None
+
+
+def test_columns_of_the_kernel_with_a_metric_come_apart_again():
+    plain, weighed, along = torch.randn(3, 2, 2), torch.randn(3, 2, 2), torch.randn(6, 2).double()
+    plain, weighed = plain + plain.mT, weighed + weighed.mT
+    found = known_kernel.parts(known_kernel.columns(plain, weighed, along))
+    assert all(torch.equal(one, other) for one, other in zip(found, (plain, weighed, along), strict=True))
 
 
 @pytest.mark.parametrize("architecture", pair_kernel.TILES)
-@pytest.mark.parametrize("variant", compiled.VARIANTS)
+@pytest.mark.parametrize("variant", [*compiled.VARIANTS, *compiled.KNOWN])
 def test_compiled_kernels_spill_nothing_and_use_tensor_cores(architecture, variant):
     found = compiled.resources(architecture, "bf16", variant)
     assert found.spilled == 0

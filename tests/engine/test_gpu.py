@@ -88,3 +88,22 @@ def test_the_fused_kernel_on_cuda(dtype, positions, p, q):
     assert (total - summed).norm() <= 1e-5 * summed.norm()
     norms = wanted.diagonal(dim1=1, dim2=2).sqrt()
     assert ((found.cpu() - wanted).abs() / (norms[:, :, None] * norms[:, None])).max() <= 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("positions, p, q", [(300, 512, 384), (64, 1000, 200), (128, 256, 16)])
+def test_the_fused_kernel_with_a_metric_on_cuda(dtype, positions, p, q):
+    pytest.importorskip("triton")
+    from interpreted_kernel import known_twin
+
+    from dyn_probe.engine.kernels import known_kernel
+
+    torch.manual_seed(0)
+    inputs, grads = (torch.randn(6, positions, n, device="cuda").to(dtype) for n in (q, p))
+    metric, directions = torch.rand(p, q, device="cuda") * 1e3, [torch.randn(p, q, device="cuda") for _ in range(2)]
+    wanted = known_twin(inputs, grads, metric, directions)
+    found, total = known_kernel.launched(inputs, grads, metric, directions, None, True)
+    assert float(((found - wanted).abs() / known_kernel.scales(wanted, directions)).max()) < 1e-5
+    summed = grads.double().flatten(0, 1).T @ inputs.double().flatten(0, 1)
+    assert float((total - summed).norm() / summed.norm()) < 1e-5

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from cost.counts import Calls
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from dyn_probe import PairBatch, Probe, sequence_logps
 
 MOST = 1.35
 """Calls of a recorded step over those of the plain one."""
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "index.Tensor_bool")
-"""Calls whose answer the host waits for."""
 VOCABULARY, LENGTH, PAIRS = 200, 32, 4
 
 
@@ -31,26 +27,6 @@ def llama() -> LlamaForCausalLM:
 def tied_gpt2() -> GPT2LMHeadModel:
     quiet = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=1)
     return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=4, n_head=4, n_positions=64, **quiet))
-
-
-class Calls(TorchDispatchMode):
-    """Counts ATen calls by name; indexing by a mask apart from other indexing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counted: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = str(function).removeprefix("aten.")
-        if name == "index.Tensor" and any(i is not None and i.dtype == torch.bool for i in args[1]):
-            name += "_bool"
-        self.counted[name] += 1
-        return function(*args, **(kwargs or {}))
-
-    @property
-    def reads(self) -> int:
-        """Calls after which the host has waited for the device."""
-        return sum(n for name, n in self.counted.items() if name.startswith(READS))
 
 
 def batch() -> PairBatch:
@@ -103,11 +79,3 @@ def test_a_recorded_step_reads_one_answer_before_its_end(counted):
     random_state = recorded.counted["equal.default"] - plain.counted["equal.default"]
     assert random_state == 1
     assert recorded.reads - plain.reads - random_state == 1, recorded.counted
-
-
-def test_the_counter_sees_reads():
-    with Calls() as calls:
-        values = torch.arange(4.0)
-        bool(values.any())
-        values[values > 1]
-    assert calls.reads == 2

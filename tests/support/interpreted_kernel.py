@@ -53,6 +53,44 @@ def pair_errors() -> dict[str, float]:
     return found
 
 
+def known_errors() -> dict[str, float]:
+    """Case → largest error, relative to norms, of all that the kernel with a metric and directions gives."""
+    import torch
+
+    from dyn_probe.engine.kernels import known_kernel
+
+    found = {}
+    for name, (pairs, positions, p, q) in CASES.items():
+        for dtype, count, weighed in (("float32", 0, False), ("float32", 1, True), ("float16", 3, True)):
+            inputs, grads = (torch.randn(2 * pairs, positions, n).to(getattr(torch, dtype)) for n in (q, p))
+            metric = torch.rand(p, q) ** 4 * 1e3 if weighed else None
+            directions = [torch.randn(q, p).mT for _ in range(count)]
+            wanted = known_twin(inputs, grads, metric, directions)
+            numbers, total = known_kernel.launched(inputs, grads, metric, directions, None, True)
+            alone, nothing = known_kernel.launched(inputs, grads, metric, directions, None, False)
+            assert nothing is None and total is not None and torch.equal(alone, numbers)
+            summed = grads.double().flatten(0, 1).T @ inputs.double().flatten(0, 1)
+            errors = (numbers - wanted).abs() / known_kernel.scales(wanted, directions)
+            found[f"{name}, {dtype}, {count}"] = max(
+                float(errors.max()), float((total - summed).norm() / summed.norm())
+            )
+    return found
+
+
+def known_twin(inputs, grads, metric, directions):
+    """``[B, 6 + 2D]`` (float64) from gradients that are written down, entry by entry."""
+    import torch
+
+    rows = [b.double().T @ a.double() for a, b in zip(inputs, grads, strict=True)]
+    half, weights = len(rows) // 2, 1.0 if metric is None else metric.double()
+    found = []
+    for w, l in zip(rows[:half], rows[half:], strict=True):  # noqa: E741
+        own = [(w * w).sum(), (w * l).sum(), (l * l).sum()]
+        own += [(w * weights * w).sum(), (w * weights * l).sum(), (l * weights * l).sum()]
+        found.append(torch.stack([*own, *((g * d.double()).sum() for g in (w, l) for d in directions)]))
+    return torch.stack(found)
+
+
 def error_of_live(error, inputs, grads, live) -> float:
     """A row without any live position has no norm to compare with: its entries must be zero."""
     from dyn_probe.engine.kernels import pair_kernel
@@ -85,4 +123,4 @@ if __name__ == "__main__":
     import torch
 
     torch.manual_seed(0)
-    print(json.dumps({"pairs": pair_errors(), "norms": norm_errors()}))
+    print(json.dumps({"pairs": pair_errors(), "known": known_errors(), "norms": norm_errors()}))

@@ -59,7 +59,7 @@ class Kernels:
 def kernels(trace: Trace, seed: int = 0) -> Kernels | None:
     """The run's kernels; None where pushes of all chosen and all rejected were not recorded, where a pull is not above
     0 on average somewhere (what a unit of it moves is then not known), or with fewer than two recorded steps."""
-    pushed = trace.pushes
+    pushed = of_side(trace, "chosen")
     if not len(pushed) or not np.isfinite(numbers(pushed, "all_chosen")).any():
         return None
     steps = numbers(trace.pairs, "step")

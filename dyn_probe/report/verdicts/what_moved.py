@@ -53,7 +53,7 @@ def moved(trace: Trace) -> list[Verdict]:
 
 
 def _rows(trace: Trace) -> str:
-    pushes = trace.pushes
+    pushes = of_side(trace, "chosen")
     return f"averaged over the pairs of {count(int(pushes['step'].nunique()), 'recorded step')}"
 
 

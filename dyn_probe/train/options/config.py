@@ -113,7 +113,7 @@ class RunConfig:
         least=1,
         choices=("auto",),
         default_text="auto on a GPU (in one process, not for the built-in model or shapings that need the norms of "
-        "every step, and without --one-pass, --split-momentum, --update, --realised, --metric-every), else 1",
+        "every step, and without --one-pass, --split-momentum, --update, --realised, --metric-every, --metric), else 1",
     )
     budget: str = _option("5%", "Largest share of the training's time that --every auto spends on records.")
     gram_every: int = _option(
@@ -127,7 +127,12 @@ class RunConfig:
         "Take the optimizer's step apart every N steps: what moved each log-probability, part by part; 0 never. The "
         "activations of these steps and a copy of the trained weights are kept until the update.",
         least=0,
-        default_text="1 for the built-in model, else that of --gram-every",
+        default_text="1 for the built-in model with --metric applied, else that of --gram-every",
+    )
+    metric: str = _option(
+        "applied",
+        "previous: pushes also of the steps between, in the metric of the step before: own parts, past and decay.",
+        choices=("applied", "previous"),
     )
     split_momentum: bool | None = _option(
         None,
@@ -257,13 +262,13 @@ class RunConfig:
         adapters = self.lora_rank or is_adapter(Path(self.model).expanduser())
         place = 0 if self.model == "built-in" else 1 if adapters else 2
         found: dict[str, Any] = {name: values[place] for name, values in BY_MODEL.items()}
-        every_step = self.split_momentum or self.one_pass or self.update or self.realised or self.metric_every
-        thin = thin and place > 0 and not every_step
+        every_step = (self.split_momentum, self.one_pass, self.update, self.realised, self.metric_every)
+        thin = thin and place > 0 and not any(every_step) and self.metric == "applied"
         found["every"] = "auto" if thin else 1
         every = found["every"] if self.every is None else self.every
-        found |= {"metric_every": self.gram_every if place else 1, "split_momentum": place < 2 and every != "auto"}
-        prompts = probed_unasked(self)
-        found |= {"mass_every": self.steps if prompts else 0}
+        found["metric_every"] = self.gram_every if place or self.metric == "previous" else 1
+        found["split_momentum"] = place < 2 and every != "auto"
+        found["mass_every"] = self.steps if (prompts := probed_unasked(self)) else 0
         missing = {name: value for name, value in found.items() if getattr(self, name) is None}
         return replace(self, **missing | ({"probe_size": prompts} if prompts else {}))
 

@@ -1,0 +1,201 @@
+"""Pushes in the metric of the step before, out of the recorded backward itself: own parts, past and decay.
+
+With ``P``, the momentum and the weights as they stand before the backward, what the coming step will do to a row is
+known but for its own gradient's part in ``P``:
+
+    own chosen     −ω κ c_w ⟨g_i, P g_w⟩        own rejected   −ω κ c_l ⟨g_i, P g_l⟩
+    past           −⟨g_i, p⟩                    decay          −λ_d ⟨g_i, θ⟩ − ωγ ⟨g_i, Pθ⟩
+
+The products come from the pass that forms the rows' gradients (``engine/routes/weighed.py``); κ is read when the
+optimizer begins, η as the group has it in the backward. The other parts and the total need the finished gradient and
+the step itself: they are left out. Before a parameter's first step there is no metric: ``P = 1``, ``ω = η`` and no
+past, as for plain gradient descent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyn_probe.engine.routes.weighed import Weighed
+from dyn_probe.engine.shield import Shield
+from dyn_probe.engine.uses import trained_parameters
+from dyn_probe.errors import BadInput
+from dyn_probe.metric.applied import AppliedStep, RankOne, Scalar, wide
+from dyn_probe.metric.family import Family, direction, exact, learning_rate
+from dyn_probe.metric.optimizers import FAMILIES, family_of, unwrapped
+from dyn_probe.metric.pushes import own_parts
+from dyn_probe.metric.step_reader import StepReader, coming_step
+
+KNOWN_BEFORE = ("own_chosen", "own_rejected", "past", "decay")
+"""The parts that this gives, in this order."""
+
+
+@dataclass(frozen=True, eq=False)
+class KnownStep:
+    """A parameter before its step, as ``engine.routes.weighed.Known`` wants it.
+
+    Args:
+        step: the step to come with the last one's metric.
+        weights: ``θ``.
+    """
+
+    step: AppliedStep
+    weights: Tensor
+
+    def of(self, entries: slice) -> tuple[Tensor | None, Mapping[str, Tensor]]:
+        """The metric, and what past and decay are products with, for some entries of the first dimension."""
+        step, found = self.step.of(entries), {}
+        if step.momentum is not None:
+            buffer = step.momentum.buffer
+            found["momentum"] = step.times_metric(buffer) if step.momentum.in_metric else wide(buffer)
+        if not _zero(step.decay):
+            found["weights"] = wide(self.weights[entries])
+        if not _zero(step.coupled):
+            found["scaled weights"] = step.times_metric(self.weights[entries])
+        return step.metric.dense() if isinstance(step.metric, RankOne) else step.metric, found
+
+    @property
+    def scalars(self) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+        """What multiplies the products: ``ω``, the momentum's weight, ``λ_d``, ``ωγ``."""
+        momentum = 0.0 if self.step.momentum is None else self.step.momentum.weight
+        return self.step.weight, momentum, self.step.decay, self.step.weight * self.step.coupled
+
+
+DIRECTIONS = ("momentum", "weights", "scaled weights")
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    weighed: Weighed
+    steps: Mapping[str, tuple[Scalar, Scalar, Scalar, Scalar]]
+    coefficients: Tensor
+    done: Callable[[Tensor], None]
+
+
+class PreviousPushes:
+    """Follows one optimizer of one model for pushes in its last step's metric; ``close`` when the training is over.
+
+    Raises:
+        BadInput: the optimizer's coming step is not known before its gradient is.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Any, shield: Shield | None = None) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.family = _family(optimizer)
+        self._steps: dict[str, tuple[Scalar, Scalar, Scalar, Scalar]] = {}
+        self._last: dict[str, KnownStep] = {}
+        self._waiting: list[_Waiting] = []
+        self._reader = StepReader(optimizer, begins=self._begins, wanted=lambda: bool(self._waiting), shield=shield)
+        self._reader.__enter__()
+
+    def before_backward(self) -> Callable[[str], KnownStep]:
+        """Asked use by use in the coming backward: what is known of a parameter."""
+        trained, steps, last = trained_parameters(self.model), self._steps, self._last
+        steps.clear()
+        last.clear()
+
+        def knows(name: str) -> KnownStep:
+            if name not in last:  # a metric is a tensor of the parameter's size: the last one is kept alone
+                parameter = trained[name]
+                last.clear()
+                step = coming_step(self.optimizer, parameter)
+                last[name] = KnownStep(self._plain(parameter) if step is None else step, parameter.detach())
+                steps[name] = last[name].scalars
+            return last[name]
+
+        return knows
+
+    def expect(self, weighed: Weighed, coefficients: Tensor, done: Callable[[Tensor], None]) -> None:
+        """A batch whose backward has run.
+
+        Args:
+            coefficients: ``c [2B]``.
+            done: called with ``[4, 2B]`` (``KNOWN_BEFORE``; float64, nats) when the optimizer begins.
+        """
+        self._last.clear()
+        self._waiting.append(_Waiting(weighed, dict(self._steps), coefficients, done))
+        self._reader.backward_ended()
+
+    def drop(self) -> None:
+        """Forget batches whose step never came."""
+        self._waiting = []
+        self._last.clear()
+
+    def close(self) -> None:
+        """Leave the optimizer alone again."""
+        self._reader.__exit__(None, None, None)
+        self.drop()
+
+    def _plain(self, parameter: Tensor) -> AppliedStep:
+        """Before a first step: gradient descent with the group's rate and decay."""
+        inner = unwrapped(self.optimizer)
+        group = next(g for g in inner.param_groups if any(parameter is own for own in g["params"]))
+        rate, decay = exact(learning_rate(group)), group.get("weight_decay", 0.0)
+        sign, decoupled = direction(group), group.get("decoupled_weight_decay", False)
+        if decoupled:
+            return AppliedStep(sign * rate, decay=rate * decay)
+        return AppliedStep(sign * rate, coupled=sign * decay)
+
+    @torch.no_grad()
+    def _begins(self, reader: StepReader) -> None:
+        waiting, self._waiting = self._waiting, []
+        factor = reader.factor().value
+        if factor is None and not any(bool(one.coefficients.any()) for one in waiting):
+            factor = 1.0  # rows that the loss does not pull: whatever multiplies them
+        for one in waiting:
+            one.done(pushes_of(one.weighed, one.steps, one.coefficients, factor))
+
+
+def pushes_of(
+    weighed: Weighed,
+    steps: Mapping[str, tuple[Scalar, Scalar, Scalar, Scalar]],
+    coefficients: Tensor,
+    factor: float | None,
+) -> Tensor:
+    """``[4, 2B]`` (float64, nats) the parts ``KNOWN_BEFORE``, summed over the parameters.
+
+    Args:
+        steps: parameter → ``KnownStep.scalars``.
+        coefficients: ``c [2B]``.
+        factor: ``κ``; None where it could not be read, so that the own parts are not known (NaN).
+    """
+    device, rows = coefficients.device, len(coefficients)
+    scalars = torch.stack([_tensor(steps[name], device) for name in weighed.entries])  # [parameters, 4]
+    entries = (torch.stack(list(weighed.entries.values())) * scalars[:, :1, None]).sum(0)  # [B, 3]
+    zero = torch.zeros(rows, dtype=torch.float64, device=device)
+    along = [torch.stack([weighed.along.get(n, {}).get(d, zero) for n in weighed.entries]) for d in DIRECTIONS]
+    past, decay, coupled = (-(products * scalars[:, k + 1, None]).sum(0) for k, products in enumerate(along))
+    if factor is None:
+        own = torch.full((2, rows), float("nan"), dtype=torch.float64, device=device)
+    else:
+        gram = torch.stack([entries[:, [0, 2]], entries[:, [2, 1]]], 1)  # [B, 2, 2]
+        own = own_parts(gram, factor * coefficients)
+    return torch.cat([own, past[None], (decay + coupled)[None]])
+
+
+def _tensor(scalars: tuple[Scalar, ...], device: torch.device) -> Tensor:
+    return torch.stack([torch.as_tensor(one, dtype=torch.float64, device=device) for one in scalars])
+
+
+def _zero(scalar: Scalar) -> bool:
+    return not isinstance(scalar, Tensor) and scalar == 0
+
+
+def _family(optimizer: Any) -> Family:
+    """The optimizer's family, where its coming step is known."""
+    inner = unwrapped(optimizer)
+    family, reason = family_of(inner)
+    if family is not None and family.coming is not None:
+        return family
+    if family is not None:
+        reason = f"the weight of {family.title}'s step depends on the coming gradient"
+    able = ", ".join(dict.fromkeys(one.title for one in FAMILIES.values() if one.coming is not None))
+    raise BadInput(
+        f"metric 'previous' needs an optimizer whose step is known but for its gradient ({able}); got "
+        f"{type(inner).__name__}: {reason}; write metric='applied' (--metric applied)"
+    )
