@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from dyn_probe.attach.attach_options import AttachOptions
+from dyn_probe.attach.final_pairs import FinalPairs
 from dyn_probe.attach.log_window import LogWindow
 from dyn_probe.attach.micro_step import MicroStep
 from dyn_probe.attach.pair_texts import PairTexts
+from dyn_probe.attach.partners import Partners
 from dyn_probe.attach.trace_folder import open_trace
 from dyn_probe.attach.trainer_facts import facts, splits_momentum
 from dyn_probe.attach.trainer_kinds import TrainerKind
@@ -46,7 +48,7 @@ class Attachment:
             say(f"records take at most {100 * options.budget:g}% of the time (every=auto); every=1 records every step")
         self.writer = open_trace(options, facts(trainer, kind), args.process_index, trainer.state.global_step)
         weighted = getattr(args, "ld_alpha", None) is not None
-        self._splits = splits_momentum(trainer, options, weighted)
+        self._splits = splits_momentum(trainer, options, weighted or kind.single)
         self.probe = Probe(
             trainer.model_wrapped,
             writer=self.writer,
@@ -71,10 +73,10 @@ class Attachment:
         self.micro: MicroStep | None = None
         self.batches: list[PairBatch] = []
         self.losses: list[Any] = []
-        self.final: list[PairBatch] = []
         resumed = args.process_index == 0 and trainer.state.global_step > 0
-        self._ended_before = list(load_trace(self.writer.path).final["pair_id"]) if resumed else []
-        """Pairs that an earlier end of this training has measured."""
+        earlier = list(load_trace(self.writer.path).final["pair_id"]) if resumed else []
+        self.final = FinalPairs(options.final_pairs, earlier)
+        self.partners = Partners(options.split_momentum is True)
         self.over = False
         self.window = LogWindow(trainer, kind, self.writer, self.plain_reference)
         self._on_disk = False
@@ -167,7 +169,11 @@ class Attachment:
             self.step, self._began = step, time.perf_counter()
         if not (self.probe.records(step) or self._splits or self.probe.thinned):
             return
-        self.micro = MicroStep(self.probe, step, inputs, self.kind, self.trainer.args, self.guard)
+        found = self.kind.batch(inputs)
+        self.partners.count(found)
+        if found.pairs is None:
+            return
+        self.micro = MicroStep(self.probe, step, inputs, found, self.kind, self.trainer.args, self.guard)
         self.micro.watch(self.trainer, model, self.plain_reference)
 
     def _compute_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -185,14 +191,12 @@ class Attachment:
         return original(*args, **kwargs)
 
     def _finish(self) -> None:
-        if self.micro is None:
-            return
-        micro = self.micro
-        micro.finish()
-        if self.probe.records(self.step):
-            self._take(micro)
-        elif self._keep_for_the_end(micro.batch) and self.texts is not None:
-            self.writer.add("examples", self.texts.rows(micro.batch))
+        if (micro := self.micro) is not None:
+            micro.finish()
+            if self.probe.records(self.step):
+                self._take(micro)
+            elif self.final.keep(micro.batch) and self.texts is not None:
+                self.writer.add("examples", self.texts.rows(micro.batch))
         if not (self.probe.records(self.step) or self._splits):
             return
         accelerator = self.trainer.accelerator
@@ -205,20 +209,12 @@ class Attachment:
         self.window.computed_in(micro.dtype)
         if self.texts is not None:
             self.writer.add("examples", self.texts.rows(micro.batch))
-        self._keep_for_the_end(micro.batch)
+        self.final.keep(micro.batch)
 
     def _let_go(self) -> None:
         if self.micro is not None:
             self.micro.leave()
         self.micro = None
-
-    def _keep_for_the_end(self, batch: PairBatch) -> bool:
-        """Whether the batch has pairs that are evaluated again at the end, and were not known yet."""
-        known = {pair for one in self.final for pair in one.ids}
-        new = [i for i, pair in enumerate(batch.ids) if pair not in known][: self.options.final_pairs - len(known)]
-        if new:
-            self.final.append(batch.select(new).to("cpu"))
-        return bool(new)
 
     def before_step(self) -> None:
         """The gradients are clipped, and the optimizer has not moved yet."""
@@ -244,7 +240,8 @@ class Attachment:
             grad_norm_clipped=clipped,
             step_seconds=time.perf_counter() - self._began,
         )
-        self.window.add(self.step, rows, [batch.pairs for batch in self.batches], len(self.losses))
+        sizes, partly = [batch.pairs for batch in self.batches], self.partners.missed()
+        self.window.add(self.step, rows, sizes, len(self.losses), partly)
         self.batches, self.losses, self.grad_norm = [], [], None
         if not self._on_disk:  # what the first step gave survives whatever comes
             self.flush()
@@ -267,18 +264,8 @@ class Attachment:
 
     def record_final(self) -> None:
         """The table ``final``: pairs that were trained on, with the weights that the training left."""
-        rows = []
-        for batch in self.final:
-            values = self.probe.evaluate(batch.to(self.trainer.args.device)).cpu()
-            columns = [column.tolist() for part in (values, batch.lengths) for column in part.chunk(2)]
-            names = ("logp_chosen", "logp_rejected", "len_chosen", "len_rejected")
-            rows += [
-                {"pair_id": pair, **dict(zip(names, row, strict=True))}
-                for pair, *row in zip(batch.ids, *columns, strict=True)
-            ]
-        measured = {row["pair_id"] for row in rows}
-        rows += [{"pair_id": pair} for pair in self._ended_before if pair not in measured]
-        self.writer.add("final", rows)
+        self.writer.add("final", self.final.rows(self.probe.evaluate, self.trainer.args.device))
+        self.partners.tell(self.writer)
 
     def end(self, error: BaseException | None = None) -> None:
         """Give the trainer its methods back and close the trace."""

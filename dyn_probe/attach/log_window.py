@@ -42,13 +42,14 @@ class LogWindow:
         if torch.finfo(dtype).bits < 32:
             self.logged = replace(self.logged, room=HALF)
 
-    def add(self, step: int, rows: Sequence[Row], sizes: Sequence[int], seen: int) -> None:
+    def add(self, step: int, rows: Sequence[Row], sizes: Sequence[int], seen: int, partly: bool = False) -> None:
         """A step is over.
 
         Args:
             rows: of its recorded batches, one batch after another.
             sizes: pairs of each recorded batch.
             seen: batches of the step, recorded or not.
+            partly: whether the trainer's numbers also cover responses that have no row.
         """
         for size in sizes:
             self.batches.append(rows[:size])
@@ -56,7 +57,9 @@ class LogWindow:
         self.steps.append(step)
         ends = self.trainer.accelerator.gradient_state.end_of_dataloader
         alone = self.trainer.args.world_size == 1
-        self.whole &= len(sizes) == seen and (alone or not ends)  # the last batch is filled up with pairs seen before
+        self.whole &= (
+            len(sizes) == seen and not partly and (alone or not ends)
+        )  # the last batch is filled up with pairs seen before
 
     def log(self, logs: dict[str, float]) -> None:
         """The trainer logs: check its numbers, and add ours."""

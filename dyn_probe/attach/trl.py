@@ -25,7 +25,8 @@ from dyn_probe.attach.user_lines import say
 
 
 class ProbeCallback(TrainerCallback):
-    """Records every pair that ``DPOTrainer``, ``CPOTrainer`` or ``ORPOTrainer`` trains on; it stays bitwise the same.
+    """Records every pair that ``DPOTrainer``, ``CPOTrainer``, ``ORPOTrainer`` or ``KTOTrainer`` trains on; the training
+    stays bitwise the same.
 
     Args:
         out: folder of the trace.

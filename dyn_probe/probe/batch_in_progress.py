@@ -106,7 +106,7 @@ class BatchInProgress:
         ids = ids_of(step, self.rows.rank, ids, self.given.pairs)
         if not self.armed and isinstance(self.schedule, Thinned):
             self.rows.outline(step, ids, self.given)
-        alone = unused and not (self.separate or distributed())
+        alone = unused and self.given.alone and not (self.separate or distributed())
         finish = partial(
             self._finish, recording, recording.fetching(), self.given.fetching(), step, ids if self.armed else None,
             rate, alone,

@@ -33,6 +33,15 @@ def bare(arguments: dict[str, Any] | None = None, model: Any = None, **attribute
     return trainer
 
 
+def of_single_responses() -> KTOTrainer:
+    """The same of the other kind, with a prompt for each response."""
+    data = runs.Dataset.from_list([{"prompt_ids": [i], "label": i % 2 == 0} for i in range(4)])
+    trainer = KTOTrainer.__new__(KTOTrainer)
+    args = SimpleNamespace(per_device_train_batch_size=4, train_sampling_strategy="sequential")
+    trainer.__dict__.update({**PREPARED, "args": args, "model": None, "train_dataset": data})
+    return trainer
+
+
 def test_an_ordinary_trainer_is_not_refused():
     assert refusal(bare()) == ""
 
@@ -43,7 +52,7 @@ def test_an_ordinary_trainer_is_not_refused():
         (lambda: bare(is_fsdp_enabled=True), "FSDP"),
         (lambda: bare(is_deepspeed_enabled=True), "DeepSpeed"),
         (lambda: bare(is_encoder_decoder=True), "encoder-decoder"),
-        (lambda: KTOTrainer.__new__(KTOTrainer), "KTOTrainer trains on single responses"),
+        (of_single_responses, "KTOTrainer: its rows are no pairs"),
         (lambda: bare({"loss_type": ["sft"]}), "install trl>=1.15"),
         (lambda: bare(model=SimpleNamespace(is_quantized=True)), "QLoRA"),
         (lambda: bare({"torch_compile": True}), "torch_compile=False"),
@@ -55,7 +64,7 @@ def test_an_ordinary_trainer_is_not_refused():
         (lambda: bare(accelerator=SimpleNamespace(parallelism_config=SimpleNamespace(tp_size=2))), "tensor"),
         (
             lambda: SimpleNamespace(),
-            "SimpleNamespace is none of TRL's trainers on pairs: DPOTrainer, CPOTrainer, ORPOTrainer",
+            "SimpleNamespace is none of TRL's trainers on pairs: DPOTrainer, CPOTrainer, ORPOTrainer, KTOTrainer",
         ),
     ],
 )

@@ -35,7 +35,8 @@ def trainer_of(cell: matrix.Cell, folder: Path, callbacks: list[Any] | None = No
         options["use_cpu"] = False
     if weights == "LoRA":
         options["peft_config"] = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    make = runs.trainer_of if kind == "dpo" else partial(runs.without_reference, kind=kind)
+    makers = {"dpo": runs.trainer_of, "kto": runs.kto}
+    make = makers.get(kind) or partial(runs.without_reference, kind=kind)
     trainer = make(folder, callbacks=callbacks, **options)
     if precision == matrix.NEEDS_GPU:  # one step is not enough for a scale to come down from where gradients overflow
         trainer.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=64.0)
@@ -43,7 +44,7 @@ def trainer_of(cell: matrix.Cell, folder: Path, callbacks: list[Any] | None = No
 
 
 def sides(trainer: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A batch of ``DPOTrainer`` in the form of the others."""
+    """A batch of ``DPOTrainer``, or of ``KTOTrainer`` on pairs side by side, in the form of the others."""
     if "chosen_labels" in batch:
         return batch
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
@@ -71,7 +72,9 @@ def exactness(cell: matrix.Cell, folder: Path) -> str:
     means = trainer.args.__class__.__name__ == "ORPOConfig" or matrix.LOSSES[cell[0]][1].get("loss_type") in (
         "ipo", "simpo", "alphapo",
     )  # fmt: skip
-    averages_in_half = cell[2] == "bfloat16 weights" and (not cell[0].startswith("DPO") or trl_version() < FUSED)
+    averages_in_half = cell[2] == "bfloat16 weights" and (
+        not cell[0].startswith(("DPO", "KTO")) or trl_version() < FUSED
+    )
     rounded = 1e-2 if averages_in_half else 1e-4
     for side in ("chosen", "rejected"):
         logps = (pairs[f"logp_{side}"] / (pairs[f"len_{side}"] if means else 1)).mean()

@@ -31,8 +31,10 @@ LOSSES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "SimPO": ("cpo", dict(loss_type="simpo", cpo_alpha=0.0)),
     "AlphaPO": ("cpo", dict(loss_type="alphapo", alpha=0.25)),
     "ORPO": ("orpo", dict()),
+    "KTO": ("kto", dict(train_sampling_strategy="sequential")),
+    "KTO apo_zero_unpaired": ("kto", dict(loss_type="apo_zero_unpaired", train_sampling_strategy="sequential")),
 }  # fmt: skip
-WHOLE = ("DPO sigmoid", "DPO ipo", "DPO sigmoid + 0.3 sft", "CPO", "SimPO", "ORPO")
+WHOLE = ("DPO sigmoid", "DPO ipo", "DPO sigmoid + 0.3 sft", "CPO", "SimPO", "ORPO", "KTO")
 """Losses that are tried with every combination of the other settings."""
 WEIGHTS = ("full", "LoRA")
 PRECISIONS: Mapping[str, dict[str, Any]] = {
