@@ -67,6 +67,14 @@ def rows_by_autograd(trainer: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return logps.detach(), torch.stack(flat), batch["label"], torch.cat([g.flatten().double() for g in whole])
 
 
+def losses_of(rows: Any, kl: float, loss_type: str = "kto", weights: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
+    """The loss of each pair by the paper's formula: the mean of its two responses'."""
+    h_w, h_l = (rows[f"logp_{side}"] - rows[f"ref_logp_{side}"] for side in ("chosen", "rejected"))
+    z = kl if loss_type == "kto" else 0.0
+    chosen, rejected = 1 - 1 / (1 + np.exp(0.2 * (z - h_w))), 1 - 1 / (1 + np.exp(0.2 * (h_l - z)))
+    return (weights[0] * chosen + weights[1] * rejected) / 2
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_rows_average_to_the_log_and_the_training_is_the_same(tmp_path, capfd, setting):
     options = SETTINGS[setting]
@@ -94,7 +102,7 @@ def test_the_rows_average_to_the_log_and_the_training_is_the_same(tmp_path, capf
 def test_rows_and_pulls_are_those_of_plain_autograd(tmp_path, setting):
     """No other term moves the model: the KL baseline is a number, and ``Σ_i c_i g_i`` is the loss's whole gradient."""
     options = SETTINGS[setting]
-    recorded(tmp_path, **options, max_steps=1)
+    trainer = recorded(tmp_path, **options, max_steps=1)
     logps, rows, labels, whole = rows_by_autograd(runs.kto(tmp_path, **options))
     found = load_trace(tmp_path / "run").pairs
     order = torch.cat([labels.nonzero().flatten(), (~labels).nonzero().flatten()])
@@ -107,6 +115,9 @@ def test_rows_and_pulls_are_those_of_plain_autograd(tmp_path, setting):
     assert np.allclose(found["grad_inner"], inner, rtol=1e-3, atol=1e-4 * float(gram.diagonal().max()))
     pulls = np.concatenate([-found["pull_chosen"], found["pull_rejected"]]) / 2
     assert float((torch.as_tensor(pulls) @ rows - whole).norm() / whole.norm()) < 1e-3
+    weights = (options.get("desirable_weight", 1.0), options.get("undesirable_weight", 1.0))
+    losses = losses_of(found, runs.logged(trainer)[0]["kl"], weights=weights)
+    assert np.allclose(found["loss"], losses, rtol=1e-4) and abs(losses[0] - losses[1]) > 5e-4
 
 
 @pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
@@ -125,6 +136,8 @@ def test_responses_without_a_partner_are_counted_and_their_gradient_is_named(tmp
     assert labels[order].tolist() == [True, True, False, False]
     both = np.concatenate([found["logp_chosen"], found["logp_rejected"]])
     assert np.allclose(both, logps[order].numpy(), rtol=1e-4)
+    losses = losses_of(found, runs.logged(trainer)[0]["kl"], loss_type)
+    assert np.allclose(found["loss"], losses, rtol=1e-4) and abs(losses[0] - losses[1]) > 5e-4
     gram = rows[order] @ rows[order].T
     norms = np.concatenate([found["grad_norm_chosen"], found["grad_norm_rejected"]])
     assert np.allclose(norms, gram.diagonal().sqrt().numpy(), rtol=1e-4)
