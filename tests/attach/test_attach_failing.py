@@ -187,3 +187,39 @@ def test_another_trainer_is_passed_over(tmp_path, capfd):
     trainer.train()
     assert "dyn-probe" not in capfd.readouterr().err and not (tmp_path / "run").exists()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def sharing_the_prompt(backbone: Any) -> Any:
+    """The forward of a backbone that computes the prompt of a pair once, in the manner of flash-preference: one row of
+    prompt, chosen and rejected inside, a row for each response outside."""
+    forward = backbone.forward
+
+    def shared(input_ids: torch.Tensor, attention_mask: torch.Tensor, **others: Any) -> Any:
+        chosen, rejected = (ids[kept.bool()] for ids, kept in zip(input_ids, attention_mask, strict=True))
+        n = next(i for i, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other)
+        positions = torch.cat([torch.arange(len(chosen)), torch.arange(n, len(rejected))])[None]
+        side = torch.tensor([0] * n + [1] * (len(chosen) - n) + [2] * (len(rejected) - n))
+        seen = ((side[:, None] == side) | (side == 0)).tril()
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+        flat = torch.cat([chosen, rejected[n:]])[None]
+        found = forward(input_ids=flat, position_ids=positions, attention_mask=mask, use_cache=False)
+        hidden = found.last_hidden_state[0]
+        rows = [hidden[: len(chosen)], torch.cat([hidden[:n], hidden[len(chosen) :]])]
+        padded = [torch.nn.functional.pad(row, (0, 0, 0, input_ids.shape[1] - len(row))) for row in rows]
+        found.last_hidden_state = torch.stack(padded)
+        return found
+
+    return shared
+
+
+def test_a_trainer_that_shares_the_prompt_of_a_pair_is_not_recorded_and_told_why(tmp_path, capfd):
+    trainers = []
+    for callbacks in ([runs.ProbeCallback(tmp_path / "run")], None):
+        trainer = runs.trainer_of(tmp_path, callbacks=callbacks, per_device_train_batch_size=1)
+        trainer.model.model.forward = sharing_the_prompt(trainer.model.model)
+        trainer.train()
+        trainers.append(trainer)
+    said = capfd.readouterr().err
+    assert "the recording stopped at step 0, the training goes on" in said
+    assert "fewer tokens than its rows have" in said and "sharing of the prompt between chosen and rejected" in said
+    assert load_trace(tmp_path / "run").pairs.empty and runs.same_weights(*trainers)
