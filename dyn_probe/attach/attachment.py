@@ -82,6 +82,8 @@ class Attachment:
         self._on_disk = False
         self.grad_norm: float | torch.Tensor | None = None
         self.step, self._began = 0, 0.0
+        self._scored: list[int] = []
+        """Pairs of each batch of the step that is not recorded, but in the table ``scores``."""
         self._befores: list[Any] = []
         self._clip = trainer.accelerator.clip_grad_norm_
         self._put_in_between()
@@ -166,6 +168,7 @@ class Attachment:
     def _begin(self, model: Any, inputs: Any) -> None:
         step = self.trainer.state.global_step
         if step != self.step or not self.losses:
+            self.window.collect(self.probe.scored)
             self.step, self._began = step, time.perf_counter()
         if not (self.probe.records(step) or self._splits or self.probe.thinned):
             return
@@ -195,8 +198,10 @@ class Attachment:
             micro.finish()
             if self.probe.records(self.step):
                 self._take(micro)
-            elif self.final.keep(micro.batch) and self.texts is not None:
-                self.writer.add("examples", self.texts.rows(micro.batch))
+            else:
+                self._scored += [micro.batch.pairs] if self.probe.thinned else []
+                if self.final.keep(micro.batch) and self.texts is not None:
+                    self.writer.add("examples", self.texts.rows(micro.batch))
         if not (self.probe.records(self.step) or self._splits):
             return
         accelerator = self.trainer.accelerator
@@ -240,11 +245,18 @@ class Attachment:
             grad_norm_clipped=clipped,
             step_seconds=time.perf_counter() - self._began,
         )
-        sizes, partly = [batch.pairs for batch in self.batches], self.partners.missed()
-        self.window.add(self.step, rows, sizes, len(self.losses), partly)
-        self.batches, self.losses, self.grad_norm = [], [], None
+        sizes = [batch.pairs for batch in self.batches]
+        if self._scored:
+            self.window.expect(self.step, self._scored)
+        self.window.add(self.step, rows, sizes, len(self.losses) - len(self._scored), self.partners.missed())
+        self.batches, self.losses, self._scored, self.grad_norm = [], [], [], None
         if not self._on_disk:  # what the first step gave survives whatever comes
             self.flush()
+
+    def log(self, logs: dict[str, float]) -> None:
+        """The trainer logs."""
+        self.window.collect(self.probe.scored)
+        self.window.log(logs)
 
     def flush(self) -> None:
         """Hand all rows to the operating system."""

@@ -74,7 +74,7 @@ class ProbeCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs is not None:
-            self._tell(lambda attachment: attachment.window.log(logs))
+            self._tell(lambda attachment: attachment.log(logs))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._tell(lambda attachment: attachment.record_final())
