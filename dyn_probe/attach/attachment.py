@@ -26,7 +26,7 @@ from dyn_probe.errors import DynProbeError
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe import Probe
 from dyn_probe.trace.reader import load_trace
-from dyn_probe.trace.signals import StoppedBySignal, die_by, reason_of, stopping_signals
+from dyn_probe.trace.signals import StoppedBySignal, die_by, reason_of, stopping_signals, undisturbed
 
 THROUGH_US = ("training_step", "compute_loss", "_save_checkpoint")
 """Methods of the trainer that are called through the attachment while it trains."""
@@ -145,8 +145,9 @@ class Attachment:
 
     def _break_off(self, error: BaseException) -> None:
         """The training ends before its time, by an error of its own or by Ctrl-C."""
-        self._let_go()
-        self.end(error)
+        with undisturbed(error):
+            self._let_go()
+            self.end(error)
         why = str(error) if isinstance(error, StoppedBySignal) else type(error).__name__
         say(f"the training stopped at step {self.step} ({why}); what was recorded is kept. {self.next_step}")
 
