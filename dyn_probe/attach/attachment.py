@@ -77,9 +77,8 @@ class Attachment:
         earlier = list(load_trace(self.writer.path).final["pair_id"]) if resumed else []
         self.final = FinalPairs(options.final_pairs, earlier)
         self.partners = Partners(options.split_momentum is True)
-        self.over = False
+        self.over = self._on_disk = False
         self.window = LogWindow(trainer, kind, self.writer, self.plain_reference)
-        self._on_disk = False
         self.grad_norm: float | torch.Tensor | None = None
         self.step, self._began = 0, 0.0
         self._scored: list[int] = []
