@@ -36,8 +36,8 @@ OF_COMMANDS = (
 def record(config: Path | None = None, no_text: bool = False, command: list[str] | None = None, **given: Any) -> None:
     """Train on preference pairs and record the gradient dynamics of every pair. Without options it trains a small
     built-in model on generated data, offline, in a minute or two. With a command behind `--` that trains by TRL's
-    DPOTrainer, CPOTrainer or ORPOTrainer, that training is recorded instead: dyn-probe record --out runs/mine --
-    python train.py."""
+    DPOTrainer, CPOTrainer, ORPOTrainer or KTOTrainer, that training is recorded instead: dyn-probe record --out
+    runs/mine -- python train.py."""
     if command:
         _record_command(command, {"config": config, **given}, not no_text)
     if no_text:

@@ -186,11 +186,22 @@ def _packed_inputs(model: nn.Module, batch: PairBatch, segments: Tensor) -> dict
 
 def per_response(values: Tensor, batch: PairBatch) -> Tensor:
     """``[2B]`` sums over each response's positions of ``values [rows, L]``."""
-    if batch.segments is None:
+    return sums_by_segment(values, batch.segments)
+
+
+def sums_by_segment(values: Tensor, segments: Tensor | None) -> Tensor:
+    """``[2B]`` sums over each response's positions; of rows without segments each is a response.
+
+    Args:
+        values: ``[rows, L']`` at the last ``L'`` of ``L`` positions.
+        segments: ``[rows, L]``, as for ``PairBatch``.
+    """
+    if segments is None:
         return values.sum(1)
-    inside = batch.segments >= 0
-    total = values.new_zeros(2 * batch.pairs)
-    return total.index_add(0, batch.segments[inside], values[inside])
+    owner = segments[:, segments.shape[1] - values.shape[1] :]
+    inside = owner >= 0
+    total = values.new_zeros(int(segments.max()) + 1)
+    return total.index_add(0, owner[inside], values[inside])
 
 
 def token_logps(logits: Tensor, batch: PairBatch) -> Tensor:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from dyn_probe.attach.attach_options import AttachOptions
+from dyn_probe.attach.final_pairs import FinalPairs
 from dyn_probe.attach.log_window import LogWindow
 from dyn_probe.attach.micro_step import MicroStep
 from dyn_probe.attach.pair_texts import PairTexts
+from dyn_probe.attach.partners import Partners
 from dyn_probe.attach.trace_folder import open_trace
 from dyn_probe.attach.trainer_facts import facts, splits_momentum
 from dyn_probe.attach.trainer_kinds import TrainerKind
@@ -24,7 +26,7 @@ from dyn_probe.errors import DynProbeError
 from dyn_probe.pairs import PairBatch
 from dyn_probe.probe import Probe
 from dyn_probe.trace.reader import load_trace
-from dyn_probe.trace.signals import StoppedBySignal, die_by, reason_of, stopping_signals
+from dyn_probe.trace.signals import StoppedBySignal, die_by, reason_of, stopping_signals, undisturbed
 
 THROUGH_US = ("training_step", "compute_loss", "_save_checkpoint")
 """Methods of the trainer that are called through the attachment while it trains."""
@@ -46,7 +48,7 @@ class Attachment:
             say(f"records take at most {100 * options.budget:g}% of the time (every=auto); every=1 records every step")
         self.writer = open_trace(options, facts(trainer, kind), args.process_index, trainer.state.global_step)
         weighted = getattr(args, "ld_alpha", None) is not None
-        self._splits = splits_momentum(trainer, options, weighted)
+        self._splits = splits_momentum(trainer, options, weighted or kind.single)
         self.probe = Probe(
             trainer.model_wrapped,
             writer=self.writer,
@@ -72,14 +74,16 @@ class Attachment:
         self.micro: MicroStep | None = None
         self.batches: list[PairBatch] = []
         self.losses: list[Any] = []
-        self.final: list[PairBatch] = []
         resumed = args.process_index == 0 and trainer.state.global_step > 0
-        self._ended_before = list(load_trace(self.writer.path).final["pair_id"]) if resumed else []
-        """Pairs that an earlier end of this training has measured."""
+        earlier = list(load_trace(self.writer.path).final["pair_id"]) if resumed else []
+        self.final = FinalPairs(options.final_pairs, earlier)
+        self.partners = Partners(options.split_momentum is True)
         self.over = self._on_disk = False
         self.window = LogWindow(trainer, kind, self.writer, self.plain_reference)
         self.grad_norm: float | torch.Tensor | None = None
         self.step, self._began = 0, 0.0
+        self._scored: list[int] = []
+        """Pairs of each batch of the step that is not recorded, but in the table ``scores``."""
         self._befores: list[Any] = []
         self._clip = trainer.accelerator.clip_grad_norm_
         self._put_in_between()
@@ -141,8 +145,9 @@ class Attachment:
 
     def _break_off(self, error: BaseException) -> None:
         """The training ends before its time, by an error of its own or by Ctrl-C."""
-        self._let_go()
-        self.end(error)
+        with undisturbed(error):
+            self._let_go()
+            self.end(error)
         why = str(error) if isinstance(error, StoppedBySignal) else type(error).__name__
         say(f"the training stopped at step {self.step} ({why}); what was recorded is kept. {self.next_step}")
 
@@ -164,10 +169,15 @@ class Attachment:
     def _begin(self, model: Any, inputs: Any) -> None:
         step = self.trainer.state.global_step
         if step != self.step or not self.losses:
+            self.window.collect(self.probe.scored)
             self.step, self._began = step, time.perf_counter()
         if not (self.probe.records(step) or self._splits or self.probe.thinned):
             return
-        self.micro = MicroStep(self.probe, step, inputs, self.kind, self.trainer.args, self.guard)
+        found = self.kind.batch(inputs)
+        self.partners.count(found)
+        if found.pairs is None:
+            return
+        self.micro = MicroStep(self.probe, step, inputs, found, self.kind, self.trainer.args, self.guard)
         self.micro.watch(self.trainer, model, self.plain_reference)
 
     def _compute_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -185,14 +195,14 @@ class Attachment:
         return original(*args, **kwargs)
 
     def _finish(self) -> None:
-        if self.micro is None:
-            return
-        micro = self.micro
-        micro.finish()
-        if self.probe.records(self.step):
-            self._take(micro)
-        elif self._keep_for_the_end(micro.batch) and self.texts is not None:
-            self.writer.add("examples", self.texts.rows(micro.batch))
+        if (micro := self.micro) is not None:
+            micro.finish()
+            if self.probe.records(self.step):
+                self._take(micro)
+            else:
+                self._scored += [micro.batch.pairs] if self.probe.thinned else []
+                if self.final.keep(micro.batch) and self.texts is not None:
+                    self.writer.add("examples", self.texts.rows(micro.batch))
         if not (self.probe.records(self.step) or self._splits):
             return
         accelerator = self.trainer.accelerator
@@ -205,20 +215,12 @@ class Attachment:
         self.window.computed_in(micro.dtype)
         if self.texts is not None:
             self.writer.add("examples", self.texts.rows(micro.batch))
-        self._keep_for_the_end(micro.batch)
+        self.final.keep(micro.batch)
 
     def _let_go(self) -> None:
         if self.micro is not None:
             self.micro.leave()
         self.micro = None
-
-    def _keep_for_the_end(self, batch: PairBatch) -> bool:
-        """Whether the batch has pairs that are evaluated again at the end, and were not known yet."""
-        known = {pair for one in self.final for pair in one.ids}
-        new = [i for i, pair in enumerate(batch.ids) if pair not in known][: self.options.final_pairs - len(known)]
-        if new:
-            self.final.append(batch.select(new).to("cpu"))
-        return bool(new)
 
     def before_step(self) -> None:
         """The gradients are clipped, and the optimizer has not moved yet."""
@@ -244,10 +246,18 @@ class Attachment:
             grad_norm_clipped=clipped,
             step_seconds=time.perf_counter() - self._began,
         )
-        self.window.add(self.step, rows, [batch.pairs for batch in self.batches], len(self.losses))
-        self.batches, self.losses, self.grad_norm = [], [], None
+        sizes = [batch.pairs for batch in self.batches]
+        if self._scored:
+            self.window.expect(self.step, self._scored)
+        self.window.add(self.step, rows, sizes, len(self.losses) - len(self._scored), self.partners.missed())
+        self.batches, self.losses, self._scored, self.grad_norm = [], [], [], None
         if not self._on_disk:  # what the first step gave survives whatever comes
             self.flush()
+
+    def log(self, logs: dict[str, float]) -> None:
+        """The trainer logs."""
+        self.window.collect(self.probe.scored)
+        self.window.log(logs)
 
     def flush(self) -> None:
         """Hand all rows to the operating system."""
@@ -267,18 +277,8 @@ class Attachment:
 
     def record_final(self) -> None:
         """The table ``final``: pairs that were trained on, with the weights that the training left."""
-        rows = []
-        for batch in self.final:
-            values = self.probe.evaluate(batch.to(self.trainer.args.device)).cpu()
-            columns = [column.tolist() for part in (values, batch.lengths) for column in part.chunk(2)]
-            names = ("logp_chosen", "logp_rejected", "len_chosen", "len_rejected")
-            rows += [
-                {"pair_id": pair, **dict(zip(names, row, strict=True))}
-                for pair, *row in zip(batch.ids, *columns, strict=True)
-            ]
-        measured = {row["pair_id"] for row in rows}
-        rows += [{"pair_id": pair} for pair in self._ended_before if pair not in measured]
-        self.writer.add("final", rows)
+        self.writer.add("final", self.final.rows(self.probe.evaluate, self.trainer.args.device))
+        self.partners.tell(self.writer)
 
     def end(self, error: BaseException | None = None) -> None:
         """Give the trainer its methods back and close the trace."""

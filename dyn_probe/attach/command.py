@@ -22,7 +22,7 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signa
 """Signals that are handed on to the command."""
 UNSEEN = (
     "no preference training was seen, nothing is recorded: wanted a Python command that trains with TRL's DPOTrainer, "
-    "CPOTrainer or ORPOTrainer "
+    "CPOTrainer, ORPOTrainer or KTOTrainer "
     "(python with -I, -E or -S takes no recorder in)"
 )
 

@@ -35,6 +35,7 @@ class LogWindow:
         self.whole = True
         """Whether the window holds every batch since the last log."""
         self.said = ""
+        self._expected: dict[int, Sequence[int]] = {}
         self._later: list[tuple[range, dict[str, float]]] = []
 
     def computed_in(self, dtype: torch.dtype) -> None:
@@ -42,21 +43,38 @@ class LogWindow:
         if torch.finfo(dtype).bits < 32:
             self.logged = replace(self.logged, room=HALF)
 
-    def add(self, step: int, rows: Sequence[Row], sizes: Sequence[int], seen: int) -> None:
+    def add(self, step: int, rows: Sequence[Row], sizes: Sequence[int], seen: int, partly: bool = False) -> None:
         """A step is over.
 
         Args:
             rows: of its recorded batches, one batch after another.
             sizes: pairs of each recorded batch.
             seen: batches of the step, recorded or not.
+            partly: whether the trainer's numbers also cover responses that have no row.
         """
-        for size in sizes:
-            self.batches.append(rows[:size])
-            rows = rows[size:]
+        self._split(rows, sizes)
         self.steps.append(step)
         ends = self.trainer.accelerator.gradient_state.end_of_dataloader
         alone = self.trainer.args.world_size == 1
-        self.whole &= len(sizes) == seen and (alone or not ends)  # the last batch is filled up with pairs seen before
+        self.whole &= (
+            len(sizes) == seen and not partly and (alone or not ends)
+        )  # the last batch is filled up with pairs seen before
+
+    def _split(self, rows: Sequence[Row], sizes: Sequence[int]) -> None:
+        for size in sizes:
+            self.batches.append(rows[:size])
+            rows = rows[size:]
+
+    def expect(self, step: int, sizes: Sequence[int]) -> None:
+        """A step has batches that are in the table ``scores`` alone: their rows come later (``collect``)."""
+        self._expected[step] = sizes
+
+    def collect(self, scored: Sequence[Row]) -> None:
+        """Rows of the table ``scores`` that have arrived; waiting for them at every step would hold up a device."""
+        for step, sizes in list(self._expected.items()):
+            rows = [row for row in scored if row["step"] == step]
+            if len(rows) == sum(sizes):
+                self._split(rows, self._expected.pop(step))
 
     def log(self, logs: dict[str, float]) -> None:
         """The trainer logs: check its numbers, and add ours."""
@@ -65,9 +83,9 @@ class LogWindow:
         given = dict(logs)
         if self.batches:
             logs.update(live_numbers([row for batch in self.batches for row in batch]))
-        if self.whole and self.batches and self.plain and not self.said:
+        if self.whole and self.batches and not self._expected and self.plain and not self.said:
             self._check(given)
-        self.batches, self.steps, self.whole = [], [], True
+        self.batches, self.steps, self.whole, self._expected = [], [], True, {}
 
     def _check(self, logs: dict[str, float]) -> None:
         args = self.trainer.args

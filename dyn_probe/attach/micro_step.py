@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.attach.collated import TrainerBatch
 from dyn_probe.attach.pair_losses import Means
 from dyn_probe.attach.token_logps import seen
 from dyn_probe.attach.trainer_kinds import TrainerKind
 from dyn_probe.errors import BadInput
+from dyn_probe.pairs import sums_by_segment
 from dyn_probe.probe import Probe
 from dyn_probe.probe.pair_differences import difference_columns
 
@@ -26,26 +28,39 @@ class MicroStep:
         probe: records the step.
         step: the optimizer step.
         inputs: the batch, as the trainer's collator made it.
+        found: what is in it.
         kind: of the trainer.
         args: the trainer's.
         guard: put around everything that runs inside the trainer's own code.
     """
 
     def __init__(
-        self, probe: Probe, step: int, inputs: Mapping[str, Any], kind: TrainerKind, args: Any, guard: Guard
+        self,
+        probe: Probe,
+        step: int,
+        inputs: Mapping[str, Any],
+        found: TrainerBatch,
+        kind: TrainerKind,
+        args: Any,
+        guard: Guard,
     ) -> None:
+        assert found.pairs is not None
         self.probe, self.kind, self.args, self.guard = probe, kind, args, guard
-        self.batch = kind.batch(inputs)
+        self.found, self.called = found, found.pairs
+        self.batch = self.called.unpacked()
         self.loss: Tensor | None = None
         self._scale: Tensor | None = None
         self._watched = False
         self.dtype = torch.float32
-        self._means = Means(self.batch.pairs, guard)
+        self._means = Means(found.size, guard)
         self._inside, self._stack = ExitStack(), ExitStack()
         self._found: dict[str, Tensor] = {}
         if "ref_chosen_logps" in inputs:
             self._found["reference"] = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-        self._stack.enter_context(probe.step(step, self.batch.ids, responses=self.batch.response_mask))
+        if "ref_logps" in inputs:
+            self._found["reference"] = found.of_responses(inputs["ref_logps"])
+        mask, segments = self.called.response_mask, self.called.segments
+        self._stack.enter_context(probe.step(step, self.batch.ids, segments=segments, responses=mask))
 
     def watch(self, trainer: Any, model: nn.Module, plain_reference: bool) -> None:
         """See the policy's forward, and the reference's.
@@ -57,39 +72,51 @@ class MicroStep:
         if not plain_reference:
             self._found.pop("reference", None)
         self._wanted = plain_reference and self.kind.reference and "reference" not in self._found
-        hooks = [model.register_forward_hook(self.guard(self._policy))]
+        hooks = [model.register_forward_hook(self.guard(self._policy), with_kwargs=True)]
         if self._wanted:
             reference = trainer.model if trainer.ref_model is None else trainer.ref_model
-            hooks.append(reference.register_forward_hook(self.guard(self._reference)))
+            hooks.append(reference.register_forward_hook(self.guard(self._reference), with_kwargs=True))
         for hook in hooks:
             self._stack.callback(hook.remove)
         self._inside.enter_context(seen(trainer, self.guard(self._take_tokens)))
 
-    def _policy(self, _: nn.Module, args: Any, output: Any) -> None:
+    def _policy(self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if torch.is_grad_enabled() and not self._watched:
             if isinstance(tokens := getattr(output, "log_probs", None), Tensor):
                 self._take_tokens(tokens)
             self._inside.enter_context(self._means)
 
-    def _reference(self, _: nn.Module, args: Any, output: Any) -> None:
+    def _reference(self, _: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if not torch.is_grad_enabled() and isinstance(tokens := getattr(output, "log_probs", None), Tensor):
-            self._take_tokens(tokens)
+            ids = kwargs.get("input_ids")
+            self._take_tokens(tokens, ids[:, 1:] if isinstance(ids, Tensor) else None)
 
-    def _take_tokens(self, tokens: Tensor) -> None:
-        """``[2B, L-1]`` log-probabilities, of the policy with gradients, and then of the reference without."""
+    def _take_tokens(self, tokens: Tensor, ids: Tensor | None = None) -> None:
+        """``[rows, L-1]`` log-probabilities, of the policy with gradients, and then of the reference without.
+
+        Args:
+            ids: the tokens, where they are known.
+        """
         if tokens.requires_grad and not self._watched:
-            said, tokens = self.batch.response_mask[:, 1:], self._fitting(tokens)
+            said, tokens = self.called.response_mask[:, 1:], self._fitting(tokens)
             columns = {}
             if self.probe.recording:
-                columns = difference_columns(torch.nn.functional.pad(tokens.detach() * said, (1, 0)), self.batch)
-            self.probe.pairs(tokens, mask=said, lengths=self.batch.lengths, **columns)  # type: ignore[arg-type]
+                columns = difference_columns(torch.nn.functional.pad(tokens.detach() * said, (1, 0)), self.called)
+            alone = self.found.unpaired == 0
+            self.probe.pairs(tokens, mask=said, lengths=self.batch.lengths, alone=alone, **columns)  # type: ignore[arg-type]
             self._watched, self.dtype = True, tokens.dtype
-        elif self._watched and self._wanted and not tokens.requires_grad:
-            self._found["reference"] = (self._fitting(tokens) * self.batch.response_mask[:, 1:]).sum(1)
+        elif self._watched and self._wanted and not tokens.requires_grad and self._are_ours(ids):
+            said = self.called.response_mask[:, 1:]
+            self._found["reference"] = sums_by_segment(self._fitting(tokens) * said, self.called.segments)
             self._wanted = False
 
+    def _are_ours(self, ids: Tensor | None) -> bool:
+        """Whether these are the batch's own tokens, where a trainer also evaluates others (KTO's KL rows)."""
+        own = self.called.input_ids[:, 1:]
+        return self.found.rows is None or ids is None or (ids.shape == own.shape and bool(torch.equal(ids, own)))
+
     def _fitting(self, tokens: Tensor) -> Tensor:
-        wanted = self.batch.response_mask[:, 1:].shape
+        wanted = self.called.response_mask[:, 1:].shape
         if tokens.shape != wanted:
             raise BadInput(
                 f"wanted log-probabilities of the tokens of {wanted[0]} rows, {list(wanted)}; the trainer computed "
@@ -109,7 +136,7 @@ class MicroStep:
         weights = list(self.kind.terms(self.args).values())
         losses = self._means.losses(loss, weights, self.kind.likelihood(self.args))
         if losses is not None:
-            self._found["losses"] = losses
+            self._found["losses"] = self.found.of_pairs(losses)
         loss.register_hook(self.guard(self._take_scale))
 
     def _take_scale(self, gradient: Tensor) -> None:
@@ -119,10 +146,10 @@ class MicroStep:
         """The backward has run."""
         if self._scale is None:
             raise BadInput("the trainer's loss was not backpropagated")
-        others = self._means.coefficients(self.batch.response_mask[:, 1:])
+        others = self._means.coefficients(self.called.response_mask[:, 1:])
         if others is not None:
             self._found["coefficients"] = others
-        self.probe.complete(loss_scale=self._scale, **self._found)
+        self.probe.complete(loss_scale=self._scale * self.found.share, **self._found)
         self._stack.close()
 
     def leave(self) -> None:

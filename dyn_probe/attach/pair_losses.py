@@ -66,7 +66,7 @@ class Means(TorchFunctionMode):
     """Keeps every vector ``[B]`` with a gradient whose mean is taken, and every cross-entropy.
 
     Args:
-        pairs: ``B``.
+        pairs: ``B``; for a trainer on single responses their number.
         guard: around what runs in the trainer's backward.
     """
 
@@ -79,7 +79,7 @@ class Means(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        whole = func is Tensor.mean and len(args) == 1 and not kwargs
+        whole = func in (Tensor.mean, Tensor.nanmean) and len(args) == 1 and not kwargs
         if whole and args[0].shape == (self.pairs,) and args[0].requires_grad:
             self.seen.append(args[0].detach())
         found = func(*args, **(kwargs or {}))

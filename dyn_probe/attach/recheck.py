@@ -36,15 +36,19 @@ Values = Callable[[Row, Logged], float | None]
 
 
 def _logp(side: str) -> Values:
-    return lambda row, logged: row[f"logp_{side}"] / (row[f"len_{side}"] if logged.means else 1)
+    def value(row: Row, logged: Logged) -> float | None:
+        size = row.get(f"len_{side}") if logged.means else 1
+        return None if size is None else row[f"logp_{side}"] / size
+
+    return value
 
 
 def _reward(side: str) -> Values:
     def value(row: Row, logged: Logged) -> float | None:
         if logged.beta is None or (logged.reference and row.get(f"ref_logp_{side}") is None):
             return None
-        found = _logp(side)(row, logged)
-        assert found is not None
+        if (found := _logp(side)(row, logged)) is None:
+            return None
         return logged.beta * (found - row[f"ref_logp_{side}"] if logged.reference else found)
 
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dyn_probe.attach.paired_rows import has_no_pairs
 from dyn_probe.attach.trainer_kinds import FUSED, KINDS, dpo_terms, kind_of, trl_version, unpaired
 
 
@@ -34,6 +35,18 @@ def _sft_alone(trainer: Any) -> bool:
     return set(dpo_terms(trainer.args) if hasattr(trainer.args, "loss_type") else ()) == {"sft"}
 
 
+def _single(trainer: Any) -> bool:
+    kind = kind_of(trainer)
+    return kind is not None and kind.single
+
+
+NO_PAIRS = (
+    "its rows are no pairs, for no batch holds a chosen and a rejected response to one prompt; with data in pairs, "
+    "trl.data_utils.unpair_preference_dataset(pairs, batch_size=per_device_train_batch_size // 2) brings both into one "
+    "batch; or measure the pairs at its checkpoints: dyn-probe scan CHECKPOINT… --data pairs.jsonl"
+)
+
+
 def _in_parallel(trainer: Any) -> bool:
     config = getattr(trainer.accelerator, "parallelism_config", None)
     return any(getattr(config, name, 1) > 1 for name in ("tp_size", "cp_size", "sp_size"))
@@ -60,6 +73,7 @@ def newer_than_tested() -> str:
 REFUSALS: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda trainer: bool(unpaired(trainer)), "{kind} {unpaired}"),
     (lambda trainer: kind_of(trainer) is None, f"{{kind}} is none of TRL's trainers on pairs: {', '.join(KINDS)}"),
+    (lambda trainer: _single(trainer) and has_no_pairs(trainer), f"{{kind}}: {NO_PAIRS}"),
     (_flag("is_encoder_decoder"), "an encoder-decoder model has no rows of prompt and response; train a causal model"),
     (lambda trainer: trl_version() < TESTED[0],
      f"this TRL is older than {_named(TESTED[0])}; install trl>={_named(TESTED[0])}"),

@@ -34,8 +34,8 @@ class Same(torch.autograd.Function):
 
 
 @contextmanager
-def seen(trainer: Any, receive: Callable[[Tensor], None]) -> Iterator[None]:
-    """Hand every result of these functions to ``receive``, as long as the context lasts."""
+def seen(trainer: Any, receive: Callable[[Tensor, Tensor | None], None]) -> Iterator[None]:
+    """Hand every result of these functions, and the tokens, to ``receive``, as long as the context lasts."""
     kinds = [kind for kind in type(trainer).__mro__ if kind.__module__.startswith("trl.")]
     modules = {kind.__module__: sys.modules[kind.__module__] for kind in kinds}
     places = [(module, name) for module in modules.values() for name in NAMES if hasattr(module, name)]
@@ -47,7 +47,7 @@ def seen(trainer: Any, receive: Callable[[Tensor], None]) -> Iterator[None]:
             found = original(*args, **kwargs)
             tokens, *others = found if isinstance(found, tuple) else (found,)
             tokens = Same.apply(tokens) if tokens.requires_grad else tokens
-            receive(tokens)
+            receive(tokens, args[1] if len(args) > 1 else kwargs.get("index"))
             return (tokens, *others) if others else tokens
 
         return function

@@ -17,7 +17,7 @@ from dyn_probe.attach.trainer_kinds import TrainerKind
 
 HYPER = (
     "beta", "label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting",
-    "cpo_alpha", "simpo_gamma", "alpha",
+    "cpo_alpha", "simpo_gamma", "alpha", "desirable_weight", "undesirable_weight",
 )  # fmt: skip
 """Settings of the loss, as the trainer's configuration names them."""
 
@@ -62,7 +62,8 @@ def splits_momentum(trainer: Any, options: AttachOptions, weighted: bool) -> boo
     is cheap and of use.
 
     Args:
-        weighted: whether the loss weights the tokens of a response differently, so that no push is recorded.
+        weighted: whether the loss weights the tokens of a response differently, so that no push is recorded, or has
+            responses without a partner, whose gradients neither side has.
     """
     if options.split_momentum is not None:
         return options.split_momentum

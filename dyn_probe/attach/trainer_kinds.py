@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dyn_probe.attach.collated import joined_sides, one_tensor
+from dyn_probe.attach.collated import TrainerBatch, joined_sides, one_tensor
+from dyn_probe.attach.paired_rows import labelled_rows
 from dyn_probe.objectives.scores import LOG_ODDS, LOG_PROB, LOG_RATIO, MEAN_LOG_PROB, MEAN_LOG_RATIO, Score
-from dyn_probe.pairs import PairBatch
 
 OBJECTIVES: Mapping[str, str] = {"sigmoid": "dpo", "ipo": "ipo", "sppo_hard": "sppo"}
 """Loss types of ``DPOTrainer`` that are the same as an objective of ours, where they stand alone."""
@@ -29,7 +29,7 @@ class TrainerKind:
     """One class of trainers.
 
     Args:
-        batch: the pairs of a batch, as the trainer's collator made it.
+        batch: what a batch holds, as the trainer's collator made it.
         terms: term of the loss that is a mean over the pairs → its weight.
         likelihood: weight of a cross-entropy term that is not one of them.
         beside: whether a cross-entropy is computed from logits, beside the token log-probabilities.
@@ -38,9 +38,10 @@ class TrainerKind:
         reference: whether there is a reference policy.
         logs_means: whether its ``logps/…`` and ``rewards/…`` are means per token.
         logs_rewards: whether its ``rewards/…`` are β times what its log-probabilities say.
+        single: whether it trains on single responses, of which two to one prompt are a pair.
     """
 
-    batch: Callable[[Mapping[str, Any]], PairBatch]
+    batch: Callable[[Mapping[str, Any]], TrainerBatch]
     terms: Callable[[Args], dict[str, float]]
     likelihood: Callable[[Args], float]
     beside: Callable[[Args], bool]
@@ -49,6 +50,7 @@ class TrainerKind:
     reference: bool
     logs_means: Callable[[Args], bool]
     logs_rewards: Callable[[Args], bool]
+    single: bool = False
 
 
 def dpo_terms(args: Args) -> dict[str, float]:
@@ -116,6 +118,11 @@ KINDS: Mapping[str, TrainerKind] = {
         lambda args: LOG_ODDS,
         reference=False, logs_means=lambda args: True, logs_rewards=lambda args: True,
     ),
+    "KTOTrainer": TrainerKind(
+        labelled_rows, lambda args: {args.loss_type: 1.0}, lambda args: 0.0, lambda args: False,
+        lambda args: f"{args.loss_type}, a mean over responses", lambda args: LOG_RATIO,
+        reference=True, logs_means=lambda args: False, logs_rewards=lambda args: True, single=True,
+    ),
 }  # fmt: skip
 """Class of TRL → what is known of it; classes made from it are recorded too."""
 
@@ -124,7 +131,6 @@ SINGLE = (
     "'apo_zero'), or measure the pairs at its checkpoints: dyn-probe scan CHECKPOINT… --data pairs.jsonl"
 )
 UNPAIRED: Mapping[str, str] = {
-    "KTOTrainer": SINGLE,
     "BCOTrainer": SINGLE,
     "TPOTrainer": "trains on three responses together; measure two of them at its checkpoints: dyn-probe scan",
     "OnlineDPOTrainer": "makes its pairs while it trains; record a DPOTrainer on pairs that are saved",

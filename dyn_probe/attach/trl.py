@@ -25,7 +25,8 @@ from dyn_probe.attach.user_lines import say
 
 
 class ProbeCallback(TrainerCallback):
-    """Records every pair that ``DPOTrainer``, ``CPOTrainer`` or ``ORPOTrainer`` trains on; it stays bitwise the same.
+    """Records every pair that ``DPOTrainer``, ``CPOTrainer``, ``ORPOTrainer`` or ``KTOTrainer`` trains on; the training
+    stays bitwise the same.
 
     Args:
         out: folder of the trace.
@@ -73,7 +74,7 @@ class ProbeCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs is not None:
-            self._tell(lambda attachment: attachment.window.log(logs))
+            self._tell(lambda attachment: attachment.log(logs))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._tell(lambda attachment: attachment.record_final())

@@ -17,6 +17,12 @@ from torch import Tensor
 
 from dyn_probe.errors import BadInput, UnsupportedUse
 
+FEWER = (
+    "one row, of fewer tokens than its rows have: either the model takes the padding out of its rows, and the recorder "
+    "wants the language model inside that is called with the one row, with segments; or sharing of the prompt between "
+    "chosen and rejected, which one backward cannot take apart, is on: turn it off while you record"
+)
+
 
 @dataclass(frozen=True)
 class Span:
@@ -90,8 +96,15 @@ class Layout:
             return tensor.reshape(self.rows, -1, *tail)
         raise UnsupportedUse(
             f"wanted a tensor whose first dimension is the {self.rows} rows of the batch (or {self.rows} x "
-            f"{self.length} flattened); got {list(tensor.shape)}"
+            f"{self.length} flattened); got {list(tensor.shape)}{self._why(tensor)}"
         )
+
+    def _why(self, tensor: Tensor) -> str:
+        """What may have happened, where the model computes in one row what it was called with in several."""
+        alone = tensor.dim() > 2 and tensor.shape[0] == 1 and self.rows > 1
+        if not alone or tensor.shape[1] > self.rows * self.length:
+            return ""
+        return f" ({FEWER})"
 
     def by_response(self, tensor: Tensor, features: int = 1) -> Tensor:
         """``tensor`` as ``[responses, positions, *features]``; what lies beyond a response is 0.

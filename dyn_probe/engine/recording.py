@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +65,7 @@ class Recording:
         self.full, self.separate, self.hold, self.knows = full, separate, hold, knows
         self.capture = Capture(model, self._receive, claims, segments, shield, survey)
         self.logps: Tensor | None = None
-        self.reentrant = False
+        self.reentrant = self._nested = False
         self._mask: Tensor | None = None
         self._active: Assembly | None = None
         self._training: Assembly | None = None
@@ -76,9 +75,7 @@ class Recording:
         self._unequal: Tensor | None = None
         self._found: dict[str, Tensor] | None = None
         self._totals: Totals | None = None
-        self._nested = False
-        self._smallest = 0.0
-        self._handle: Any = None
+        self._smallest, self._handle = 0.0, None
 
     def __enter__(self) -> Recording:
         self.capture.__enter__()
@@ -127,16 +124,17 @@ class Recording:
         """Take the very log-probabilities that the loss is computed from.
 
         Args:
-            logps: ``[2B]`` sums over response tokens, or ``[2B, L]`` token by token.
-            mask: ``[2B, L]`` response tokens, with ``logps [2B, L]``.
+            logps: ``[2B]`` sums over response tokens, or ``[rows, L]`` token by token, as the model's rows are.
+            mask: ``[rows, L]`` response tokens, with ``logps [rows, L]``.
 
         Raises:
             BadInput: they have another shape or carry no gradient.
             UnsupportedUse: the model uses a parameter in a way that no rule explains.
         """
         self.capture.check()
-        rows = self.capture.layout.responses
-        fits = logps.shape == (rows,) if mask is None else logps.shape == mask.shape and len(logps) == rows
+        layout = self.capture.layout
+        rows = layout.responses
+        fits = logps.shape == (rows,) if mask is None else logps.shape == mask.shape and len(logps) == layout.rows
         if not fits or rows % 2:
             raise BadInput(
                 f"probe.pairs needs the [2B] sequence log-probabilities of the {rows} rows that the model was called "
@@ -144,8 +142,8 @@ class Recording:
             )
         if logps.grad_fn is None:
             raise BadInput("probe.pairs needs log-probabilities that carry a gradient; these are detached")
-        self.logps = logps if mask is None else (logps * mask).sum(1)
-        self._mask = None if mask is None else mask.bool()
+        self.logps = logps if mask is None else layout.by_response(logps * mask, 0).sum(1)
+        self._mask = None if mask is None else layout.by_response(mask, 0).bool()
         with self.quiet():
             graph = explained(self.capture, self.logps)
         self.reentrant, self._smallest = graph.reentrant, self._smallest_of(graph.dtypes)
@@ -164,6 +162,16 @@ class Recording:
         if any_bad:
             usable = usable.masked_fill(self._bad.repeat(2), 0.0)
         self._training = self._active = Assembly(self.capture, self.full, usable, self.hold, self._totals, self.knows)
+
+    def _per_row(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """``[2B]`` coefficients, and ``[B]`` the pairs with a row whose tokens do not share one."""
+        if self._mask is None:
+            return gradient, gradient.new_zeros(len(gradient) // 2, dtype=torch.bool)
+        gradient = self.capture.layout.by_response(gradient, 0)
+        inside = torch.where(self._mask, gradient, 0.0)
+        mean = inside.sum(1) / self._mask.sum(1).clamp(min=1)
+        spread = torch.where(self._mask, (gradient - mean[:, None]).abs(), 0.0).amax(1)
+        return mean, (spread > UNEQUAL * mean.abs()).unflatten(0, (2, -1)).any(0)
 
     def _unusable(self, c: Tensor, unequal: Tensor) -> Tensor:
         """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""

@@ -107,7 +107,7 @@ class BatchInProgress:
         ids = ids_of(step, self.rows.rank, ids, self.given.pairs)
         if not self.armed and isinstance(self.schedule, Thinned):
             self.rows.outline(step, ids, self.given)
-        alone = unused and not (self.separate or distributed())
+        alone = unused and self.given.alone and not (self.separate or distributed())
         measured = recording.fetching()
         self.following.expect_known(step, ids, recording)
         finish = partial(

@@ -40,6 +40,7 @@ class Told:
     told: Mapping[str, Tensor]
     scale: float | Tensor = 1.0
     predict: bool = True
+    alone: bool = True
 
     @staticmethod
     def of(
@@ -50,6 +51,7 @@ class Told:
         scale: float,
         predict: bool,
         columns: Mapping[str, Tensor],
+        alone: bool = True,
     ) -> Told:
         """What the loop says before the backward.
 
@@ -58,7 +60,7 @@ class Told:
         """
         told = {"reference": reference, "lengths": lengths, "losses": losses, **columns}
         found = {name: value for name, value in told.items() if value is not None}
-        return Told(logps.detach(), {}, scale, predict).completed(None, found)
+        return Told(logps.detach(), {}, scale, predict, alone).completed(None, found)
 
     @property
     def pairs(self) -> int:

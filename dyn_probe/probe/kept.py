@@ -32,6 +32,11 @@ class Kept:
         return self._rows.fresh
 
     @property
+    def scored(self) -> list[Row]:
+        """Rows of the table ``scores`` of the steps in progress, not yet handed to the writer."""
+        return self._rows.scored
+
+    @property
     def rows(self) -> RowStore:
         """All recorded rows, each a mapping by column name."""
         return self._rows.all

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dyn_probe.pairs import sums_by_segment
 from dyn_probe.probe.given import Told
 from dyn_probe.probe.run_rows import RunRows
 
@@ -18,21 +19,23 @@ class Outline:
     def __init__(self, rows: RunRows) -> None:
         self.rows, self.open = rows, False
         self._told: Told | None = None
+        self._segments: Tensor | None = None
 
     @contextmanager
-    def around(self, step: int, ids: Sequence[str] | None) -> Iterator[None]:
+    def around(self, step: int, ids: Sequence[str] | None, segments: Tensor | None = None) -> Iterator[None]:
         """Around the forward and backward; see ``Probe.step``."""
-        self.open, self._told = True, None
+        self.open, self._told, self._segments = True, None, segments
         try:
             yield
             if self._told is not None:
                 self.rows.outline(step, ids, self._told)
         finally:
-            self.open, self._told = False, None
+            self.open, self._told, self._segments = False, None, None
 
     def say(self, logps: Tensor, mask: Tensor | None, columns: Mapping[str, Tensor], **given: Any) -> None:
         """What the loop says before the backward; see ``Probe.pairs``."""
-        self._told = Told.of(logps if mask is None else (logps.detach() * mask).sum(1), columns=columns, **given)
+        rows = logps if mask is None else sums_by_segment(logps.detach() * mask, self._segments)
+        self._told = Told.of(rows, columns=columns, **given)
 
     def complete(self, loss_scale: float | Tensor | None, found: Mapping[str, Tensor]) -> None:
         """What was not known before the backward; see ``Probe.complete``."""

@@ -142,7 +142,7 @@ class Probe(Recorder):
             self._flush(step)
         self._entered = step
         if not recorded:
-            with self._outline.around(step, pair_ids):
+            with self._outline.around(step, pair_ids, segments):
                 yield self
             return
         with self._batch.around(step, pair_ids, self._rate(learning_rate), segments, responses):
@@ -157,13 +157,15 @@ class Probe(Recorder):
         loss_scale: float = 1.0,
         predict: bool = True,
         mask: Tensor | None = None,
+        alone: bool = True,
         **columns: Tensor,
     ) -> None:
         """Tell the probe about the batch: inside ``probe.step``, before the backward.
 
         Args:
             logps: ``[2B]`` sequence log-probabilities (nats), the very tensor that the loss is computed from; or, where
-                the loss sums over tokens itself, the ``[2B, L]`` log-probabilities of the tokens, with their ``mask``.
+                the loss sums over tokens itself, the ``[2B, L]`` log-probabilities of the tokens, with their ``mask``
+                (``[rows, L]`` where rows are packed), at the last ``L`` positions.
             reference: ``[2B]`` reference log-probabilities.
             lengths: ``[2B]`` response lengths in tokens.
             losses: ``[B]`` loss of each pair.
@@ -174,13 +176,13 @@ class Probe(Recorder):
                 not together with ``update`` or pushes.
             mask: ``[2B, L]`` response tokens, with ``logps [2B, L]``. Pulls and predictions are null for pairs whose
                 loss weights the tokens of one response differently.
+            alone: whether the loss has no other rows than these pairs' (responses without a partner).
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
         given: dict[str, Any] = {"reference": reference, "lengths": lengths, "losses": losses, "scale": loss_scale}
-        if self.recording:
-            self._batch.say(logps, mask, columns, **given, predict=predict)
-        elif self._outline.open:
-            self._outline.say(logps, mask, columns, **given, predict=predict)
+        if self.recording or self._outline.open:
+            taker = self._batch if self.recording else self._outline
+            taker.say(logps, mask, columns, **given, predict=predict, alone=alone)
 
     def complete(self, loss_scale: float | Tensor | None = None, **found: Tensor) -> None:
         """Inside ``probe.step``, after ``pairs``: what was not known there yet, also once the backward has run.

@@ -70,9 +70,13 @@ class RunRows:
     @property
     def batches(self) -> list[BatchRecord]:
         """Batches of the steps in progress."""
+        self._wait()
+        return self._batches
+
+    def _wait(self) -> None:
+        """For all numbers that are on their way."""
         while self._arriving:
             self._arriving.pop(0)()
-        return self._batches
 
     def add(self, record: BatchRecord, products: Products, uses: Sequence[Use] | None = None) -> None:
         """A batch and what it adds to its step.
@@ -145,6 +149,12 @@ class RunRows:
     def fresh(self) -> list[Row]:
         """Rows of the steps in progress, not yet handed to the writer."""
         return [row for record in self.batches for row in record.rows()]
+
+    @property
+    def scored(self) -> list[Row]:
+        """Rows of batches of the steps in progress that are not recorded."""
+        self._wait()
+        return self._outlined
 
     @property
     def all(self) -> RowStore:

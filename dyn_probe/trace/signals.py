@@ -71,6 +71,26 @@ def stopping_signals(second_kills: bool = False) -> Iterator[Sequence[int]]:
         _let_go(taken)
 
 
+@contextmanager
+def undisturbed(error: BaseException) -> Iterator[None]:
+    """Around the closing of a trace: where Ctrl-C (``error``) began it, one more does not disturb it, since a launcher
+    hands on what its terminal has sent to every process already. The next one does."""
+    old = signal.getsignal(signal.SIGINT)
+    ours = threading.current_thread() is threading.main_thread() and callable(old)
+    if not (ours and isinstance(error, KeyboardInterrupt)):
+        yield
+        return
+
+    def wait(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, old)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
 def _let_go(taken: list[int]) -> None:
     """These signals do again what they do by default."""
     for number in taken:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from dyn_probe import PairBatch, Probe, load_trace, sequence_logps
+from dyn_probe.attach.packed import packed_pairs
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "attach.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -47,6 +48,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     )
     return {
         "Trainer": Trainer, "Probe": Probe, "PairBatch": PairBatch, "sequence_logps": sequence_logps,
+        "packed_pairs": packed_pairs,
         "logsigmoid": torch.nn.functional.logsigmoid, "AdamW": torch.optim.AdamW, "Accelerator": Accelerator,
         "model": LlamaForCausalLM(config), "batches": [PairBatch(**together(rows()))] * 2,
     }  # fmt: skip
@@ -93,5 +95,25 @@ def test_a_loop_with_accelerate(names):
     assert load_trace("runs/accelerate").pairs["realised_delta_chosen"].notna().all()
 
 
-def test_the_page_has_both_examples():
-    assert len(EXAMPLES) == 2
+def test_a_trainer_on_a_padding_free_collator(names, tmp_path):
+    expected = first_step(names)
+    exec(EXAMPLES[2], names)
+    settings = TrainingArguments(
+        output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=4, use_cpu=True, report_to=[],
+        save_strategy="no", remove_unused_columns=False, disable_tqdm=True,
+    )  # fmt: skip
+    data = []
+    for one in rows() * 2:
+        kept = one["attention_mask"].bool()
+        labels = one["input_ids"].masked_fill(one["response_mask"] == 0, -100)
+        data.append({"input_ids": one["input_ids"][kept].tolist(), "labels": labels[kept].tolist()})
+    collator = DataCollatorWithFlattening()
+    trainer = names["PackedTrainer"](names["model"], settings, train_dataset=data, data_collator=collator)
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(data)
+    trainer.train()
+    trainer.probe.close()
+    check("runs/packed", expected)
+
+
+def test_the_page_has_all_examples():
+    assert len(EXAMPLES) == 3

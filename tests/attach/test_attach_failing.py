@@ -33,6 +33,15 @@ def bare(arguments: dict[str, Any] | None = None, model: Any = None, **attribute
     return trainer
 
 
+def of_single_responses() -> KTOTrainer:
+    """The same of the other kind, with a prompt for each response."""
+    data = runs.Dataset.from_list([{"prompt_ids": [i], "label": i % 2 == 0} for i in range(4)])
+    trainer = KTOTrainer.__new__(KTOTrainer)
+    args = SimpleNamespace(per_device_train_batch_size=4, train_sampling_strategy="sequential")
+    trainer.__dict__.update({**PREPARED, "args": args, "model": None, "train_dataset": data})
+    return trainer
+
+
 def test_an_ordinary_trainer_is_not_refused():
     assert refusal(bare()) == ""
 
@@ -43,7 +52,7 @@ def test_an_ordinary_trainer_is_not_refused():
         (lambda: bare(is_fsdp_enabled=True), "FSDP"),
         (lambda: bare(is_deepspeed_enabled=True), "DeepSpeed"),
         (lambda: bare(is_encoder_decoder=True), "encoder-decoder"),
-        (lambda: KTOTrainer.__new__(KTOTrainer), "KTOTrainer trains on single responses"),
+        (of_single_responses, "KTOTrainer: its rows are no pairs"),
         (lambda: bare({"loss_type": ["sft"]}), "install trl>=1.15"),
         (lambda: bare(model=SimpleNamespace(is_quantized=True)), "QLoRA"),
         (lambda: bare({"torch_compile": True}), "torch_compile=False"),
@@ -55,7 +64,7 @@ def test_an_ordinary_trainer_is_not_refused():
         (lambda: bare(accelerator=SimpleNamespace(parallelism_config=SimpleNamespace(tp_size=2))), "tensor"),
         (
             lambda: SimpleNamespace(),
-            "SimpleNamespace is none of TRL's trainers on pairs: DPOTrainer, CPOTrainer, ORPOTrainer",
+            "SimpleNamespace is none of TRL's trainers on pairs: DPOTrainer, CPOTrainer, ORPOTrainer, KTOTrainer",
         ),
     ],
 )
@@ -178,3 +187,39 @@ def test_another_trainer_is_passed_over(tmp_path, capfd):
     trainer.train()
     assert "dyn-probe" not in capfd.readouterr().err and not (tmp_path / "run").exists()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def sharing_the_prompt(backbone: Any) -> Any:
+    """The forward of a backbone that computes the prompt of a pair once, in the manner of flash-preference: one row of
+    prompt, chosen and rejected inside, a row for each response outside."""
+    forward = backbone.forward
+
+    def shared(input_ids: torch.Tensor, attention_mask: torch.Tensor, **others: Any) -> Any:
+        chosen, rejected = (ids[kept.bool()] for ids, kept in zip(input_ids, attention_mask, strict=True))
+        n = next(i for i, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other)
+        positions = torch.cat([torch.arange(len(chosen)), torch.arange(n, len(rejected))])[None]
+        side = torch.tensor([0] * n + [1] * (len(chosen) - n) + [2] * (len(rejected) - n))
+        seen = ((side[:, None] == side) | (side == 0)).tril()
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+        flat = torch.cat([chosen, rejected[n:]])[None]
+        found = forward(input_ids=flat, position_ids=positions, attention_mask=mask, use_cache=False)
+        hidden = found.last_hidden_state[0]
+        rows = [hidden[: len(chosen)], torch.cat([hidden[:n], hidden[len(chosen) :]])]
+        padded = [torch.nn.functional.pad(row, (0, 0, 0, input_ids.shape[1] - len(row))) for row in rows]
+        found.last_hidden_state = torch.stack(padded)
+        return found
+
+    return shared
+
+
+def test_a_trainer_that_shares_the_prompt_of_a_pair_is_not_recorded_and_told_why(tmp_path, capfd):
+    trainers = []
+    for callbacks in ([runs.ProbeCallback(tmp_path / "run")], None):
+        trainer = runs.trainer_of(tmp_path, callbacks=callbacks, per_device_train_batch_size=1)
+        trainer.model.model.forward = sharing_the_prompt(trainer.model.model)
+        trainer.train()
+        trainers.append(trainer)
+    said = capfd.readouterr().err
+    assert "the recording stopped at step 0, the training goes on" in said
+    assert "fewer tokens than its rows have" in said and "sharing of the prompt between chosen and rejected" in said
+    assert load_trace(tmp_path / "run").pairs.empty and runs.same_weights(*trainers)

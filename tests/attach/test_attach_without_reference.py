@@ -91,20 +91,3 @@ def test_the_words_of_the_trace(tmp_path):
         assert about.objective.name == name and about.objective.hyper["beta"] == 0.2
         text = load_trace(tmp_path / name / "run").examples
         assert text["chosen"].str.contains("the film").all() and text["prompt"].str.contains("Review").all()
-
-
-def test_single_responses_are_refused_by_name(tmp_path, capfd):
-    trl = pytest.importorskip("trl")
-    config = trl.KTOConfig(
-        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True, bf16=False,
-        save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
-    trainer = trl.KTOTrainer(
-        runs.llama(), runs.llama(), config, train_dataset=runs.pairs(), processing_class=runs.built_in_tokenizer(),
-        callbacks=[ProbeCallback(tmp_path / "run")],
-    )  # fmt: skip
-    trainer.train()
-    said = capfd.readouterr().err
-    assert "not recorded, the training goes on: KTOTrainer trains on single responses" in said
-    assert "dyn-probe scan" in said
-    assert not (tmp_path / "run").exists() and trainer.state.global_step == 1

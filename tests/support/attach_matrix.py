@@ -16,7 +16,7 @@ from typing import Any
 
 RESULTS = "DYN_PROBE_MATRIX"
 """Environment variable: the file that results are appended to."""
-EXACT = "exact"
+EXACT, REFUSED = "exact", "refused: "
 LOSSES: Mapping[str, tuple[str, dict[str, Any]]] = {
     **{f"DPO {name}": ("dpo", dict(loss_type=[name])) for name in (
         "sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down",
@@ -31,8 +31,10 @@ LOSSES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "SimPO": ("cpo", dict(loss_type="simpo", cpo_alpha=0.0)),
     "AlphaPO": ("cpo", dict(loss_type="alphapo", alpha=0.25)),
     "ORPO": ("orpo", dict()),
+    "KTO": ("kto", dict(train_sampling_strategy="sequential")),
+    "KTO apo_zero_unpaired": ("kto", dict(loss_type="apo_zero_unpaired", train_sampling_strategy="sequential")),
 }  # fmt: skip
-WHOLE = ("DPO sigmoid", "DPO ipo", "DPO sigmoid + 0.3 sft", "CPO", "SimPO", "ORPO")
+WHOLE = ("DPO sigmoid", "DPO ipo", "DPO sigmoid + 0.3 sft", "CPO", "SimPO", "ORPO", "KTO")
 """Losses that are tried with every combination of the other settings."""
 WEIGHTS = ("full", "LoRA")
 PRECISIONS: Mapping[str, dict[str, Any]] = {
@@ -151,8 +153,11 @@ def _versions(others: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["## Older versions of TRL", "", "| TRL | combinations | of them exact |", "|---|---|---|"]
     for one in sorted({row["trl"] for row in others}):
         words = {tuple(row["cell"]): row["words"] for row in others if row["trl"] == one}
-        wrong = [f"; {name_of(cell)}: {said}" for cell, said in words.items() if said != EXACT]  # type: ignore[arg-type]
-        lines.append(f"| {one} | {len(words)} | {len(words) - len(wrong)}{''.join(wrong)} |")
+        refused = [said.removeprefix(REFUSED) for said in words.values() if said.startswith(REFUSED)]
+        other = {cell: said for cell, said in words.items() if said != EXACT and not said.startswith(REFUSED)}
+        wrong = "".join(f"; {name_of(cell)}: {said}" for cell, said in other.items())  # type: ignore[arg-type]
+        why = f"; {len(refused)} refused ({'; '.join(dict.fromkeys(refused))})" if refused else ""
+        lines.append(f"| {one} | {len(words)} | {len(words) - len(other) - len(refused)}{why}{wrong} |")
     return [*lines, ""] if others else []
 
 

@@ -94,6 +94,29 @@ def without_reference(folder: Path, kind: str, callbacks: list[Any] | None = Non
     )  # fmt: skip
 
 
+def kto(folder: Path, callbacks: list[Any] | None = None, **options: Any) -> Any:
+    """A trainer by ``KTOTrainer`` on pairs whose responses share a batch, as ``trainer_of``; ``data``: other rows."""
+    import trl
+    from trl.data_utils import unpair_preference_dataset
+
+    extra = {name: options.pop(name) for name in ("peft_config", "eval_dataset") if name in options}
+    dtype, model = options.pop("dtype", torch.float32), options.pop("model", "llama")
+    with_reference = "peft_config" not in extra and not options.get("precompute_ref_log_probs")
+    data = options.pop("data", None)
+    settings: dict[str, Any] = dict(
+        output_dir=str(folder / "out"), max_steps=2, per_device_train_batch_size=4, learning_rate=1e-3,
+        logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, bf16=False, gradient_checkpointing=False,
+        disable_tqdm=True, beta=0.2, seed=3,
+    )  # fmt: skip
+    settings |= options
+    half = settings["per_device_train_batch_size"] // 2
+    return trl.KTOTrainer(
+        model=MORE[model]().to(dtype), ref_model=MORE[model](seed=1).to(dtype) if with_reference else None,
+        args=trl.KTOConfig(**settings), processing_class=built_in_tokenizer(), callbacks=callbacks,
+        train_dataset=unpair_preference_dataset(pairs(), batch_size=half) if data is None else data, **extra,
+    )  # fmt: skip
+
+
 def recorded(folder: Path, model: str = "llama", probe: dict[str, Any] | None = None, **options: Any) -> DPOTrainer:
     """A trainer after its training with the recorder on; the trace is in ``folder / "run"``."""
     every = dict(gram_every=1, metric_every=1, realised_every=1, update=True)

@@ -19,7 +19,7 @@ import forked
 import pytest
 
 from dyn_probe import load_trace
-from dyn_probe.trace.signals import SIGNALS, StoppedBySignal, stopping_signals
+from dyn_probe.trace.signals import SIGNALS, StoppedBySignal, stopping_signals, undisturbed
 from dyn_probe.trace.writer import TraceWriter
 
 QUICK = ["--max-pairs", "24", "--pretrain-steps", "0", "--sft-steps", "0", "--batch-size", "2", "--device", "cpu"]
@@ -177,3 +177,19 @@ def test_a_signal_while_the_trace_is_closed_leaves_it_closed(tmp_path: Path, mon
         writer.add("pairs", [{"step": 0}])
     trace = load_trace(tmp_path / "run")
     assert trace.manifest["status"] == "closed" and len(trace.pairs) == 1 and len(calls) == 2
+
+
+def test_one_more_interrupt_while_the_trace_is_closed_waits_and_the_next_does_not() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done: list[int] = []
+        with pytest.raises(KeyboardInterrupt), undisturbed(KeyboardInterrupt()):
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+            signal.raise_signal(signal.SIGINT)
+            done.append(2)
+        assert done == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt), undisturbed(ValueError("the training's own")):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -65,14 +65,14 @@ class FusedHead:
         if targets is None and isinstance(labels := kwargs.get("labels"), Tensor):
             targets, hidden = labels[:, 1:], None if hidden is None else hidden[:, :-1]
         fits = targets is not None and hidden is not None and logps.shape == targets.shape == hidden.shape[:2]
-        if not fits or layout.places is not None:
+        if not fits:
             raise UnsupportedUse(
                 f"{self}: its log-probabilities do not fit the hidden states and labels position by position"
             )
         assert targets is not None and hidden is not None
         call = Call(self.use, layout, (), {}, (logps,))
         call.notes.update(math=(self.scale, self.cap, self.dtype))
-        call.saved = _response_part(hidden.detach(), targets)
+        call.saved = _response_part(layout, hidden.detach(), targets)
         call.claim = Claim(KIND, call.mode)
         return call
 
@@ -84,7 +84,7 @@ class FusedHead:
         """
         hidden, targets, at, valid = call.saved
         again = math_of(call).log_probs(hidden, targets)[valid]
-        if not agree(logps.gather(1, at)[valid], again):
+        if not agree(call.layout.by_response(logps, 0).gather(1, at)[valid], again):
             raise UnsupportedUse(
                 f"{self}: its log-probabilities are not those of its head on the last hidden states; leave out what "
                 "replaces the head or changes logits (Liger's fused loss: use_liger_kernel=False; kernels from the "
@@ -123,10 +123,11 @@ def fused_heads(models: Iterable[PreTrainedModel], uses: Sequence[Use]) -> list[
     return found
 
 
-def _response_part(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(h, y, at, valid)``: inputs and targets ``[R, P]`` at the positions ``at`` that have a target, filled up where
-    a row has fewer (not ``valid``)."""
-    there = targets != -100
+def _response_part(layout: Layout, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(h, y, at, valid)``: inputs and targets ``[R, P]`` of each response at its positions ``at`` that have a target,
+    filled up where one has fewer (not ``valid``)."""
+    there = layout.by_response(targets != -100, 0)
+    hidden, targets = layout.by_response(hidden), layout.by_response(targets, 0)
     width = max(1, int(there.sum(1).max()))
     at = (~there).byte().argsort(dim=1, stable=True)[:, :width]
     valid = there.gather(1, at)
@@ -146,7 +147,7 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
     """Weight as an outer product that is made in slices, bias as the sum of its output-gradients."""
     hidden, targets, at, valid = saved
     assert grads[0] is not None
-    c = grads[0].gather(1, at).masked_fill(~valid, 0)
+    c = call.layout.by_response(grads[0], 0).gather(1, at).masked_fill(~valid, 0)
     rows = HeadRows(c, hidden, cut=True, targets=targets, math=math_of(call))
     found: dict[str, Factor] = {"weight": rows} if "weight" in call.trained else {}
     if "bias" in call.trained:
