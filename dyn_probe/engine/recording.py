@@ -154,7 +154,9 @@ class Recording:
             return
         if self._coefficients is not None:
             raise BadInput("the recorded log-probabilities were backpropagated twice in one probe.step")
-        usable, self._unequal = per_row(gradient.detach().double(), self._mask)
+        gradient = gradient.detach().double()
+        gradient = gradient if self._mask is None else self.capture.layout.by_response(gradient, 0)
+        usable, self._unequal = per_row(gradient, self._mask)
         self._coefficients, self._bad = usable, self._unusable(usable, self._unequal)
         any_bad = bool(self._bad.any())
         if self._anywhere(any_bad):
@@ -162,16 +164,6 @@ class Recording:
         if any_bad:
             usable = usable.masked_fill(self._bad.repeat(2), 0.0)
         self._training = self._active = Assembly(self.capture, self.full, usable, self.hold, self._totals, self.knows)
-
-    def _per_row(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """``[2B]`` coefficients, and ``[B]`` the pairs with a row whose tokens do not share one."""
-        if self._mask is None:
-            return gradient, gradient.new_zeros(len(gradient) // 2, dtype=torch.bool)
-        gradient = self.capture.layout.by_response(gradient, 0)
-        inside = torch.where(self._mask, gradient, 0.0)
-        mean = inside.sum(1) / self._mask.sum(1).clamp(min=1)
-        spread = torch.where(self._mask, (gradient - mean[:, None]).abs(), 0.0).amax(1)
-        return mean, (spread > UNEQUAL * mean.abs()).unflatten(0, (2, -1)).any(0)
 
     def _unusable(self, c: Tensor, unequal: Tensor) -> Tensor:
         """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""
