@@ -231,6 +231,23 @@ def test_training_is_bitwise_the_same(arithmetic, dropout):
     )
 
 
+class Draws(Base):
+    """Draws random numbers in eval mode too."""
+
+    def body(self, x):
+        return torch.tanh(x) + 0 * torch.rand(1, dtype=x.dtype)
+
+
+def test_random_numbers_that_the_comparison_draws_are_given_back(tmp_path):
+    batch = make_batch(seed=0)
+    with Probe(Draws().to(torch.float32), tmp_path / "run") as probe:
+        step_of(probe, 0, batch, torch.bfloat16)
+        before = torch.get_rng_state()
+        probe.measure_precision(0, batch)
+        assert torch.equal(before, torch.get_rng_state())
+    assert load_trace(tmp_path / "run").about.precision.method == IN_EVAL_MODE
+
+
 class OneCast(Base):
     """One step of the forward is float16, whatever the weights are."""
 
