@@ -35,6 +35,40 @@ def arrow_type(name: str) -> pa.DataType:
     return _SCALARS[name]
 
 
+def misfit(table: Table, schema: pa.Schema) -> str:
+    """Why columns of these types are not read as the table's; empty where they are.
+
+    Only types of which every row takes bytes, and takes them once: a run-length, a dictionary, a view or a list of
+    nothing would let some bytes stand for any number of rows. A column that may be null may be so as a whole, since
+    required ones have each row's bytes.
+    """
+    required = {column.name for column in table.columns if column.required}
+    named = {table.aliases.get(field.name, field.name): field.type for field in schema}
+    for name in sorted(required):
+        if name not in named or pa.types.is_null(named[name]):
+            return f"column {name} is missing"
+    odd = [f"{name} ({str(kind)[:60]})" for name, kind in named.items() if not _is_plain(kind)]
+    return f"no recorder writes columns of these types: {', '.join(odd[:5])}" if odd else ""
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+        if pa.types.is_null(kind):
+            return True
+    known = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_null)
+    return pa.types.is_large_string(kind) or any(one(kind) for one in known)
+
+
+def row_size(schema: pa.Schema) -> int:
+    """Bytes that a row of these columns takes at least in a table and in a frame of pandas, texts and lists empty."""
+    return sum(2 * (kind.bit_width // 8 or 1) if _has_width(kind) else 16 for kind in schema.types)
+
+
+def _has_width(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_primitive(kind) or pa.types.is_boolean(kind))
+
+
 @cache
 def arrow_schema(table: Table) -> pa.Schema:
     """The table's columns as Arrow fields, each with its unit and meaning as metadata."""
