@@ -128,7 +128,7 @@ class Precision:
         if record is None or not record.predicts or record.coefficients is None:
             return "the recorded rows are not the responses' own log-probabilities"
         pair, model = trimmed(batch.select([0])), self.evaluation.own
-        c = torch.from_numpy(record.coefficients[[place, place + len(record)]])
+        c = record.coefficients[[place, place + len(record)]]
         held = Held(half, c)
         device = pair.input_ids.device
         inside = [device] if device.type == "cuda" else []

@@ -44,7 +44,7 @@ class BatchRecord:
     known: dict[str, np.ndarray] = field(default_factory=dict)
     """Column → which of its rows have a value, where that is not all of them."""
     rate: float | None = None
-    coefficients: np.ndarray | None = None
+    coefficients: Tensor | None = None
     """``[2B]`` ``∂loss/∂(row log-probability)`` as it was backpropagated, loss scale and all."""
 
     @staticmethod
@@ -67,7 +67,7 @@ class BatchRecord:
         unequal = products.unequal.numpy()
         known = dict.fromkeys(OF_PULLS, ~unequal) if unequal.any() else {}
         columns = pair_columns(given, products, rate, whole)
-        return BatchRecord(step, rank, ids, columns, known, rate, products.coefficients.numpy())
+        return BatchRecord(step, rank, ids, columns, known, rate, products.coefficients)
 
     @property
     def predicts(self) -> bool:
