@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dyn_probe.errors import TraceError, nearest, unknown
 from dyn_probe.trace.schema import TABLES, Column, Table
@@ -63,6 +64,22 @@ def _is_plain(kind: pa.DataType) -> bool:
 def row_size(schema: pa.Schema) -> int:
     """Bytes that a row of these columns takes at least in a table and in a frame of pandas, texts and lists empty."""
     return sum(2 * (kind.bit_width // 8 or 1) if _has_width(kind) else 16 for kind in schema.types)
+
+
+def spelt_out(kind: pa.DataType) -> pa.DataType:
+    """A type without its dictionary."""
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(spelt_out(kind.value_type)))
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def text_size(column: pa.Array) -> int:
+    """Bytes of the texts that a column of dictionaries takes once it is spelt out."""
+    if pa.types.is_list(column.type):
+        return text_size(column.flatten())
+    if not pa.types.is_dictionary(column.type):
+        return 0
+    return int(pc.sum(pc.binary_length(column.dictionary).cast(pa.int64()).take(column.indices)).as_py() or 0)
 
 
 def _has_width(kind: pa.DataType) -> bool:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dyn_probe.errors import TraceError, WriteFailed, on_one_line
-from dyn_probe.trace.arrow_rows import arrow_schema, row_size
+from dyn_probe.trace.arrow_rows import arrow_schema, row_size, spelt_out, text_size
 from dyn_probe.trace.checks import Checks, append_checks, chunk_places, crc_of, read_checks, read_footer
 from dyn_probe.trace.damage import REFUSED, Damage, refuse_large
 from dyn_probe.trace.run_fields import FileCheck
@@ -115,7 +114,7 @@ def read_parquet(
             if about is None:
                 raise TraceError(f"{path} was not written by dyn-probe: it names no streams; move it out of the trace")
             groups = [group for group in range(file.num_row_groups) if steps is None or _holds(file, group, steps)]
-            schema = pa.schema([field.with_type(_spelt_out(field.type)) for field in file.schema_arrow])
+            schema = pa.schema([field.with_type(spelt_out(field.type)) for field in file.schema_arrow])
             if len(set(schema.names)) < len(schema.names):
                 raise TraceError(f"{path} has several columns of one name; no recorder writes that: move it away")
             names = [name for name in schema.names if columns is None or name in columns]
@@ -159,22 +158,6 @@ def _opened(handle: BinaryIO) -> pq.ParquetFile:
     leaves = (about.schema.column(number) for number in range(len(about.schema)))
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     return pq.ParquetFile(handle, metadata=about, read_dictionary=texts, page_checksum_verification=True)
-
-
-def _spelt_out(kind: pa.DataType) -> pa.DataType:
-    """A type without its dictionary."""
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_spelt_out(kind.value_type)))
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _text_size(column: pa.Array) -> int:
-    """Bytes of the texts that a column of dictionaries takes once it is spelt out."""
-    if pa.types.is_list(column.type):
-        return _text_size(column.flatten())
-    if not pa.types.is_dictionary(column.type):
-        return 0
-    return int(pc.sum(pc.binary_length(column.dictionary).cast(pa.int64()).take(column.indices)).as_py() or 0)
 
 
 def _described(metadata: dict[bytes, bytes] | None) -> Merged | None:
@@ -293,7 +276,7 @@ def _rows(part: Part, groups: list[int]) -> pa.Table:
     schema = pa.schema([part.schema.field(name) for name in names])
     for batch in file.iter_batches(_GROUP_ROWS, row_groups=groups, columns=names) if groups else ():
         columns = [batch[name] for name in names]
-        texts += sum(map(_text_size, columns))
+        texts += sum(map(text_size, columns))
         refuse_large(f"{part.name}: its texts", texts)
         whole = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
         batches.append(pa.RecordBatch.from_arrays(whole, schema=schema))
