@@ -90,7 +90,7 @@ def half_errors(trace: Any) -> dict[str, float]:
     return {name: float(values.max()) for name, values in found.items() if len(values)}
 
 
-def half_error(errors: dict[str, float], column: str, row: Mapping[str, float]) -> float:
+def half_error(errors: dict[str, float], column: str, row: Mapping[Any, float]) -> float:
     """The error of one number of `pairs` by half precision, in the number's own unit; NaN where it was not measured.
 
     Args:
