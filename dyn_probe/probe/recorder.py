@@ -100,8 +100,7 @@ class Probe(Recorder):
         opened = writer if out is None else TraceWriter(out, manifest or {}, rank=rank, force=force, strict=strict)
         super().__init__(RunRows(opened, rank, keep_rows), owns=writer is None and out is not None)
         self._outline = Outline(self._rows)
-        check = SelfCheck(tolerance)
-        check.done = not certify
+        check = SelfCheck(tolerance, done=not certify)
         self._shield, self._evaluation = Shield(shielded), Evaluation(model, self._rows)
         self._precision = Precision(self._evaluation, self._rows)
         in_parts = micro_batches > 1 or distributed()

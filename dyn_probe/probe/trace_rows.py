@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from dyn_probe.metric.previous import KNOWN_BEFORE
 from dyn_probe.metric.pushes import Pushes
 from dyn_probe.metric.step_facts import StepFacts
 from dyn_probe.probe.given import Given, numbers
-from dyn_probe.trace.schema import SCORED, UNDEFINED
+from dyn_probe.trace.schema import SCORED
 
 Row = dict[str, Any]
 
@@ -290,13 +289,6 @@ def margins(rows: Sequence[Row]) -> np.ndarray:
     else:
         won, lost = (np.array([r[f"logp_{s}"] - (r.get(f"ref_logp_{s}") or 0.0) for r in rows]) for s in sides)
     return won - lost
-
-
-def not_finite(row: Row) -> int:
-    """How many numbers of a row are NaN or infinite, though they are defined."""
-    return sum(
-        isinstance(value, float) and not math.isfinite(value) and name not in UNDEFINED for name, value in row.items()
-    )
 
 
 def _item(value: Any) -> Any:
