@@ -62,7 +62,8 @@ trust: $(VENV)/.stamp-dev  ## faults, bad input at every door, random architectu
 	$(BIN)/python docs/generate.py
 
 versions: $(VENV)/.stamp-dev  ## a core of the tests against the oldest supported packages, and the newest
-	$(QUIET_ENV) $(BIN)/python benchmarks/versions.py
+	$(QUIET_ENV) $(BIN)/python benchmarks/versions.py --keep benchmarks/results/versions.json
+	$(BIN)/python docs/generate.py
 
 docs: $(VENV)/.stamp-dev  ## bring the generated pages up to date and build the site
 	$(BIN)/python docs/generate.py

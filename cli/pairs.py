@@ -38,6 +38,7 @@ def pairs(
 ) -> None:
     """List the pairs whose chosen response falls furthest (or any other ranking), with their numbers and their text."""
     from dyn_probe.report.export.cells import terminal_csv, terminal_json
+    from dyn_probe.report.frames import half_errors
     from dyn_probe.report.ranked import RANKINGS, chosen_ranking, ranked_pairs, ranking_words
     from dyn_probe.trace.reader import load_trace
 
@@ -52,13 +53,14 @@ def pairs(
     elif form == "json":
         typer.echo(terminal_json(found.to_json(orient="records", indent=2, force_ascii=False)))
     else:
-        _print_table(found, RANKINGS[chosen_ranking(trace, by)].column, words)
+        _print_table(found, RANKINGS[chosen_ranking(trace, by)].column, words, half_errors(trace))
 
 
-def _print_table(found: pd.DataFrame, column: str, words: str) -> None:
+def _print_table(found: pd.DataFrame, column: str, words: str, errors: dict[str, float]) -> None:
     """Numbers in a line, texts below them."""
     from rich.console import Console
 
+    from dyn_probe.report.frames import half_error
     from dyn_probe.report.ranked import shown_case
     from dyn_probe.report.summary import safe
 
@@ -67,14 +69,19 @@ def _print_table(found: pd.DataFrame, column: str, words: str) -> None:
     case = shown_case(found)
     shown = [column, *(case if name == "case" else name for name in SHOWN)]
     for place, (_, row) in enumerate(found.iterrows(), start=1):
-        numbers = "  ".join(f"{name} {_written(row[name])}" for name in dict.fromkeys(shown))
+        known = {name: (row[name], half_error(errors, name, row.to_dict())) for name in dict.fromkeys(shown)}
+        numbers = "  ".join(f"{name} {_written(*value)}" for name, value in known.items())
         console.print(f"\n[bold]{place:3d}[/]  {safe(numbers)}", soft_wrap=True)
         for name in TEXTS:
             console.print(f"     [dim]{name:9}[/]{safe(_shortened(row[name]))}", soft_wrap=True)
 
 
-def _written(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _written(value: object, error: float) -> str:
+    from dyn_probe.report.verdicts.verdict import within
+
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if error != error else within(value, error, 4).replace("−", "-")
 
 
 def _shortened(value: object, most: int = 160) -> str:

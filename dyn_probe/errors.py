@@ -6,13 +6,17 @@ And the words for a name that is not in a table: what came, the nearest name, al
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 
-FLOORS = {"torch": (2, 8), "transformers": (5, 0), "pandas": (2, 2), "pyarrow": (17, 0)}
+FLOORS = {"torch": (2, 11), "transformers": (5, 0), "pandas": (2, 2), "pyarrow": (17, 0)}
 """Package → the oldest version that this one works with, as in its metadata."""
+NEWEST = {"torch": (2, 13), "transformers": (5, 24), "pandas": (3, 1), "pyarrow": (26, 0)}
+"""Package → the newest version that the tests have run with."""
+_SAID: set[str] = set()
 
 
 class DynProbeError(Exception):
@@ -106,18 +110,31 @@ def half_character(text: str) -> str:
 
 
 def check_versions() -> None:
-    """Refuse installed packages that are older than FLOORS; imports none of them.
+    """Refuse installed packages that are older than FLOORS, and warn once of those that are newer than NEWEST; imports
+    none of them.
 
     Raises:
-        BadInput: names all of them, and what to install.
+        BadInput: names all that are older, and what to install.
     """
-    found = {}
+    found, newer = {}, {}
     for name, floor in FLOORS.items():
         with suppress(PackageNotFoundError):
             came = version(name)
-            if tuple(map(int, re.findall(r"\d+", came)[:2])) < floor:
+            number = tuple(map(int, re.findall(r"\d+", came)[:2]))
+            if number < floor:
                 found[name] = came
+            elif number > NEWEST[name]:
+                newer[name] = came
     if found:
         wanted = " ".join(f"'{name}>={'.'.join(map(str, FLOORS[name]))}'" for name in found)
         came = ", ".join(f"{name} {old}" for name, old in found.items())
         raise BadInput(f"dyn-probe does not work with {came}; write: pip install {wanted}")
+    said = ", ".join(f"{name} {new} (up to {'.'.join(map(str, NEWEST[name]))})" for name, new in newer.items())
+    if said and said not in _SAID:
+        _SAID.add(said)
+        warnings.warn(
+            f"untested with {said}: dyn-probe goes on, and a recording checks itself against plain autograd at its "
+            "first step",
+            RuntimeWarning,
+            stacklevel=3,
+        )

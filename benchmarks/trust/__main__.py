@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trust import (
+    bombs,
     door_data,
     door_model,
     door_options,
@@ -59,6 +60,7 @@ TRIALS = (
     Trial("checkpoints", 30, 2000, _door(door_model.fuzz_checkpoints)),
     Trial("page", 1, 40, _door(door_page.fuzz_page)),
     Trial("searched", 60, 4000, lambda folder, count, seed, nightly: searched.search(folder, count, seed)),
+    Trial("bombs", 0, 0, lambda folder, count, seed, nightly: bombs.try_bombs(folder)),
     Trial("security", 60, 3000, _door(security.try_security)),
     Trial("architectures", 30, 300, lambda folder, count, seed, nightly: networks.try_networks(count, seed)),
     Trial("soak", 300, 20_000, lambda folder, count, seed, nightly: soak.soak(folder, count)),

@@ -62,7 +62,7 @@ def soak(folder: Path, steps: int) -> Tally:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     tally, seen = Tally("soak", tried=steps, zero={"handles left open": 0, "memory grew": 0, "rows lost": 0}), []
     begun = time.monotonic()
-    with Probe(model, folder / "run", optimizer=optimizer, gram_every=10, keep_rows=False) as probe:
+    with Probe(model, folder / "run", optimizer=optimizer, gram_every=10, metric_every=10, keep_rows=False) as probe:
         for step in range(steps):
             batch = batch_of(step)
             optimizer.zero_grad()

@@ -225,6 +225,8 @@ class Attachment:
     def before_step(self) -> None:
         """The gradients are clipped, and the optimizer has not moved yet."""
         self.probe.log(self.step, learning_rate=float(self.trainer.optimizer.param_groups[0]["lr"]))
+        for batch in self.batches[:1]:
+            self.probe.measure_precision(self.step, batch)
         wanted = self.probe.realises(self.step, self.options.realised_every) and self.probe.draws_random_numbers
         self._befores = [self.probe.evaluate(batch) if wanted else None for batch in self.batches]
 
@@ -240,12 +242,9 @@ class Attachment:
         clipped = norm if norm is None or not limit else torch.as_tensor(norm).clamp(max=limit)
         rows = self.probe.fresh if self.batches else []  # a recorded step's numbers are waited for here
         self.probe.log(
-            self.step,
-            loss=torch.stack(self.losses).mean(),
-            grad_norm=norm,
-            grad_norm_clipped=clipped,
+            self.step, loss=torch.stack(self.losses).mean(), grad_norm=norm, grad_norm_clipped=clipped,
             step_seconds=time.perf_counter() - self._began,
-        )
+        )  # fmt: skip
         sizes = [batch.pairs for batch in self.batches]
         if self._scored:
             self.window.expect(self.step, self._scored)

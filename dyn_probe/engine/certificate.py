@@ -154,11 +154,11 @@ class SelfCheck:
 
     Args:
         tolerance: largest relative error; None for that of the arithmetic (``TOLERANCES``).
+        done: whether nothing is to be checked.
     """
 
-    def __init__(self, tolerance: float | None = None) -> None:
-        self.tolerance = tolerance
-        self.done = False
+    def __init__(self, tolerance: float | None = None, done: bool = False) -> None:
+        self.tolerance, self.done = tolerance, done
         self.skipped = ""
         """Why nothing was checked, "" where it was or is still to be."""
         self._plain: dict[str, Tensor] | None = None

@@ -42,3 +42,25 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def weights_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, the model's modules hold copies of their weights in ``dtype`` (shared ones once, trained ones trained);
+    the parameters themselves, which optimizers and wrappers know, are not touched."""
+    owners = [
+        (module, name, p) for module in model.modules() for name, p in module._parameters.items() if p is not None
+    ]
+    copies = {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad) for _, _, p in owners}
+    try:
+        for module, name, p in owners:
+            module._parameters[name] = copies[id(p)]
+        yield
+    finally:
+        for module, name, p in owners:
+            module._parameters[name] = p
+
+
+def copy_size(model: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of the model's weights in ``dtype``."""
+    return sum(p.numel() for p in model.parameters()) * dtype.itemsize

@@ -12,7 +12,7 @@ from dyn_probe.engine.assembly import Assembly
 from dyn_probe.engine.coverage import check_coverage, check_hidden, check_rows
 from dyn_probe.engine.graph import Graph
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
-from dyn_probe.engine.tap import Capture
+from dyn_probe.engine.tap import Capture, Receiver
 from dyn_probe.engine.uses import Use
 from dyn_probe.errors import BadInput, UnsupportedUse
 from dyn_probe.pairs import PairBatch, sequence_logps
@@ -82,15 +82,31 @@ def row_gram(model: nn.Module, batch: PairBatch) -> Tensor:
 
 
 def _products(model: nn.Module, batch: PairBatch, full: bool) -> tuple[dict[str, Tensor], Tensor, list[Use]]:
+    answers, logps, capture, _ = measured(model, batch, full)
+    return answers, logps, capture.uses
+
+
+def measured(
+    model: nn.Module, batch: PairBatch, full: bool, also: Receiver | None = None
+) -> tuple[dict[str, Tensor], Tensor, Capture, Graph]:
+    """The answers by parameter, the ``[2B]`` log-probabilities, and how they came about.
+
+    Args:
+        also: called with every tapped call, what it saved and the gradients of the sum of the log-probabilities by
+            its outputs.
+    """
+
     def receive(*arrived) -> None:  # type: ignore[no-untyped-def]
         assembly.receive(*arrived)
+        if also is not None:
+            also(*arrived)
 
     with Capture(model, receive, segments=batch.segments) as capture, torch.enable_grad():
         logps = sequence_logps(model, batch)
         graph = explained(capture, logps)
         assembly = Assembly(capture, full)
         backward_only(logps.sum(), capture, graph.reentrant)
-    return assembly.finish(), logps.detach(), capture.uses
+    return assembly.finish(), logps.detach(), capture, graph
 
 
 def explained(capture: Capture, logps: Tensor) -> Graph:

@@ -81,7 +81,7 @@ class Capture:
         survey: what is known of the model's parameters; renewed by whoever gives it.
 
     ``around`` is autocast's type where the model is called; ``autocast`` says whether any module runs under it, for the
-    forward may enter it itself.
+    forward may enter it itself; ``dtypes`` maps the types of what the uses give to these uses' names.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Capture:
         self.complaints: list[str] = []
         self.hidden: dict[str, None] = {}
         self.leaves: dict[int, str] = {}
-        self.dtypes: set[torch.dtype] = set()
+        self.dtypes: dict[torch.dtype, set[str]] = {}
         self.widened: list[str] = []
         self.entry: tuple[Any, Any, Tensor] | None = None
         self.output: Any = None
@@ -185,7 +185,8 @@ class Capture:
             if self._inside:
                 self.calls[module] = self.calls.get(module, 0) + 1
                 self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
-                self.dtypes.update([t.dtype for t in leaves_of(output) if isinstance(t, Tensor)])
+                for one in filter(torch.is_tensor, leaves_of(output)):
+                    self.dtypes.setdefault(one.dtype, set()).add(use.name)
             if not torch.is_grad_enabled():
                 return None
             return self._tap(use, args, kwargs, output)

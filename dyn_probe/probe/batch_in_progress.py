@@ -24,6 +24,7 @@ from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
 from dyn_probe.probe.given import Given, Told
 from dyn_probe.probe.head_inputs import HeadInputs
+from dyn_probe.probe.precision import Precision
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
 from dyn_probe.probe.trace_rows import BatchRecord, ids_of
@@ -46,6 +47,7 @@ class BatchInProgress:
     rows: RunRows
     schedule: Schedule
     evaluation: Evaluation
+    precision: Precision
     following: Following
     check: SelfCheck
     shield: Shield
@@ -102,6 +104,7 @@ class BatchInProgress:
         """What one batch gave; ``unused`` where no parameter had a gradient before it."""
         assert self.given is not None
         self.evaluation.random |= recording.capture.random
+        self.precision.types = recording.capture.dtypes
         device = recording.capture.anchor.device.type
         self.evaluation.arithmetic = partial(computing_in, recording.capture.around, device)
         ids = ids_of(step, self.rows.rank, ids, self.given.pairs)

@@ -30,12 +30,16 @@ class Evaluation:
         self.arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.random = False
 
+    @property
+    def own(self) -> nn.Module:
+        """The model without DDP's wrapper, which would wait for the other processes."""
+        return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
+
     @torch.no_grad()
     def evaluate(self, batch: PairBatch) -> Tensor:
         """``[2B]`` log-probabilities."""
-        own = self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
-        with eval_mode(self.model):  # without DDP's wrapper, which would wait for the other processes
-            return sequence_logps(own, batch)
+        with eval_mode(self.model):
+            return sequence_logps(self.own, batch)
 
     def measure_noise(self, step: int, batch: PairBatch) -> None:
         """The largest difference between the batch's log-probabilities together and each pair alone."""

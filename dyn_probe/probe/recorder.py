@@ -20,6 +20,7 @@ from dyn_probe.probe.budget import Thinned, schedule_of
 from dyn_probe.probe.evaluation import Evaluation
 from dyn_probe.probe.following import Following
 from dyn_probe.probe.outline import Outline
+from dyn_probe.probe.precision import Precision
 from dyn_probe.probe.recorder_state import Recorder
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.trace.writer import TraceWriter
@@ -99,16 +100,16 @@ class Probe(Recorder):
         opened = writer if out is None else TraceWriter(out, manifest or {}, rank=rank, force=force, strict=strict)
         super().__init__(RunRows(opened, rank, keep_rows), owns=writer is None and out is not None)
         self._outline = Outline(self._rows)
-        check = SelfCheck(tolerance)
-        check.done = not certify
+        check = SelfCheck(tolerance, done=not certify)
         self._shield, self._evaluation = Shield(shielded), Evaluation(model, self._rows)
+        self._precision = Precision(self._evaluation, self._rows)
         in_parts = micro_batches > 1 or distributed()
         self._following = Following(
             model, optimizer, self._rows, self.schedule, metric=metric,
             split=split_momentum, update=update, in_parts=in_parts, averaged=averaged, shield=self._shield,
         )  # fmt: skip
         self._batch = BatchInProgress(
-            model, self._rows, self.schedule, self._evaluation, self._following, check, self._shield,
+            model, self._rows, self.schedule, self._evaluation, self._precision, self._following, check, self._shield,
             layers=layers, separate=separate, in_parts=in_parts,
         )  # fmt: skip
 
@@ -264,6 +265,18 @@ class Probe(Recorder):
         """
         self._evaluation.measure_noise(step, batch)
 
+    def measure_precision(self, step: int, batch: PairBatch) -> None:
+        """After the step's backward, before ``optimizer.step()``: where gradients are computed in half precision, hold
+        the first pair's numbers against the same weights in float64, and count what the type cannot hold of the
+        gradients (``norm_error``, ``inner_error``, ``cosine_error``, ``logp_error``, ``underflow_share``,
+        ``overflow_share`` of the step). Of the calls in recorded steps the first, second, fourth, eighth, … measure.
+
+        Args:
+            batch: a recorded one of the step.
+        """
+        if self._batch.armed:
+            self._precision.measure(step, batch)
+
     def after_update(self, batch: PairBatch | None = None, before: Tensor | None = None) -> None:
         """After ``optimizer.step()``: evaluate the step's pairs again and fill ``realised_delta_*``.
 
@@ -282,21 +295,3 @@ class Probe(Recorder):
     def flush(self) -> None:
         """Hand rows of the steps done so far to the writer."""
         self._flush(-1)
-
-    def _flush(self, but: int) -> None:
-        self._following.drop()
-        self._rows.flush(but)
-        self._evaluation.random = False
-
-    def _finish(self) -> None:
-        if isinstance(self.schedule, Thinned):
-            self._rows.manifest(thinned=self.schedule.facts)
-        try:
-            super()._finish()
-        finally:
-            self._following.close()
-
-    def _rate(self, learning_rate: float | None) -> float | None:
-        if learning_rate is not None or self.optimizer is None:
-            return learning_rate
-        return float(self.optimizer.param_groups[0]["lr"])

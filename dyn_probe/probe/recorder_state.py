@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from dyn_probe.engine.certificate import Certificate
@@ -19,6 +20,7 @@ from dyn_probe.probe.schedule import Schedule
 class Recorder(Kept):
     """A probe without its verbs."""
 
+    optimizer: torch.optim.Optimizer | None
     schedule: Schedule
     _batch: BatchInProgress
     _evaluation: Evaluation
@@ -68,3 +70,21 @@ class Recorder(Kept):
         """Whether a recorded forward of the step in progress drew random numbers (dropout). Its log-probabilities are
         then no baseline for the realised change: take ``probe.evaluate(batch)`` before ``optimizer.step()``."""
         return self._evaluation.random
+
+    def _flush(self, but: int) -> None:
+        self._following.drop()
+        self._rows.flush(but)
+        self._evaluation.random = False
+
+    def _finish(self) -> None:
+        if isinstance(self.schedule, Thinned):
+            self._rows.manifest(thinned=self.schedule.facts)
+        try:
+            super()._finish()
+        finally:
+            self._following.close()
+
+    def _rate(self, learning_rate: float | None) -> float | None:
+        if learning_rate is not None or self.optimizer is None:
+            return learning_rate
+        return float(self.optimizer.param_groups[0]["lr"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.uses import Use
 from dyn_probe.probe.given import Told
 from dyn_probe.probe.row_store import Row, RowStore
-from dyn_probe.probe.trace_rows import BatchRecord, ids_of, layer_rows, not_finite, outlined, step_means
+from dyn_probe.probe.trace_rows import BatchRecord, ids_of, layer_rows, outlined, step_means
+from dyn_probe.trace.schema import UNDEFINED
 from dyn_probe.trace.writer import TraceWriter
 
 FIRST = "realised_delta_chosen"
@@ -182,3 +184,10 @@ class RunRows:
         self._store.settle()
         self._batches, self._outlined = [], []
         self._steps = {} if begun is None else {but: begun}
+
+
+def not_finite(row: Row) -> int:
+    """How many numbers of a row are NaN or infinite, though they are defined."""
+    return sum(
+        isinstance(value, float) and not math.isfinite(value) and name not in UNDEFINED for name, value in row.items()
+    )

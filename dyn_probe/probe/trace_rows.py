@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from dyn_probe.metric.previous import KNOWN_BEFORE
 from dyn_probe.metric.pushes import Pushes
 from dyn_probe.metric.step_facts import StepFacts
 from dyn_probe.probe.given import Given, numbers
-from dyn_probe.trace.schema import SCORED, UNDEFINED
+from dyn_probe.trace.schema import SCORED
 
 Row = dict[str, Any]
 
@@ -44,6 +43,8 @@ class BatchRecord:
     known: dict[str, np.ndarray] = field(default_factory=dict)
     """Column → which of its rows have a value, where that is not all of them."""
     rate: float | None = None
+    coefficients: Tensor | None = None
+    """``[2B]`` ``∂loss/∂(row log-probability)`` as it was backpropagated, loss scale and all."""
 
     @staticmethod
     def of(
@@ -64,7 +65,8 @@ class BatchRecord:
         """
         unequal = products.unequal.numpy()
         known = dict.fromkeys(OF_PULLS, ~unequal) if unequal.any() else {}
-        return BatchRecord(step, rank, ids, pair_columns(given, products, rate, whole), known, rate)
+        columns = pair_columns(given, products, rate, whole)
+        return BatchRecord(step, rank, ids, columns, known, rate, products.coefficients)
 
     @property
     def predicts(self) -> bool:
@@ -287,13 +289,6 @@ def margins(rows: Sequence[Row]) -> np.ndarray:
     else:
         won, lost = (np.array([r[f"logp_{s}"] - (r.get(f"ref_logp_{s}") or 0.0) for r in rows]) for s in sides)
     return won - lost
-
-
-def not_finite(row: Row) -> int:
-    """How many numbers of a row are NaN or infinite, though they are defined."""
-    return sum(
-        isinstance(value, float) and not math.isfinite(value) and name not in UNDEFINED for name, value in row.items()
-    )
 
 
 def _item(value: Any) -> Any:

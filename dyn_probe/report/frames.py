@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -70,6 +70,39 @@ def median(values: Floats) -> float:
     """Median of the finite values, NaN if there is none."""
     kept = finite(values)
     return float(np.median(kept)) if len(kept) else float("nan")
+
+
+HALF_ERRORS = {
+    "grad_norm_chosen": "norm_error",
+    "grad_norm_rejected": "norm_error",
+    "grad_inner": "inner_error",
+    "grad_cosine": "cosine_error",
+    "logp_chosen": "logp_error",
+    "logp_rejected": "logp_error",
+}
+"""Column of `pairs` → the column of `steps` that says what half precision does to it."""
+
+
+@once
+def half_errors(trace: Any) -> dict[str, float]:
+    """Column of `steps` → the largest error of half precision in it; only what was measured."""
+    found = {name: finite(numbers(trace.steps, name)) for name in dict.fromkeys(HALF_ERRORS.values())}
+    return {name: float(values.max()) for name, values in found.items() if len(values)}
+
+
+def half_error(errors: dict[str, float], column: str, row: Mapping[Any, float]) -> float:
+    """The error of one number of `pairs` by half precision, in the number's own unit; NaN where it was not measured.
+
+    Args:
+        errors: of ``half_errors``.
+        row: the number itself, and what its error is a part of.
+    """
+    error = errors.get(HALF_ERRORS.get(column, ""), float("nan"))
+    if column.startswith("grad_norm"):
+        return error * abs(row[column])
+    if column == "grad_inner":
+        return error * row.get("grad_norm_chosen", float("nan")) * row.get("grad_norm_rejected", float("nan"))
+    return error
 
 
 def share(mask: Mask, of: Mask | None = None) -> float:

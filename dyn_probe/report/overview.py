@@ -12,7 +12,7 @@ import pandas as pd
 from dyn_probe.report import pair_columns
 from dyn_probe.report.agreement import run_synchrony
 from dyn_probe.report.basis import BASES, basis_of, completed
-from dyn_probe.report.frames import Floats, finite, median, numbers, share, tenths
+from dyn_probe.report.frames import Floats, finite, half_error, half_errors, median, numbers, share, tenths
 from dyn_probe.trace.schema import CASES
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Line:
     formula: str
     first: float
     last: float
+    errors: tuple[float, float] = (float("nan"), float("nan"))
+    """What half precision may have done to the two; NaN where that was not measured."""
 
 
 def _column(name: str) -> Callable[[pd.DataFrame], Floats]:
@@ -123,6 +125,10 @@ MEASURES: tuple[Measure, ...] = (
     ),
 )  # fmt: skip
 """What is measured of every run; `measures` adds the cases on the basis that the run has."""
+
+
+OF_COLUMN = {"cosine": "grad_cosine", **{f"grad_norm_{side}": f"grad_norm_{side}" for side in SIDE_LETTERS}}
+"""Key of a measure that is a column's median → the column."""
 
 
 def measures(pairs: pd.DataFrame, basis: str = "") -> tuple[Measure, ...]:
@@ -221,5 +227,7 @@ def _recorded(trace: Trace, basis: str) -> list[Line]:
     for measure in measures(pairs, basis):
         early, late = (measure.summary(measure.values(rows)) for rows in (first, last))
         if np.isfinite(early) or np.isfinite(late):
-            lines.append(Line(measure.key, measure.name, measure.unit, measure.formula, early, late))
+            column, known = OF_COLUMN.get(measure.key, ""), half_errors(trace)
+            errors = (half_error(known, column, {column: early}), half_error(known, column, {column: late}))
+            lines.append(Line(measure.key, measure.name, measure.unit, measure.formula, early, late, errors))
     return lines

@@ -147,15 +147,15 @@ def _line_entry(line: Line) -> Data:
         "name": line.name,
         "unit": "" if line.unit in ("share", "1") else line.unit,
         "formula": line.formula,
-        "first": value_text(line.first, line.unit),
-        "last": value_text(line.last, line.unit),
+        "first": value_text(line.first, line.unit, line.errors[0]),
+        "last": value_text(line.last, line.unit, line.errors[1]),
         "values": [line.first, line.last],
     }
 
 
-def value_text(value: float, unit: str) -> str:
+def value_text(value: float, unit: str, error: float = float("nan")) -> str:
     """A value without its unit, which has its own column; shares as percentages; "–" where there is none."""
-    return "–" if np.isnan(value) else written(Number("", "", value, "share" if unit == "share" else ""))
+    return "–" if np.isnan(value) else written(Number("", "", value, "share" if unit == "share" else ""), error)
 
 
 def figure_entry(name: str, row: FigureRow, trace: Trace) -> Data:

@@ -9,12 +9,13 @@ import pandas as pd
 
 from dyn_probe.errors import BadInput
 from dyn_probe.report.basis import BASES
-from dyn_probe.report.frames import numbers
+from dyn_probe.report.frames import half_error, half_errors, numbers
 from dyn_probe.report.pair_columns import DERIVED, SIDES
 from dyn_probe.report.push_parts import PARTS, bar, means, of_side, reach
 from dyn_probe.report.ranked import RUN_NUMBERS, available, chosen_ranking, ranked_pairs, ranking_words, shown_case
 from dyn_probe.report.style import PUSH_COLOURS
-from dyn_probe.report.verdicts import sig, signed
+from dyn_probe.report.verdicts import signed
+from dyn_probe.report.verdicts.verdict import within
 from dyn_probe.trace.schema import PAIRS
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def pair_cards(trace: Trace, top: int = TOP) -> dict[str, Any]:
     frame = ranked_pairs(trace, name, top)
     others = {basis.column for basis in BASES.values()} - {shown_case(frame)}
     heads = [column for column in HEAD if column not in others and frame[column].notna().any()]
-    cards = [_card(frame.iloc[[place]], heads) for place in range(len(frame))]
+    cards = [_card(frame.iloc[[place]], heads, half_errors(trace)) for place in range(len(frame))]
     for card in cards:
         card["pushes"] = push_bars(trace, card["pair_id"])
     return {
@@ -61,17 +62,18 @@ def pair_cards(trace: Trace, top: int = TOP) -> dict[str, Any]:
     }
 
 
-def _card(row: pd.DataFrame, heads: list[str]) -> dict[str, Any]:
+def _card(row: pd.DataFrame, heads: list[str], errors: dict[str, float]) -> dict[str, Any]:
     text = {name: _text(row[name].iloc[0]) for name in (*TEXTS, "source", "pair_id")}
     chosen, rejected = marked(text["chosen"], text["rejected"])
     values = {name: float(numbers(row, name)[0]) for name in row.columns if name not in text}
     known = {name: value for name, value in values.items() if value == value}
+    said = {name: within(value, half_error(errors, name, known)) for name, value in known.items()}
     return {
         **text,
         "chosen_parts": chosen,
         "rejected_parts": rejected,
-        "head": [{"name": name, "text": sig(known[name]) if name in known else "–"} for name in heads],
-        "numbers": [{"name": name, "text": sig(value), "unit": _unit(name)} for name, value in known.items()],
+        "head": [{"name": name, "text": said.get(name, "–")} for name in heads],
+        "numbers": [{"name": name, "text": text, "unit": _unit(name)} for name, text in said.items()],
     }
 
 

@@ -73,8 +73,8 @@ def _table(trace: Trace) -> list[str]:
 
 def _row(line: Line) -> tuple[str, str, str, str]:
     values = (
-        "" if np.isnan(value) else written(Number("", "", value, "share" if line.unit == "share" else ""))
-        for value in (line.first, line.last)
+        "" if np.isnan(value) else written(Number("", "", value, "share" if line.unit == "share" else ""), error)
+        for value, error in zip((line.first, line.last), line.errors, strict=True)
     )
     return (line.name, *values, "" if line.unit in ("share", "1") else line.unit)  # type: ignore[return-value]
 

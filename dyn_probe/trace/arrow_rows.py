@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dyn_probe.errors import TraceError, nearest, unknown
 from dyn_probe.trace.schema import TABLES, Column, Table
@@ -33,6 +34,56 @@ def arrow_type(name: str) -> pa.DataType:
     if name.startswith("list<"):
         return pa.list_(arrow_type(name.removeprefix("list<").removesuffix(">")))
     return _SCALARS[name]
+
+
+def misfit(table: Table, schema: pa.Schema) -> str:
+    """Why columns of these types are not read as the table's; empty where they are.
+
+    Only types of which every row takes bytes, and takes them once: a run-length, a dictionary, a view or a list of
+    nothing would let some bytes stand for any number of rows. A column that may be null may be so as a whole, since
+    required ones have each row's bytes.
+    """
+    required = {column.name for column in table.columns if column.required}
+    named = {table.aliases.get(field.name, field.name): field.type for field in schema}
+    for name in sorted(required):
+        if name not in named or pa.types.is_null(named[name]):
+            return f"column {name} is missing"
+    odd = [f"{name} ({str(kind)[:60]})" for name, kind in named.items() if not _is_plain(kind)]
+    return f"no recorder writes columns of these types: {', '.join(odd[:5])}" if odd else ""
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+        if pa.types.is_null(kind):
+            return True
+    known = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_null)
+    return pa.types.is_large_string(kind) or any(one(kind) for one in known)
+
+
+def row_size(schema: pa.Schema) -> int:
+    """Bytes that a row of these columns takes at least in a table and in a frame of pandas, texts and lists empty."""
+    return sum(2 * (kind.bit_width // 8 or 1) if _has_width(kind) else 16 for kind in schema.types)
+
+
+def spelt_out(kind: pa.DataType) -> pa.DataType:
+    """A type without its dictionary."""
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(spelt_out(kind.value_type)))
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def text_size(column: pa.Array) -> int:
+    """Bytes of the texts that a column of dictionaries takes once it is spelt out."""
+    if pa.types.is_list(column.type):
+        return text_size(column.flatten())
+    if not pa.types.is_dictionary(column.type):
+        return 0
+    return int(pc.sum(pc.binary_length(column.dictionary).cast(pa.int64()).take(column.indices)).as_py() or 0)
+
+
+def _has_width(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_primitive(kind) or pa.types.is_boolean(kind))
 
 
 @cache

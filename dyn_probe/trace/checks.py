@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 _MAGIC = b"DYNC"
 _END = b"PAR1"
+_LONGEST, _PIECE = 2**28, 2**22
+"""Bytes that a footer may have; bytes that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,12 @@ def read_footer(file: BinaryIO) -> tuple[int, bytes]:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 8))
     end = file.read()
-    start = size - 8 - int.from_bytes(end[:4], "little")
+    long = int.from_bytes(end[:4], "little")
+    start = size - 8 - long
     if end[4:] != _END or start < len(_END):
         raise OSError("it does not end as a Parquet file does")
+    if long > _LONGEST:
+        raise OSError(f"its footer has {long:,} bytes, at most {_LONGEST:,} are read")
     file.seek(start)
     return start, file.read()
 
@@ -58,9 +63,12 @@ def chunk_places(about: pq.FileMetaData) -> list[tuple[int, int]]:
 
 
 def crc_of(file: BinaryIO, place: int, size: int) -> int:
-    """CRC-32 of a part of a file; of what is there where it ends before."""
+    """CRC-32 of a part of a file, read piece by piece; of what is there where it ends before."""
     file.seek(place)
-    return zlib.crc32(file.read(max(0, min(size, os.fstat(file.fileno()).st_size - place))))
+    left, found = max(0, min(size, os.fstat(file.fileno()).st_size - place)), 0
+    while left and (piece := file.read(min(left, _PIECE))):
+        left, found = left - len(piece), zlib.crc32(piece, found)
+    return found
 
 
 def append_checks(file: BinaryIO) -> None:

@@ -1,13 +1,18 @@
-"""What of a trace cannot be read: named by file and place, with the rows that are missing."""
+"""What of a trace cannot be read: damaged parts, by file and place, with the rows that are missing; and what would take
+more memory than there is."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+
+from dyn_probe.errors import TraceError
 
 REFUSED = (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError)
 """What Arrow raises for bytes that it cannot read."""
@@ -36,3 +41,43 @@ def warn_of(run: Path, found: Iterable[Damage]) -> None:
     """One ``RuntimeWarning`` for each damaged part; what is whole has been read."""
     for one in found:
         warnings.warn(f"{run}: {one}", RuntimeWarning, stacklevel=5)
+
+
+ROOM = 0.5
+"""Share of the free memory that one table may take."""
+LONGEST_TEXT = 2**26
+"""Bytes that ``run.json`` may have."""
+
+
+def free_memory() -> int | None:
+    """Bytes that this process can take: what the system has free, less where it is limited; None where that is not
+    known."""
+    found = []
+    with suppress(OSError, TypeError, ValueError):
+        told = Path("/proc/meminfo").read_text(encoding="ascii")
+        found.append(1024 * int(re.search(r"MemAvailable:\s+(\d+) kB", told)[1]))  # type: ignore[index]
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, taken = ((group / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
+        found.append(int(limit) - int(taken))
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limited, _ = resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        found += [] if limited == resource.RLIM_INFINITY else [limited - pages * resource.getpagesize()]
+    return max(0, min(found)) if found else None
+
+
+def refuse_large(what: str, size: int) -> None:
+    """Refuse what would take more memory than there is room for, before any of it is taken.
+
+    Raises:
+        TraceError: says how much, and how to read a part.
+    """
+    free = free_memory()
+    if free is not None and size > ROOM * free:
+        raise TraceError(
+            f"{what} would take {size / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free; read a part "
+            'of the trace: load_trace(run, columns=["pairs.step", "pairs.loss"], steps=slice(0, 1000))'
+        )

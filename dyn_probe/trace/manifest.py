@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dyn_probe.errors import TraceError, on_one_line
+from dyn_probe.trace.damage import LONGEST_TEXT
 from dyn_probe.trace.failures import naming
 from dyn_probe.trace.run_fields import OWN, Manifest
 from dyn_probe.trace.run_folder import RUN_FILE, refuse_link_out, scratch_file, spare_file
@@ -82,6 +83,8 @@ def read_manifest(run: Path) -> dict[str, Any]:
         if (run / RUN_FILE).exists() and not (run / RUN_FILE).is_file():
             raise TraceError(f"{wanted}; {run / RUN_FILE} is not a file")
         refuse_link_out(run, run / RUN_FILE)
+        if (size := (run / RUN_FILE).stat().st_size) > LONGEST_TEXT:
+            raise TraceError(f"{wanted}; {run / RUN_FILE} has {size:,} bytes, at most {LONGEST_TEXT:,} are read")
         content = json.loads((run / RUN_FILE).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise TraceError(f"{wanted}; {run} has no {RUN_FILE}") from None

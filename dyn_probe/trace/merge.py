@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from dyn_probe.errors import TraceError, on_one_line
-from dyn_probe.trace.arrow_rows import arrow_schema
-from dyn_probe.trace.damage import Damage
+from dyn_probe.trace.arrow_rows import arrow_schema, row_size
+from dyn_probe.trace.damage import Damage, refuse_large
 from dyn_probe.trace.failures import naming
 from dyn_probe.trace.manifest import read_manifest, typed
 from dyn_probe.trace.parquet import (
@@ -77,7 +77,7 @@ def collect(run: Path, table: Table, wanted: Selection = EVERYTHING) -> TableRow
 def _stream(run: Path, name: StreamName) -> StreamRows | None:
     path = run / STREAMS / name.file
     try:
-        return read_stream(_inside(run, path), arrow_schema(TABLES[name.table]))
+        return read_stream(_inside(run, path), TABLES[name.table])
     except FileNotFoundError:
         return None  # merged since the folder was listed: its rows are in the Parquet file
     except OSError as error:
@@ -89,7 +89,7 @@ def _parquet(run: Path, table: Table, manifest: Manifest, wanted: Selection) -> 
     columns = wanted.read(table)
     try:
         older = [alias for alias, name in table.aliases.items() if columns and name in columns]
-        found = read_parquet(_inside(run, path), columns and [*columns, *older], wanted.steps)
+        found = read_parquet(_inside(run, path), table, columns and [*columns, *older], wanted.steps)
         if columns is None and not found.damage and _was_changed(run, path, manifest):
             found = replace(found, damage=(Damage(path.name, CHANGED, 0),))
     except FileNotFoundError:
@@ -141,6 +141,7 @@ def _conform(data: pa.Table | None, table: Table, file: str, names: Sequence[str
             f"{file} has columns that table {table.name!r} does not have: {named or 'one of them twice'}; "
             f"read it with the version of dyn-probe that wrote it"
         )
+    refuse_large(f"{file}: {len(data):,} rows", len(data) * row_size(schema))
     columns = [
         data[column.name] if column.name in data.column_names else pa.nulls(len(data), column.type) for column in schema
     ]

@@ -114,6 +114,34 @@ def message_end(content: bytes, start: int) -> int | None:
         return None
 
 
+def is_compressed(content: bytes, start: int) -> bool:
+    """Whether the record batch at ``start`` has compressed buffers, as its flatbuffer says: they would unpack to what
+    they like. (Table ``Message``: header at field 2; table ``RecordBatch``: compression at field 3.)
+
+    Raises:
+        ValueError: the metadata end before what they point at.
+    """
+    size = int.from_bytes(content[start + 4 : start + 8], "little")
+    metadata = content[start + 8 : start + 8 + size]
+    root = _number(metadata, 0, 4)
+    header = _field(metadata, root, 2)
+    return header is not None and _field(metadata, header + _number(metadata, header, 4), 3) is not None
+
+
+def _field(metadata: bytes, table: int, number: int) -> int | None:
+    """Where a flatbuffer table has one of its fields; None where it has it not."""
+    vtable = table - _number(metadata, table, 4, signed=True)
+    if 4 + 2 * number >= _number(metadata, vtable, 2):
+        return None
+    return table + offset if (offset := _number(metadata, vtable + 4 + 2 * number, 2)) else None
+
+
+def _number(metadata: bytes, place: int, wide: int, signed: bool = False) -> int:
+    if not 0 <= place <= len(metadata) - wide:
+        raise ValueError("the metadata of a message point beyond their end")
+    return int.from_bytes(metadata[place : place + wide], "little", signed=signed)
+
+
 def batch_at(content: bytes, start: int) -> Batch | None:
     """The sealed batch at ``start``; None where its metadata are not whole."""
     size = int.from_bytes(content[start + 4 : start + 8], "little")

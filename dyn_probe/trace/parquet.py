@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dyn_probe.errors import TraceError, WriteFailed, on_one_line
+from dyn_probe.trace.arrow_rows import arrow_schema, row_size, spelt_out, text_size
 from dyn_probe.trace.checks import Checks, append_checks, chunk_places, crc_of, read_checks, read_footer
-from dyn_probe.trace.damage import REFUSED, Damage
+from dyn_probe.trace.damage import REFUSED, Damage, refuse_large
 from dyn_probe.trace.run_fields import FileCheck
 from dyn_probe.trace.run_folder import scratch_file
-from dyn_probe.trace.schema import SCHEMA_VERSION
+from dyn_probe.trace.schema import SCHEMA_VERSION, Table
 from dyn_probe.trace.selection import Steps
 from dyn_probe.trace.typed import entry, needed, read
 
@@ -88,15 +89,18 @@ def write_parquet(path: Path, data: pa.Table, about: Merged) -> None:
         raise WriteFailed(f"cannot write {path}: {why}; the streams beside it hold its rows") from error
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None, steps: Steps | None = None) -> FileRows:
+def read_parquet(
+    path: Path, table: Table, columns: Sequence[str] | None = None, steps: Steps | None = None
+) -> FileRows:
     """The rows of a file whose checks hold.
 
     Args:
+        table: what it holds.
         columns: names of those to read (default: all); others are not touched.
         steps: row groups that hold none of these are not touched; the others are read whole.
 
     Raises:
-        TraceError: it is no Parquet file, not ours, or its footer is damaged.
+        TraceError: it is no Parquet file, not ours, its footer is damaged, or it would take more memory than there is.
         FileNotFoundError: there is none.
     """
     with path.open("rb") as handle:
@@ -105,16 +109,18 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, steps: Steps 
             checks = read_checks(handle, start, footer)
             if checks and not checks.footer:
                 raise TraceError(f"{path}: its footer (from byte {start} on) is damaged; none of its rows can be read")
-            file = pq.ParquetFile(handle, page_checksum_verification=True)
+            file = _opened(handle)
             about = _described(file.metadata.metadata)
             if about is None:
                 raise TraceError(f"{path} was not written by dyn-probe: it names no streams; move it out of the trace")
             groups = [group for group in range(file.num_row_groups) if steps is None or _holds(file, group, steps)]
-            schema = file.schema_arrow
+            schema = pa.schema([field.with_type(spelt_out(field.type)) for field in file.schema_arrow])
             if len(set(schema.names)) < len(schema.names):
                 raise TraceError(f"{path} has several columns of one name; no recorder writes that: move it away")
             names = [name for name in schema.names if columns is None or name in columns]
-            found = _read_groups(Part(file, handle, checks, schema, names, path.name), groups)
+            part = Part(file, handle, checks, schema, names, path.name)
+            _refuse_large(part, groups, table)
+            found = _read_groups(part, groups)
         except REFUSED as error:
             raise TraceError(f"{path} cannot be read as Parquet: {on_one_line(error)}") from error
     unchecked = about.schema_version > 1 and checks is None
@@ -145,6 +151,15 @@ def is_as_closed(path: Path, check: FileCheck) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == check.sha256
 
 
+def _opened(handle: BinaryIO) -> pq.ParquetFile:
+    """The file, whose texts come as dictionaries: one long text in many rows is held once until it is known what all
+    rows of it take."""
+    about = pq.read_metadata(handle)
+    leaves = (about.schema.column(number) for number in range(len(about.schema)))
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    return pq.ParquetFile(handle, metadata=about, read_dictionary=texts, page_checksum_verification=True)
+
+
 def _described(metadata: dict[bytes, bytes] | None) -> Merged | None:
     problems: list[str] = []
     try:
@@ -153,6 +168,23 @@ def _described(metadata: dict[bytes, bytes] | None) -> Merged | None:
         return None
     found = read(Merged, content, "", problems)
     return None if problems else found
+
+
+def _refuse_large(part: Part, groups: list[int], table: Table) -> None:
+    """Refuse by what the footer declares: columns of other types than a recorder writes, rows that do not fit into
+    memory, pages that unpack to more than that."""
+    about = [part.file.metadata.row_group(group) for group in groups]
+    kept = [part.schema.field(name) for name in part.columns]
+    wanted = pa.schema([field for field in kept if field.name in (*table.names, *table.aliases)])
+    rows, known = sum(one.num_rows for one in about), {name: arrow_schema(table).field(name) for name in table.names}
+    whole = pa.schema([known.get(table.aliases.get(field.name, field.name), field) for field in wanted])
+    chunks = [
+        [one.column(number) for number, _ in _chunks(part, group)] for group, one in zip(groups, about, strict=True)
+    ]
+    values = sum(chunk.num_values for several in chunks for chunk in several)  # of lists too
+    refuse_large(f"{part.name}: {rows:,} rows", max(rows * row_size(whole), 16 * values))
+    largest = max((sum(chunk.total_uncompressed_size for chunk in several) for several in chunks), default=0)
+    refuse_large(f"{part.name}: its largest row group", largest)
 
 
 def _holds(file: pq.ParquetFile, group: int, steps: Steps) -> bool:
@@ -240,10 +272,15 @@ def _place(part: Part, group: int, number: int) -> str:
 
 def _rows(part: Part, groups: list[int]) -> pa.Table:
     """Row groups, read in parts: what a footer declares takes no memory before its pages bear it out."""
-    file, names = part.file, part.columns
-    batches = list(file.iter_batches(_GROUP_ROWS, row_groups=groups, columns=names)) if groups else []
+    file, names, texts, batches = part.file, part.columns, 0, []
     schema = pa.schema([part.schema.field(name) for name in names])
-    table = pa.Table.from_batches([batch.select(names) for batch in batches], schema=schema)
+    for batch in file.iter_batches(_GROUP_ROWS, row_groups=groups, columns=names) if groups else ():
+        columns = [batch[name] for name in names]
+        texts += sum(map(text_size, columns))
+        refuse_large(f"{part.name}: its texts", texts)
+        whole = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
+        batches.append(pa.RecordBatch.from_arrays(whole, schema=schema))
+    table = pa.Table.from_batches(batches, schema=schema)
     table.validate(full=True)
     declared = sum(file.metadata.row_group(group).num_rows for group in groups)
     if len(table) != declared:

@@ -147,6 +147,15 @@ class CertificateInfo:
 
 
 @dataclass(frozen=True)
+class PrecisionInfo:
+    """The comparison of numbers that were computed in half precision with float64; `steps` has its results."""
+
+    type: str | None = entry("type that gradients are computed in: bfloat16, float16")
+    method: str | None = entry("what is compared with what")
+    skipped: str | None = entry("why it was not done, at the last try")
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """The held-out pairs after the last step; the columns `eval_*` of `steps` have them before a step."""
 
@@ -243,6 +252,7 @@ class Manifest:
     versions: dict[str, str] = entry("versions of dyn_probe, torch and python", factory=dict)
     warmup: dict[str, float] = entry("stage of the warm-up → its last loss (nats)", factory=dict)
     certificate: CertificateInfo | None = entry("the comparison with plain autograd")
+    precision: PrecisionInfo | None = entry("with half precision: the comparison with float64")
     held_out: HeldOut | None = entry("the held-out pairs after the last step")
     mass: MassInfo | None = entry("the probe responses")
     scan: ScanInfo | None = entry("with `dyn-probe scan`: the checkpoints")

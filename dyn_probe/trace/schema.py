@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from dyn_probe.trace.column_types import GRAD, INNER, PAIR, RANK, SEQ, STEP, Column, Table, real
 from dyn_probe.trace.response_tables import DISTRIBUTIONS, MASS, TOKENS
-from dyn_probe.trace.step_tables import FINAL, GRAMS, PUSHES
+from dyn_probe.trace.step_tables import FINAL, GRAMS, PRECISION, PUSHES
 
 __all__ = ["CASES", "RANK", "SCHEMA_VERSION", "TABLES", "UNDEFINED", "Column", "Table"]
 
@@ -209,6 +209,7 @@ STEPS = Table(
         real("law1_error", "1", "relative error of cᵀKc = ‖∇loss‖² where the full Gram was recorded"),
         real("law7_error", "1", "largest |rounding| / Σ|parts| of the step's pushes: parts against stored weights"),
         real("law7_share", "share", "share of the trained weights that this was checked on"),
+        *PRECISION,
         real("kappa_error", "1", "relative error of ‖G‖² = κ²cᵀKc, G the gradient that the optimizer saw"),
         Column(
             "not_finite",

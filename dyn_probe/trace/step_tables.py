@@ -22,6 +22,26 @@ GRAMS = Table(
     ),
 )
 
+PRECISION = (
+    real(
+        "norm_error",
+        "1",
+        "largest relative error of ‖g_w‖, ‖g_l‖ of one pair of the step, against the same weights in float64; where "
+        "gradients are computed in half precision, at the 1st, 2nd, 4th, 8th, … recorded step",
+    ),
+    real("inner_error", "1", "error of that pair's ⟨g_w, g_l⟩, in parts of ‖g_w‖‖g_l‖"),
+    real("cosine_error", "1", "error of its grad_cosine"),
+    real("logp_error", SEQ, "larger error of its a and b"),
+    real(
+        "underflow_share",
+        "share",
+        "share of the non-zero entries of the loss's gradient by the outputs of its half-precision modules, as float64 "
+        "has them, that are below the smallest normal number of the type (loss scale included)",
+    ),
+    real("overflow_share", "share", "the same above the type's largest number"),
+)
+"""What half precision does to one pair's numbers."""
+
 SIDE = Column("side", "string", "", "chosen or rejected: the response that was pushed", required=True)
 
 METRIC = "applied: P of this step; previous: P of the step before, in which own parts, past and decay alone are known"

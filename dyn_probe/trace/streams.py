@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dyn_probe.errors import TraceError, WriteFailed
-from dyn_probe.trace.damage import REFUSED, Damage
+from dyn_probe.errors import TraceError, WriteFailed, on_one_line
+from dyn_probe.trace.arrow_rows import arrow_schema, misfit
+from dyn_probe.trace.damage import REFUSED, Damage, refuse_large
 from dyn_probe.trace.failures import naming
 from dyn_probe.trace.messages import (
     Batch,
@@ -19,10 +20,12 @@ from dyn_probe.trace.messages import (
     batch_message,
     head_crc,
     head_message,
+    is_compressed,
     is_sealed,
     message_end,
     next_batch,
 )
+from dyn_probe.trace.schema import Table
 
 
 class StreamFile:
@@ -86,41 +89,63 @@ class StreamRows:
     damage: tuple[Damage, ...] = ()
 
 
-def read_stream(path: Path, schema: pa.Schema) -> StreamRows:
+def read_stream(path: Path, table: Table) -> StreamRows:
     """All whole batches of a stream.
 
     A stream without seals, as schema version 1 had it, is read up to the first batch that is cut off or fails Arrow's
     full validation.
 
     Args:
-        schema: what a stream of this table holds today; its batches are read by it where its own head is damaged.
+        table: what it holds; batches are read by the schema of today where the stream's own head is damaged.
+
+    Raises:
+        TraceError: it is larger than there is room for, has columns of types that no recorder writes, or compressed
+            buffers.
     """
+    refuse_large(str(path), path.stat().st_size)
     content = path.read_bytes()
-    return _read_sealed(content, path, schema) if is_sealed(content) else _read_unsealed(content)
+    return _read_sealed(content, path, table) if is_sealed(content) else _read_unsealed(content, path, table)
 
 
-def _read_unsealed(content: bytes) -> StreamRows:
+def _refuse(path: Path, table: Table, schema: pa.Schema) -> None:
+    if why := misfit(table, schema):
+        raise TraceError(f"{path.name} does not fit table {table.name!r}: {on_one_line(why)}")
+
+
+def _plain(content: bytes, start: int, path: Path) -> None:
+    """See that a batch is not compressed: no recorder writes such batches."""
+    if is_compressed(content, start):
+        raise TraceError(f"{path.name}: the batch at byte {start} is compressed, which no recorder writes")
+
+
+def _read_unsealed(content: bytes, path: Path, table: Table) -> StreamRows:
     source = pa.BufferReader(content)
     batches: list[pa.RecordBatch] = []
     schema, end = None, 0
     try:
         with pa.ipc.open_stream(source) as stream:
             schema, end = stream.schema, source.tell()
-            for batch in stream:
+            _refuse(path, table, schema)
+            while message_end(content, end) is not None:
+                _plain(content, end, path)
+                batch = stream.read_next_batch()
                 batch.validate(full=True)
                 batches.append(batch)
                 end = source.tell()
-    except REFUSED:
+    except (*REFUSED, StopIteration):
         pass  # a torn tail: what came before it is whole, and the caller learns how many bytes are not
     return StreamRows(None if schema is None else pa.Table.from_batches(batches, schema=schema), len(content) - end)
 
 
-def _read_sealed(content: bytes, path: Path, schema: pa.Schema) -> StreamRows:
+def _read_sealed(content: bytes, path: Path, table: Table) -> StreamRows:
+    schema = arrow_schema(table)
     file, end = f"{path.parent.name}/{path.name}", message_end(content, 0)
     crc = head_crc(content[:end])
     if crc is not None and end is not None:
         with suppress(*REFUSED):
-            return _read_batches(content, end, 0, pa.ipc.read_schema(pa.py_buffer(content[:end])), crc, file)
+            own = pa.ipc.read_schema(pa.py_buffer(content[:end]))
+            _refuse(path, table, own)
+            return _read_batches(content, end, 0, own, crc, file)
     first = next_batch(content, 0)
     if first is None:
         damage = [] if end is None else [Damage(file, f"its head (bytes 0 to {end - 1}) is damaged", None)]
@@ -162,6 +187,8 @@ def _decoded(content: bytes, found: Batch, schema: pa.Schema, crc: bytes | None)
     if not found.whole or found.head != crc:
         return None
     try:
+        if is_compressed(content, found.start):
+            return None
         batch = pa.ipc.read_record_batch(pa.py_buffer(content).slice(found.start, found.end - found.start), schema)
         batch.validate(full=True)
     except REFUSED:

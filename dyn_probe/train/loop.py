@@ -149,6 +149,7 @@ def train_step(run: Run, step: int) -> str:
     if step == run.first and run.probe.noise_floor is None:
         with setup.autocast():
             run.probe.measure_noise(step, batches[0])
+    run.probe.measure_precision(step, batches[0])
     befores = evaluated(run, step, batches)
     run.optimizer.step()
     if run.probe.records(step):

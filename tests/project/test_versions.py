@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dyn_probe import errors
-from dyn_probe.errors import FLOORS, BadInput, check_versions
+from dyn_probe.errors import FLOORS, NEWEST, BadInput, check_versions
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def test_the_floors_are_those_of_the_metadata() -> None:
 @pytest.mark.parametrize(
     ("versions", "words"),
     [
-        ({"torch": "2.7.1+cpu"}, "does not work with torch 2.7.1+cpu; write: pip install 'torch>=2.8'"),
+        ({"torch": "2.10.1+cpu"}, "does not work with torch 2.10.1+cpu; write: pip install 'torch>=2.11'"),
         ({"pandas": "2.1.4", "pyarrow": "16.1.0"}, "pandas 2.1.4, pyarrow 16.1.0; .*'pandas>=2.2' 'pyarrow>=17.0'"),
         ({"transformers": "4.57.3"}, "transformers 4.57.3; write: pip install 'transformers>=5.0'"),
     ],
@@ -36,7 +36,28 @@ def test_older_packages_are_named(versions: dict[str, str], words: str, monkeypa
         check_versions()
 
 
-def test_newer_ones_and_missing_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newer_ones_are_said_once_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"torch": "2.99.0+cpu", "pandas": "3.1.9", "pyarrow": "26.0.1", "transformers": "6.0.dev0"}
+    monkeypatch.setattr(errors, "version", found.__getitem__)
+    monkeypatch.setattr(errors, "_SAID", set())
+    with pytest.warns(
+        RuntimeWarning, match="untested with torch 2.99.0.cpu .up to 2.13., transformers 6.0.dev0"
+    ) as seen:
+        check_versions()
+        check_versions()
+    assert len(seen) == 1 and "pandas" not in str(seen[0].message)
+
+
+def test_the_environment_of_the_tests_is_a_tested_one(recwarn: pytest.WarningsRecorder) -> None:
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    for name, newest in NEWEST.items():
+        assert (*map(int, pinned[name].split(".")[:2]),) <= newest
+    check_versions()
+    assert not recwarn.list
+
+
+@pytest.mark.filterwarnings("ignore:untested with")
+def test_newer_ones_and_missing_ones_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         if name == "torch":
             raise errors.PackageNotFoundError

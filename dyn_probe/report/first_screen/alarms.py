@@ -16,11 +16,12 @@ ALARMS: tuple[Callable[[Trace], list[Verdict]], ...] = (
     status.law1,
     what_moved.untrusted,
     status.not_finite,
+    status.precision,
     status.damaged,
     status.unwritten,
 )
 """Statements whose warnings stand above the headline: the two laws that are checked while a run is recorded, the
-comparison with plain autograd, numbers that are not finite, rows that are missing."""
+comparison with plain autograd, numbers that are not finite, or that half precision leaves unsure, missing rows."""
 
 
 def alarms(trace: Trace) -> list[str]:

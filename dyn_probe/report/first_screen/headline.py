@@ -11,7 +11,7 @@ from dyn_probe.report.basis import BASES, basis_of, case_of, completed
 from dyn_probe.report.changes import Change, run_change
 from dyn_probe.report.first_screen.own_steps import own_share
 from dyn_probe.report.first_screen.trouble import trouble
-from dyn_probe.report.frames import finite, median, numbers, share
+from dyn_probe.report.frames import finite, half_errors, median, numbers, share
 from dyn_probe.report.push_parts import Balance, balance, means, of_side
 from dyn_probe.report.verdicts.movement import STILL
 from dyn_probe.report.verdicts.verdict import percent, sig
@@ -150,7 +150,12 @@ def confidence(trace: Trace) -> str:
     """How the headline was obtained: pairs and basis, first order against measured, certificate, error of the balance;
     only what is known."""
     moved = run_change(trace)
-    said = [f"Medians over {moved.basis}" if moved is not None else "", _first_order(trace), _certified(trace)]
+    said = [
+        f"Medians over {moved.basis}" if moved is not None else "",
+        _first_order(trace),
+        _certified(trace),
+        _in_half(trace),
+    ]
     found = balance(trace, own=False, side=trouble(trace) or "chosen")
     if found is not None and np.isfinite(found.error):
         size, error = (sig(100 * number, DIGITS) for number in (found.excess, found.excess_error))
@@ -178,3 +183,10 @@ def _certified(trace: Trace) -> str:
         return ""
     agrees = "agree" if found.max_relative_error <= found.tolerance else "DISAGREE"
     return f"gradients {agrees} with autograd to {sig(found.max_relative_error, DIGITS)}"
+
+
+def _in_half(trace: Trace) -> str:
+    """What half precision does to the cosine."""
+    error, about = half_errors(trace).get("cosine_error"), trace.about.precision
+    kind = about.type if about is not None and about.type else "half precision"
+    return "" if error is None else f"cosine ± {sig(error, DIGITS)} ({kind})"

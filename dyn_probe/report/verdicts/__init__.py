@@ -96,6 +96,7 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
         status.certificate,
         status.law1,
         status.not_finite,
+        status.precision,
         status.fallbacks,
         data_read.left_out,
         data_read.tokens,

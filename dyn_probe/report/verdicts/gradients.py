@@ -8,8 +8,8 @@ import numpy as np
 
 from dyn_probe.report import pair_columns
 from dyn_probe.report.changes import span, step_span
-from dyn_probe.report.frames import finite, median, numbers, share, tenths
-from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, quartiles, say, sig
+from dyn_probe.report.frames import finite, half_errors, median, numbers, share, tenths
+from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, quartiles, say, sig, within
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -30,8 +30,9 @@ def alignment(trace: Trace) -> list[Verdict]:
     low, middle, high = np.quantile(cosine, (0.25, 0.5, 0.75))
     before = float("nan") if parts is None else median(numbers(trace.pairs[parts.first], "grad_cosine"))
     since = "" if parts is None else f" In {span(parts.first_steps)} the median cosine was {sig(before)}."
+    error = half_errors(trace).get("cosine_error", float("nan"))
     sentence = (
-        f"In {step_span(rows)} the chosen and rejected gradients have a median cosine of {sig(middle)} "
+        f"In {step_span(rows)} the chosen and rejected gradients have a median cosine of {within(middle, error)} "
         f"({quartiles(low, high)}) and a median norm ratio ‖g_w‖/‖g_l‖ of {sig(ratio)}.{since}"
     )
     return say(

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dyn_probe.report.availability import missing, remedy
-from dyn_probe.report.frames import finite, numbers, share
+from dyn_probe.report.frames import finite, half_errors, numbers, share
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig
-from dyn_probe.trace.run_fields import CertificateInfo
+from dyn_probe.trace.run_fields import CertificateInfo, PrecisionInfo
 from dyn_probe.trace.schema import TABLES, UNDEFINED
 
 if TYPE_CHECKING:
@@ -146,6 +146,41 @@ def _bad_columns(table: pa.Table) -> dict[str, int]:
         if bad and (many := pc.sum(pc.invert(pc.is_finite(values))).as_py()):
             found[name] = many
     return found
+
+
+UNSURE, LOST = 0.05, 0.5
+"""Error of the cosine, and share of gradient entries that underflow, from which on half precision is warned of."""
+
+
+def precision(trace: Trace) -> list[Verdict]:
+    """What half precision does to the numbers: one pair at a few steps against float64, and what its gradients lose."""
+    about = trace.about.precision or PrecisionInfo()
+    found, kind = half_errors(trace), about.type or "half precision"
+    if not found:
+        why = f"How exact numbers that are computed in {kind} are was not measured: {about.skipped}."
+        return say("note", why, "precision in run.json") if about.skipped else []
+    checks = int(np.isfinite(numbers(trace.steps, "cosine_error")).sum())
+    lost, beyond = (finite(numbers(trace.steps, f"{name}_share")) for name in ("underflow", "overflow"))
+    worst, over = float(lost.max(initial=0.0)), float(beyond.max(initial=0.0))
+    ranges = [f"{percent(worst)} below its smallest normal number"] if worst else []
+    ranges += [f"{percent(over)} above its largest"] if over else []
+    more = f" Of the entries of the loss's gradient up to {' and '.join(ranges)} ({kind})." if ranges else ""
+    bad = found["cosine_error"] > UNSURE or lost[-1:].max(initial=0.0) > LOST or beyond[-1:].max(initial=0.0) > 0
+    norm, inner = (f"{sig(100 * found[f'{name}_error'], 2)}%" for name in ("norm", "inner"))
+    return say(
+        "warning" if bad else "note",
+        f"Cosine ± {sig(found['cosine_error'], 2)}, gradient norms ± {norm}, inner product ± {inner} of ‖g_w‖‖g_l‖, "
+        f"log-probabilities ± {sig(found['logp_error'], 2)} nats/sequence ({kind}): the largest of "
+        f"{count(checks, 'comparison')} of a pair with float64.{more}",
+        "one pair of the 1st, 2nd, 4th, … recorded step again with the weights in float64",
+        *(Number(name, name.replace("_", " "), value, _UNITS.get(name, "1")) for name, value in found.items()),
+        Number("underflow", "gradient entries below the smallest normal number, at most", worst, "share"),
+        Number("overflow", "gradient entries above the largest number, at most", over, "share"),
+        Number("n", "n", checks, "comparisons"),
+    )
+
+
+_UNITS = {"logp_error": "nats/sequence"}
 
 
 def fallbacks(trace: Trace) -> list[Verdict]:

@@ -65,6 +65,17 @@ def sig(value: float, digits: int = 3) -> str:
     return ("−" if value < 0 else "") + text
 
 
+def within(value: float, error: float, digits: int = 3) -> str:
+    """The same without digits beyond the first one of its error: 0.1234 ± 0.02 is 0.12. An error of 0 or NaN takes
+    none away."""
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0) or value == 0:
+        return sig(value, digits)
+    place = math.floor(math.log10(error))
+    if not (rounded := round(value, -place)):
+        return f"{0:.{max(0, -place)}f}"
+    return sig(rounded, min(digits, math.floor(math.log10(abs(rounded))) - place + 1))
+
+
 def signed(value: float, digits: int = 3) -> str:
     """The same with its sign: +0.012, −1.3."""
     return sig(value, digits) if value <= 0 or math.isnan(value) else "+" + sig(value, digits)
@@ -87,12 +98,12 @@ def percent(value: float) -> str:
     return f"{rounded}%"
 
 
-def written(number: Number) -> str:
-    """A number with its unit, as the report's small print shows it."""
+def written(number: Number, error: float = math.nan) -> str:
+    """A number with its unit, as the report's small print shows it, without digits beyond its error."""
     if number.unit == "share":
         return percent(number.value)
     unit = "" if number.unit in ("", "1") else f" {number.unit}"
-    return sig(number.value) + unit
+    return within(number.value, error) + unit
 
 
 def quartiles(low: float, high: float) -> str:

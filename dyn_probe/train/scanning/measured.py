@@ -124,6 +124,8 @@ def measure(
                     **columns | difference_columns(tokens, batch),  # type: ignore[arg-type]
                 )
                 losses.mean().backward()
+            if not start:
+                probe.measure_precision(at.step, batch)
             setup.model.zero_grad(set_to_none=True)
             advance(batch.pairs)
 
