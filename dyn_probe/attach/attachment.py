@@ -82,8 +82,7 @@ class Attachment:
         self.window = LogWindow(trainer, kind, self.writer, self.plain_reference)
         self.grad_norm: float | torch.Tensor | None = None
         self.step, self._began = 0, 0.0
-        self._scored: list[int] = []
-        """Pairs of each batch of the step that is not recorded, but in the table ``scores``."""
+        self._scored: list[int] = []  # pairs of each batch of a step that is not recorded, but in the table `scores`
         self._befores: list[Any] = []
         self._clip = trainer.accelerator.clip_grad_norm_
         self._put_in_between()
