@@ -78,7 +78,9 @@ def worst_step(rows: pd.DataFrame) -> tuple[float, float]:
     """Share of ``Σ (realised − total)²`` that one step has, and the correlation without that step."""
     squares = (rows["realised"] - rows["total"]).pow(2).groupby(rows["step"]).sum()
     others = rows[rows["step"] != squares.idxmax()]
-    return float(squares.max() / squares.sum()), agreement(numbers(others, "total"), numbers(others, "realised")).pearson
+    return float(squares.max() / squares.sum()), agreement(
+        numbers(others, "total"), numbers(others, "realised")
+    ).pearson
 
 
 def majority(trace: Trace, realised: bool) -> tuple[int, str]:
