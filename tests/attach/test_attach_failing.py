@@ -79,7 +79,7 @@ def test_a_refusal_names_its_reason(monkeypatch, trainer, words):
 def test_a_refused_trainer_trains(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("dyn_probe.attach.trl.refusal", lambda trainer: "too round")
     trainer = runs.recorded(tmp_path)
-    assert "not recorded, the training goes on: too round" in capfd.readouterr().err
+    assert "not recorded, the training continues: too round" in capfd.readouterr().err
     assert not (tmp_path / "run").exists() and len(runs.logged(trainer)) == 2
 
 
