@@ -60,8 +60,7 @@ def adapter_base(folder: Path) -> str:
     if path.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1:
         raise BadInput(
             f"the adapter folder {folder} needs its base model {base!r}, which is not a folder here; put the model "
-            "there, "
-            f"or write where it is as base_model_name_or_path into {folder / ADAPTER}"
+            f"there, or write where it is as base_model_name_or_path into {folder / ADAPTER}"
         )
     return base
 

@@ -169,8 +169,7 @@ def hub_or_refuse(kind: str, name: str, option: str, near: str = "") -> bool:
     known = {"model": BUILT_IN, "dataset": f"generated data ({GENERATED[0]}, …)"}[kind]
     raise BadInput(
         f"{option} {name!r}{near} is neither a folder or file here nor {what} in the hub's local cache, and {why}; "
-        "wanted "
-        f"{known}, a path, or a hub id that can be reached"
+        f"wanted {known}, a path, or a hub id that can be reached"
     )
 
 

@@ -137,7 +137,7 @@ def test_a_manifest_survives_its_file(two: Any, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is not the manifest of an arm"):
         arm_of(plain_arm(found[0]) | {"unheard": 1})
     (tmp_path / "bad.jsonl").write_text("{")
-    with pytest.raises(BadInput, match=r"bad\.jsonl:1 is no JSON"):
+    with pytest.raises(BadInput, match=r"bad\.jsonl:1 is not JSON"):
         read_collection([tmp_path / "bad.jsonl"])
 
 
