@@ -1,16 +1,21 @@
 """How far the recorded pushes explain what was measured, run by run.
 
     python benchmarks/explained.py RUN… [--top 15]
+    python benchmarks/explained.py --record FOLDER [--out benchmarks/results/explained.md]
 
-For every run: the share of rows in which the total push has the sign of the realised change, and their correlation,
-for both sides; the case that most rows are in with every realised column removed, beside the realised one; and how
-many of the pairs that fell most over the run are among the first by the sums of their pushes. The two sides of each
-comparison were obtained apart: totals from gradients and the weights' change, realised changes by further forwards.
+For every run, a row of a Markdown table: the share of rows in which the total push has the sign of the realised
+change, and their correlation, for both sides; how much of the squared difference of the two is one step's; the case of
+most rows, by measurement and with every realised column removed; and how many of the pairs whose chosen response fell
+most over the run are among the first by the sums of their total pushes, and by their measured change between recorded
+rows. The two sides of each comparison were obtained separately: totals from gradients and the weights' change,
+realised changes by further forward passes. ``--record`` trains the runs of RUNS (built-in model, some twenty seconds
+each; those that are in FOLDER already are kept) and compares them.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +27,60 @@ from dyn_probe.report.basis import BASES, basis_of, case_of, completed
 from dyn_probe.report.frames import finite, numbers
 from dyn_probe.report.pair_columns import SIDES
 from dyn_probe.report.push_parts import of_side
-from dyn_probe.report.ranked import ranked_pairs, run_rows
+from dyn_probe.report.ranked import RANKINGS, ranked_pairs, run_rows
 from dyn_probe.trace.reader import Trace
+
+SHORT = ("--steps", "40", "--max-pairs", "120")
+METHODS: dict[str, tuple[str, ...]] = {
+    "dpo": (),
+    "dpo-beta-0.5": ("--beta", "0.5"),
+    "gate-seq": ("--shaping", "gate-seq"),
+    "dpop": ("--objective", "dpop"),
+    "adadpo": ("--shaping", "adadpo"),
+    "dpo_shift": ("--objective", "dpo_shift"),
+    "pairwise-normalised": ("--shaping", "pairwise-normalised"),
+}
+STYLES = ("single-token", "short-suffix", "long-suffix", "prefix-suffix")
+RUNS: dict[str, tuple[str, ...]] = {
+    "demo": ("--max-pairs", "200", "--update"),
+    **{style: (*SHORT, "--data", f"sentiment:{style}") for style in STYLES},
+    **{f"{name}-{s}": (*SHORT, *given, "--seed", str(s)) for name, given in METHODS.items() for s in (0, 1)},
+    "dpo-0-lr-1e-4": (*SHORT, "--lr", "1e-4"),
+    "dpo-0-lr-5e-5": (*SHORT, "--lr", "5e-5"),
+    "every-pair": (*SHORT, "--batch-size", "108"),
+}
+"""Name of a run → what follows `dyn-probe record`. The last three are for what is missed: smaller steps, and a run in
+which every pair is recorded at every step."""
+
+HEAD = (
+    "run", "rows", "sign, r: chosen", "sign, r: rejected", "worst step's share of the squared difference",
+    "r without it", "case: measured, without realised columns", "pairs, rows of each", "first {top}: pushes, fall",
+)  # fmt: skip
+
+
+def record(folder: Path) -> list[Path]:
+    """Train the runs that the folder lacks; all of them."""
+    for name, options in RUNS.items():
+        if not (folder / name / "run.json").exists():
+            print(f"{name}: dyn-probe record {' '.join(options)}", flush=True)
+            subprocess.run(["dyn-probe", "record", "--out", folder / name, *options], check=True, capture_output=True)
+    return [folder / name for name in RUNS]
 
 
 def measured(trace: Trace, side: str) -> pd.DataFrame:
-    """Rows with a total push and a realised change of the side."""
+    """Rows with a total push and a realised change of the side: step, pair_id, total, realised."""
     pushes = of_side(trace, side)[["step", "pair_id", "total"]]
-    return trace.pairs[["step", "pair_id", f"realised_delta_{side}"]].merge(pushes, on=["step", "pair_id"])
+    realised = trace.pairs.rename(columns={f"realised_delta_{side}": "realised"})[["step", "pair_id", "realised"]]
+    return realised.merge(pushes, on=["step", "pair_id"]).dropna()
+
+
+def worst_step(rows: pd.DataFrame) -> tuple[float, float]:
+    """Share of ``Σ (realised − total)²`` that one step has, and the correlation without that step."""
+    squares = (rows["realised"] - rows["total"]).pow(2).groupby(rows["step"]).sum()
+    others = rows[rows["step"] != squares.idxmax()]
+    return float(squares.max() / squares.sum()), agreement(
+        numbers(others, "total"), numbers(others, "realised")
+    ).pearson
 
 
 def majority(trace: Trace, realised: bool) -> tuple[int, str]:
@@ -42,31 +93,45 @@ def majority(trace: Trace, realised: bool) -> tuple[int, str]:
     return int(np.bincount(case.astype(int)).argmax()), BASES[basis].name
 
 
-def overlap(trace: Trace, top: int) -> int:
-    """How many of the pairs that fell most by measurement are among the first by the sums of their totals alone."""
+def overlap(trace: Trace, by: str, top: int) -> int:
+    """How many of the pairs that fell most by measurement, start to end, are among the first of a ranking."""
     rows = run_rows(trace)
-    fell = rows.iloc[np.argsort(numbers(rows, "run_change_chosen"), kind="stable")[:top]]["pair_id"]
-    pushed = ranked_pairs(trace, "pushes", top)["pair_id"]
-    return len(set(fell) & set(pushed))
+    fell = rows.iloc[np.argsort(numbers(rows, RANKINGS["run"].column), kind="stable")[:top]]["pair_id"]
+    return len(set(fell) & set(ranked_pairs(trace, by, top)["pair_id"]))
+
+
+def cells(folder: Path, top: int) -> list[str]:
+    """The row of a run, as HEAD names it."""
+    trace = load_trace(folder)
+    tables = [measured(trace, side) for side in SIDES]
+    found = [agreement(numbers(rows, "total"), numbers(rows, "realised")) for rows in tables]
+    share, others = worst_step(tables[0])
+    cases = ", ".join(f"{case} ({basis})" for case, basis in (majority(trace, True), majority(trace, False)))
+    pairs = trace.pairs["pair_id"].nunique()
+    return [
+        folder.name, str(found[0].n), *(f"{100 * one.same_sign:.1f} %, {one.pearson:.3f}" for one in found),
+        f"{100 * share:.0f} %", f"{others:.3f}", cases, f"{pairs}, {len(trace.pairs) / pairs:.1f}",
+        ", ".join(str(overlap(trace, by, top)) for by in ("pushes", "fall")),
+    ]  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--record", type=Path, metavar="FOLDER")
     parser.add_argument("--top", type=int, default=15)
+    parser.add_argument("--out", type=Path, help="also write the table to this file, in place of the one there")
     options = parser.parse_args()
-    print(f"{'run':<34}{'rows':>6}  {'chosen':>14}  {'rejected':>14}  case: realised, without it   first {options.top}")
-    for folder in options.runs:
-        trace = load_trace(folder)
-        found = [agreement(numbers(t, "total"), numbers(t, f"realised_delta_{s}")) for s, t in _tables(trace)]
-        signs = "  ".join(f"{100 * one.same_sign:5.1f} % r {one.pearson:.3f}" for one in found)
-        real, other = majority(trace, True), majority(trace, False)
-        cases = f"{real[0]} ({real[1]}), {other[0]} ({other[1]})"
-        print(f"{folder.name:<34}{found[0].n:>6}  {signs}  {cases:<27}  {overlap(trace, options.top)}")
-
-
-def _tables(trace: Trace) -> list[tuple[str, pd.DataFrame]]:
-    return [(side, measured(trace, side)) for side in SIDES]
+    folders = [*options.runs, *(record(options.record) if options.record else ())]
+    if not folders:
+        parser.error("name recorded runs, or --record FOLDER")
+    lines = [[one.format(top=options.top) for one in HEAD], ["---"] * len(HEAD)]
+    lines += [cells(folder, options.top) for folder in folders]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    print(table, end="")
+    if options.out:
+        kept = options.out.read_text().split("| run |")[0] if options.out.exists() else ""
+        options.out.write_text(kept + table)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ PASSED_A_LIMIT = 3
 
 
 def check(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Trace folder; the run may still be going on.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Trace folder; the run may still be in progress.")],
     max_fall: Annotated[
         float | None,
         typer.Option(
             metavar="NATS",
-            help="Most that chosen may fall, median of the pairs, nats/token.",
+            help="Largest allowed fall of chosen (median over pairs), nats/token.",
             show_default="not checked",
         ),
     ] = None,
@@ -26,7 +26,7 @@ def check(
         float | None,
         typer.Option(
             metavar="NATS",
-            help="Most that rejected may rise, median of the pairs, nats/token.",
+            help="Largest allowed rise of rejected (median over pairs), nats/token.",
             show_default="not checked",
         ),
     ] = None,
@@ -40,8 +40,8 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
-    """Hold a run to limits: exit code 0 within all of them, 3 beyond one, with the reason; 2 where a limit reads what
-    was not recorded. For continuous integration, and for stopping a training that is still going on."""
+    """Check a run against limits: exit code 0 if it is within all of them, 3 if it exceeds one, with the reason; 2 if a
+    limit needs what was not recorded. For continuous integration, and for stopping a run in progress."""
     from dyn_probe.report.monitor.limits import hold_to, verdict_json, verdict_lines
     from dyn_probe.trace.reader import load_trace
 

@@ -21,17 +21,19 @@ def generate(
     ] = None,
     temperature: Annotated[float, typer.Option(min=1e-6, help="Temperature of the sampling.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
-    max_prompts: Annotated[int | None, typer.Option(min=1, help="Answer at most so many.", show_default="all")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per batch.")] = 8,
+    max_prompts: Annotated[
+        int | None, typer.Option(min=1, help="Answer at most this many prompts.", show_default="all")
+    ] = None,
     generator: Annotated[
-        str, typer.Option(help="What the outputs are called.", show_default="name of the run or model")
+        str, typer.Option(help="Name of the generator in the outputs.", show_default="name of the run or model")
     ] = "",
     dtype: Annotated[str, typer.Option(help="Type of the weights: float32, float64, bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Answer prompts with a model, in the form that AlpacaEval reads (instruction, output, generator), and print what
-    needs no judge: lengths, repetition and how many n-grams differ. What a judge says of the outputs is read back by
+    needs no judge: lengths, repetition and distinct n-grams. A judge's verdicts on the outputs are read by
     report and summary with --judged FILE."""
     from dyn_probe.errors import BadInput
     from dyn_probe.report.outputs.text_numbers import text_lines, text_numbers

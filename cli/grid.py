@@ -41,7 +41,7 @@ def grid(
         Path | None, typer.Option(metavar="FILE.yaml", help="Options of record, shared by all runs.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the grid in the folder: runs that were recorded are kept.")
+        bool, typer.Option("--resume", help="Resume the grid in the folder; recorded runs are kept.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing grid in the folder.")] = False,
 ) -> None:
@@ -65,7 +65,7 @@ def _check_folder(out: Path, force: bool, resume: bool) -> None:
         raise BadInput("--force replaces the grid and --resume continues it: write only one of them")
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (force or resume):
         raise BadInput(
-            f"{out} exists; write --resume to go on with the grid in it, --force to replace it, or name another folder "
+            f"{out} exists; write --resume to resume the grid in it, --force to replace it, or name another folder "
             "with --out"
         )
 

@@ -81,8 +81,8 @@ def _record_command(command: list[str], given: dict[str, Any], text: bool) -> No
     if wrong := [f"--{OPTIONS[name].name if name in OPTIONS else name}" for name in told if name not in OF_COMMANDS]:
         known = ", ".join(f"--{OPTIONS[name].name}" for name in OF_COMMANDS)
         raise BadInput(
-            f"a recorded command has settings of its own; leave out {', '.join(wrong)} before --. "
-            f"What can stand there: {known}, --no-text"
+            f"a recorded command has its own settings; leave out {', '.join(wrong)} before --. "
+            f"Allowed there: {known}, --no-text"
         )
     read = {name: _read(name, value) for name, value in told.items()} | {"text": text}
     realised, every = read.pop("realised", None), read.get("every", 1)

@@ -23,7 +23,7 @@ def report(
     judged: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="AlpacaEval's annotations or leaderboard of the runs' outputs, compared too."
+            metavar="FILE", help="AlpacaEval annotations or leaderboard of the runs' outputs, to compare as well."
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds other files.")] = False,

@@ -74,11 +74,11 @@ SingleArm = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Train this run of the study alone, for example dpo-0; several can be trained side by side.",
-        show_default="all that are not done",
+        help="Train only this run of the study, for example dpo-0; several can be trained in parallel.",
+        show_default="all unfinished ones",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Train again what is done, in a folder of any kind.")]
+Force = Annotated[bool, typer.Option("--force", help="Retrain finished runs, and write into a folder of any kind.")]
 
 
 def reproduce(
@@ -97,7 +97,7 @@ def reproduce(
 ) -> None:
     """Reproduce a study from the literature, and say which of its claims hold.
 
-    A study that was interrupted goes on where it stopped: runs that are done are kept. --arm trains a single one.
+    An interrupted study resumes where it stopped; finished runs are kept. --arm trains a single run.
 
     sentiment: the four answer styles of Yuan et al. 2024, §4.3, with the equivalents of its Figures 3, 4a and 4b.
 
@@ -106,7 +106,7 @@ def reproduce(
 
     objectives: the ten methods of Yuan et al. 2024 (its Figures 1, 2, 5 and 6), its DPO★, and AdaDPO.
 
-    gate: thresholds, slopes and quantiles of Gate-DPO, and the gate from a policy that has collapsed.
+    gate: thresholds, slopes and quantiles of Gate-DPO, and the gate starting from a collapsed policy.
 
     theory: Theorem 1, Corollary 2 and Theorem 3 of Yuan et al. 2024, each formula beside what autograd gives; seconds.
     """

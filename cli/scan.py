@@ -20,9 +20,9 @@ def scan(
     **given: Any,
 ) -> None:  # fmt: skip
     """Measure preference pairs at saved checkpoints, without training: log-probabilities, gradient norms, inner
-    products and cosines of every pair at each of them, as one trace that `report`, `summary` and `pairs` read. Called
-    again with the same --out, it goes on with what is missing. With --rank, --drop and --cleaned it then writes the
-    data file without the pairs that are ranked first."""
+    products and cosines of every pair at each of them, as one trace that `report`, `summary` and `pairs` read. Run
+    again with the same --out, it measures only what is missing. With --rank, --drop and --cleaned it then writes the
+    data file without the top-ranked pairs."""
     from dyn_probe.data.names import check_names
     from dyn_probe.report.export.cleaned import Cleaning
     from dyn_probe.trace.reader import load_trace
@@ -40,7 +40,7 @@ def scan(
         trace = measure(checkpoints, config, reference)
     except KeyboardInterrupt as stop:
         said = str(stop) or "Ctrl-C"
-        typer.echo(f"\nStopped by {said}; the same command goes on with the checkpoints that are missing.", err=True)
+        typer.echo(f"\nStopped by {said}; the same command continues with the missing checkpoints.", err=True)
         raise typer.Exit(getattr(stop, "exit_code", 130)) from None
     if cleaning is not None:
         typer.echo(f"Cleaned: {cleaning.write(load_trace(trace))}")
@@ -52,8 +52,10 @@ HELP: dict[str, dict[str, Any]] = {
     "data": {"help": "The pairs, as record --data takes them; required."},
     "objective": {"help": "Objective whose pulls and losses are recorded, NAME or NAME:KEY=VALUE,…."},
     "batch_size": {"help": "Pairs per forward and backward pass."},
-    "strict": {"help": "Stop where the trace cannot be written (full disk, file-size limit), instead of going on."},
-    "force": {"help": "Replace an existing trace in --out, instead of going on with it."},
+    "strict": {
+        "help": "Stop if the trace cannot be written (full disk, file-size limit), instead of continuing without it."
+    },
+    "force": {"help": "Replace an existing trace in --out, instead of continuing it."},
 }
 """Option → what is said otherwise of it than in record."""
 
@@ -65,8 +67,8 @@ _CHECKPOINTS = inspect.Parameter(
         typer.Argument(
             metavar="CHECKPOINT",
             help="Models as record --model takes them (also folders of adapters), or folders with checkpoint-STEP in "
-            "them, such as a run recorded with --keep-checkpoints; a step is that of trainer_state.json or of the "
-            "name, else the place in this list.",
+            "them, such as a run recorded with --keep-checkpoints; the step is read from trainer_state.json or the "
+            "name; failing that, it is the position in this list.",
         ),
     ],
 )
@@ -89,9 +91,9 @@ def _text(name: str, metavar: str, words: str) -> inspect.Parameter:
 _CLEANING = [
     _text("rank", "NAME", "Rank the pairs by ches (similarity of hidden states, per token), cosine, or fall of chosen "
           "from the first to the last checkpoint."),
-    _text("drop", "SHARE", "Drop the pairs that are ranked first, such as 5%."),
-    _text("keep", "SHARE", "Keep those that are ranked last, in place of --drop."),
-    _text("cleaned", "FILE", "Write the lines of --data that are kept, unchanged; for files of JSON lines."),
+    _text("drop", "SHARE", "Drop this share of the pairs, top-ranked first, e.g. 5%."),
+    _text("keep", "SHARE", "Keep this share of the pairs, lowest-ranked; instead of --drop."),
+    _text("cleaned", "FILE", "Write the kept lines of --data, unchanged, to this file; for JSON-lines data."),
 ]  # fmt: skip
 _DEFAULTS = RunConfig()
 _OPTIONS = [

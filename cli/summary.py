@@ -14,7 +14,7 @@ def summary(
     judged: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="AlpacaEval's annotations or leaderboard of the runs' outputs, compared too."
+            metavar="FILE", help="AlpacaEval annotations or leaderboard of the runs' outputs, to compare as well."
         ),
     ] = None,
 ) -> None:

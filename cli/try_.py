@@ -14,20 +14,21 @@ def try_(
     top: Annotated[int, typer.Option(min=1, help="Number of remedies, from the top of the fix table.")] = 3,
     steps: Annotated[
         int | None,
-        typer.Option(min=2, help="Optimizer steps of each; the run itself is then trained again for as many.",
+        typer.Option(min=2, help="Optimizer steps of each remedy; the run itself is then retrained for as many.",
                      show_default="the run's own"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder of the tried runs.", show_default="RUN/tried")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the trial runs.", show_default="RUN/tried")
     ] = None,
     every: Annotated[
-        bool, typer.Option("--every", help="Every remedy that applies, also those estimated to do harm.")
+        bool, typer.Option("--every", help="Try every applicable remedy, including those estimated to do harm.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace runs that were tried before.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace earlier trial runs.")] = False,
 ) -> None:  # fmt: skip
-    """Train the best remedies of a run's fix table from its own start, and print measured beside estimated.
+    """Train the best remedies of a run's fix table from the run's starting point, and print measured next to estimated
+    changes.
 
-    A run of somebody else's training cannot be started again from here: what to change in it is printed.
+    A recorded external training cannot be restarted from here: the settings to change are printed instead.
     """
     from rich.console import Console
 

@@ -11,10 +11,12 @@ from dyn_probe_cli.next_step import say_next
 
 def watch(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Trace folder of a run that is being recorded.")],
-    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Shortest time between two readings.")] = 2.0,
+    every: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Shortest time between two refreshes.")
+    ] = 2.0,
 ) -> None:
     """Show a run while it is recorded: log-probabilities and their change, margin, cases, pushes and warnings. It ends
-    when the run ends; Ctrl-C leaves it, and the run goes on. Where there is no terminal, one line for each change."""
+    with the run; Ctrl-C quits and leaves the run alone. Without a terminal, it prints one line per change."""
     from rich.console import Console
 
     from dyn_probe.report.monitor.screen import show
@@ -23,7 +25,7 @@ def watch(
     try:
         show(states(run, every), Console(highlight=False))
     except KeyboardInterrupt:
-        typer.echo("\nLeft; the run goes on.")
+        typer.echo("\nLeft; the run continues.")
         say_next("summary", run)
         return
     say_next("report", run)

@@ -24,7 +24,7 @@ import dyn_probe
 from dyn_probe.data.files import READERS
 from dyn_probe.data.shapes import EXTRA, SHAPES, Shape
 from dyn_probe.metric import FAMILIES
-from dyn_probe.objectives import MethodText, describe
+from dyn_probe.objectives import OBJECTIVES, MethodText, describe
 from dyn_probe.report.changes import run_change
 from dyn_probe.report.figures import FIGURES, FigureRow
 from dyn_probe.report.frames import median
@@ -84,6 +84,12 @@ def method_names() -> str:
     for row in describe():
         names.setdefault(row.kind, []).append(_code(row.name))
     return "\n".join(f"- {kind.capitalize()}s: {', '.join(known)}." for kind, known in names.items())
+
+
+def without_reference() -> str:
+    """The objectives that have no reference policy."""
+    free = [_code(row.name) for row in OBJECTIVES.values() if not row.needs_reference and not row.stage]
+    return f"- {', '.join(free[:-1])} and {free[-1]} use no reference."
 
 
 def likelihood_options() -> str:
@@ -330,6 +336,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "warm-up-stages": warm_up_stages,
     "shapings": shapings,
     "method-names": method_names,
+    "without-reference": without_reference,
     "likelihood-options": likelihood_options,
     "figures": figures,
     "verdicts": verdicts,

@@ -58,7 +58,7 @@ def full(folder: Path, draw: Random) -> tuple[int, str]:
     said = log.read_text().split() if log.exists() else []
     if done.returncode or said[-1:] != ["end"]:
         return 0, f"the training was stopped: {done.stderr[-300:]}"
-    if done.stderr.count("the training goes on") != 1 or "No space left on device" not in done.stderr:
+    if done.stderr.count("the training continues") != 1 or "No space left on device" not in done.stderr:
         return 0, f"it was not said once: {done.stderr[-300:]}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -182,7 +182,7 @@ def unwritable(fault: str) -> Callable[[Path, Random], tuple[int, str]]:
         run = start(folder / "run", fault=fault, steps=25)
         if run.wait() != [0] or not run.ended:
             return 0, f"the training was stopped: {run.errors[-300:]}"
-        if run.errors.count("the training goes on") != (fault != "disk full for a while" or 1):
+        if run.errors.count("the training continues") != (fault != "disk full for a while" or 1):
             return 0, f"it was not said once: {run.errors[-300:]}"
         if fault == "folder removed":
             return 0, ""

@@ -73,7 +73,9 @@ class AttachOptions:
             BadInput: "auto", or the previous metric, in several processes.
         """
         if self.every == "auto" and processes > 1:
-            raise BadInput("every=auto decides by the clock, and processes would not agree; write a number of steps")
+            raise BadInput(
+                "every=auto decides by measured time, on which processes would not agree; write a number of steps"
+            )
         if self.metric == "previous" and processes > 1:
             raise BadInput("metric=previous is for one process: with several, gradients are averaged; leave it out")
         if self.every is not None:

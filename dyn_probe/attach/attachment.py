@@ -270,7 +270,7 @@ class Attachment:
             return
         self.end(error)
         kind = "" if str(error) else type(error).__name__
-        said = f"the recording stopped at step {self.step}, the training goes on: {kind}{str(error).strip()}"
+        said = f"the recording stopped at step {self.step}, the training continues: {kind}{str(error).strip()}"
         say(said, everywhere=True)
 
     def record_final(self) -> None:

@@ -32,4 +32,4 @@ class FindTrainer(TrainerCallback):
             if not own:  # a callback that is added while callbacks are called is called as well
                 trainer.add_callback(ProbeCallback.with_options(AttachOptions.of_text(os.environ[OPTIONS])))
         except Exception as error:
-            say(f"not recorded, the training goes on: {error}")
+            say(f"not recorded, the training continues: {error}")

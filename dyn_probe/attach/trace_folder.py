@@ -72,7 +72,7 @@ def _open(options: AttachOptions, manifest: Mapping[str, Any], session: str, fir
                 writer = TraceWriter(
                     continued, manifest, session=session, strict=options.strict, resume=True, resume_step=first
                 )
-                say(f"the training goes on at step {first}; its rows are appended to {continued}")
+                say(f"the training continues at step {first}; its rows are appended to {continued}")
                 return writer
             except TraceError as error:
                 why = f"cannot be continued ({error})"

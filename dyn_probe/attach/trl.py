@@ -53,7 +53,7 @@ class ProbeCallback(TrainerCallback):
         try:
             why, kind = refusal(trainer), kind_of(trainer)
             if why or kind is None:
-                say(f"not recorded, the training goes on: {why}")
+                say(f"not recorded, the training continues: {why}")
                 return
             if note := newer_than_tested():
                 say(note)
@@ -61,7 +61,7 @@ class ProbeCallback(TrainerCallback):
         except Exception as error:
             if self.options.strict:
                 raise
-            say(f"not recorded, the training goes on: {error}")
+            say(f"not recorded, the training continues: {error}")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._tell(lambda attachment: attachment.before_step())

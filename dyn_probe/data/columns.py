@@ -134,7 +134,7 @@ def check_prose(pairs: Sequence[PreferencePair], rows: Sequence[SourceRow], unre
     found = [name for name in unread if name not in ignored and _prose(rows[:PROSE_ROWS], name)]
     if found:
         raise BadInput(
-            f"{rows[0].source}: no column prompt, and chosen and rejected share almost no beginning, while "
+            f"{rows[0].source}: no column prompt, and chosen and rejected share almost no prefix, while "
             f"{' and '.join(found)} hold{'s' if len(found) == 1 else ''} text, which would not be read; write "
             f"--columns prompt={found[0]} to read it, or --columns ignore={'+'.join(found)} to ignore it"
         )

@@ -85,7 +85,7 @@ def encode_pairs(
         try:
             found = encode_pair(pair, tokenizer, max_length, truncation)
             if found.pair_id in encoded:
-                raise BadRow("a pair that comes twice", f"the same pair as {encoded[found.pair_id].text.source}")
+                raise BadRow("a duplicate pair", f"the same pair as {encoded[found.pair_id].text.source}")
             encoded[found.pair_id] = found
         except BadRow as bad:
             skipped.append(bad.at(pair.source))
@@ -126,7 +126,7 @@ def _ids(pair: PreferencePair, response: Text, tokenizer: Any) -> list[int]:
     if tokenizer.chat_template is None and (pair.tools or any(map(calls, messages))):
         raise BadRow(
             "the tokenizer has no chat template, and tools or tool calls need one",
-            "name a model whose tokenizer has one (--model), or leave the tools aside with --columns ignore=tools",
+            "name a model whose tokenizer has one (--model), or skip the tools with --columns ignore=tools",
         )
     try:
         if tokenizer.chat_template is None:
@@ -173,6 +173,6 @@ def check_row(row: EncodedRow, max_length: int | None) -> None:
     if row.start >= len(row.ids):
         raise BadRow(f"the prompt leaves no room for a response in {max_length} tokens", f"it takes {row.start}")
     if row.start < 0 or (row.start == 0 and len(row.ids) == max_length):
-        raise BadRow(f"the response fills all {max_length} tokens and leaves none of the prompt")
+        raise BadRow(f"the response fills all {max_length} tokens and leaves no room for the prompt")
     if row.start == 0:
-        raise BadRow("no token stands before the response: it has no prompt")
+        raise BadRow("there is no token before the response: it has no prompt")

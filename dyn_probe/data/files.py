@@ -45,7 +45,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _json(path: Path) -> RowStream:
-    """One object per line, or one array of objects: told apart by the first character."""
+    """One object per line, or one array of objects: distinguished by the first character."""
     number = 0
     try:
         with _opened(path) as file:
@@ -109,8 +109,8 @@ def _array(text: str, path: Path) -> RowStream:
             row, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             raise BadInput(
-                f"{path}:{line}: not JSON ({error}); what follows in the array cannot be read: mend it, or write one "
-                "JSON object per line, where a broken row costs no other"
+                f"{path}:{line}: not JSON ({error}); what follows in the array cannot be read: repair it, or write "
+                "one JSON object per line, where a broken row does not affect the others"
             ) from error
         yield _object(row, f"{path}:{line}")
 
@@ -175,7 +175,7 @@ def _table(cells: Any, path: Path) -> RowStream:
             elif row:
                 yield Skipped(source, "another number of cells than the header", f"{len(row)}, not {len(header)}")
     except csv.Error as error:
-        raise BadInput(f"{path}:{begin + 1}: no table with a header line ({error})") from error
+        raise BadInput(f"{path}:{begin + 1}: no table with a header row ({error})") from error
 
 
 def _parquet(path: Path) -> RowStream:

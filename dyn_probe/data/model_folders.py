@@ -59,8 +59,8 @@ def adapter_base(folder: Path) -> str:
             return str(near)
     if path.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1:
         raise BadInput(
-            f"the adapter folder {folder} needs its base model {base!r}, which is no folder here; put the model there, "
-            f"or write where it is as base_model_name_or_path into {folder / ADAPTER}"
+            f"the adapter folder {folder} needs its base model {base!r}, which is not a folder here; put the model "
+            f"there, or write where it is as base_model_name_or_path into {folder / ADAPTER}"
         )
     return base
 

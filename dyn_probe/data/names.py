@@ -168,8 +168,8 @@ def hub_or_refuse(kind: str, name: str, option: str, near: str = "") -> bool:
     what = {"model": "a model", "dataset": "a data set"}[kind]
     known = {"model": BUILT_IN, "dataset": f"generated data ({GENERATED[0]}, …)"}[kind]
     raise BadInput(
-        f"{option} {name!r}{near} is no folder or file here and not {what} in the hub's local cache, and {why}; wanted "
-        f"{known}, a path, or a hub id that can be reached"
+        f"{option} {name!r}{near} is neither a folder or file here nor {what} in the hub's local cache, and {why}; "
+        f"wanted {known}, a path, or a hub id that can be reached"
     )
 
 

@@ -73,7 +73,7 @@ def token_checks(
 
 
 def _boundary(tokenizer: Any, alone: Sequence[int], sides: Sequence[Sequence[int]], start: int) -> tuple[str, str]:
-    """The end of the prompt alone that is no prefix of prompt + response: what of it is lost, or merely merged."""
+    """The end of the prompt alone that is not a prefix of prompt + response: what of it is lost, or merely merged."""
     if start >= len(alone):
         return "", ""
     text, end = decoded(tokenizer, alone), decoded(tokenizer, alone[start:])

@@ -75,7 +75,7 @@ def left_out(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact
     """Prompts that the template renders differently when a response follows."""
     found = [pair for pair in pairs if pair.checks.left_out]
     sentence = (
-        f"the prompt of {share(found, pairs)} is no prefix of prompt + response (in tokens): its end "
+        f"the prompt of {share(found, pairs)} is not a prefix of prompt + response (in tokens): its end "
         f"{example(found, 'left_out')} is left out of the training sequence, because the chat template renders the "
         f"prompt differently when a response follows{_roles(found)}"
     )
@@ -93,7 +93,7 @@ def merged(pairs: Sequence[EncodedPair], limit: Limit, tokenizer: Any) -> Fact |
     """Prompts whose last characters are part of the response's first token."""
     found = [pair for pair in pairs if pair.checks.merged]
     sentence = (
-        f"the prompt of {share(found, pairs)} is no prefix of prompt + response (in tokens): its end "
+        f"the prompt of {share(found, pairs)} is not a prefix of prompt + response (in tokens): its end "
         f"{example(found, 'merged')} merges into the response's first token, which counts as response"
     )
     return Fact("merged", len(found), len(pairs), sentence, "note") if found else None

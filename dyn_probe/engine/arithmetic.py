@@ -46,6 +46,10 @@ def for_products(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_cuda else as32(tensor)
 
 
+TOGETHER = 1 << 13
+"""Entries of a row that are copied at once."""
+
+
 def matmul32(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` with sums in float32 or better, batch dimensions broadcast.
 
@@ -62,7 +66,19 @@ def matmul32(left: Tensor, right: Tensor) -> Tensor:
         left, right = left.to(common), right.to(common)
     if left.dim() == right.dim() == 3 and len(left) == len(right):
         return torch.bmm(left, right)  # what @ makes of it by five launches more
+    if left.dim() == 3 and right.dim() == 2 and not left.is_cuda and left.stride(0) != left.shape[1] * left.stride(1):
+        return _all_rows_at_once(left, right)
     return left @ right
+
+
+def _all_rows_at_once(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right`` where ``left [R, P, k]`` was cut out of more positions: ``@`` would read ``right [k, n]`` anew
+    for each of the R rows (a head's ``k`` is the vocabulary). A slice of ``k`` at a time is copied to lie together."""
+    parts = zip(left.split(TOGETHER, -1), right.split(TOGETHER), strict=True)
+    first, *rest = (a.flatten(0, 1) @ b for a, b in parts)
+    for product in rest:
+        first += product
+    return first.unflatten(0, left.shape[:2])
 
 
 SUMMED = 512

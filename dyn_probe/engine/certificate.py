@@ -117,9 +117,9 @@ class Certificate:
             listed = "\n  ".join(f"{name}: relative error {error:.2e}" for name, error in self.wrong)
             raise CertificationError(
                 f"the recorder and plain autograd disagree by more than {self.tolerance:.0e}, so nothing is recorded. "
-                "If the loss reaches the model by another way than the log-probabilities given to probe.pairs, "
+                "If the loss reaches the model other than through the log-probabilities given to probe.pairs, "
                 "use Probe(..., separate=True); otherwise the model uses these parameters in a way that no rule "
-                f"explains. Parameters that disagree:\n  {listed}"
+                f"covers. Parameters that disagree:\n  {listed}"
             )
 
 

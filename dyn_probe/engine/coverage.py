@@ -70,8 +70,8 @@ def _look_into(capture: Capture, checkpoints: Sequence[Any]) -> None:
     unknown = [node.name() for node in checkpoints if not callable(getattr(node, "run_function", None))]
     if unknown:
         raise UnsupportedUse(
-            f"cannot record this model exactly: {', '.join(sorted(set(unknown)))} computes parts of it again out of "
-            "sight; write gradient_checkpointing_kwargs={'use_reentrant': False}"
+            f"cannot record this model exactly: {', '.join(sorted(set(unknown)))} recomputes parts of it where the "
+            "recorder cannot see them; write gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
     for node in checkpoints:
         run = node.run_function

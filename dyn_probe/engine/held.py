@@ -63,10 +63,6 @@ class Held:
                     total += factor.along(direction).double() * weights
         return total
 
-    def along_all(self, directions: Mapping[str, Tensor]) -> Tensor:
-        """``[2B]`` (float64) ``⟨g_i, D⟩`` over the parameters that ``directions`` names."""
-        return torch.stack([self.along(name, direction) for name, direction in directions.items()]).sum(0)
-
     def gram(self, name: str, groups: int, metric: Tensor | None = None) -> Tensor:
         """``[G, n, n]`` (float64) ``Σ_k P_k g_ik g_jk`` over one parameter, rows in ``G`` groups ``[n, G]``.
 

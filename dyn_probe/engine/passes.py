@@ -118,7 +118,9 @@ def explained(capture: Capture, logps: Tensor) -> Graph:
     """
     capture.check()
     if logps.grad_fn is None:
-        raise BadInput("wanted log-probabilities that carry a gradient; these are detached, or all is frozen")
+        raise BadInput(
+            "wanted log-probabilities that carry a gradient; these are detached, or every parameter is frozen"
+        )
     graph = check_coverage(capture, logps)
     if not capture.survey.split:
         check_rows(capture, logps, lambda loss: backward_only(loss, capture, graph.reentrant, retain=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dyn_probe.metric.applied import AT_ONCE, DECAY_FIRST, AppliedStep, Momentum, Scalar, wide
-from dyn_probe.metric.family import Family, StepData, direction, exact, learning_rate, steps_done, stored_decay
+from dyn_probe.metric.family import Family, StepData, direction, either_decay, exact, learning_rate, steps_done
 
 
 def metric(data: StepData) -> Tensor:
@@ -35,17 +35,8 @@ def coming(data: StepData) -> AppliedStep:
 
 
 def _step(data: StepData, direct: Scalar, momentum: Momentum) -> AppliedStep:
-    group, rate = data.group, data.group["weight_decay"]
-    decoupled = group.get("decoupled_weight_decay", False)
-    one_rounding = group["fused"] and data.parameter.dtype.itemsize < 4
-    return AppliedStep(
-        direct,
-        metric(data),
-        momentum,
-        decay=stored_decay(learning_rate(group) * rate, data) if decoupled else 0.0,
-        coupled=0.0 if decoupled else direction(group) * rate,
-        stores=AT_ONCE if one_rounding else DECAY_FIRST,
-    )
+    one_rounding = data.group["fused"] and data.parameter.dtype.itemsize < 4
+    return either_decay(data, direct, metric(data), momentum, AT_ONCE if one_rounding else DECAY_FIRST)
 
 
 ADAM = Family(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dyn_probe.metric.applied import AppliedStep, Metric, Scalar
+from dyn_probe.metric.applied import AppliedStep, Metric, Momentum, Scalar, Stores
 
 
 @dataclass(frozen=True)
@@ -127,3 +127,12 @@ def stored_decay(rate: Scalar, data: StepData) -> Scalar:
     factor = 1 - rate if isinstance(rate, Tensor) else torch.tensor(1 - rate, dtype=torch.float64)
     decay = 1 - factor.to(kind if own else torch.float32).double()
     return decay.item() if decay.device.type == "cpu" else decay
+
+
+def either_decay(data: StepData, direct: Scalar, metric: Metric, momentum: Momentum, stores: Stores) -> AppliedStep:
+    """A step with the group's decay: decoupled where the group says so, else coupled."""
+    group, rate = data.group, data.group["weight_decay"]
+    if group.get("decoupled_weight_decay", False):
+        decay = stored_decay(learning_rate(group) * rate, data)
+        return AppliedStep(direct, metric, momentum, decay=decay, stores=stores)
+    return AppliedStep(direct, metric, momentum, coupled=direction(group) * rate, stores=stores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dyn_probe.metric.applied import ONE_BY_ONE, AppliedStep, Momentum, Scalar, wide
-from dyn_probe.metric.family import Family, StepData, direction, exact, learning_rate, steps_done, stored_decay
+from dyn_probe.metric.family import Family, StepData, direction, either_decay, exact, learning_rate, steps_done
 
 
 def metric(data: StepData) -> Tensor:
@@ -24,7 +24,8 @@ def read(data: StepData) -> AppliedStep:
     direct, size = _weights(data, steps_done(data), _product(data))
     beta = data.group["betas"][0]
     share = direction(data.group) * (1 - beta)
-    return _step(data, direct, Momentum(data.state["exp_avg"], size, share, retain=beta))
+    average = Momentum(data.state["exp_avg"], size, share, retain=beta)
+    return either_decay(data, direct, metric(data), average, ONE_BY_ONE)
 
 
 def coming(data: StepData) -> AppliedStep:
@@ -32,7 +33,7 @@ def coming(data: StepData) -> AppliedStep:
     beta, step = data.group["betas"][0], steps_done(data) + 1
     direct, size = _weights(data, step, _product(data) * momentum_at(data, step))
     direct = direct + direction(data.group) * size * (1 - beta)
-    return _step(data, direct, Momentum(data.state["exp_avg"], size * beta, 0.0))
+    return either_decay(data, direct, metric(data), Momentum(data.state["exp_avg"], size * beta, 0.0), ONE_BY_ONE)
 
 
 def _weights(data: StepData, step: Scalar, product: Scalar) -> tuple[Scalar, Scalar]:
@@ -44,19 +45,6 @@ def _weights(data: StepData, step: Scalar, product: Scalar) -> tuple[Scalar, Sca
 def _product(data: StepData) -> Scalar:
     product = data.state["mu_product"]
     return product.item() if product.device.type == "cpu" else product
-
-
-def _step(data: StepData, direct: Scalar, momentum: Momentum) -> AppliedStep:
-    group, rate = data.group, data.group["weight_decay"]
-    decoupled = group["decoupled_weight_decay"]
-    return AppliedStep(
-        direct,
-        metric(data),
-        momentum,
-        decay=stored_decay(learning_rate(group) * rate, data) if decoupled else 0.0,
-        coupled=0.0 if decoupled else direction(group) * rate,
-        stores=ONE_BY_ONE,
-    )
 
 
 NADAM = Family(

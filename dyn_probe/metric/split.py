@@ -42,13 +42,13 @@ def side_gradients(
 
 FRESH = 1e-3
 """Largest ``|p|`` of a parameter's first followed step, relative to its own part, that is rounding and no past."""
-UNKNOWN = "the optimizer had a momentum before its steps were followed, so it cannot be told whose it is"
+UNKNOWN = "the optimizer had a momentum before its steps were followed, so it cannot be attributed to either side"
 
 
 class SplitMomentum:
     """Both sides' momentum, by parameter; ``update`` at every step of the optimizer, from its first on.
 
-    ``broken`` says why the two sides cannot be told apart any more; what they contribute is NaN from then on.
+    ``broken`` says why the two sides can no longer be separated; what they contribute is NaN from then on.
     """
 
     def __init__(self) -> None:

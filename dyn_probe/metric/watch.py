@@ -261,7 +261,8 @@ class StepWatch:
         """``⟨g_i, Δθ⟩`` from the weights as they were stored."""
         trained = trained_parameters(self.model)
         for name, before in self._before.items():
-            moved = wide(whole(before)).neg_().add_(whole(trained[name].detach()))  # the copy is no longer needed
+            moved, after = wide(whole(before)), wide(whole(trained[name].detach()))
+            torch.sub(after, moved, out=moved)  # the copy is no longer needed
             for one, pushes in zip(self._waiting, found, strict=True):
                 pushes.total += one.held.along(name, moved)
 

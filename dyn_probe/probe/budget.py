@@ -179,6 +179,6 @@ def schedule_of(
         raise BadInput("split_momentum follows every step, so nothing can be thinned; write split_momentum=False")
     if distributed():
         raise BadInput(
-            "every=auto decides by the clock, and several processes would not agree; write a number of steps"
+            "every=auto decides by measured time, on which several processes would not agree; write a number of steps"
         )
     return Thinned(1, gram_every, metric_every, budget, last)

@@ -96,7 +96,7 @@ def try_remedies(
         refuse_beside(run, "tried run")
     trace, folder, warm = load_trace(run), out or run / FOLDER, WarmStart()
     if attached(trace):
-        raise BadInput(f"{run} was trained by another loop and cannot be started again from here")
+        raise BadInput(f"{run} was trained by another loop and cannot be restarted from here")
     base = replace(_config(trace), force=force)
     if steps is not None and steps != base.steps:
         say(f"as trained, {steps} steps")

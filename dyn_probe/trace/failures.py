@@ -51,7 +51,7 @@ class Failures:
             raise error
         if first:
             warnings.warn(
-                f"{error}; the training goes on, and its rows are kept in memory while they fit (--strict, or "
+                f"{error}; the training continues, and its rows are kept in memory while they fit (--strict, or "
                 "strict=True, would stop it)",
                 RuntimeWarning,
                 stacklevel=2,

@@ -152,7 +152,7 @@ def outcome(trace: Trace, method: str, seed: int, setting: str = "") -> Outcome:
     ends = (last.eval_logp_chosen, last.eval_logp_rejected, last.eval_accuracy) if last else ()
     known = [value for value in ends if value is not None]
     if last is None or len(known) < 3:
-        raise BadInput(f"the run.json of {trace.path} does not say what became of the held-out pairs")
+        raise BadInput(f"the run.json of {trace.path} does not record what happened to the held-out pairs")
     chosen, rejected, accuracy = known
     common, score = last.eval_log_ratio_accuracy, trace.about.objective.score
     return Outcome(

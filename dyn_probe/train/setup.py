@@ -163,7 +163,9 @@ def check_processes(config: RunConfig, method: Method, processes: Processes) -> 
             "torchrun --nproc-per-node 2 -m dyn_probe_cli record …"
         )
     if config.every == "auto" and processes.count > 1:
-        raise BadInput("--every auto decides by the clock, and processes would not agree; write a number of steps")
+        raise BadInput(
+            "--every auto decides by measured time, on which processes would not agree; write a number of steps"
+        )
     if config.one_pass and processes.count > 1:
         raise BadInput("--one-pass is for one process: autograd's own gradients are averaged; leave out --one-pass")
     if config.metric == "previous" and processes.count > 1:

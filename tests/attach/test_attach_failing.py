@@ -79,7 +79,7 @@ def test_a_refusal_names_its_reason(monkeypatch, trainer, words):
 def test_a_refused_trainer_trains(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("dyn_probe.attach.trl.refusal", lambda trainer: "too round")
     trainer = runs.recorded(tmp_path)
-    assert "not recorded, the training goes on: too round" in capfd.readouterr().err
+    assert "not recorded, the training continues: too round" in capfd.readouterr().err
     assert not (tmp_path / "run").exists() and len(runs.logged(trainer)) == 2
 
 
@@ -220,6 +220,6 @@ def test_a_trainer_that_shares_the_prompt_of_a_pair_is_not_recorded_and_told_why
         trainer.train()
         trainers.append(trainer)
     said = capfd.readouterr().err
-    assert "the recording stopped at step 0, the training goes on" in said
+    assert "the recording stopped at step 0, the training continues" in said
     assert "fewer tokens than its rows have" in said and "sharing of the prompt between chosen and rejected" in said
     assert load_trace(tmp_path / "run").pairs.empty and runs.same_weights(*trainers)

@@ -178,7 +178,7 @@ def test_rows_that_are_no_pairs_are_refused(tmp_path, capfd, data):
     given = runs.Dataset.from_list(rows) if data == "unpaired" else runs.pairs()
     trainer = recorded(tmp_path, data=given, max_steps=1)
     said = capfd.readouterr().err
-    assert "not recorded, the training goes on: KTOTrainer: its rows are no pairs" in said
+    assert "not recorded, the training continues: KTOTrainer: its rows are no pairs" in said
     assert "unpair_preference_dataset(pairs, batch_size=per_device_train_batch_size // 2)" in said
     assert "dyn-probe scan" in said and not (tmp_path / "run").exists() and trainer.state.global_step == 1
 

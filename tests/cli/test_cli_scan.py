@@ -81,7 +81,7 @@ def test_a_scan_that_is_stopped_says_how_to_go_on(
     monkeypatch.setattr(scanning, "measure", stop)
     command = ["scan", run, "--data", uneven(tmp_path, 5), "--out", tmp_path / "scan", "--device", "cpu"]
     assert typed(command, monkeypatch) == 130
-    assert "Stopped by Ctrl-C; the same command goes on with the checkpoints" in capsys.readouterr().err
+    assert "Stopped by Ctrl-C; the same command continues with the missing checkpoints" in capsys.readouterr().err
 
 
 def test_what_is_wrong_is_said_before_torch_is_loaded(run: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_run_is_read_and_reported_without_heavy_packages(run: str, tmp_path: P
         ["report", run, copy, "--out", str(tmp_path / "both")], ["summary", run, copy], ["summary", run, run],
     )  # fmt: skip
     assert [said["code"] for said in (summary, pairs, report, several)] == [0, 0, 0, 0], (summary, pairs, report)
-    assert both["code"] == 0 and "Which run is healthier cannot be told" in both["out"], both
+    assert both["code"] == 0 and "Which run is healthier cannot be determined" in both["out"], both
     assert twice["code"] == 2 and "the same folder 2 times" in twice["err"], twice
     assert "Chosen and rejected" in summary["out"] and pairs["out"].startswith("pair_id,")
     assert (page / "report.html").is_file() and (tmp_path / "both" / "report.html").is_file()

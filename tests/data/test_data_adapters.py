@@ -78,7 +78,7 @@ def test_a_base_that_is_not_there(adapters: Path) -> None:
     with pytest.raises(BadInput) as caught:
         load_tokenizer(str(adapters))
     for said in (refusal(adapters), str(caught.value)):
-        assert "needs its base model '/gone/model', which is no folder here" in said
+        assert "needs its base model '/gone/model', which is not a folder here" in said
         assert "base_model_name_or_path" in said and str(adapters / "adapter_config.json") in said
 
 

@@ -139,7 +139,7 @@ def test_what_the_template_strips_is_said() -> None:
 
 def test_a_prompt_that_is_no_prefix_is_said_with_what_is_left_out() -> None:
     said = facts(prepared("roles_human_gpt.jsonl", "C"))["left_out"]
-    assert said.startswith("the prompt of 3 of 3 pairs is no prefix") and r"'assistant\n'" in said
+    assert said.startswith("the prompt of 3 of 3 pairs is not a prefix") and r"'assistant\n'" in said
     assert "human and gpt" in said
 
 

@@ -178,7 +178,7 @@ def test_a_response_without_anything_before_it_is_skipped() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="e")
     pairs = [PreferencePair("", "yes", "no", "no prompt"), PreferencePair("?", "yes", "no", "with prompt")]
     encoded, skipped = encode_pairs(pairs, tokenizer)
-    assert [p.text.source for p in encoded] == ["with prompt"] and "no token stands before" in skipped[0].reason
+    assert [p.text.source for p in encoded] == ["with prompt"] and "there is no token before" in skipped[0].reason
 
 
 def test_a_pair_that_comes_twice_is_kept_once() -> None:

@@ -83,7 +83,7 @@ def test_a_folder_that_is_not_there() -> None:
 
 def test_a_hub_id_that_cannot_be_reached() -> None:
     said = refusal("nobody/no-such-model-here")
-    assert "no folder or file here and not a model in the hub's local cache" in said and "HF_HUB_OFFLINE" in said
+    assert "neither a folder or file here nor a model in the hub's local cache" in said and "HF_HUB_OFFLINE" in said
     assert "wanted built-in, a path, or a hub id" in said
     with pytest.raises(BadInput, match="hub's local cache"):
         load_tokenizer("nobody/no-such-model-here")

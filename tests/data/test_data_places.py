@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("sentiment:log-suffix", "did you mean sentiment:long-suffix?"),
         ("sentiment:long-suffix@trian.jsonl", "did you mean train.jsonl?"),
         ("long-suffix", "did you mean sentiment:long-suffix?"),
-        ("somebody/some-data", "not a data set in the hub's local cache"),
+        ("somebody/some-data", "nor a data set in the hub's local cache"),
         ("", "no such file or folder"),
         ("train.txt", "unknown data 'train.txt'"),
     ],
@@ -60,7 +60,7 @@ def test_a_slip_in_the_name_of_data(folder: Path, name: str, said: str) -> None:
         ("", "no such model folder: ''"),
         ("models", "holds no model"),
         ("train.jsonl", "is a file"),
-        ("gpt2-smal", "not a model in the hub's local cache, and the hub is switched off (HF_HUB_OFFLINE)"),
+        ("gpt2-smal", "nor a model in the hub's local cache, and the hub is switched off (HF_HUB_OFFLINE)"),
     ],
 )
 def test_a_slip_in_the_name_of_a_model(folder: Path, name: str, said: str) -> None:

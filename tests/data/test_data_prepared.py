@@ -82,7 +82,7 @@ def test_every_fact_says_how_many_of_how_many(tmp_path: Path) -> None:
     for name, said in {
         "cut": "1 of 1 pair is longer than 30 tokens and loses the end of 1 response",
         "begun_twice": "1 of 1 prompt begins with two <s>",
-        "left_out": "the prompt of 1 of 1 pair is no prefix of prompt + response (in tokens)",
+        "left_out": "the prompt of 1 of 1 pair is not a prefix of prompt + response (in tokens)",
         "dropped_responses": "part of 1 response of 1 of 1 pair, such as '<think>hm</think",
         "dropped_prompts": "the prompt of 1 of 1 pair, such as 'Be kind.'",
         "dropped_tools": "does not render the tools of 1 of 1 pair",

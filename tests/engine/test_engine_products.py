@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dyn_probe.engine import products
-from dyn_probe.engine.arithmetic import dots
+from dyn_probe.engine import arithmetic, products
+from dyn_probe.engine.arithmetic import dots, matmul32
 from dyn_probe.engine.factors import Lookup, MadeVector, Outer, Vector
 from dyn_probe.engine.products import PRODUCTS, cross, gram
 from dyn_probe.engine.routes import blocks
@@ -198,3 +198,15 @@ def test_a_weight_without_outputs_or_inputs_has_products_of_zero(outputs, inputs
     for groups in (ROWS // 2, 1):
         found = blocks.by_blocks(empty, empty, groups)
         assert found.shape == (groups, ROWS // groups, ROWS // groups) and not found.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [4, 7, 20])
+def test_rows_that_were_cut_out_of_more_positions_are_multiplied_together(width, dtype, monkeypatch):
+    """As a head's output-gradients at the response positions: in slices of their last dimension, the last one short."""
+    monkeypatch.setattr(arithmetic, "TOGETHER", width)
+    left, right = draw(3, 6, 19, dtype=dtype)[:, 1:5], draw(19, 5, seed=1, dtype=dtype)
+    twin = torch.einsum("rpk,kn->rpn", left.double(), right.double())
+    found = matmul32(left, right)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found.double(), twin, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-4)

@@ -98,24 +98,24 @@ def test_harm_and_its_price_by_a_plain_loop(tmp_path: Path) -> None:
 def test_a_difference_that_is_not_worth_it_is_a_draw(part: float, winner: str, make: Make) -> None:
     runs = {"worse": make("worse", -0.38, -1.9), "better": make("better", -0.38 + part * WORTH, -1.9)}
     assert healthiest(judged(runs), list(runs)) == winner
-    draw = only_one(runs).sentence.startswith("Which run is healthier cannot be told. The harm to the pairs")
+    draw = only_one(runs).sentence.startswith("Which run is healthier cannot be determined. The harm to the pairs")
     assert draw == (winner == "")
 
 
 def test_a_difference_within_its_error_is_a_draw(tmp_path: Path) -> None:
     loud = {"a": noisy(tmp_path / "a", -0.38, 0.5, 1), "b": noisy(tmp_path / "b", -0.35, 0.5, 2)}
     still = {"c": noisy(tmp_path / "c", -0.38, 0.01, 1), "d": noisy(tmp_path / "d", -0.33, 0.01, 2)}
-    assert [one.why for one in judged(loud)] == ["alike"] and "cannot be told" in only_one(loud).sentence
+    assert [one.why for one in judged(loud)] == ["alike"] and "cannot be determined" in only_one(loud).sentence
     assert [one.winner for one in judged(still)] == ["d"]
 
 
 def test_less_harm_by_less_training_is_a_draw(two: dict[str, Trace], make: Make) -> None:
     """A quarter of the movement: less harm, no better exchange of harm for margin; and no movement at all."""
     short = only_one({"dpo": two["dpo"], "short": make("short", -0.1, -0.3)})
-    assert short.sentence.startswith("Which run is healthier cannot be told. short harms the pairs less than dpo")
+    assert short.sentence.startswith("Which run is healthier cannot be determined. short harms the pairs less than dpo")
     assert "only because it trained less: 0.50 nats of harm per nat of margin against 0.25" in short.sentence
     idle = only_one({"dpo": two["dpo"], "idle": make("idle", 0.0, 0.0)})
-    assert "cannot be told. idle" in idle.sentence and "its margin did not grow" in idle.sentence
+    assert "cannot be determined. idle" in idle.sentence and "its margin did not grow" in idle.sentence
 
 
 def test_rejected_that_rises_is_harm(make: Make) -> None:
@@ -128,11 +128,11 @@ def test_held_out_pairs_can_speak_against_the_winner(tmp_path: Path, two: dict[s
     memory = held_out_run(tmp_path / "memory", (0.25, -1.9), (-1.5, -3))
     sound = held_out_run(tmp_path / "sound", (0.25, -1.9), (-0.2, -3))
     draw = only_one({"fell": fell, "memory": memory})
-    assert "cannot be told" in draw.sentence and "on held-out pairs its chosen ends lower" in draw.sentence
+    assert "cannot be determined" in draw.sentence and "on held-out pairs its chosen ends lower" in draw.sentence
     won = only_one({"fell": fell, "sound": sound})
     assert won.sentence.startswith("sound is healthier than fell") and "held-out chosen −0.20, −0.20" in won.sentence
     lacks = only_one({"dpo": two["dpo"], "sound": sound})
-    assert "Held-out pairs do not count here: dpo did not evaluate any twice." in lacks.sentence
+    assert "Held-out pairs do not count here: dpo evaluated none of them twice." in lacks.sentence
     assert "held-out chosen" not in lacks.sentence
 
 
@@ -152,7 +152,7 @@ def test_of_three_runs_the_one_that_beats_all_is_named(two: dict[str, Trace], ma
     found = only_one(three)
     assert found.sentence.startswith("sft is the healthiest, before dpo, middle.") and value(found, "run_3_harm") > 0
     tied = only_one({**two, "twin": two["sft"]})
-    assert tied.sentence.startswith("Which run is healthier cannot be told. The harm to the pairs")
+    assert tied.sentence.startswith("Which run is healthier cannot be determined. The harm to the pairs")
 
 
 def test_runs_without_a_pair_in_common_are_compared_too(two: dict[str, Trace], make: Make) -> None:

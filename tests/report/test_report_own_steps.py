@@ -84,7 +84,7 @@ PULLED = {"all_chosen": 1.0, "own_chosen": 0.2, "all_rejected": -1.3, "own_rejec
         (0.2, PULLED, "Most of chosen's fall came in steps that train other pairs, whose rejected"),
         (-0.4, PULLED, "Most of chosen's fall came in steps that train other pairs, whose rejected"),
         (0.02, PULLED | {"all_rejected": -0.6}, "pairs, although their chosen pushes outweigh their rejected pushes"),
-        (0.02, PULLED | {"all_rejected": 0.3}, "pairs, whose chosen and rejected pushes go the same way on it."),
+        (0.02, PULLED | {"all_rejected": 0.3}, "pairs, whose chosen and rejected pushes point the same way on it."),
         (0.6, PULLED, "On chosen, rejected pushes of other pairs outweigh chosen pushes by 37%; chosen moved mostly"),
     ],
 )  # fmt: skip

@@ -65,7 +65,7 @@ def test_pairs_without_a_number_or_a_line_stop_it_and_nothing_is_written(tmp_pat
     one = cleaning(data, out, drop="5%")
     with pytest.raises(BadInput, match="1 of 20 pairs have no number"):
         one.write(scanned(tmp_path / "a", data, np.where(values == 1, np.nan, values)))
-    with pytest.raises(BadInput, match="no line of"):
+    with pytest.raises(BadInput, match="not a line of"):
         one.write(scanned(tmp_path / "b", tmp_path / "other.jsonl", values))
     trace = scanned(tmp_path / "c", data, values)
     data.write_bytes(b"\n".join(data.read_bytes().split(b"\n")[:9]))

@@ -162,6 +162,6 @@ def test_ctrl_c_leaves_and_the_run_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     rest, complained = process.communicate(timeout=200)
     assert first.startswith("step 4") and process.returncode == 0 and complained == ""
-    assert rest.endswith(f"Left; the run goes on.\nNext: dyn-probe summary {recording.path}\n")
+    assert rest.endswith(f"Left; the run continues.\nNext: dyn-probe summary {recording.path}\n")
     recording.upto(5, 6)
     recording.writer.close()

@@ -132,12 +132,12 @@ def test_a_manifest_survives_its_file(two: Any, tmp_path: Path) -> None:
     write_arm(tmp_path, replace(found[0], figures={}))
     again = read_arm(tmp_path)
     assert again is not None and again.figures == {} and again.curves == found[0].curves
-    with pytest.raises(BadInput, match="is no manifest of an arm"):
+    with pytest.raises(BadInput, match="is not the manifest of an arm"):
         arm_of({"figures": {"chosen": [1]}})
-    with pytest.raises(BadInput, match="is no manifest of an arm"):
+    with pytest.raises(BadInput, match="is not the manifest of an arm"):
         arm_of(plain_arm(found[0]) | {"unheard": 1})
     (tmp_path / "bad.jsonl").write_text("{")
-    with pytest.raises(BadInput, match=r"bad\.jsonl:1 is no JSON"):
+    with pytest.raises(BadInput, match=r"bad\.jsonl:1 is not JSON"):
         read_collection([tmp_path / "bad.jsonl"])
 
 

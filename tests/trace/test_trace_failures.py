@@ -196,7 +196,7 @@ def test_a_trace_that_is_removed_meanwhile_does_not_stop_training(tmp_path: Path
             writer.update_manifest(note=step)
         writer.close()
     texts = [str(one.message) for one in caught]
-    assert sum("the training goes on" in text for text in texts) == (place != "run/run.json") and len(texts) <= 2
+    assert sum("the training continues" in text for text in texts) == (place != "run/run.json") and len(texts) <= 2
     if place == "run/run.json":
         assert recorded_steps(tmp_path / "run") == [0, 1, 2, 3]
 

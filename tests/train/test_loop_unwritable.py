@@ -66,7 +66,7 @@ def test_a_file_size_limit_costs_the_rows_beyond_it_and_no_step(tmp_path: Path) 
     assert done.returncode == 0 and f"step {STEPS - 1}" in done.stdout
     first, last = complaints(done)
     assert first.startswith(f"dyn-probe: warning: cannot write {out}/streams/") and "File too large" in first
-    assert "the training goes on" in first and "lacks rows that could not be written" in last
+    assert "the training continues" in first and "lacks rows that could not be written" in last
     trace = load_trace(out)
     lost = trace.manifest["lost"]
     assert trace.closed and lost["from_step"] >= 2 and "File too large" in lost["reason"]
@@ -90,7 +90,7 @@ def test_strict_stops_at_the_first_row_that_cannot_be_written(tmp_path: Path) ->
 def test_where_nothing_can_be_written_any_more_the_training_still_ends(tmp_path: Path) -> None:
     done = limited(10, out := tmp_path / "run", "--checkpoint-every", "10", "--mass-every", "10")
     assert done.returncode == 0 and f"step {STEPS - 1}" in done.stdout
-    assert sum("the training goes on" in said for said in complaints(done)) == 1
+    assert sum("the training continues" in said for said in complaints(done)) == 1
     trace = load_trace(out)
     assert not trace.closed and set(trace.pairs["step"]) == {0, 1}
 
@@ -100,7 +100,7 @@ def test_a_checkpoint_that_does_not_fit_costs_no_row(tmp_path: Path) -> None:
     done = limited(400_000, out := tmp_path / "run", "--checkpoint-every", "10")
     assert done.returncode == 0
     [said] = complaints(done)
-    assert f"cannot write {out}/checkpoints/step-10.pt: File too large; the training goes on" in said
+    assert f"cannot write {out}/checkpoints/step-10.pt: File too large; the training continues" in said
     trace = load_trace(out)
     assert trace.closed and trace.manifest["lost"] is None and len(trace.pairs) == 4 * STEPS
     assert list((out / "checkpoints").iterdir()) == []
@@ -116,7 +116,7 @@ def test_a_small_disk_fills_up(tmp_path: Path) -> None:
     try:
         done = forked.run("-m", "dyn_probe_cli", "record", "--out", str(out), *OPTIONS)
         assert done.returncode == 0
-        assert "No space left on device; the training goes on" in complaints(done)[0] and len(complaints(done)) == 2
+        assert "No space left on device; the training continues" in complaints(done)[0] and len(complaints(done)) == 2
         assert set(load_trace(out).pairs["step"]) >= {0, 1}
     finally:
         subprocess.run(["umount", str(out.parent)], check=True)
@@ -184,7 +184,7 @@ def test_a_users_loop_is_not_disturbed_by_a_full_disk(tmp_path: Path) -> None:
             weights = train(probe)
     assert all(torch.equal(a, b) for a, b in zip(plain, weights, strict=True))
     said = [str(one.message) for one in caught if one.category is RuntimeWarning]
-    assert len(said) == 2 and "the training goes on" in said[0] and "lacks rows" in said[1]
+    assert len(said) == 2 and "the training continues" in said[0] and "lacks rows" in said[1]
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["status"] == "closed" and about["lost"]["rows"]["pairs"] == 3 * 6 and about["lost"]["from_step"] == 0
     assert load_trace(tmp_path / "run").pairs.empty
@@ -204,7 +204,7 @@ def test_a_run_without_its_end_in_run_json_is_refused_by_the_grid(tmp_path: Path
     trace = run(tmp_path / "run", eval_fraction=0.5)
     assert outcome(trace, "dpo", 0).method == "dpo"
     del trace.manifest["held_out"]
-    with pytest.raises(BadInput, match="does not say what became of the held-out pairs"):
+    with pytest.raises(BadInput, match="does not record what happened to the held-out pairs"):
         outcome(trace, "dpo", 0)
 
 

@@ -73,7 +73,7 @@ class Cleaning:
     def write(self, trace: Trace) -> str:
         """Write the kept lines in their order; returns how many went and why, in words.
 
-        Lines that are no pair of the scan (left out at reading, a pair that comes twice) are not written.
+        Lines that are no pair of the scan (left out at reading, a duplicate pair) are not written.
 
         Raises:
             BadInput: the ranking's numbers were not recorded, or a pair's line is not in the file.
@@ -122,5 +122,5 @@ def _line_of(source: object, data: Path) -> int:
     """The line, from 1, that a pair's source ``FILE:LINE`` names."""
     name, _, line = str(source).rpartition(":")
     if not line.isdigit() or Path(name) != data:
-        raise BadInput(f"a pair is from {source!r}, which is no line of {data}; scan this file with --force")
+        raise BadInput(f"a pair is from {source!r}, which is not a line of {data}; scan this file with --force")
     return int(line)

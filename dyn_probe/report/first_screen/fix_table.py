@@ -93,7 +93,7 @@ def why_none(trace: Trace) -> str:
             "this needs the pushes of all chosen and all rejected responses: record with --metric-every and "
             "--split-momentum, with pulls that stay above 0"
         )
-        return f"No remedy was estimated ({why}). What has helped in trials stands under Why?"
+        return f"No remedy was estimated ({why}). What has helped in trials is listed under Why?"
     return "" if fix_table(trace) else "No remedy of the table is estimated to help."
 
 

@@ -66,8 +66,8 @@ def _unknown(trace: Trace) -> str:
         return ""
     named = " with ".join([str(trace.about.objective.name), *(one.name for one in trace.about.objective.shaping)])
     return (
-        f" There is no closed form of the pulls of {named}: the run is walked with its recorded pulls, and its own β, "
-        "shapings and likelihood term are not varied."
+        f" There is no closed form of the pulls of {named}: the run is replayed with its recorded pulls, and its own "
+        "β, shapings and likelihood term are not varied."
     )
 
 

@@ -103,7 +103,7 @@ def _outweighs(found: Balance, side: str) -> str:
     if _level(found):
         return f"The pushes of chosen and rejected responses balance on {side}, to within the error"
     if found.together:
-        return f"On {side}, chosen and rejected pushes of other pairs go the same way"
+        return f"On {side}, chosen and rejected pushes of other pairs point the same way"
     first, second = _stronger(found, side)
     return f"On {side}, {first} pushes of other pairs outweigh {second} pushes by {_excess(found)}"
 
@@ -115,7 +115,7 @@ def _between(trace: Trace, side: str, found: Balance) -> str:
     if _level(found):
         return f"{came}, where chosen and rejected pushes balance on it, to within the error."
     if found.together:
-        return f"{came}, whose chosen and rejected pushes go the same way on it."
+        return f"{came}, whose chosen and rejected pushes point the same way on it."
     first, second = _stronger(found, side)
     whose = "whose" if first == OTHER[side] else "although their"
     return f"{came}, {whose} {first} pushes outweigh their {second} pushes on it by {_excess(found)}."

@@ -90,7 +90,7 @@ def _change(trace: Trace, side: str) -> tuple[float, str]:
     try:
         change, basis = measured_change(trace, side)
     except TraceError:
-        return NAN, "no pair has come twice yet"
+        return NAN, "no pair has been seen twice yet"
     return float(np.median(change)), basis
 
 

@@ -41,7 +41,7 @@ KNOBS: dict[str, str] = {
     # Tenfold beta about halved the fall; threefold beta changed nothing, since the pulls had not vanished.
     "beta": "raise beta by a large factor: the loss then saturates at a smaller margin; a small increase hardly helps "
     "with AdamW, whose steps do not shrink with the pulls",
-    "length": "take out the length: a length penalty (R-DPO) or per-token rewards (SimPO, averaged IPO)",
+    "length": "correct for length: a length penalty (R-DPO) or per-token rewards (SimPO, averaged IPO)",
     "data": "look at these pairs: near-duplicates, swapped labels, responses that differ in a few tokens",
     # Half the steps: a third of the fall, over half of the margin.
     "early": "stop earlier, or go back to an earlier checkpoint",

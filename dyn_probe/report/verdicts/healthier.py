@@ -45,7 +45,9 @@ def healthier(traces: Mapping[str, Trace]) -> list[Verdict]:
     others = ", ".join(label for label in traces if label != best)
     reasons = " ".join(_reason(one, found, traces) for one in _told(pairwise, best))
     verb = "healthier than" if len(traces) == 2 else "the healthiest, before"
-    sentence = f"{best} is {verb} {others}. {reasons}" if best else f"Which run is healthier cannot be told. {reasons}"
+    sentence = (
+        f"{best} is {verb} {others}. {reasons}" if best else f"Which run is healthier cannot be determined. {reasons}"
+    )
     return say(
         "note",
         f"{sentence} {_listed(table, traces)}{_lacking(traces, table)}",
@@ -98,7 +100,7 @@ def _lacking(traces: Mapping[str, Trace], table: Mapping[str, Quantity]) -> str:
     if row is None or np.isfinite(list(row.values.values())).all():
         return ""
     lack = [label for label, value in row.values.items() if not np.isfinite(value)]
-    return f" Held-out pairs do not count here: {', '.join(lack)} did not evaluate any twice."
+    return f" Held-out pairs do not count here: {', '.join(lack)} evaluated none of them twice."
 
 
 def _unknown(traces: Mapping[str, Trace]) -> list[Verdict]:
@@ -111,8 +113,8 @@ def _unknown(traces: Mapping[str, Trace]) -> list[Verdict]:
     )
     return say(
         "warning",
-        f"Which run is healthier cannot be told: no change of chosen is known for all of them ({why}). Record with "
-        "--final-pairs above 0, or let pairs recur.",
+        f"Which run is healthier cannot be determined: no change of chosen is known for all of them ({why}). Record "
+        "with --final-pairs above 0, or let pairs recur.",
         FORMULA,
     )
 

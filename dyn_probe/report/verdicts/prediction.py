@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 GOOD, POOR, FEW = 0.8, 0.6, 20
 """Shares of equal signs from which the prediction counts as good, and below which as poor from FEW rows on. One that
-always predicting the commoner sign beats is never good."""
+always predicting the majority sign beats is never good."""
 
 
 def alone(trace: Trace) -> list[Verdict]:

@@ -99,7 +99,7 @@ def balance(trace: Trace) -> list[Verdict]:
     sentence = (
         f"From {span(parts.first_steps)} to {span(parts.last_steps)} the effective magnitudes d_w‖g_w‖ : d_l‖g_l‖ "
         f"moved {words['magnitude_ratio']} (median; 1 is balanced), and the pulls on probabilities, d_w/p_w : d_l/p_l "
-        f"per token, {words['balance_token']}; with p_w/p_l counted up to {top:g}, {words['balance_ceiling']}. Of "
+        f"per token, {words['balance_token']}; with p_w/p_l counted up to {top:g}, {words['balance_ceiling']}. For "
         f"whole responses its logarithm moved {words['balance_raw']} nats."
     )
     return say(
@@ -163,7 +163,7 @@ def _judged(largest: float, spread: float) -> tuple[Level, str]:
         return "warning", ": the masks died, so hardly anything is trained; lower penalty or raise wait of the shaping"
     if spread < FLAT:
         words = (
-            f": within a pair they differ by {sig(spread, 2)} (standard deviation), so they chose nothing. The "
+            f": within a pair they differ by {sig(spread, 2)} (standard deviation), so they select nothing. The "
             "log-ratios did not yet say which tokens matter; train longer, or raise readout_lr"
         )
         return "warning", words

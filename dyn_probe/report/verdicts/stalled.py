@@ -73,8 +73,8 @@ def stuck(trace: Trace) -> list[Verdict]:
     held = f" A typical step leaves {percent(unmoved)} of the weights as they were." if unmoved > 0.5 else ""
     sentence = (
         f"The loss is stuck at {sig(last)} (log 2 = 0.693, a margin of 0) from {span(parts.first_steps)} to "
-        f"{span(parts.last_steps)}: the pairs have not been distinguished.{held} Raise the learning rate; look whether "
-        "the trained weights are those that answer, and whether the two responses differ at all."
+        f"{span(parts.last_steps)}: the pairs have not been distinguished.{held} Raise the learning rate; check that "
+        "the weights being trained are those being evaluated, and that the two responses differ at all."
     )
     return say(
         "warning",

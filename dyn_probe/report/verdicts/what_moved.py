@@ -143,7 +143,7 @@ def between(trace: Trace) -> list[Verdict]:
     first, second = ("Rejected", "chosen") if falls else ("Chosen", "rejected")
     outweigh = f"{first} pushes of other pairs outweigh their {second} pushes by {part}{error} on the chosen responses"
     if found.together:
-        outweigh = "Chosen and rejected pushes of other pairs go the same way on the chosen responses"
+        outweigh = "Chosen and rejected pushes of other pairs point the same way on the chosen responses"
     sentence = (
         f"{outweigh}: they {'lower' if falls else 'raise'} a chosen response in the steps that do not train on it, "
         "which are most."
@@ -239,7 +239,7 @@ def unheld(trace: Trace) -> list[Verdict]:
     return say(
         "warning",
         f"These weights cannot hold this learning rate: a typical step leaves {percent(unmoved)} of them as they were, "
-        "because it is smaller than what their type can tell apart. Keep the weights in float32, or raise the rate.",
+        "because it is below the resolution of their type. Keep the weights in float32, or raise the rate.",
         "median of unmoved_share over the recorded steps, weights in half precision",
         Number("unmoved", "weights that a step does not move, median", unmoved, "share"),
     )

@@ -75,7 +75,7 @@ def arm_of(row: Mapping[str, Any], place: str = "the manifest") -> ArmManifest:
         curves = {name: [_number(value) for value in values] for name, values in row.get("curves", {}).items()}
         return ArmManifest(**{**row, "figures": figures, "curves": curves})
     except (KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{place} is no manifest of an arm: {error}") from error
+        raise BadInput(f"{place} is not the manifest of an arm: {error}") from error
 
 
 def _number(value: float | None) -> float:
@@ -127,6 +127,6 @@ def read_collection(files: Iterable[Path]) -> list[ArmManifest]:
             try:
                 one = arm_of(json.loads(line), f"{file.name}:{number}")
             except ValueError as error:
-                raise BadInput(f"{file.name}:{number} is no JSON: {error}") from error
+                raise BadInput(f"{file.name}:{number} is not JSON: {error}") from error
             found[one.study, one.arm, one.seed, one.model, one.data] = one
     return list(found.values())

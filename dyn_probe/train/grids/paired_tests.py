@@ -20,7 +20,7 @@ BEATEN_BY = {
 """Numbers of an outcome by which methods are tested, higher is better: name and unit."""
 PAIRING = (
     "Paired by setting and seed: the same options, the same held-out pairs, the same policy at the start. Settings of "
-    "one seed share that start, so that they are no independent samples: where settings outnumber seeds, p is too "
+    "one seed share that start, so they are not independent samples: where settings outnumber seeds, p is too "
     "small. p is two-sided and not corrected for the number of comparisons."
 )
 

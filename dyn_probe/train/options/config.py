@@ -93,10 +93,10 @@ class RunConfig:
     columns: str = _option(
         "",
         "Which column is which part of a pair, PART=COLUMN,… (prompt, user, system, chosen, rejected, tools, …); "
-        "ignore=COLUMN leaves one aside.",
+        "ignore=COLUMN skips one.",
         default_text="as the file's shape says; `dyn-probe data` shows it",
     )
-    strict_data: bool = _option(False, "Refuse data of which a row cannot be used, instead of leaving it out.")
+    strict_data: bool = _option(False, "Stop if any row of the data cannot be used, instead of skipping it.")
     max_length: int = _option(1024, "Most tokens of prompt and response together; longer rows are truncated.", least=2)
     truncation: str = _option(
         "keep_start",
@@ -109,13 +109,13 @@ class RunConfig:
     every: int | str | None = _option(
         None,
         "Record every N-th step; auto: as often as --budget allows, in one process; log-probabilities, losses and "
-        "scores of every pair are recorded at every step all the same.",
+        "scores of every pair are still recorded at every step.",
         least=1,
         choices=("auto",),
         default_text="auto on a GPU (in one process, not for the built-in model or shapings that need the norms of "
         "every step, and without --one-pass, --split-momentum, --update, --realised, --metric-every, --metric), else 1",
     )
-    budget: str = _option("5%", "Largest share of the training's time that --every auto spends on records.")
+    budget: str = _option("5%", "Largest share of the training time that --every auto may spend on recording.")
     gram_every: int = _option(
         10,
         "Record the batch's full Gram matrix and the change that it predicts every N steps; 0 never. With several "
@@ -136,8 +136,8 @@ class RunConfig:
     )
     split_momentum: bool | None = _option(
         None,
-        "Keep the momentum of all chosen apart from that of all rejected gradients, so that their pushes over all "
-        "steps can be compared; two more buffers of the trained weights' size, at every step.",
+        "Track the momentum of chosen and of rejected gradients separately, so that their pushes over all steps can "
+        "be compared; takes two more buffers of the trained weights' size, updated at every step.",
         default_text="on for the built-in model and with LoRA",
     )
     realised: bool | None = _option(
@@ -147,7 +147,7 @@ class RunConfig:
         default_text="at every step for the built-in model, else where --gram-every records",
     )
     final_pairs: int = _option(
-        512, "Evaluate this many of the pairs that were trained on once more at the end; 0 none.", least=0
+        512, "Evaluate up to this many of the training pairs once more at the end; 0: none.", least=0
     )
     update: bool = _option(
         False,
@@ -156,8 +156,8 @@ class RunConfig:
     )
     one_pass: bool = _option(
         False,
-        "Take the gradients of the weights from the recorder's own pass over the batch, which spares autograd one "
-        "product per weight: the same training to rounding, where it is bitwise the same without. One process.",
+        "Take the weight gradients from the recorder's own pass over the batch, which saves autograd one matrix "
+        "product per weight. Training is then the same up to rounding; without it, bitwise. Single process only.",
     )
     precompute_reference: bool = _option(
         True, "Compute the reference log-probabilities once, before training, instead of keeping a reference model."

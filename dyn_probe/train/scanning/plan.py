@@ -192,6 +192,6 @@ def check_same(settings: dict[str, Any], old: ScanInfo | None, folder: Path) -> 
     if changed:
         said = "; ".join(f"{name} was {before.get(name)!r}, now {settings.get(name)!r}" for name in changed)
         raise BadInput(
-            f"{folder} holds a scan with other settings, and cannot go on with these: {said}; write --force to replace "
-            "it, or name another folder with --out"
+            f"{folder} holds a scan with other settings, and cannot continue with these: {said}; write --force to "
+            "replace it, or name another folder with --out"
         )
