@@ -200,8 +200,11 @@ def sums_by_segment(values: Tensor, segments: Tensor | None) -> Tensor:
         return values.sum(1)
     owner = segments[:, segments.shape[1] - values.shape[1] :]
     inside = owner >= 0
-    total = values.new_zeros(int(segments.max()) + 1)
-    return total.index_add(0, owner[inside], values[inside])
+    # Added up one by one: in half precision that stagnates, and in float32 it rounds more than a sum over a row does.
+    exact = torch.float32 if values.device.type == "mps" else torch.float64
+    wide = torch.promote_types(values.dtype, exact) if values.is_floating_point() else values.dtype
+    total = values.new_zeros(int(segments.max()) + 1, dtype=wide)
+    return total.index_add(0, owner[inside], values[inside].to(wide)).to(values.dtype)
 
 
 def token_logps(logits: Tensor, batch: PairBatch) -> Tensor:

@@ -82,6 +82,7 @@ def unpadded(batch: PairBatch) -> PairBatch:
 
 def _steps(values: Tensor) -> Tensor:
     """``[rows, L]`` what each position has more than the one before it; a number at the first that no position has."""
+    values = values.long()
     return torch.cat([torch.full_like(values[:, :1], -(2**40)), values[:, 1:] - values[:, :-1]], 1)
 
 

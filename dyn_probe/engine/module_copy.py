@@ -64,3 +64,10 @@ def weights_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 def copy_size(model: nn.Module, dtype: torch.dtype) -> int:
     """Bytes of the model's weights in ``dtype``."""
     return sum(p.numel() for p in model.parameters()) * dtype.itemsize
+
+
+def pass_size(model: nn.Module, positions: int, dtype: torch.dtype) -> int:
+    """About how many bytes a forward and a backward over so many positions hold: what each weight matrix puts out, its
+    gradient, and a copy; the logits are those of the head's, or of a tied embedding's."""
+    wide = sum(max(p.shape) for p in model.parameters() if p.dim() > 1)
+    return 3 * positions * wide * dtype.itemsize

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import os
 
 import torch
 
+from dyn_probe.trace.damage import free_memory as free_on_the_host
+
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be taken on the device, what torch holds in reserve counted; None where that is not known."""
+    """Bytes that can be taken on the device, what torch holds in reserve counted; on the host this process's share of
+    what its container or the system has free. None where that is not known."""
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
-    try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found and device.type == "cpu" else None
+    free = free_on_the_host() if device.type == "cpu" else None
+    return None if free is None else free // processes_here()
+
+
+def processes_here() -> int:
+    """Processes of this training on this machine, as its launcher says it."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(told)) if told.isdigit() else 1

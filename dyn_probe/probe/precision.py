@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.arithmetic import HALF
-from dyn_probe.engine.module_copy import copy_size, eval_mode, weights_in
+from dyn_probe.engine.module_copy import copy_size, eval_mode, pass_size, weights_in
 from dyn_probe.engine.passes import measured
 from dyn_probe.engine.uses import Call, is_split
 from dyn_probe.pairs import PairBatch, trimmed
@@ -98,7 +98,7 @@ class Precision:
         if self._asked & (self._asked - 1):
             return
         names = ", ".join(str(d).removeprefix("torch.") for d in HALF if d in half.values())
-        why = self._why_not()
+        why = self._why_not(batch)
         if not why:
             try:
                 why = self._measure(step, batch, half)
@@ -107,7 +107,7 @@ class Precision:
         how = IN_EVAL_MODE if self.evaluation.random else AS_RECORDED
         self._note({"type": names, **({"skipped": why} if why else {"method": how})})
 
-    def _why_not(self) -> str:
+    def _why_not(self, batch: PairBatch) -> str:
         """Why the model cannot be computed in float64 here."""
         model = self.evaluation.own
         if is_split(model):
@@ -118,9 +118,10 @@ class Precision:
         device = next(model.parameters()).device
         if device.type == "mps":
             return "the device has no float64"
-        need, free = copy_size(model, EXACT), free_memory(device)
+        positions = int(trimmed(batch.select([0])).input_ids.numel())
+        need, free = copy_size(model, EXACT) + pass_size(model, positions, EXACT), free_memory(device)
         if free is not None and need > ROOM * free:
-            return f"a copy of the weights in float64 takes {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+            return f"a pair in float64 takes {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
         return ""
 
     def _measure(self, step: int, batch: PairBatch, half: Mapping[str, torch.dtype]) -> str:

@@ -43,23 +43,28 @@ def warn_of(run: Path, found: Iterable[Damage]) -> None:
         warnings.warn(f"{run}: {one}", RuntimeWarning, stacklevel=5)
 
 
+CONTAINER = Path("/sys/fs/cgroup")
 ROOM = 0.5
 """Share of the free memory that one table may take."""
+SMALL = 2**26
+"""Bytes that a table may always take: what is free is not known to so much."""
 LONGEST_TEXT = 2**26
 """Bytes that ``run.json`` may have."""
 
 
 def free_memory() -> int | None:
-    """Bytes that this process can take: what the system has free, less where it is limited; None where that is not
-    known."""
+    """Bytes that this process can take: what the system has free, less where it is limited (as containers are; pages of
+    files that can be given back count as free); None where that is not known."""
     found = []
     with suppress(OSError, TypeError, ValueError):
         told = Path("/proc/meminfo").read_text(encoding="ascii")
         found.append(1024 * int(re.search(r"MemAvailable:\s+(\d+) kB", told)[1]))  # type: ignore[index]
     with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
+        group = CONTAINER
         limit, taken = ((group / f"memory.{name}").read_text(encoding="ascii") for name in ("max", "current"))
-        found.append(int(limit) - int(taken))
+        kept = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        back = sum(int(kept.get(name, 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
+        found.append(int(limit) - int(taken) + back)
     with suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -76,7 +81,7 @@ def refuse_large(what: str, size: int) -> None:
         TraceError: says how much, and how to read a part.
     """
     free = free_memory()
-    if free is not None and size > ROOM * free:
+    if free is not None and size > max(SMALL, ROOM * free):
         raise TraceError(
             f"{what} would take {size / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free; read a part "
             'of the trace: load_trace(run, columns=["pairs.step", "pairs.loss"], steps=slice(0, 1000))'

@@ -169,7 +169,10 @@ def _plural(kind: Any) -> str:
 
 def shown(value: object) -> str:
     """A value for a complaint, cut to a line."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        return f"a {type(value).__name__} too large to show"
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 

@@ -297,3 +297,23 @@ def test_the_order_of_the_sides():
     together = packed_pairs(found["input_ids"], found["labels"] != -100, **arguments, order="pairs together")
     assert together.ids == batch.ids
     assert packed_pairs(found["input_ids"], found["labels"] != -100, **arguments).ids != batch.ids
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_long_response_adds_up_as_a_row_of_its_own_does(dtype: torch.dtype) -> None:
+    """Half precision stops growing where a sum is kept in it: -0.7 added 600 times is -256 in bfloat16."""
+    tokens = torch.full((1, 1200), -0.7, dtype=dtype)
+    segments = torch.arange(2).repeat_interleave(600)[None]
+    found = sums_by_segment(tokens, segments)
+    torch.testing.assert_close(found, tokens.view(2, 600).sum(1))
+
+
+@pytest.mark.parametrize("name", ["position_ids", "documents"])
+def test_counts_of_32_bits_are_read_like_others(name: str) -> None:
+    found = padding_free(make_batch(seed=3)) if name == "position_ids" else of_each_pair(make_batch(seed=3))
+    counts = found["position_ids" if name == "position_ids" else "token_type_ids"]
+    wide, narrow = (
+        packed_pairs(found["input_ids"], found["labels"] != -100, **{name: counts.to(kind)})
+        for kind in (torch.int64, torch.int32)
+    )
+    assert wide.ids == narrow.ids and torch.equal(wide.segments, narrow.segments)

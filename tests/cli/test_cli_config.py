@@ -67,6 +67,7 @@ def test_an_empty_yaml_file_is_all_defaults(tmp_path: Path) -> None:
         ("model: 3", "model must be text"),
         ("- 1", "got a list"),
         ("a: [", "wanted YAML"),
+        (f"steps: {'9' * 5000}", "wanted YAML"),  # more digits than Python reads
     ],
 )
 def test_a_wrong_yaml_file_is_one_clear_line(tmp_path: Path, text: str, said: str) -> None:

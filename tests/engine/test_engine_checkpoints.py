@@ -240,5 +240,5 @@ def test_a_checkpoint_that_cannot_be_looked_into_is_refused():
         def body(self, x):
             return CheckpointFunctionOfOurs.apply(self.part, x)
 
-    with pytest.raises(UnsupportedUse, match=r"out of sight.*use_reentrant"):
+    with pytest.raises(UnsupportedUse, match=r"cannot see them; write gradient_checkpointing_kwargs.*use_reentrant"):
         row_gram(Opaque(), make_batch())

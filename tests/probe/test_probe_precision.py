@@ -292,7 +292,7 @@ def test_a_copy_that_does_not_fit_is_not_made(tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "free_memory", lambda device: 1000)
     monkeypatch.setattr(precision, "measured", None)
     trace = measured(make_model("llama", torch.bfloat16), tmp_path)
-    assert trace.about.precision.skipped.startswith("a copy of the weights in float64 takes 0.0 GiB, and 0.0 GiB")
+    assert trace.about.precision.skipped.startswith("a pair in float64 takes 0.0 GiB, and 0.0 GiB")
 
 
 def test_rows_that_are_masked_are_not_compared(tmp_path):

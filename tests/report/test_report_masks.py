@@ -18,7 +18,7 @@ from dyn_probe.token_analysis import recorded_heats
     [
         (0.3, 0.4, "note", "standard deviation of 0.40 within a pair"),
         (0.01, 0.02, "warning", "died"),
-        (0.5, 0.02, "warning", "chose nothing"),
+        (0.5, 0.02, "warning", "select nothing"),
     ],
 )
 def test_masks_that_died_or_chose_nothing_are_said(kept, spread, level, words, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ RUN = "dyn-probe record --out runs/a --max-pairs 200 --update --force"
         ("train.py --out x", "--steps 30", "early", ""),
         ("dyn-probe record --data 'my pairs.jsonl", "--steps 30", "early", ""),
         ("", "--steps 30", "early", ""),
+        (RUN + " --config my.yaml", "--objective ipo (leave out --beta)", "ipo", ""),  # beta may stand there
+        (RUN + " --config=my.yaml", "--steps 30", "early", ""),
     ],
 )  # fmt: skip
 def test_the_runs_own_options_stay_and_the_remedys_take_their_place(

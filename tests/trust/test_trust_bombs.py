@@ -46,6 +46,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bombs, "LARGE", 2**26)
     monkeypatch.setattr(bombs, "ROWS", 2**20)
     monkeypatch.setattr(damage, "free_memory", lambda: FREE)
+    monkeypatch.setattr(damage, "SMALL", 0)
 
 
 @pytest.mark.parametrize("kind", [*WORDS, "stream, sealed: buffers that unpack"])
@@ -72,6 +73,7 @@ def test_what_a_recorder_writes_is_no_misfit(table: str, tmp_path: Path, monkeyp
     assert misfit(TABLES[table], arrow_schema(TABLES[table])) == ""
     run = door_trace.base(tmp_path / "run")
     monkeypatch.setattr(damage, "free_memory", lambda: FREE)
+    monkeypatch.setattr(damage, "SMALL", 0)
     rows = load_trace(run).arrow(table).to_pylist()
     assert len(rows) and all(row[c.name] is not None for row in rows for c in TABLES[table].columns)
 
@@ -124,6 +126,18 @@ def test_the_memory_that_is_free_knows_the_limit_of_the_process(monkeypatch: pyt
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 0))
     assert damage.free_memory() == 0
     with pytest.raises(
-        TraceError, match=re.escape("x would take 0.0 GiB of memory, and 0.0 GiB are free; read a part")
+        TraceError, match=re.escape("x would take 0.1 GiB of memory, and 0.0 GiB are free; read a part")
     ):
-        damage.refuse_large("x", 1)
+        damage.refuse_large("x", damage.SMALL + 1)
+    damage.refuse_large("x", damage.SMALL)  # what is free is not known to so little
+
+
+def test_pages_of_files_are_no_memory_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that has read large files stands near its limit, and gives their pages back when asked."""
+    monkeypatch.setattr(damage, "CONTAINER", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    (tmp_path / "memory.current").write_text(f"{2**30 - 4096}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {2**28}\ninactive_file {2**29}\nactive_file 8192\nshmem 5\n")
+    assert damage.free_memory() == 4096 + 2**29 + 8192
+    (tmp_path / "memory.max").write_text("max\n")
+    assert (damage.free_memory() or 0) > 2**29  # no limit: what the system has

@@ -24,13 +24,14 @@ def whole_command(manifest: Mapping[str, Any], typed: str, key: str) -> str:
         key: the remedy's name, the end of the new folder's.
 
     Returns:
-        The command; empty where the run was not recorded by such a command, or it cannot be read.
+        The command; empty where the run was not recorded by such a command, where some of its options stand in a file
+        (``--config``), or where it cannot be read.
     """
     try:
         own = shlex.split(str(manifest.get("command") or ""))
     except ValueError:
         return ""
-    if own[: len(START)] != START or "--" in own:
+    if own[: len(START)] != START or "--" in own or any(one.partition("=")[0] == "--config" for one in own):
         return ""
     dropped = LEFT_OUT.search(typed)
     added = shlex.split(typed[: dropped.start()] if dropped else typed)

@@ -92,7 +92,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a number of 5,000 digits
         said = " ".join(str(error).split())
         raise BadInput(f"cannot read {path}: {said}; wanted YAML with one `option: value` per line") from error
     if content is None:
