@@ -100,6 +100,17 @@ def test_a_run_without_pushes_says_what_it_lacks(tmp_path: Path) -> None:
     assert "not known" in headline(once)[0] and fixes(once)["none"]
 
 
+def test_steps_that_were_taken_apart_may_have_gone_the_other_way(tmp_path: Path) -> None:
+    """A rise over the run beside a push down in the few steps that were taken apart is not called its cause."""
+    run = moved_run(tmp_path / "run", 0.36, 0.22, all_chosen=np.nan, all_rejected=np.nan, total=-4.6)
+    assert trouble(run) == "rejected"
+    assert headline(run)[1].startswith(
+        "The steps that were taken apart moved rejected the other way (−4.6 nats a step)"
+    )
+    along = moved_run(tmp_path / "along", 0.36, 0.22, all_chosen=np.nan, all_rejected=np.nan, total=0.6)
+    assert headline(along)[1].startswith("Rejected moved by +0.6")
+
+
 def test_headline_and_table_stand_within_the_first_words_of_the_page(fallen: Trace) -> None:
     words = Page(page_of(fallen).partition("</style>")[2]).text.split()
     start = " ".join(words[:350])

@@ -19,6 +19,7 @@ from dyn_probe.report.replay.pull_forms import FORMS
 from dyn_probe.report.replay.shape_forms import FITS
 from dyn_probe.report.replay.walk import ADAPTIVE, Method, Walk, walk
 from dyn_probe.report.run_facts import shaping_options
+from dyn_probe.report.verdicts.verdict import sig
 from dyn_probe.report.verdicts.what_moved import CLOSE, level_weight, likelihood_weight
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class Estimate:
         cost: margin that it loses (nats/token; negative: gains), `margin`: that of the run as it was; `margin_error`:
             of the margin that is left, one standard error.
         gain: improvement of the trouble's side.
-        told: whether it is larger than its error; where pushes cancel, a remedy that acts by the balance of pulls must
-            also change it by more than TILTED times CLOSE.
+        told: whether it is larger than its error, and the error no larger than what the run moved; where pushes
+            cancel, a remedy that acts by the balance of pulls must also change it by more than TILTED times CLOSE.
     """
 
     key: str
@@ -90,11 +91,21 @@ def why_none(trace: Trace) -> str:
     if kernels(trace) is None:
         note = trace.about.pushes
         why = (note.reason if note is not None else "") or (
-            "this needs the pushes of all chosen and all rejected responses: record with --metric-every and "
-            "--split-momentum, with pulls that stay above 0"
+            "this needs the pushes of all chosen and all rejected responses: record once more with --split-momentum "
+            "(and --metric-every N above 0), with pulls that stay above 0"
         )
         return f"No remedy was estimated ({why}). What has helped in trials is listed under Why?"
-    return "" if fix_table(trace) else "No remedy of the table is estimated to help."
+    table, moved = fix_table(trace), run_change(trace)
+    if not table or moved is None:
+        return "No remedy of the table is estimated to help."
+    most = max(abs(median(moved.side(name))) for name in ("chosen", "rejected"))
+    least = min(row.error for row in table)
+    if least > most:
+        return (
+            f"No remedy can be told from this run: the estimates' errors (± {sig(least, 2)} at least) are larger than "
+            f"what it moved ({sig(most, 2)} nats/token). Record more of its steps (--metric-every 1), or a longer run."
+        )
+    return ""
 
 
 @once
@@ -128,7 +139,7 @@ def _estimate(key: str, change: Change, side: str, moved: Moved, base: Walk, the
     margin = was["chosen"] - was["rejected"]
     off = (_spread(difference["chosen"] - difference["rejected"]), missed["chosen"] - missed["rejected"])
     margin_error = float(np.linalg.norm([*off, ROUGH * margin]))
-    told = gain > error and not close
+    told = gain > error and not close and error <= max(map(abs, was.values()))
     cost = margin - (then["chosen"] - then["rejected"])
     words = REMEDIES[key].words
     return Estimate(key, words, change, then["chosen"], then["rejected"], error, cost, margin, gain, told, margin_error)

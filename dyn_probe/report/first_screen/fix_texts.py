@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RULE = (
     "First-order estimates of where the same run would have ended, nats/token, ± the spread over pairs and the "
     "estimate's own miss of this run (of a margin, a fifth of the run's too), ordered by {side} per margin "
-    "lost{beyond}; dyn-probe try {run} measures them."
+    "lost{beyond}; dyn-probe try {run} {tried}."
 )
 MOST = 8
 """Remedies that are shown."""
@@ -44,15 +44,17 @@ def change_text(value: float, decimals: int) -> str:
 
 def fixes(trace: Trace) -> dict[str, Any]:
     """The fix table as text: a row per remedy and one for the run as it was; `none` says why there is no table."""
-    found, side = fix_table(trace)[:MOST], trouble(trace) or "chosen"
+    none, side = why_none(trace), trouble(trace) or "chosen"
+    found = [] if none else fix_table(trace)[:MOST]
     rows = [fix_row(row, side) | {"whole": whole_command(trace.manifest, row.change.typed, row.key)} for row in found]
     rule = RULE.format(
         side="less rise of rejected" if side == "rejected" else "Δ chosen",
         beyond=f" ({BEYOND}: beyond what this run reached)" if any(row["margin"] == BEYOND for row in rows) else "",
         run=shlex.quote(str(trace.path)),
+        tried="prints their settings for TRL" if "trainer" in trace.manifest else "measures them",
     )
     return {
-        "none": why_none(trace) if not rows else "",
+        "none": none,
         "side": side,
         "was": was_text(found[0], side) if found else {},
         "rows": rows,

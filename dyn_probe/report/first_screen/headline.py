@@ -89,6 +89,13 @@ def moved_by(trace: Trace) -> str:
         return f"What moved them is not known: the optimizer's steps were not taken apart ({why})."
     way, found = through(trace, side), balance(trace, own=False, side=side)
     total = float(finite(numbers(rows, "total")).mean())
+    moved = run_change(trace)
+    change = 0.0 if moved is None else median(moved.side(side))
+    if found is None and change * total < 0 and abs(change) > STILL:
+        return (
+            f"The steps that were taken apart moved {side} the other way ({'+' if total > 0 else '−'}"
+            f"{sig(abs(total), DIGITS)} nats a step): what moved it over the run came in other steps."
+        )
     if found is None:
         says = f"{side.capitalize()} moved by {'+' if total > 0 else '−'}{sig(abs(total), DIGITS)} nats a step"
         lacks = "; the pushes of all chosen and all rejected were not kept apart (--split-momentum)"
