@@ -104,9 +104,7 @@ def test_steps_that_were_taken_apart_may_have_gone_the_other_way(tmp_path: Path)
     """A rise over the run beside a push down in the few steps that were taken apart is not called its cause."""
     run = moved_run(tmp_path / "run", 0.36, 0.22, all_chosen=np.nan, all_rejected=np.nan, total=-4.6)
     assert trouble(run) == "rejected"
-    assert headline(run)[1].startswith(
-        "The steps that were taken apart moved rejected the other way (−4.6 nats a step)"
-    )
+    assert headline(run)[1].startswith("The steps that were taken apart moved rejected the other way (−4.6 nats")
     along = moved_run(tmp_path / "along", 0.36, 0.22, all_chosen=np.nan, all_rejected=np.nan, total=0.6)
     assert headline(along)[1].startswith("Rejected moved by +0.6")
 
