@@ -18,7 +18,7 @@ from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import distributed
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.metric.last_metric import squares_in_last_metric
-from dyn_probe.metric.previous import PreviousPushes
+from dyn_probe.metric.previous import KnownPushes, PreviousPushes
 from dyn_probe.metric.step_facts import tolerance_of
 from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
 from dyn_probe.probe.given import numbers
@@ -138,12 +138,14 @@ class Following:
             return
         weighed, unequal = found
 
-        def done(parts: Tensor) -> None:
-            arrived = fetching([parts, unequal])
+        def done(known: KnownPushes) -> None:
+            arrived, flags = known.fetching(), fetching([unequal])
 
             def write() -> None:
-                values, undefined = arrived()
+                (values, reason), (undefined,) = arrived(), flags()
                 self.rows.write("pushes", known_rows(step, self.rows.rank, ids, values, undefined))
+                if reason:
+                    self._note({**self._noted, "reason": f"own parts are not known: {reason}"})
 
             self.rows.later(step, write)
 
