@@ -7,10 +7,9 @@ known but for its own gradient's part in ``P``:
     past           −⟨g_i, p⟩                    decay          −λ_d ⟨g_i, θ⟩ − ωγ ⟨g_i, Pθ⟩
 
 The products come from the pass that forms the rows' gradients (``engine/routes/weighed.py``); κ is read off the
-gradients as the optimizer begins (on a GPU it arrives with the parts: nothing waits for it there), η as the group has it
-in the backward. The other parts and the total need the finished gradient and
-the step itself: they are left out. Before a parameter's first step there is no metric: ``P = 1``, ``ω = η`` and no
-past, as for plain gradient descent.
+gradients as the optimizer begins (on a GPU it arrives with the parts, and nothing waits for it), η as the group has it
+in the backward. The other parts and the total need the finished gradient and the step itself: they are left out. Before
+a parameter's first step there is no metric: ``P = 1``, ``ω = η`` and no past, as for plain gradient descent.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from dyn_probe.engine.uses import trained_parameters
 from dyn_probe.errors import BadInput
 from dyn_probe.metric.applied import AppliedStep, RankOne, Scalar, wide
 from dyn_probe.metric.clip_factor import Compared
-from dyn_probe.metric.family import Family, direction, exact, learning_rate
+from dyn_probe.metric.family import direction, exact, learning_rate
 from dyn_probe.metric.optimizers import FAMILIES, family_of, unwrapped
 from dyn_probe.metric.pushes import own_parts
 from dyn_probe.metric.step_reader import StepReader, coming_step
@@ -117,7 +116,7 @@ class PreviousPushes:
 
     def __init__(self, model: nn.Module, optimizer: Any, shield: Shield | None = None) -> None:
         self.model, self.optimizer = model, optimizer
-        self.family = _family(optimizer)
+        check_coming(optimizer)
         self._steps: dict[str, tuple[Scalar, Scalar, Scalar, Scalar]] = {}
         self._last: dict[str, KnownStep] = {}
         self._waiting: list[_Waiting] = []
@@ -150,7 +149,12 @@ class PreviousPushes:
         """
         self._last.clear()
         self._waiting.append(_Waiting(weighed, dict(self._steps), coefficients, done))
-        self._reader.backward_ended()
+        self.backward_ended()
+
+    def backward_ended(self) -> None:
+        """A backward has run, recorded or not: whatever multiplies the gradients from here on is one factor."""
+        if self._waiting:
+            self._reader.backward_ended()
 
     def drop(self) -> None:
         """Forget batches whose step never came."""
@@ -220,12 +224,16 @@ def _zero(scalar: Scalar) -> bool:
     return not isinstance(scalar, Tensor) and scalar == 0
 
 
-def _family(optimizer: Any) -> Family:
-    """The optimizer's family, where its coming step is known."""
+def check_coming(optimizer: Any) -> None:
+    """Refuse an optimizer whose coming step is not known before its gradient is.
+
+    Raises:
+        BadInput: it is one.
+    """
     inner = unwrapped(optimizer)
     family, reason = family_of(inner)
     if family is not None and family.coming is not None:
-        return family
+        return
     if family is not None:
         reason = f"the weight of {family.title}'s step depends on the coming gradient"
     able = ", ".join(dict.fromkeys(one.title for one in FAMILIES.values() if one.coming is not None))

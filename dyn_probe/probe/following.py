@@ -18,7 +18,7 @@ from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import distributed
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.metric.last_metric import squares_in_last_metric
-from dyn_probe.metric.previous import KnownPushes, PreviousPushes
+from dyn_probe.metric.previous import KnownPushes, PreviousPushes, check_coming
 from dyn_probe.metric.step_facts import tolerance_of
 from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
 from dyn_probe.probe.given import numbers
@@ -43,14 +43,25 @@ METRICS = ("applied", "previous")
 """In whose step's metric pushes are: of the step itself, or also of the one before it."""
 
 
-def check_metric(metric: str, optimizer: torch.optim.Optimizer | None) -> None:
-    """Refuse a metric that is unknown, or that cannot be had here."""
+def check_followed(optimizer: torch.optim.Optimizer | None, metric: str, pushes: bool = False) -> None:
+    """Refuse what cannot be followed here: asked before anything is opened or hooked, so that a refusal leaves nothing.
+
+    Args:
+        pushes: whether steps are taken apart, or the momentum of both sides is kept.
+
+    Raises:
+        BadInput: the metric is unknown, or cannot be had here; pushes without an optimizer.
+    """
+    if pushes and optimizer is None:
+        raise BadInput("pushes are read off the optimizer's steps; write Probe(..., optimizer=optimizer)")
     if metric not in METRICS:
         raise BadInput(unknown("metric", metric, METRICS))
     if metric == "previous" and optimizer is None:
         raise BadInput("the last step's metric is read off the optimizer; write Probe(..., optimizer=optimizer)")
     if metric == "previous" and distributed():
         raise BadInput("metric 'previous' is for one process: with several, gradients are averaged; write 'applied'")
+    if metric == "previous":
+        check_coming(optimizer)
 
 
 class Following:
@@ -66,6 +77,9 @@ class Following:
         in_parts: whether a step is made of more than one recorded forward.
         averaged: over how many processes gradients are averaged; None: read off the wrapper.
         shield: around what runs inside the optimizer's step.
+
+    Raises:
+        BadInput: what ``check_followed`` refuses; no hook is on the optimizer then.
     """
 
     def __init__(
@@ -82,13 +96,13 @@ class Following:
         averaged: int | None,
         shield: Shield | None = None,
     ) -> None:
+        check_followed(optimizer, metric)
         self.model, self.optimizer, self.rows, self.schedule = model, optimizer, rows, schedule
         self.split, self.update, self.in_parts = split, update, in_parts
         self._noted: dict[str, Any] = {}
         averaged = averaged_over(model) if averaged is None else averaged
         wanted = bool(schedule.metric_every or split or update) or (schedule.gram_every > 0 and in_parts)
         self._watch = StepWatch(model, optimizer, split, averaged, shield) if wanted else None
-        check_metric(metric, optimizer)
         self._previous = PreviousPushes(model, optimizer, shield) if metric == "previous" else None
 
     @property
@@ -168,8 +182,16 @@ class Following:
         if self._watch is not None and self._watch.split is not None:
             self._watch.split.load(state)
 
+    def backward_ended(self) -> None:
+        """A backward of the step has run, recorded or not: what waits for the step reads κ from here on."""
+        if self._previous is not None:
+            self._previous.backward_ended()
+        if self._watch is not None:
+            self._watch.backward_ended()
+
     def before_update(self) -> None:
         """The step's gradient is complete, and not clipped yet."""
+        self.backward_ended()
         if self._watch is not None:
             self._watch.before_update()
 
