@@ -21,7 +21,7 @@ from dyn_probe.metric.last_metric import squares_in_last_metric
 from dyn_probe.metric.previous import KnownPushes, PreviousPushes, check_coming
 from dyn_probe.metric.step_facts import tolerance_of
 from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
-from dyn_probe.probe.given import numbers
+from dyn_probe.probe.given import Given, numbers
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
 from dyn_probe.probe.trace_rows import BatchRecord, gram_rows, known_rows, push_rows, step_facts
@@ -31,6 +31,11 @@ NO_GRADIENT = (
     "probe.before_update() was not called between the last backward and optimizer.step()"
 )
 """Why ``batch_delta_*`` is empty."""
+
+OTHER_ROWS = "not recorded where a batch has responses without a partner: the step is made of their gradients too"
+WEIGHTED = "not recorded where the loss weights the tokens of a response differently: its part is no multiple of a row"
+SCALED = "not recorded where the loss is backpropagated as {scale:g} times the pairs' mean (loss_scale) in one forward"
+"""Why it is empty where the batch is one forward: what its Gram does not give."""
 
 UNEQUAL = (
     "the loss weights the tokens of a response differently, so that no push is a multiple of a response's gradient: "
@@ -100,6 +105,7 @@ class Following:
         self.model, self.optimizer, self.rows, self.schedule = model, optimizer, rows, schedule
         self.split, self.update, self.in_parts = split, update, in_parts
         self._noted: dict[str, Any] = {}
+        self._unpredicted: list[str] = []
         averaged = averaged_over(model) if averaged is None else averaged
         wanted = bool(schedule.metric_every or split or update) or (schedule.gram_every > 0 and in_parts)
         self._watch = StepWatch(model, optimizer, split, averaged, shield) if wanted else None
@@ -215,6 +221,17 @@ class Following:
             self._previous.close()
         if self._watch is not None:
             self._watch.close()
+
+    def note_unpredicted(self, record: BatchRecord, given: Given, products: Products) -> None:
+        """Say why a batch has no ``batch_delta_*``, where its full Gram was recorded and its changes are predicted."""
+        missing = "predicted_delta_chosen" in record.columns and "batch_delta_chosen" not in record.columns
+        if self.in_parts or products.gram is None or not missing:
+            return
+        other = WEIGHTED if bool(products.unequal.any()) else SCALED.format(scale=given.scale)
+        reason = other if given.alone else OTHER_ROWS
+        if reason not in self._unpredicted:
+            self._unpredicted.append(reason)
+            self.rows.manifest(batch_delta="; ".join(self._unpredicted))
 
     def _predicted(self, record: BatchRecord, along: Tensor) -> None:
         """The step's whole gradient is known: ``batch_delta_*`` of a batch's rows, −η⟨g_i, G⟩."""
