@@ -16,9 +16,9 @@ from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.final_pairs import FinalPairs
 from dyn_probe.attach.log_window import LogWindow
 from dyn_probe.attach.micro_step import MicroStep
-from dyn_probe.attach.opening import ended_by_errors, opened
 from dyn_probe.attach.pair_texts import PairTexts
 from dyn_probe.attach.partners import Partners
+from dyn_probe.attach.trace_and_probe import ended_by_errors, opened
 from dyn_probe.attach.trainer_facts import splits_momentum
 from dyn_probe.attach.trainer_kinds import TrainerKind
 from dyn_probe.attach.user_lines import next_step, say

@@ -72,8 +72,8 @@ def splits_momentum(trainer: Any, kind: TrainerKind, options: AttachOptions, wei
     if options.split_momentum and kind.single and trainer.args.world_size > 1:
         raise BadInput(
             f"split_momentum sums the gradients of both sides over all {trainer.args.world_size} processes at every "
-            f"step, and any batch of {type(trainer).__name__} may hold a response without a partner, which has no side; "
-            "leave split_momentum out, or train in one process"
+            f"step, and a batch of {type(trainer).__name__} may hold a response without a partner, which belongs to "
+            "no pair; leave split_momentum out, or train in one process"
         )
     if options.split_momentum is not None:
         return options.split_momentum

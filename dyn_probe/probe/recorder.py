@@ -243,7 +243,7 @@ class Probe(Recorder):
             loss.backward()  # type: ignore[no-untyped-call]
 
     def backward_ended(self) -> None:
-        """After a step's last backward that was not recorded itself: κ is read from here. ``before_update`` calls it."""
+        """After a step's last backward, where that was not recorded itself: κ is read from here on."""
         self._following.backward_ended()
 
     def before_update(self) -> None:

@@ -10,7 +10,7 @@ pytest.importorskip("trl", reason="needs trl")
 import attach_runs as runs
 
 from dyn_probe import BadInput, load_trace
-from dyn_probe.attach import attachment, opening
+from dyn_probe.attach import attachment, trace_and_probe
 from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.attachment import Attachment
 from dyn_probe.attach.trainer_kinds import kind_of
@@ -56,7 +56,7 @@ def test_an_error_after_the_opening_closes_the_trace(tmp_path, capfd, monkeypatc
     def broken(*_: Any, **__: Any) -> None:
         raise BadInput("wanted this; got that")
 
-    monkeypatch.setattr(*((opening, "Probe") if where == "probe" else (attachment, "LogWindow")), broken)
+    monkeypatch.setattr(*((trace_and_probe, "Probe") if where == "probe" else (attachment, "LogWindow")), broken)
     _, said = trained(tmp_path, capfd)
     assert "not recorded, the training continues: wanted this; got that" in said
     trace = load_trace(tmp_path / "run")
