@@ -18,13 +18,12 @@ from dyn_probe.attach.log_window import LogWindow
 from dyn_probe.attach.micro_step import MicroStep
 from dyn_probe.attach.pair_texts import PairTexts
 from dyn_probe.attach.partners import Partners
-from dyn_probe.attach.trace_folder import open_trace
-from dyn_probe.attach.trainer_facts import facts, splits_momentum
+from dyn_probe.attach.trace_and_probe import ended_by_errors, opened
+from dyn_probe.attach.trainer_facts import splits_momentum
 from dyn_probe.attach.trainer_kinds import TrainerKind
 from dyn_probe.attach.user_lines import next_step, say
 from dyn_probe.errors import DynProbeError
 from dyn_probe.pairs import PairBatch
-from dyn_probe.probe import Probe
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.trace.signals import StoppedBySignal, die_by, reason_of, stopping_signals, undisturbed
 
@@ -46,50 +45,36 @@ class Attachment:
         self.trainer, self.kind, self.options = trainer, kind, options
         if options.every == "auto":
             say(f"records take at most {100 * options.budget:g}% of the time (every=auto); every=1 records every step")
-        self.writer = open_trace(options, facts(trainer, kind), args.process_index, trainer.state.global_step)
         weighted = getattr(args, "ld_alpha", None) is not None
-        self._splits = splits_momentum(trainer, options, weighted or kind.single)
-        self.probe = Probe(
-            trainer.model_wrapped,
-            writer=self.writer,
-            optimizer=trainer.optimizer,
-            every=options.every or 1,
-            budget=options.budget,
-            last_step=trainer.state.max_steps - 1,
-            gram_every=options.gram_every,
-            metric_every=options.metric_every,
-            metric=options.metric,
-            split_momentum=self._splits,
-            update=options.update,
-            layers=options.layers,
-            separate=bool(getattr(trainer, "aux_loss_enabled", False) or kind.beside(args)),
-            micro_batches=args.gradient_accumulation_steps,
-            rank=args.process_index,
-            keep_rows=False,
-            shielded=not options.strict,
-        )
-        self.texts = PairTexts(trainer.processing_class) if options.text else None
-        self.plain_reference = not weighted
-        self.failure: Exception | None = None
-        self.micro: MicroStep | None = None
-        self.batches: list[PairBatch] = []
-        self.losses: list[Any] = []
-        resumed = args.process_index == 0 and trainer.state.global_step > 0
-        earlier = list(load_trace(self.writer.path).final["pair_id"]) if resumed else []
-        self.final = FinalPairs(options.final_pairs, earlier)
-        self.partners = Partners(options.split_momentum is True)
-        self.over = self._on_disk = False
-        self.window = LogWindow(trainer, kind, self.writer, self.plain_reference)
-        self.grad_norm: float | torch.Tensor | None = None
-        self.step, self._began = 0, 0.0
-        self._scored: list[int] = []  # pairs of each batch of a step that is not recorded, but in the table `scores`
-        self._befores: list[Any] = []
-        self._clip = trainer.accelerator.clip_grad_norm_
+        self._splits = splits_momentum(trainer, kind, options, weighted)
+        self.writer, self.probe = opened(trainer, kind, options, self._splits)
+        with ended_by_errors(self.writer, self.probe):
+            self._set_up(plain_reference=not weighted)
         self._put_in_between()
         self._signals = ExitStack()
         self._came = self._signals.enter_context(stopping_signals(second_kills=True))
         atexit.register(self._end_as_signalled)  # after the one below
         atexit.register(self._at_exit)
+
+    def _set_up(self, plain_reference: bool) -> None:
+        trainer, options = self.trainer, self.options
+        self.texts = PairTexts(trainer.processing_class) if options.text else None
+        self.plain_reference = plain_reference
+        self.failure: Exception | None = None
+        self.micro: MicroStep | None = None
+        self.batches: list[PairBatch] = []
+        self.losses: list[Any] = []
+        resumed = trainer.args.process_index == 0 and trainer.state.global_step > 0
+        earlier = list(load_trace(self.writer.path).final["pair_id"]) if resumed else []
+        self.final = FinalPairs(options.final_pairs, earlier)
+        self.partners = Partners(options.split_momentum is True)
+        self.over = self._on_disk = False
+        self.window = LogWindow(trainer, self.kind, self.writer, self.plain_reference)
+        self.grad_norm: float | torch.Tensor | None = None
+        self.step, self._began = 0, 0.0
+        self._scored: list[int] = []  # pairs of each batch of a step that is not recorded, but in the table `scores`
+        self._befores: list[Any] = []
+        self._clip = trainer.accelerator.clip_grad_norm_
 
     def _put_in_between(self) -> None:
         for name in THROUGH_US:
@@ -204,9 +189,9 @@ class Attachment:
                     self.writer.add("examples", self.texts.rows(micro.batch))
         if not (self.probe.records(self.step) or self._splits):
             return
-        accelerator = self.trainer.accelerator
-        if accelerator.sync_gradients and getattr(accelerator, "scaler", None) is None:
-            self.probe.before_update()
+        if (accelerator := self.trainer.accelerator).sync_gradients:
+            scaled = getattr(accelerator, "scaler", None) is not None
+            self.probe.backward_ended() if scaled else self.probe.before_update()
 
     def _take(self, micro: MicroStep) -> None:
         """Beside its rows: what else is kept of a batch that was recorded, and not only followed."""

@@ -14,6 +14,7 @@ import torch
 from dyn_probe import __version__
 from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.trainer_kinds import TrainerKind
+from dyn_probe.errors import BadInput
 
 HYPER = (
     "beta", "label_smoothing", "f_divergence_type", "f_alpha_divergence_coef", "ld_alpha", "use_weighting",
@@ -57,16 +58,26 @@ def facts(trainer: Any, kind: TrainerKind) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def splits_momentum(trainer: Any, options: AttachOptions, weighted: bool) -> bool:
+def splits_momentum(trainer: Any, kind: TrainerKind, options: AttachOptions, weighted: bool) -> bool:
     """Whether the momentum of all chosen is kept apart from that of all rejected gradients: as asked for; else where it
     is cheap and of use.
 
     Args:
-        weighted: whether the loss weights the tokens of a response differently, so that no push is recorded, or has
-            responses without a partner, whose gradients neither side has.
+        weighted: whether the loss weights the tokens of a response differently, so that no push is recorded.
+
+    Raises:
+        BadInput: it was asked for in several processes, of a trainer on single responses: one without a partner, whose
+            gradient neither side has, ends the recording of its process alone, and the others would wait for its sums.
     """
+    if options.split_momentum and kind.single and trainer.args.world_size > 1:
+        raise BadInput(
+            f"split_momentum sums the gradients of both sides over all {trainer.args.world_size} processes at every "
+            f"step, and a batch of {type(trainer).__name__} may hold a response without a partner, which belongs to "
+            "no pair; leave split_momentum out, or train in one process"
+        )
     if options.split_momentum is not None:
         return options.split_momentum
+    weighted = weighted or kind.single
     sizes = [(p.numel(), p.requires_grad) for p in trainer.accelerator.unwrap_model(trainer.model).parameters()]
     few = sum(n for n, trained in sizes if trained) <= FEW * sum(n for n, _ in sizes)
     thinned = options.every == "auto"

@@ -6,27 +6,29 @@ known but for its own gradient's part in ``P``:
     own chosen     −ω κ c_w ⟨g_i, P g_w⟩        own rejected   −ω κ c_l ⟨g_i, P g_l⟩
     past           −⟨g_i, p⟩                    decay          −λ_d ⟨g_i, θ⟩ − ωγ ⟨g_i, Pθ⟩
 
-The products come from the pass that forms the rows' gradients (``engine/routes/weighed.py``); κ is read when the
-optimizer begins, η as the group has it in the backward. The other parts and the total need the finished gradient and
-the step itself: they are left out. Before a parameter's first step there is no metric: ``P = 1``, ``ω = η`` and no
-past, as for plain gradient descent.
+The products come from the pass that forms the rows' gradients (``engine/routes/weighed.py``); κ is read off the
+gradients as the optimizer begins (on a GPU it arrives with the parts, and nothing waits for it), η as the group has it
+in the backward. The other parts and the total need the finished gradient and the step itself: they are left out. Before
+a parameter's first step there is no metric: ``P = 1``, ``ω = η`` and no past, as for plain gradient descent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dyn_probe.engine.fetching import fetching
 from dyn_probe.engine.routes.weighed import Weighed
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.uses import trained_parameters
 from dyn_probe.errors import BadInput
 from dyn_probe.metric.applied import AppliedStep, RankOne, Scalar, wide
-from dyn_probe.metric.family import Family, direction, exact, learning_rate
+from dyn_probe.metric.clip_factor import Compared
+from dyn_probe.metric.family import direction, exact, learning_rate
 from dyn_probe.metric.optimizers import FAMILIES, family_of, unwrapped
 from dyn_probe.metric.pushes import own_parts
 from dyn_probe.metric.step_reader import StepReader, coming_step
@@ -70,11 +72,39 @@ DIRECTIONS = ("momentum", "weights", "scaled weights")
 
 
 @dataclass(frozen=True, eq=False)
+class KnownPushes:
+    """A batch's pushes when the optimizer begins, on the device.
+
+    Args:
+        parts: ``[4, 2B]`` ``KNOWN_BEFORE`` (float64, nats), the own parts for ``κ = 1``.
+        compared: what κ is read off.
+    """
+
+    parts: Tensor
+    compared: Compared
+
+    def fetching(self) -> Callable[[], tuple[Tensor, str]]:
+        """Start copying to the CPU; calling what this returns waits for ``[4, 2B]`` with κ in the own parts, and for
+        why those are not known (NaN then), in words."""
+        arrived = fetching([self.parts, self.compared.ended, self.compared.begun])
+
+        def found() -> tuple[Tensor, str]:
+            parts, ended, begun = arrived()
+            factor, own = self.compared.factor(ended, begun), parts[:2]
+            if factor.value is None and not bool(own.any()):
+                return parts, ""  # rows that the loss does not pull: whatever multiplies them
+            own = own * (float("nan") if factor.value is None else factor.value)
+            return torch.cat([own, parts[2:]]), factor.reason
+
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class _Waiting:
     weighed: Weighed
     steps: Mapping[str, tuple[Scalar, Scalar, Scalar, Scalar]]
     coefficients: Tensor
-    done: Callable[[Tensor], None]
+    done: Callable[[KnownPushes], None]
 
 
 class PreviousPushes:
@@ -86,7 +116,7 @@ class PreviousPushes:
 
     def __init__(self, model: nn.Module, optimizer: Any, shield: Shield | None = None) -> None:
         self.model, self.optimizer = model, optimizer
-        self.family = _family(optimizer)
+        check_coming(optimizer)
         self._steps: dict[str, tuple[Scalar, Scalar, Scalar, Scalar]] = {}
         self._last: dict[str, KnownStep] = {}
         self._waiting: list[_Waiting] = []
@@ -110,16 +140,21 @@ class PreviousPushes:
 
         return knows
 
-    def expect(self, weighed: Weighed, coefficients: Tensor, done: Callable[[Tensor], None]) -> None:
+    def expect(self, weighed: Weighed, coefficients: Tensor, done: Callable[[KnownPushes], None]) -> None:
         """A batch whose backward has run.
 
         Args:
             coefficients: ``c [2B]``.
-            done: called with ``[4, 2B]`` (``KNOWN_BEFORE``; float64, nats) when the optimizer begins.
+            done: called when the optimizer begins.
         """
         self._last.clear()
         self._waiting.append(_Waiting(weighed, dict(self._steps), coefficients, done))
-        self._reader.backward_ended()
+        self.backward_ended()
+
+    def backward_ended(self) -> None:
+        """A backward has run, recorded or not: whatever multiplies the gradients from here on is one factor."""
+        if self._waiting:
+            self._reader.backward_ended()
 
     def drop(self) -> None:
         """Forget batches whose step never came."""
@@ -144,54 +179,61 @@ class PreviousPushes:
     @torch.no_grad()
     def _begins(self, reader: StepReader) -> None:
         waiting, self._waiting = self._waiting, []
-        factor = reader.factor().value
-        if factor is None and not any(bool(one.coefficients.any()) for one in waiting):
-            factor = 1.0  # rows that the loss does not pull: whatever multiplies them
+        compared = reader.compared()
         for one in waiting:
-            one.done(pushes_of(one.weighed, one.steps, one.coefficients, factor))
+            one.done(KnownPushes(pushes_of(one.weighed, one.steps, one.coefficients), compared))
 
 
 def pushes_of(
     weighed: Weighed,
     steps: Mapping[str, tuple[Scalar, Scalar, Scalar, Scalar]],
     coefficients: Tensor,
-    factor: float | None,
 ) -> Tensor:
-    """``[4, 2B]`` (float64, nats) the parts ``KNOWN_BEFORE``, summed over the parameters.
+    """``[4, 2B]`` (float64, nats) the parts ``KNOWN_BEFORE`` for ``κ = 1``, summed over the parameters.
 
     Args:
         steps: parameter → ``KnownStep.scalars``.
         coefficients: ``c [2B]``.
-        factor: ``κ``; None where it could not be read, so that the own parts are not known (NaN).
     """
     device, rows = coefficients.device, len(coefficients)
-    scalars = torch.stack([_tensor(steps[name], device) for name in weighed.entries])  # [parameters, 4]
+    scalars = _on_device([steps[name] for name in weighed.entries], device)  # [parameters, 4]
     entries = (torch.stack(list(weighed.entries.values())) * scalars[:, :1, None]).sum(0)  # [B, 3]
     zero = torch.zeros(rows, dtype=torch.float64, device=device)
     along = [torch.stack([weighed.along.get(n, {}).get(d, zero) for n in weighed.entries]) for d in DIRECTIONS]
     past, decay, coupled = (-(products * scalars[:, k + 1, None]).sum(0) for k, products in enumerate(along))
-    if factor is None:
-        own = torch.full((2, rows), float("nan"), dtype=torch.float64, device=device)
-    else:
-        gram = torch.stack([entries[:, [0, 2]], entries[:, [2, 1]]], 1)  # [B, 2, 2]
-        own = own_parts(gram, factor * coefficients)
-    return torch.cat([own, past[None], (decay + coupled)[None]])
+    gram = torch.stack([entries[:, [0, 2]], entries[:, [2, 1]]], 1)  # [B, 2, 2]
+    return torch.cat([own_parts(gram, coefficients), past[None], (decay + coupled)[None]])
 
 
-def _tensor(scalars: tuple[Scalar, ...], device: torch.device) -> Tensor:
-    return torch.stack([torch.as_tensor(one, dtype=torch.float64, device=device) for one in scalars])
+def _on_device(rows: Sequence[tuple[Scalar, ...]], device: torch.device) -> Tensor:
+    """``[rows, scalars]``: what the host has in one copy, which nobody waits for; what the device has stays there."""
+    there = [(i, j) for i, row in enumerate(rows) for j, one in enumerate(row) if _is_elsewhere(one)]
+    host = [[0.0 if (i, j) in there else float(one) for j, one in enumerate(row)] for i, row in enumerate(rows)]
+    found = torch.tensor(host, dtype=torch.float64)
+    found = found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
+    for i, j in there:
+        found[i, j].copy_(rows[i][j])  # type: ignore[arg-type]
+    return found
+
+
+def _is_elsewhere(scalar: Scalar) -> bool:
+    return isinstance(scalar, Tensor) and scalar.device.type != "cpu"
 
 
 def _zero(scalar: Scalar) -> bool:
     return not isinstance(scalar, Tensor) and scalar == 0
 
 
-def _family(optimizer: Any) -> Family:
-    """The optimizer's family, where its coming step is known."""
+def check_coming(optimizer: Any) -> None:
+    """Refuse an optimizer whose coming step is not known before its gradient is.
+
+    Raises:
+        BadInput: it is one.
+    """
     inner = unwrapped(optimizer)
     family, reason = family_of(inner)
     if family is not None and family.coming is not None:
-        return family
+        return
     if family is not None:
         reason = f"the weight of {family.title}'s step depends on the coming gradient"
     able = ", ".join(dict.fromkeys(one.title for one in FAMILIES.values() if one.coming is not None))

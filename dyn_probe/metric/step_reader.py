@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from dyn_probe.engine.shield import Shield
 from dyn_probe.errors import UnsupportedUse
 from dyn_probe.metric.applied import AppliedStep, Metric
-from dyn_probe.metric.clip_factor import Factor, common_factor, gradient_slice
+from dyn_probe.metric.clip_factor import Compared, Factor, compared, gradient_slice
 from dyn_probe.metric.family import Family, StepData
 from dyn_probe.metric.optimizers import family_of, unwrapped
 
@@ -95,9 +95,14 @@ class StepReader:
 
     def factor(self) -> Factor:
         """κ between ``backward_ended`` and the step that is being read."""
+        found = self.compared()
+        return found.factor(found.ended.cpu(), found.begun.cpu())
+
+    def compared(self) -> Compared:
+        """What ``factor`` is read off, still on the device."""
         if set(self._slices) != {"ended", "begun"}:
-            return Factor(None, reason="the end of the backward was not noted")
-        return common_factor(self._slices["ended"], self._slices["begun"])
+            return Compared(reason="the end of the backward was not noted")
+        return compared(self._slices["ended"], self._slices["begun"])
 
     @no_grad()
     def steps(self) -> Iterator[ParameterStep]:

@@ -135,7 +135,6 @@ class StepWatch:
     def before_update(self) -> None:
         """The step's gradient is complete, and not clipped yet: what it means for the rows that wait for it. Where
         parameters are split over processes, all of them must come here."""
-        self.backward_ended()
         waiting = [one for one in self._waiting if one.along_gradient is not None]
         totals = [torch.zeros_like(one.coefficients) for one in waiting]
         for name, parameter in trained_parameters(self.model).items() if waiting else ():

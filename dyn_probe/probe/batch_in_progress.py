@@ -136,7 +136,9 @@ class BatchInProgress:
         products, record = measured(), None
         self._certify(recording, products)
         if ids is not None:
-            record = BatchRecord.of(step, self.rows.rank, ids, said(), products, rate, not self.in_parts)
+            given = said()
+            record = BatchRecord.of(step, self.rows.rank, ids, given, products, rate, not self.in_parts)
+            self.following.note_unpredicted(record, given, products)
             self.rows.add(record, products, recording.capture.uses if self.layers else None)
             alone = alone and self.rows.taken == 1 and not products.unequal.numpy().any()
             if products.gram is not None and alone:

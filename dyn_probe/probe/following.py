@@ -18,10 +18,10 @@ from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import distributed
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.metric.last_metric import squares_in_last_metric
-from dyn_probe.metric.previous import PreviousPushes
+from dyn_probe.metric.previous import KnownPushes, PreviousPushes, check_coming
 from dyn_probe.metric.step_facts import tolerance_of
 from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
-from dyn_probe.probe.given import numbers
+from dyn_probe.probe.given import Given, numbers
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
 from dyn_probe.probe.trace_rows import BatchRecord, gram_rows, known_rows, push_rows, step_facts
@@ -31,6 +31,11 @@ NO_GRADIENT = (
     "probe.before_update() was not called between the last backward and optimizer.step()"
 )
 """Why ``batch_delta_*`` is empty."""
+
+OTHER_ROWS = "not recorded where a batch has responses without a partner: the step is made of their gradients too"
+WEIGHTED = "not recorded where the loss weights the tokens of a response differently: its part is no multiple of a row"
+SCALED = "not recorded where the loss is backpropagated as {scale:g} times the pairs' mean (loss_scale) in one forward"
+"""Why it is empty where the batch is one forward: what its Gram does not give."""
 
 UNEQUAL = (
     "the loss weights the tokens of a response differently, so that no push is a multiple of a response's gradient: "
@@ -43,14 +48,25 @@ METRICS = ("applied", "previous")
 """In whose step's metric pushes are: of the step itself, or also of the one before it."""
 
 
-def check_metric(metric: str, optimizer: torch.optim.Optimizer | None) -> None:
-    """Refuse a metric that is unknown, or that cannot be had here."""
+def check_followed(optimizer: torch.optim.Optimizer | None, metric: str, pushes: bool = False) -> None:
+    """Refuse what cannot be followed here: asked before anything is opened or hooked, so that a refusal leaves nothing.
+
+    Args:
+        pushes: whether steps are taken apart, or the momentum of both sides is kept.
+
+    Raises:
+        BadInput: the metric is unknown, or cannot be had here; pushes without an optimizer.
+    """
+    if pushes and optimizer is None:
+        raise BadInput("pushes are read off the optimizer's steps; write Probe(..., optimizer=optimizer)")
     if metric not in METRICS:
         raise BadInput(unknown("metric", metric, METRICS))
     if metric == "previous" and optimizer is None:
         raise BadInput("the last step's metric is read off the optimizer; write Probe(..., optimizer=optimizer)")
     if metric == "previous" and distributed():
         raise BadInput("metric 'previous' is for one process: with several, gradients are averaged; write 'applied'")
+    if metric == "previous":
+        check_coming(optimizer)
 
 
 class Following:
@@ -66,6 +82,9 @@ class Following:
         in_parts: whether a step is made of more than one recorded forward.
         averaged: over how many processes gradients are averaged; None: read off the wrapper.
         shield: around what runs inside the optimizer's step.
+
+    Raises:
+        BadInput: what ``check_followed`` refuses; no hook is on the optimizer then.
     """
 
     def __init__(
@@ -82,13 +101,14 @@ class Following:
         averaged: int | None,
         shield: Shield | None = None,
     ) -> None:
+        check_followed(optimizer, metric)
         self.model, self.optimizer, self.rows, self.schedule = model, optimizer, rows, schedule
         self.split, self.update, self.in_parts = split, update, in_parts
         self._noted: dict[str, Any] = {}
+        self._unpredicted: list[str] = []
         averaged = averaged_over(model) if averaged is None else averaged
         wanted = bool(schedule.metric_every or split or update) or (schedule.gram_every > 0 and in_parts)
         self._watch = StepWatch(model, optimizer, split, averaged, shield) if wanted else None
-        check_metric(metric, optimizer)
         self._previous = PreviousPushes(model, optimizer, shield) if metric == "previous" else None
 
     @property
@@ -138,12 +158,14 @@ class Following:
             return
         weighed, unequal = found
 
-        def done(parts: Tensor) -> None:
-            arrived = fetching([parts, unequal])
+        def done(known: KnownPushes) -> None:
+            arrived, flags = known.fetching(), fetching([unequal])
 
             def write() -> None:
-                values, undefined = arrived()
+                (values, reason), (undefined,) = arrived(), flags()
                 self.rows.write("pushes", known_rows(step, self.rows.rank, ids, values, undefined))
+                if reason:
+                    self._note({**self._noted, "reason": f"own parts are not known: {reason}"})
 
             self.rows.later(step, write)
 
@@ -166,8 +188,16 @@ class Following:
         if self._watch is not None and self._watch.split is not None:
             self._watch.split.load(state)
 
+    def backward_ended(self) -> None:
+        """A backward of the step has run, recorded or not: what waits for the step reads κ from here on."""
+        if self._previous is not None:
+            self._previous.backward_ended()
+        if self._watch is not None:
+            self._watch.backward_ended()
+
     def before_update(self) -> None:
         """The step's gradient is complete, and not clipped yet."""
+        self.backward_ended()
         if self._watch is not None:
             self._watch.before_update()
 
@@ -191,6 +221,17 @@ class Following:
             self._previous.close()
         if self._watch is not None:
             self._watch.close()
+
+    def note_unpredicted(self, record: BatchRecord, given: Given, products: Products) -> None:
+        """Say why a batch has no ``batch_delta_*``, where its full Gram was recorded and its changes are predicted."""
+        missing = "predicted_delta_chosen" in record.columns and "batch_delta_chosen" not in record.columns
+        if self.in_parts or products.gram is None or not missing:
+            return
+        other = WEIGHTED if bool(products.unequal.any()) else SCALED.format(scale=given.scale)
+        reason = other if given.alone else OTHER_ROWS
+        if reason not in self._unpredicted:
+            self._unpredicted.append(reason)
+            self.rows.manifest(batch_delta="; ".join(self._unpredicted))
 
     def _predicted(self, record: BatchRecord, along: Tensor) -> None:
         """The step's whole gradient is known: ``batch_delta_*`` of a batch's rows, −η⟨g_i, G⟩."""

@@ -25,6 +25,7 @@ class Given:
     losses: np.ndarray | None = None
     scale: float = 1.0
     predict: bool = True
+    alone: bool = True
     columns: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -91,7 +92,7 @@ class Told:
             logps, *values = values
             found = dict(zip(self.told, values, strict=True))
             own = {name: found.pop(name) for name in (*SIDES, "losses") if name in found}
-            return Given(logps, **own, scale=float(factor), predict=self.predict, columns=found)
+            return Given(logps, **own, scale=float(factor), predict=self.predict, alone=self.alone, columns=found)
 
         return given
 

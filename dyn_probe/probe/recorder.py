@@ -18,7 +18,7 @@ from dyn_probe.pairs import PairBatch
 from dyn_probe.probe.batch_in_progress import BatchInProgress
 from dyn_probe.probe.budget import Thinned, schedule_of
 from dyn_probe.probe.evaluation import Evaluation
-from dyn_probe.probe.following import Following
+from dyn_probe.probe.following import Following, check_followed
 from dyn_probe.probe.outline import Outline
 from dyn_probe.probe.precision import Precision
 from dyn_probe.probe.recorder_state import Recorder
@@ -92,8 +92,7 @@ class Probe(Recorder):
     ) -> None:
         if out is not None and writer is not None:
             raise BadInput("give Probe either out or writer, not both")
-        if (metric_every or split_momentum) and optimizer is None:
-            raise BadInput("pushes are read off the optimizer's steps; write Probe(..., optimizer=optimizer)")
+        check_followed(optimizer, metric, bool(metric_every or split_momentum))
         self.model, self.optimizer, self.rank = model, optimizer, rank
         self.schedule = schedule_of(every, budget, gram_every, metric_every, split_momentum, last_step)
         self.update, self.split_momentum, self._entered = update, split_momentum, -1
@@ -242,6 +241,10 @@ class Probe(Recorder):
             self._batch.one_pass(loss)
         else:
             loss.backward()  # type: ignore[no-untyped-call]
+
+    def backward_ended(self) -> None:
+        """After a step's last backward, where that was not recorded itself: κ is read from here on."""
+        self._following.backward_ended()
 
     def before_update(self) -> None:
         """After the step's last backward, before gradients are clipped and ``optimizer.step()``: fill ``batch_delta_*``

@@ -30,7 +30,7 @@ RESULT = "tried.json"
 BASE = "as-trained"
 QUIET: dict[str, Any] = {
     "metric_every": 0, "gram_every": 0, "realised": False, "tokens_every": 0, "mass_every": 0, "checkpoint_every": 0,
-    "save": False, "resume": False, "update": False, "keep_checkpoints": 0,
+    "save": False, "resume": False, "update": False, "keep_checkpoints": 0, "metric": "applied",
     **{name: getattr(RunConfig(), name) for name in PROBING},
 }  # fmt: skip
 """What a tried run does not record: its log-probabilities at the end are all that is compared."""

@@ -21,7 +21,7 @@ from dyn_probe import load_trace
 from dyn_probe.attach import trace_folder
 from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.trainer_facts import splits_momentum
-from dyn_probe.attach.trainer_kinds import dpo_name
+from dyn_probe.attach.trainer_kinds import KINDS, dpo_name
 from dyn_probe.errors import TraceError
 from dyn_probe.report.first_screen.fix_table import fix_table, recorded
 from dyn_probe.report.first_screen.fix_texts import fixes
@@ -105,7 +105,8 @@ def trainer(trained: int, processes: int = 1) -> Any:
 def test_when_chosen_are_kept_apart_from_rejected(
     made: Any, options: dict[str, Any], weighted: bool, expected: bool
 ) -> None:
-    assert splits_momentum(made, AttachOptions(**options), weighted) is expected
+    kind = KINDS["DPOTrainer"]
+    assert splits_momentum(made, kind, AttachOptions(**options), weighted) is expected
 
 
 @pytest.mark.parametrize(

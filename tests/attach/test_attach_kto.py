@@ -82,7 +82,8 @@ def test_the_rows_average_to_the_log_and_the_training_is_the_same(tmp_path, capf
     said = capfd.readouterr().err
     assert "by the recorded rows" not in said and "no partner" not in said
     trace = load_trace(tmp_path / "run")
-    assert trace.manifest["status"] == "closed"
+    assert trace.manifest["status"] == "closed" and "batch_delta" not in trace.manifest
+    assert trace.pairs["batch_delta_chosen"].notna().all()
     assert trace.about.objective.name == f"{options.get('loss_type', 'kto')}, a mean over responses"
     for entry in runs.logged(trainer):
         rows = trace.pairs[trace.pairs["step"] == entry["step"] - 1]
@@ -130,6 +131,8 @@ def test_responses_without_a_partner_are_counted_and_their_gradient_is_named(tmp
     assert "4 of 12 responses had no partner in their batch" in said and "by the recorded rows" not in said
     trace = load_trace(tmp_path / "run")
     assert trace.manifest["unpaired"] == {"responses": 12, "without_partner": 4}
+    assert trace.pairs["batch_delta_chosen"].isna().all() and trace.pairs["predicted_delta_chosen"].notna().all()
+    assert "responses without a partner" in trace.manifest["batch_delta"]
     logps, rows, labels, whole = rows_by_autograd(runs.kto(tmp_path, **options))
     found = trace.pairs[trace.pairs["step"] == 0]
     order = [0, 3, 5, 1]  # by the list above: prompts 2 and 0, chosen and then rejected

@@ -248,8 +248,13 @@ def test_a_clip_entry_by_entry_leaves_the_own_parts_empty(tmp_path):
                 loss_of(logps).backward()
             torch.nn.utils.clip_grad_value_(model.parameters(), 1e-3)
             optimizer.step()
-    pushes = load_trace(tmp_path / "run").pushes
+    trace = load_trace(tmp_path / "run")
+    pushes = trace.pushes
     assert pushes["own_chosen"].isna().all() and pushes["decay"].notna().all() and len(pushes) == 12
+    assert (
+        "own parts are not known: the gradient was changed by more than one factor"
+        in trace.manifest["pushes"]["reason"]
+    )
 
 
 @pytest.mark.parametrize(

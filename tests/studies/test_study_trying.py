@@ -24,6 +24,7 @@ from dyn_probe.train.mass_rows import check_measuring
 from dyn_probe.train.objective import Method
 from dyn_probe.train.options.config_file import make_config
 from dyn_probe.train.options.unasked import PROBING, probed_unasked
+from dyn_probe.train.setup import check_batch
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +200,13 @@ def test_a_tried_run_measures_no_probe_responses_whatever_its_run_did(base: Trac
     without = {name: value for name, value in trying.QUIET.items() if name not in PROBING}
     with pytest.raises(BadInput, match="--probe-size needs --mass-every"):
         check_measuring(replace(probed, **without))
+
+
+def test_a_tried_run_is_not_refused_for_the_metric_of_its_run(base: Trace) -> None:
+    """Pushes in the last step's metric go with no shaping whose rows are other log-probabilities."""
+    config = replace(trying._config(base), metric="previous", shaping=("token-mask",))
+    with pytest.raises(BadInput, match="leave out --metric previous"):
+        check_batch(config, Method.of(config))
+    quiet = replace(config, **trying.QUIET)
+    check_batch(quiet, Method.of(quiet))
+    assert quiet.metric == "applied"
