@@ -39,7 +39,8 @@ CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind
 """What typer raises for a command line it cannot parse, whichever click it uses."""
 
 COMMANDS = (
-    data, record, scan, grid, report, summary, pairs, watch, check, export, heatmap, generate, try_, reproduce, methods
+    data, record, scan, grid, report, summary, pairs, watch, check,
+    export, heatmap, generate, try_, reproduce, methods,
 )  # fmt: skip
 
 for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""Draw the pictures of reading-the-figures.md and measures.md: `python docs/pictures.py RUN` (of make demo).
+"""Draw the pictures of reading-the-figures.md and measures.md: `python docs/pictures.py RUN [NAME …]` (of make demo).
 
 report.png is that run's report in a browser: `chromium --headless --window-size=1280,800 --screenshot report.html`.
 """
@@ -22,10 +22,10 @@ COLOURS = 256
 
 
 def main() -> None:
-    """One PNG per figure that the run has, small enough to be kept beside the text."""
-    trace = load_trace(sys.argv[1])
+    """One PNG per figure that the run has, or per figure named, small enough to be kept beside the text."""
+    trace, wanted = load_trace(sys.argv[1]), sys.argv[2:]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name in figures_for(trace):
+    for name in wanted or figures_for(trace):
         save(FIGURES[name].draw(trace), FOLDER / f"{name}.png", 80)
         if name in LARGE:
             save(FIGURES[name].draw(trace), FOLDER.parent / f"{name.replace('_', '-')}.png", 150)

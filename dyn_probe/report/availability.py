@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from dyn_probe.objectives import SHAPINGS
 from dyn_probe.report.frames import recorded
 
 if TYPE_CHECKING:
@@ -27,10 +28,12 @@ REMEDIES: dict[str, str] = {
     "pairs.case_realised": "the same pairs measured again after the update (--realised)",
     "pairs.ches": "hidden states that enter the head (a model of transformers; probe.step(…, responses=…))",
     "pairs.pull": "the pulls of the loss",
-    "pairs.gate": "Gate-DPO shaping",
-    "pairs.rho": "AdaDPO shaping",
-    "pairs.normaliser": "pairwise-normalised or rc shaping",
-    "pairs.mask": "token-mask shaping",
+    **{
+        f"pairs.{column}": " or ".join(other.name for other in SHAPINGS.values() if column in other.columns)
+        + " shaping"
+        for row in SHAPINGS.values()
+        for column in row.columns
+    },
     "pushes": "the optimizer's steps taken apart (--metric-every)",
     "steps.grad_norm": "gradient norms of the steps",
     "steps.eval_kl": "held-out pairs (--eval-fraction)",

@@ -226,12 +226,12 @@ def test_the_stages_are_those_of_the_loop_and_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in STAGES])
-def test_a_likelihood_term_is_what_still_pulls_on_chosen_far_beyond_the_margin(name: str) -> None:
+def test_a_likelihood_term_is_what_still_pulls_on_chosen_alone_far_beyond_the_margin(name: str) -> None:
     far = torch.full((2,), 1e4, dtype=torch.float64)
     one = torch.ones(2, dtype=torch.float64)
     ordered = Terms(-0.1 * one, -far, one, one, r_w=-far, r_l=-0.1 * one, kl=torch.tensor(0.0))
-    pulled = pulls(name, ordered)[0] > 1e-6
-    assert pulled.tolist() == [OBJECTIVES[name].likelihood] * 2
+    d_w, d_l = pulls(name, ordered)
+    assert (d_w - d_l > 1e-6).tolist() == [OBJECTIVES[name].likelihood] * 2
 
 
 @pytest.mark.parametrize("name", [row.name for row in OBJECTIVES.values() if row.changes])

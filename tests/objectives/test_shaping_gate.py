@@ -163,5 +163,5 @@ def test_the_quantile_works_in_low_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["sft", "extended_sft"])
 def test_objectives_that_push_nothing_down_refuse_the_gate(name: str) -> None:
     one: Any = torch.ones(1)
-    with pytest.raises(ValueError, match=r"does not compose.*dpo, rdpo, simpo"):
+    with pytest.raises(ValueError, match=r"does not compose.*: dpo, .*simpo"):
         pair_loss(name, Terms(-one, -one, one, one), shapings=["gate-seq"])

@@ -31,8 +31,8 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
 
 def shaping(trace: Trace) -> Figure:
     """Shows: the coefficients by which gradient shaping changes the pulls: the gate and its statistic
-    (Gate-DPO), ρ (AdaDPO), normalisers (pairwise-normalised updates, rc), mean token masks. Line: median;
-    band: interquartile range.
+    (Gate-DPO), ρ (AdaDPO), normalisers (factors on the pulls once gradient norms are known), mean token masks. Line:
+    median; band: interquartile range.
 
     How to read: a factor of 1 leaves the objective unchanged. A gate near 0 switches the rejected contribution
     off, because the rejected response is already improbable; ρ above 1 pulls chosen harder, up to its ceiling, and ρ
