@@ -90,9 +90,12 @@ def main() -> int:
 
 
 def _keep(file: Path, found: dict[str, Tally], nightly: bool) -> None:
-    """Put the figures beside those of trials that were not run again."""
+    """Put the figures beside those of trials that were not run again. Those of a nightly run stay where the smaller one
+    found nothing either; what it did find takes their place."""
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     new = {name: {**tally.as_json(), "size": "nightly" if nightly else "CI"} for name, tally in found.items()}
+    larger = {name for name, row in known.items() if row.get("size") == "nightly" and not nightly}
+    new = {name: row for name, row in new.items() if name not in larger or not row["holds"]}
     order = [trial.name for trial in TRIALS]
     merged = dict(sorted((known | new).items(), key=lambda one: order.index(one[0])))
     file.write_text(json.dumps(merged, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
