@@ -72,6 +72,10 @@ def did_you_mean(got: object, choices: Iterable[str], form: str = "{}") -> str:
     return "" if near is None else f" (did you mean {form.format(near)}?)"
 
 
+LONGEST_NAME = 80
+"""Characters of an unknown name that a message repeats."""
+
+
 def unknown(kind: str, got: str, choices: Iterable[str], form: str = "{}") -> str:
     """One line: what is unknown, the nearest choice if one is near, and all choices.
 
@@ -81,7 +85,8 @@ def unknown(kind: str, got: str, choices: Iterable[str], form: str = "{}") -> st
     """
     known = list(choices)
     listed = ", ".join(form.format(name) for name in known)
-    return f"unknown {kind} {got!r}{did_you_mean(got, known, form)}; choose one of: {listed}"
+    short = got if len(got) <= LONGEST_NAME else f"{got[: LONGEST_NAME - 1]}…"
+    return f"unknown {kind} {short!r}{did_you_mean(got, known, form)}; choose one of: {listed}"
 
 
 def escaped(text: str, kept: str = "") -> str:

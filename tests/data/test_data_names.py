@@ -14,7 +14,7 @@ from dyn_probe.data.generated.statements import generate_statements
 from dyn_probe.data.names import GENERATED
 from dyn_probe.data.reading import load_pairs
 from dyn_probe.data.records import PreferencePair
-from dyn_probe.errors import BadInput
+from dyn_probe.errors import BadInput, unknown
 
 ROWS = [
     {"prompt": "2+2?", "chosen": " 4", "rejected": " 5"},
@@ -350,3 +350,9 @@ def test_rows_in_a_field_of_one_line_are_no_row(tmp_path: Path) -> None:
         load_pairs(str(tmp_path / "a.json"))
     (tmp_path / "a.json").write_text(json.dumps(row | {"prompt": [{"role": "user", "content": "a"}]}))
     assert len(load_pairs(str(tmp_path / "a.json"))[0]) == 1
+
+
+def test_a_long_unknown_name_is_cut_and_the_choices_stay_in_sight() -> None:
+    said = unknown("objective", "x" * 5000, ["dpo", "ipo"])
+    assert len(said) < 150 and said.endswith("choose one of: dpo, ipo")
+    assert unknown("objective", "dppo", ["dpo", "ipo"]).startswith("unknown objective 'dppo' (did you mean dpo?)")
