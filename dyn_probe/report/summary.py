@@ -43,7 +43,8 @@ def _first(trace: Trace) -> list[str]:
         return [*lines, safe(table["none"])]
     first_row = table["rows"][0]
     whole = [f"  {safe(first_row['words'])}, to type: {safe(first_row['whole'])}"] if first_row["whole"] else []
-    trl = [f"  TRL: {escape(row['typed'])} is {safe(row['trl'])}" for row in table["rows"] if row["trl"]]
+    known = [] if table["trained_by_trl"] else [row for row in table["rows"] if row["trl"]]
+    trl = [f"  TRL: {escape(row['typed'])} is {safe(row['trl'])}" for row in known]
     return [*lines, *aligned(fix_lines(table)), f"[dim]{safe(table['rule'])}[/]", *whole, *trl]
 
 

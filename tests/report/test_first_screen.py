@@ -100,6 +100,18 @@ def test_a_run_without_pushes_says_what_it_lacks(tmp_path: Path) -> None:
     assert "not known" in headline(once)[0] and fixes(once)["none"]
 
 
+def test_a_run_of_trl_reads_trls_settings_first(tmp_path: Path) -> None:
+    run = moved_run(tmp_path / "run", -0.38, -1.9)
+    ours = "\n".join(summary_lines(run))
+    run.manifest["trainer"] = {"name": "DPOTrainer"}
+    theirs, rows = "\n".join(summary_lines(run)), fixes(run)["rows"]
+    setting = next(row for row in rows if row["trl"])
+    assert "settings of TRL" in theirs and "prints their settings for TRL" in theirs and "not in TRL" in theirs
+    assert "options of dyn-probe record" in ours and "measures them" in ours and "not in TRL" not in ours
+    text = " ".join(Page(page_of(run)).text.split())
+    assert f"{setting['margin']}{setting['trl']} {setting['typed']}" in text
+
+
 def test_steps_that_were_taken_apart_may_have_gone_the_other_way(tmp_path: Path) -> None:
     """A rise over the run beside a push down in the few steps that were taken apart is not called its cause."""
     run = moved_run(tmp_path / "run", 0.36, 0.22, all_chosen=np.nan, all_rejected=np.nan, total=-4.6)

@@ -25,6 +25,7 @@ RULE = (
 MOST = 8
 """Remedies that are shown."""
 CANNOT = "cannot tell"
+NOT_IN_TRL = "not in TRL"
 BEYOND = "?"
 REACHED = 1.1
 """Margin over that of the run as it was, up to which it is named: in trials estimates beyond were up to three times the
@@ -55,6 +56,7 @@ def fixes(trace: Trace) -> dict[str, Any]:
     )
     return {
         "none": none,
+        "trained_by_trl": "trainer" in trace.manifest,
         "side": side,
         "was": was_text(found[0], side) if found else {},
         "rows": rows,
@@ -83,8 +85,10 @@ def by_table(trace: Trace, knobs: Iterable[str]) -> list[str]:
 
 def fix_lines(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The fix table for the terminal: heads, the run as it was, and a row per remedy."""
-    heads = ("", f"Δ {table['side']}", "margin", "options of dyn-probe record")
-    rows = [(row["words"], row["effect"], row["margin"], row["typed"]) for row in table["rows"]]
+    theirs = bool(table["trained_by_trl"])
+    heads = ("", f"Δ {table['side']}", "margin", "settings of TRL" if theirs else "options of dyn-probe record")
+    what = [(row["trl"] or NOT_IN_TRL) if theirs else row["typed"] for row in table["rows"]]
+    rows = [(row["words"], row["effect"], row["margin"], one) for row, one in zip(table["rows"], what, strict=True)]
     return [heads, ("As trained", table["was"]["effect"], table["was"]["margin"], ""), *rows]
 
 
