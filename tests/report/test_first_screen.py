@@ -117,6 +117,9 @@ def test_steps_that_were_taken_apart_may_have_gone_the_other_way(tmp_path: Path)
     run = moved_run(tmp_path / "run", 0.36, 0.22, all_chosen=np.nan, all_rejected=np.nan, total=-4.6)
     assert trouble(run) == "rejected"
     assert headline(run)[1].startswith("The steps that were taken apart moved rejected the other way (−4.6 nats")
+    split = moved_run(tmp_path / "split", 0.36, 0.22, total=-4.6)
+    split.pairs["realised_delta_rejected"] = 0.22 * split.pairs.len_rejected  # its own steps made it all
+    assert "moved mostly through" not in headline(split)[1] and "rejected" in headline(split)[1]
     along = moved_run(tmp_path / "along", 0.36, 0.22, all_chosen=np.nan, all_rejected=np.nan, total=0.6)
     assert headline(along)[1].startswith("Rejected moved by +0.6")
 

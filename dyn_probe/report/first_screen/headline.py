@@ -91,7 +91,8 @@ def moved_by(trace: Trace) -> str:
     total = float(finite(numbers(rows, "total")).mean())
     moved = run_change(trace)
     change = 0.0 if moved is None else median(moved.side(side))
-    if found is None and change * total < 0 and abs(change) > STILL:
+    against = change * total < 0 and abs(change) > STILL  # these steps do not explain the change
+    if found is None and against:
         return (
             f"The steps that were taken apart moved {side} the other way ({'+' if total > 0 else '−'}"
             f"{sig(abs(total), DIGITS)} nats a step): what moved it over the run came in other steps."
@@ -102,7 +103,7 @@ def moved_by(trace: Trace) -> str:
         return f"{says}{f', mostly through {way}' if way else ''}{lacks}."
     if trouble(trace) and own_share(trace).get(side, 1.0) < BETWEEN:
         return _between(trace, side, found)
-    came = f"; {side} moved mostly through {way}" if way else ""
+    came = f"; {side} moved mostly through {way}" if way and not against else ""
     return f"{_outweighs(found, side)}{came}."
 
 
