@@ -23,7 +23,7 @@ from dyn_probe.attach.attach_options import AttachOptions
 from dyn_probe.attach.trainer_facts import splits_momentum
 from dyn_probe.attach.trainer_kinds import KINDS, dpo_name
 from dyn_probe.errors import TraceError
-from dyn_probe.report.first_screen.fix_table import fix_table, recorded
+from dyn_probe.report.first_screen.fix_table import estimates, fix_table, recorded
 from dyn_probe.report.first_screen.fix_texts import fixes
 from dyn_probe.report.replay.kernels import kernels
 from dyn_probe.trace.reader import Trace
@@ -134,7 +134,9 @@ def test_pulls_of_another_divergence_are_not_taken_from_dpo(tmp_path: Path, monk
     assert trace.about.objective.name == "sigmoid (js_divergence)" and known is not None
     assert recorded(trace, known).method.objective is None
     said = "no closed form of the pulls of sigmoid (js_divergence)"
-    assert said in fixes(trace)["rule"] and not fixes(trace)["none"]
+    assert said in fixes(trace)["rule"] and estimates(
+        trace
+    )  # what they are worth after three steps is another question
 
 
 def test_any_error_of_the_first_process_reaches_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
