@@ -134,9 +134,7 @@ def test_pulls_of_another_divergence_are_not_taken_from_dpo(tmp_path: Path, monk
     assert trace.about.objective.name == "sigmoid (js_divergence)" and known is not None
     assert recorded(trace, known).method.objective is None
     said = "no closed form of the pulls of sigmoid (js_divergence)"
-    assert said in fixes(trace)["rule"] and estimates(
-        trace
-    )  # what they are worth after three steps is another question
+    assert said in fixes(trace)["rule"] and estimates(trace)
 
 
 def test_any_error_of_the_first_process_reaches_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
