@@ -57,12 +57,12 @@ matrix: $(VENV)/.stamp-dev  ## combinations of settings of recorded trainers: al
 	done
 	$(BIN)/python tests/support/attach_matrix.py .matrix docs/attach-matrix.md
 
-trust: $(VENV)/.stamp-dev  ## faults, bad input at every door, random architectures: the figures go into docs/trust.md (NIGHTLY=1: all)
+trust: $(VENV)/.stamp-dev  ## faults, bad input, wrong numbers, random architectures, versions: the figures go into docs/trust.md (NIGHTLY=1: all)
 	PYTHONPATH=benchmarks $(QUIET_ENV) $(BIN)/python -W ignore -m trust $(if $(NIGHTLY),--nightly) --keep benchmarks/results/trust.json
 	$(BIN)/python docs/generate.py
 
 versions: $(VENV)/.stamp-dev  ## a core of the tests against the oldest supported packages, and the newest
-	$(QUIET_ENV) $(BIN)/python benchmarks/versions.py --keep benchmarks/results/versions.json
+	PYTHONPATH=benchmarks $(QUIET_ENV) $(BIN)/python -W ignore -m trust --only versions --keep benchmarks/results/trust.json
 	$(BIN)/python docs/generate.py
 
 docs: $(VENV)/.stamp-dev  ## bring the generated pages up to date and build the site

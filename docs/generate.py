@@ -250,12 +250,6 @@ def trust_figures() -> str:
     return "\n\n".join([whole, *(_kinds(row) for row in content.values() if row.get("parts"))])
 
 
-def version_figures() -> str:
-    """What `make versions` came to when it was last run."""
-    content = json.loads((DOCS.parent / "benchmarks/results/versions.json").read_text(encoding="utf-8"))
-    return _table(("installed", "tests of what uses it most"), content.items())
-
-
 def _kinds(row: dict[str, Any]) -> str:
     """The kinds of case of one trial, each with its own counts."""
     counts = list(next(iter(row["parts"].values())))
@@ -347,7 +341,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "data-files": data_files,
     "trace-schema": schema_markdown,
     "trust": trust_figures,
-    "versions": version_figures,
     "claims": claims,
     "learning-rates": learning_rates,
     "cost": cost,

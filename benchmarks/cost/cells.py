@@ -70,10 +70,11 @@ def _cpu() -> tuple[AnyCell, ...]:
         small(1024),
         small(64, "recorded", *PEERS, "two backwards per pair", shape="gpt2-small-untied"),
         Loops("gpt2-small", 64, 2),
-        *(small(64, pairs=pairs) for pairs in (2, 4, 8)),
+        small(64, *RECORDED, "with update", "taken apart"),
+        *(small(64, pairs=pairs) for pairs in (2, 8)),
         small(256),
         *(small(64, shape=f"llama-{width}") for width in (256, 512, 1024)),
-        Maps("gpt2-small", 32, 16),
+        Maps("llama-512", 32, 16),
     )
 
 

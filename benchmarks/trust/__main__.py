@@ -24,10 +24,12 @@ from trust import (
     door_page,
     door_trace,
     fault_matrix,
+    lies,
     networks,
     searched,
     security,
     soak,
+    versions,
 )
 from trust.tally import Tally
 
@@ -63,8 +65,11 @@ TRIALS = (
     Trial("bombs", 0, 0, lambda folder, count, seed, nightly: bombs.try_bombs(folder)),
     Trial("security", 60, 3000, _door(security.try_security)),
     Trial("architectures", 30, 300, lambda folder, count, seed, nightly: networks.try_networks(count, seed)),
+    Trial("lies", 2, 40, _door(lies.try_lies)),
+    Trial("half precision", 6, 200, _door(lies.try_precision)),
     Trial("soak", 300, 20_000, lambda folder, count, seed, nightly: soak.soak(folder, count)),
     Trial("large trace", 50_000, 1_000_000, lambda folder, count, seed, nightly: soak.million_rows(folder, count)),
+    Trial("versions", 0, 0, _door(versions.try_versions)),
 )
 
 

@@ -516,6 +516,13 @@ def the_gram_disagrees(run: Run, past: bool) -> None:
     run.steps.loc[3, "law1_error"] = just(status.LAW1_LIMIT, past)
 
 
+@trouble("status.law1", "note")
+def the_loss_has_other_terms(run: Run, past: bool) -> None:
+    """Which the Gram does not explain, and which are no fault of it."""
+    run.steps.loc[3, "law1_error"] = 0.5 if past else 1e-7
+    run.steps.loc[3, "other_terms"] = just(status.OTHER_TERMS, past)
+
+
 @trouble("status.not_finite", "warning", threshold=False)
 def numbers_are_not_finite(run: Run, past: bool) -> None:
     run.pairs.loc[run.pairs.index[100], "ches"] = math.inf

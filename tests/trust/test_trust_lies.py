@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from trust import lies, versions
+from trust.lies import plain_numbers
 from trust.soak import PAIRS, Tiny, batch_of
 
 from dyn_probe import Probe, load_trace, sequence_logps
 from dyn_probe.probe import following
+from dyn_probe.report import summary
 
 
 def train(folder: Path, spoilt: int, value: float) -> None:
@@ -57,3 +61,39 @@ def test_a_violated_law_stays_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     train(tmp_path / "run", -1, 0.0)
     note = load_trace(tmp_path / "run").about.pushes
     assert note is not None and (note.trusted, note.step, note.law7_error, note.reason) == (False, 1, 0.5, "told to")
+
+
+def test_wrong_numbers_that_are_planted_are_said(tmp_path: Path) -> None:
+    tally = lies.try_lies(tmp_path, 1, seed=5)
+    assert tally.holds, tally.failures
+    assert set(tally.parts) == set(lies.PLANTED) and tally.tried == len(lies.PLANTED)
+
+
+def test_a_lie_that_is_not_said_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "alarms", lambda trace: [])
+    monkeypatch.setattr(lies, "status", SimpleNamespace(law1=lambda trace: []))
+    tally = lies.try_lies(tmp_path, 1, seed=5)
+    quiet = {"nothing is wrong", "a pair without weight in the loss"}
+    assert {name for name, row in tally.parts.items() if not row["failed"]} == quiet and not tally.holds
+
+
+def test_errors_of_half_precision_are_those_of_plain_autograd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = lies.try_precision(tmp_path / "sound", 1, seed=5)
+    assert tally.holds and tally.tried == len(lies.KINDS), tally.failures
+    monkeypatch.setattr(lies, "plain_numbers", lambda *given: 1.001 * plain_numbers(*given))
+    assert lies.try_precision(tmp_path / "off", 1, seed=5).zero["errors mismeasured"] == len(lies.KINDS)
+
+
+def test_a_version_whose_tests_fail_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, truth in (("good", "True"), ("bad", "False")):
+        (tmp_path / f"test_{name}.py").write_text(f"def test_it():\n    assert {truth}\n", encoding="utf-8")
+    tests = {("a", "1"): ("test_good.py",), ("b", "2"): ("test_good.py", "test_bad.py"), ("c", "3"): ("test_good.py",)}
+    monkeypatch.setattr(versions, "VERSIONS", tests)
+    monkeypatch.setattr(versions, "NEWEST", ("test_missing.py",))
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    monkeypatch.setattr(versions, "install", lambda package, version: None if package == "c" else tmp_path / package)
+    tally = versions.try_versions(tmp_path, 0, 0)
+    assert tally.parts["a 1"] == {"tests passed": 1, "tests failed": 0}
+    assert tally.parts["b 2"] == {"tests passed": 1, "tests failed": 1}
+    assert tally.parts["those of constraints.txt"] == {"tests passed": 0, "tests failed": 1}
+    assert tally.zero == {"failed": 2} and "c 3" in " ".join(tally.facts.values()) and tally.tried == 3

@@ -14,6 +14,7 @@ import numpy as np
 from dyn_probe.report.frames import finite, median, numbers
 from dyn_probe.report.pair_columns import SIDES
 from dyn_probe.report.push_parts import PARTS, Balance, balance, means, of_side, ordered
+from dyn_probe.report.verdicts.status import OTHER_TERMS
 from dyn_probe.report.verdicts.verdict import Number, Verdict, count, percent, say, sig, signed
 from dyn_probe.trace.run_fields import PushesInfo
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 SMALL = 0.001
 """Parts below this share of the largest are left out of the sentence."""
-OTHER_TERMS = 1e-4
-"""Share of the squared gradient from which on the loss has terms beyond the pairs."""
 HALF = ("bfloat16", "float16")
 UNMOVED = 0.5
 """Share of the weights that a typical step leaves as they were, from which on half precision is warned about."""

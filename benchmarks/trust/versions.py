@@ -1,22 +1,20 @@
-"""``make versions``: a core of the tests against the oldest and the newest supported version of each package.
+"""A core of the tests against the oldest and the newest supported version of each package.
 
-    python benchmarks/versions.py [--only WORD] [--keep FILE]
-
-Each version is installed alone, without what it depends on, into a folder of its own before the environment's. Exit
-code 1 where tests fail; a version that cannot be installed here is named.
+Each version is installed alone, without what it depends on, into a folder of its own before the environment's; a
+version that cannot be installed here is named.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from trust.tally import Tally
+
+ROOT = Path(__file__).parents[2]
 READING = (
     "tests/trace/test_trace_values.py",
     "tests/trace/test_trace_selection.py",
@@ -61,8 +59,8 @@ def _cpu_build(version: str) -> bool:
     return subprocess.run([*command, f"torch=={version}+cpu"], capture_output=True, check=False).returncode == 0
 
 
-def run(tests: tuple[str, ...], place: Path | None = None) -> tuple[bool, str]:
-    """(whether they pass, how many did and which did not)."""
+def run(tests: tuple[str, ...], place: Path | None = None) -> tuple[int, list[str]]:
+    """(how many pass, which do not)."""
     path = [*([str(place)] if place else []), *filter(None, [os.environ.get("PYTHONPATH")])]
     more = {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
     command = [
@@ -86,36 +84,30 @@ def run(tests: tuple[str, ...], place: Path | None = None) -> tuple[bool, str]:
         check=False,
     )
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode and not failed:
+        failed = [f"pytest ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-200:]}"]
     counted = re.search(r"(\d+) passed", done.stdout)
-    passed = f"{counted[1] if counted else 0} passed"
-    broken = f", {len(failed)} failed: {' '.join(failed[:2])[:300]}" if done.returncode else ""
-    return done.returncode == 0, passed + broken
+    return int(counted[1]) if counted else 0, failed
 
 
-def main() -> int:
-    """Install and run what is named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="packages whose name contains this; newest: the environment itself")
-    parser.add_argument("--keep", type=Path, help="JSON file for the results")
-    given = parser.parse_args()
-    only, found = given.only, dict[str, str]()
+def try_versions(folder: Path, count: int, seed: int) -> Tally:
+    """Each of VERSIONS, and the environment as it is, on the tests that use it most. ``folder``, ``count`` and ``seed``
+    are those of the other trials, and are not used."""
+    tally = Tally("oldest and newest versions of packages", zero={"failed": 0})
     for (package, version), tests in VERSIONS.items():
-        if only not in package:
-            continue
         place = install(package, version)
         if place is None:
-            found[f"{package} {version}"] = "not tried: there is no build of it that can be had cheaply"
+            tally.facts["not tried, for no build of it can be had cheaply"] = f"{package} {version}"
         else:
-            found[f"{package} {version}"] = run(tests, place)[1]
-        print(f"{package} {version}: {found[f'{package} {version}']}", flush=True)
-    if only in "newest":
-        found["those of constraints.txt"] = run(NEWEST)[1]
-        print(f"those of constraints.txt: {found['those of constraints.txt']}", flush=True)
-    if given.keep:
-        known = json.loads(given.keep.read_text(encoding="utf-8")) if given.keep.exists() else {}
-        given.keep.write_text(json.dumps(known | found, indent=1) + "\n", encoding="utf-8")
-    return int(any("failed" in said for said in found.values()))
+            _count(tally, f"{package} {version}", tests, place)
+    _count(tally, "those of constraints.txt", NEWEST, None)
+    return tally
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _count(tally: Tally, name: str, tests: tuple[str, ...], place: Path | None) -> None:
+    """Run the tests and enter how they went."""
+    passed, failed = run(tests, place)
+    tally.tried += 1
+    tally.parts[name] = {"tests passed": passed, "tests failed": len(failed)}
+    if failed:
+        tally.fail("failed", f"{name}: {' '.join(failed[:2])[:300]}", len(failed))
