@@ -8,14 +8,20 @@ from pathlib import Path
 
 
 def say(line: str, everywhere: bool = False) -> None:
-    """One line, with the program's name before it.
+    """One line of its own, beside progress bars that are being drawn, with the program's name before it.
 
     Args:
         everywhere: from every process, not only from the first.
     """
     rank = os.environ.get("RANK", "0")
     if rank == "0" or everywhere:
-        print(f"dyn-probe: {line}" + (f" (process {rank})" if rank != "0" else ""), file=sys.stderr, flush=True)
+        text = f"dyn-probe: {line}" + (f" (process {rank})" if rank != "0" else "")
+        bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)  # the trainer's; nothing is imported for it
+        if bars is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            bars.write(text, file=sys.stderr)
+            sys.stderr.flush()
 
 
 def next_step(folder: str | Path) -> str:
