@@ -58,6 +58,14 @@ def test_compiled_kernels_spill_nothing_and_use_tensor_cores(architecture, varia
     assert list(found.instructions) == [INSTRUCTIONS[architecture]]
 
 
+@pytest.mark.parametrize("tiles", [pair_kernel.TILES, known_kernel.TILES])
+@pytest.mark.parametrize(("capability", "row"), [((7, 5), 80), ((8, 9), 80), ((9, 0), 90), ((12, 0), 100)])
+def test_a_device_takes_the_tile_of_the_newest_architecture_that_is_not_newer(capability, row, tiles, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert pair_kernel.tile_for(torch.device("cuda"), tiles) is tiles[row]
+    assert pair_kernel.tile_for(torch.device("cpu"), tiles) is pair_kernel.INTERPRETED
+
+
 def test_a_spill_would_be_seen(monkeypatch):
     """Four warps are too few for the large tile."""
     monkeypatch.setitem(pair_kernel.TILES, 90, pair_kernel.Tile(128, 128, 64, 4, 3))

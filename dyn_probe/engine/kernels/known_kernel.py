@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dyn_probe.engine.arithmetic import HALF
 from dyn_probe.engine.kernels import pair_kernel
-from dyn_probe.engine.kernels.pair_kernel import INTERPRETED, NARROWEST, Tile, sizes, whole_rows
+from dyn_probe.engine.kernels.pair_kernel import Tile, sizes, tile_of, whole_rows
 from dyn_probe.engine.kernels.trusted import Trusted, on_device
 
 try:
@@ -64,7 +64,7 @@ def known_products(
         found, totals[0] = launched(inputs, grads, metric, directions, live, sum_up)
         return found
 
-    key = (inputs.device, inputs.dtype, tile_of(inputs, grads), metric is None, len(directions), sum_up)
+    key = (inputs.device, inputs.dtype, tile_of(inputs, grads, TILES), metric is None, len(directions), sum_up)
     found = TRUSTED(key, fast, slow, lambda wanted: scales(wanted, directions))
     return None if found is None else (found, totals[0])
 
@@ -105,7 +105,7 @@ def launched(
         found, total = launched(grads, inputs, turned, [d.mT for d in directions], live, sum_up)
         return found, None if total is None else total.mT
     (_, positions, q), p, pairs = inputs.shape, grads.shape[2], len(inputs) // 2
-    tile, count = tile_of(inputs, grads), OWN + 2 * len(directions)
+    tile, count = tile_of(inputs, grads, TILES), OWN + 2 * len(directions)
     tiles = triton.cdiv(p, tile.outputs) * triton.cdiv(q, tile.inputs)
     splits = max(1, min(pairs, pair_kernel.FILLED // tiles))
     partial = inputs.new_empty(tiles, pairs, count, dtype=torch.float32)
@@ -125,23 +125,6 @@ def launched(
     if not sum_up:
         return found, None
     return found, total[0] if splits == 1 else total.sum(0)
-
-
-def tile_of(inputs: Tensor, grads: Tensor) -> Tile:
-    """The tile for these sizes on their device."""
-    tile = tile_for(inputs.device)
-    narrow = min(inputs.shape[2], grads.shape[2])
-    if narrow >= tile.inputs:
-        return tile
-    return pair_kernel.narrowed(tile, max(NARROWEST, triton.next_power_of_2(narrow)))
-
-
-def tile_for(device: torch.device) -> Tile:
-    """The tile of the newest architecture in the table that is not newer than the device."""
-    if device.type != "cuda":
-        return INTERPRETED
-    major, minor = torch.cuda.get_device_capability(device)
-    return TILES[max((known for known in TILES if known <= 10 * major + minor), default=min(TILES))]
 
 
 if triton is not None:

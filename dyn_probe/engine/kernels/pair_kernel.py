@@ -10,7 +10,7 @@ the same pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -129,9 +129,9 @@ def whole_rows(rows: int, positions: int, device: torch.device) -> Tensor:
     return found
 
 
-def tile_of(inputs: Tensor, grads: Tensor) -> Tile:
-    """The tile for these sizes on their device."""
-    tile = tile_for(inputs.device)
+def tile_of(inputs: Tensor, grads: Tensor, tiles: Mapping[int, Tile] = TILES) -> Tile:
+    """The tile of a table for these sizes on their device."""
+    tile = tile_for(inputs.device, tiles)
     narrow = min(inputs.shape[2], grads.shape[2])
     if narrow >= tile.inputs:
         return tile
@@ -143,12 +143,12 @@ def narrowed(tile: Tile, inputs: int) -> Tile:
     return Tile(tile.outputs, inputs, tile.positions, 4 if inputs <= 32 else tile.warps, tile.stages)
 
 
-def tile_for(device: torch.device) -> Tile:
+def tile_for(device: torch.device, tiles: Mapping[int, Tile]) -> Tile:
     """The tile of the newest architecture in the table that is not newer than the device."""
     if device.type != "cuda":
         return INTERPRETED
     major, minor = torch.cuda.get_device_capability(device)
-    return TILES[max((known for known in TILES if known <= 10 * major + minor), default=min(TILES))]
+    return tiles[max((known for known in tiles if known <= 10 * major + minor), default=min(tiles))]
 
 
 if triton is not None:
