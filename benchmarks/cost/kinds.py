@@ -156,7 +156,11 @@ KINDS: dict[str, tuple[Callable[[Training], Kind], str]] = {
     "taken apart": (lambda t: along_the_step(t, metric_every=1), "the step taken apart into pushes, at every step"),
     "default": (by_default, "a run with the reference loop's defaults: its mean step, written to a trace"),
     "normalised": (normalised, "the pairwise-normalised update (norms come before the weighted gradient)"),
-    "two backwards per pair": (two_backwards, "the same numbers the plain way, then the step"),
+    "two backwards per pair": (
+        two_backwards,
+        "the same numbers the plain way, then the step (its error is that of torch's float32 norm and dot of so long a "
+        "vector: 1.3 % and 0.2 % for 124 M numbers drawn at random)",
+    ),
     **{name: (lambda t, make=row.make: Kind(*make(t)), row.leaves_out) for name, row in peers.PEERS.items()},  # type: ignore[misc]
 }
 """Kind → what makes it, and what it measures (of peers: what they leave out)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cost.cells import DEFAULT, GOALS
+from cost.kinds import KINDS
 from cost.peers import PEERS
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -97,10 +98,11 @@ def page(kept: list[Kept], kind: str, earlier: str) -> str:
         kind: cpu, cuda.
     """
     left_out = "\n".join(f"- {name}: {peer.leaves_out}." for name, peer in PEERS.items())
+    said = "\n".join(f"- {name}: {what}." for name, (_, what) in KINDS.items() if name not in PEERS)
     parts = [
         f"# What recording costs, on a {'CPU' if kind == 'cpu' else 'GPU'}",
         f"```console\npython benchmarks/run.py --device {kind}\n```",
-        ABOUT,
+        f"{ABOUT}\n\nKinds of step:\n\n{said}",
         missing(kept, kind),
         *map(section, kept),
         f"What the peers leave out:\n\n{left_out}",

@@ -162,3 +162,24 @@ def test_logits_are_never_whole(monkeypatch):
         loss_of(tokens.sum(1)).backward()
         recording.result()
     assert sizes and max(sizes) < VOCAB
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("cast", [False, True])
+def test_logits_are_made_again_once_where_the_normaliser_can_be_read_off(cast, precision, monkeypatch):
+    """In half precision, and where products are rounded, they are made twice: probabilities have to add up to 1."""
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    entries = []
+    real = head_rows.HeadMath.logits
+    monkeypatch.setattr(
+        head_rows.HeadMath, "logits", lambda *args: entries.append(len(range(VOCAB)[args[2]])) or real(*args)
+    )
+    model, batch = model_of("untied"), make_batch(seed=5)
+    probe = Probe(model)
+    for step in range(2):  # the first one compares with what came out, and with plain autograd
+        entries.clear()
+        with probe.step(step, pair_ids=batch.ids), torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            tokens, mask = fused_logps(model, batch)
+            probe.pairs(tokens, mask=mask)
+            loss_of(tokens.sum(1)).backward()
+    assert sum(entries) == VOCAB * (2 if cast or precision == "high" else 1)

@@ -72,7 +72,7 @@ class FusedHead:
         assert targets is not None and hidden is not None
         call = Call(self.use, layout, (), {}, (logps,))
         call.notes.update(math=(self.scale, self.cap, self.dtype))
-        call.saved = _response_part(layout, hidden.detach(), targets)
+        call.saved = _response_part(layout, hidden.detach(), targets, logps.detach())
         call.claim = Claim(KIND, call.mode)
         return call
 
@@ -82,7 +82,7 @@ class FusedHead:
         Raises:
             UnsupportedUse: they differ.
         """
-        hidden, targets, at, valid = call.saved
+        hidden, targets, at, valid, _ = call.saved
         again = math_of(call).log_probs(hidden, targets)[valid]
         if not agree(call.layout.by_response(logps, 0).gather(1, at)[valid], again):
             raise UnsupportedUse(
@@ -123,16 +123,17 @@ def fused_heads(models: Iterable[PreTrainedModel], uses: Sequence[Use]) -> list[
     return found
 
 
-def _response_part(layout: Layout, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(h, y, at, valid)``: inputs and targets ``[R, P]`` of each response at its positions ``at`` that have a target,
-    filled up where one has fewer (not ``valid``)."""
+def _response_part(layout: Layout, hidden: Tensor, targets: Tensor, logps: Tensor) -> tuple[Tensor, ...]:
+    """``(h, y, at, valid, log π)``: inputs, targets and their log-probabilities ``[R, P]`` of each response at its
+    positions ``at`` that have a target, filled up where one has fewer (not ``valid``)."""
     there = layout.by_response(targets != -100, 0)
     hidden, targets = layout.by_response(hidden), layout.by_response(targets, 0)
     width = max(1, int(there.sum(1).max()))
     at = (~there).byte().argsort(dim=1, stable=True)[:, :width]
     valid = there.gather(1, at)
     kept = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
-    return kept, targets.gather(1, at).clamp(min=0), at, valid
+    said = layout.by_response(logps, 0).gather(1, at)  # a copy: a trainer may go on to change its own
+    return kept, targets.gather(1, at).clamp(min=0), at, valid, said
 
 
 def math_of(call: Call) -> HeadMath:
@@ -145,10 +146,13 @@ def math_of(call: Call) -> HeadMath:
 
 def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> dict[str, Factor]:
     """Weight as an outer product that is made in slices, bias as the sum of its output-gradients."""
-    hidden, targets, at, valid = saved
+    hidden, targets, at, valid, logps = saved
     assert grads[0] is not None
     c = call.layout.by_response(grads[0], 0).gather(1, at).masked_fill(~valid, 0)
-    rows = HeadRows(c, hidden, cut=True, targets=targets, math=math_of(call))
+    math, normaliser = math_of(call), None
+    if math.repeats_exactly:
+        normaliser = (math.own_logits(hidden, targets) - logps).masked_fill(~valid, torch.inf)
+    rows = HeadRows(c, hidden, cut=True, targets=targets, math=math, normaliser=normaliser)
     found: dict[str, Factor] = {"weight": rows} if "weight" in call.trained else {}
     if "bias" in call.trained:
         found["bias"] = Vector(rows.summed())

@@ -70,10 +70,21 @@ class HeadMath:
         parts = [self.logits(hidden, part)[0].logsumexp(-1) for part in self.slices(hidden[..., 0].numel())]
         return torch.stack(parts).logsumexp(0)
 
+    def own_logits(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Logits of ``targets [R, P]``."""
+        own, _ = self.of_tokens(hidden.flatten(0, 1)[:, None], targets.flatten()[:, None, None])
+        return own.reshape(targets.shape)
+
     def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log-probabilities of ``targets [R, P]``."""
-        own, _ = self.of_tokens(hidden.flatten(0, 1)[:, None], targets.flatten()[:, None, None])
-        return own.reshape(targets.shape) - self.log_normaliser(hidden)
+        return self.own_logits(hidden, targets) - self.log_normaliser(hidden)
+
+    @property
+    def repeats_exactly(self) -> bool:
+        """Whether logits that are made again are the same but for the rounding of their type, so that a normaliser may
+        be read off the model's own log-probabilities: in half precision, and where products are rounded to it (TF32),
+        probabilities would not add up to 1 by per cents."""
+        return torch.finfo(self.dtype).bits >= 32 and torch.get_float32_matmul_precision() == "highest"
 
 
 @dataclass(eq=False)
@@ -85,16 +96,18 @@ class HeadRows(Outer):
         inputs: ``h [R, P, d]``.
         targets: ``[R, P]`` the tokens whose log-probabilities were taken.
         math: how the logits are made.
+        normaliser: ``log Σ_v exp z(v)``, ``[R, P]``, where it is known; else it takes the logits once more.
     """
 
     targets: Tensor | None = None
     math: HeadMath | None = None
+    normaliser: Tensor | None = None
     form: ClassVar[str] = "head"
     trained = RowGradients.trained
 
     @cached_property
     def _normaliser(self) -> Tensor:
-        return self._math.log_normaliser(self.inputs)
+        return self._math.log_normaliser(self.inputs) if self.normaliser is None else self.normaliser
 
     @property
     def _math(self) -> HeadMath:
