@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,9 @@ from report_checks import Page, page_of
 from report_frames import Options
 from report_runs import manifest, new_trace, write_tables
 
-from dyn_probe.report.changes import run_change, start_rows
+from dyn_probe.report.changes import Change, run_change, start_rows
 from dyn_probe.report.figures import FIGURES
+from dyn_probe.report.first_screen import fix_table
 from dyn_probe.report.first_screen.fix_texts import BEYOND, change_text, fixes, margin_text, places
 from dyn_probe.report.first_screen.headline import confidence, headline, through
 from dyn_probe.report.first_screen.questions import QUESTIONS, STORY
@@ -184,3 +186,15 @@ def test_a_run_without_a_reference_moved_from_where_it_was_before_training(tmp_p
 @pytest.mark.parametrize(("cost", "said"), [(0.5, "1.5"), (-0.19, "2.2"), (-0.21, BEYOND)])
 def test_a_margin_is_named_as_far_as_the_run_reached(cost: float, said: str) -> None:
     assert margin_text(2.0, cost) == said
+
+
+def test_a_margin_is_off_by_a_fifth_at_least() -> None:
+    """First order alone, without resamples and with a walk that ends where the run did, is no exact margin."""
+    moved = Change("the same pairs", np.full(6, -0.5), np.full(6, -1.5), True, 6)
+    sums = {"chosen": np.array([-0.5]), "rejected": np.array([-1.5])}
+    still = SimpleNamespace(**sums)
+    found = fix_table._estimate("likelihood", SimpleNamespace(), "chosen", moved, still, still, False)  # type: ignore[arg-type]
+    assert found.margin == pytest.approx(1.0) and found.margin_error == pytest.approx(fix_table.ROUGH)
+    apart = SimpleNamespace(**{**sums, "rejected": np.array([-1.2])})
+    found = fix_table._estimate("likelihood", SimpleNamespace(), "chosen", moved, apart, apart, False)  # type: ignore[arg-type]
+    assert found.margin_error == pytest.approx(np.hypot(fix_table.ROUGH, 0.3))

@@ -33,7 +33,7 @@ def own_share(trace: Trace) -> dict[str, float]:
         steps = _of_steps(trace, side)
         if steps is None or not np.mean(moved.side(side)):
             return {}
-        own = (steps / pd.Series(lengths, index=start.index)).reindex(list(moved.ids)).fillna(0.0)
+        own = (steps / pd.Series(lengths, index=start.index)).reindex(list(moved.ids))
         found[side] = float(own.mean() / np.mean(moved.side(side)))
     return found if np.isfinite(list(found.values())).all() else {}
 
