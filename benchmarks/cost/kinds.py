@@ -158,8 +158,8 @@ KINDS: dict[str, tuple[Callable[[Training], Kind], str]] = {
     "normalised": (normalised, "the pairwise-normalised update (norms come before the weighted gradient)"),
     "two backwards per pair": (
         two_backwards,
-        "the same numbers the plain way, then the step (its error is that of torch's float32 norm and dot of so long a "
-        "vector: 1.3 % and 0.2 % for 124 M numbers drawn at random)",
+        "the same numbers the plain way, then the step (its error is that of torch's float32 norm and dot of 124 M "
+        "numbers)",
     ),
     **{name: (lambda t, make=row.make: Kind(*make(t)), row.leaves_out) for name, row in peers.PEERS.items()},  # type: ignore[misc]
 }

@@ -1,5 +1,8 @@
-"""Numbers that are not what they seem: planted in a recorded training, and looked for in the first lines of its
-summary; and half precision, whose measured errors are compared with gradients by plain autograd in float64."""
+"""Numbers that are not what they seem: planted in a recorded training, and looked for in what is said of it (alarms in
+the first lines of its summary, other terms of the loss in a statement, separate backwards in their column).
+
+And half precision, whose measured errors are compared with gradients by plain autograd in float64.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +112,7 @@ def _calm(trace: Trace) -> bool:
 
 def _beyond(trace: Trace) -> bool:
     """The share of other terms is said, and no alarm is made of it."""
-    said = any("terms beyond the recorded pairs" in one.sentence for one in status.law1(trace))
+    said = any("is no sum of the recorded pairs" in one.sentence for one in status.law1(trace))
     return said and not _alarm("disagrees")(trace)
 
 
@@ -126,7 +129,7 @@ PLANTED: dict[str, tuple[Plan, Callable[[Trace], bool]]] = {
     "nothing is wrong": (Plan(-1), _calm),
     "a weight becomes NaN": (Plan(3, _weight_becomes(float("nan"))), _alarm("not finite")),
     "a weight becomes infinite": (Plan(3, _weight_becomes(float("inf"))), _alarm("not finite")),
-    "gradients that autograd did not make": (Plan(0, _gradient_is_replaced), _beyond),
+    "a gradient that is changed after the backward": (Plan(0, _gradient_is_replaced), _beyond),
     "the same, where no step is taken apart": (
         Plan(0, _gradient_is_replaced, metric=False),
         _alarm("disagrees with the gradient"),
@@ -165,7 +168,7 @@ KINDS = {
 }
 NUMBERS = ("grad_norm_chosen", "grad_norm_rejected", "grad_inner", "logp_chosen", "logp_rejected")
 SAME = 3e-6
-"""Difference of a measured error from the one computed here, by which it is another: numbers are kept in float32."""
+"""Difference of a measured error from the one computed here, above which the two disagree (rows are float32)."""
 
 
 def plain_numbers(model: nn.Module, batch: PairBatch, pair: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,21 +37,27 @@ BESIDE = {
     ("transformers", "5.0.0"): ("tokenizers==0.22.1", "huggingface-hub<2", "httpx<1", "httpcore<2"),
 }
 """What an old version needs beside itself that the environment has not."""
+LEFT = "not tried:"
+"""Fact that names what could not be installed."""
 NEWEST = tuple(dict.fromkeys(test for tests in VERSIONS.values() for test in tests))
 
 
-def install(package: str, version: str) -> Path | None:
-    """The folder with this version alone; None where it cannot be installed."""
+def install(package: str, version: str) -> Path | str:
+    """The folder with this version alone; why, where it cannot be installed."""
     place = ROOT / ".versions" / f"{package}-{version}"
     if place.exists():
         return place
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
     wanted = f"{package}=={version}"
     if package == "torch" and not _cpu_build(version):
-        return None
-    command += ["--target", str(place), wanted, *BESIDE.get((package, version), ())]
+        return "no build of it without CUDA"
+    part = place.with_name(place.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    command += ["--target", str(part), wanted, *BESIDE.get((package, version), ())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return place if done.returncode == 0 else None
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+    return part.rename(place)
 
 
 def _cpu_build(version: str) -> bool:
@@ -96,8 +103,9 @@ def try_versions(folder: Path, count: int, seed: int) -> Tally:
     tally = Tally("oldest and newest versions of packages", zero={"failed": 0})
     for (package, version), tests in VERSIONS.items():
         place = install(package, version)
-        if place is None:
-            tally.facts["not tried, for no build of it can be had cheaply"] = f"{package} {version}"
+        if isinstance(place, str):
+            left = [tally.facts[LEFT]] if LEFT in tally.facts else []
+            tally.facts[LEFT] = "; ".join([*left, f"{package} {version} ({place})"])
         else:
             _count(tally, f"{package} {version}", tests, place)
     _count(tally, "those of constraints.txt", NEWEST, None)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def say(line: str, everywhere: bool = False) -> None:
-    """One line of its own, beside progress bars that are being drawn, with the program's name before it.
+    """A separate line, which breaks no progress bar, with the program's name before it.
 
     Args:
         everywhere: from every process, not only from the first.
@@ -17,11 +17,13 @@ def say(line: str, everywhere: bool = False) -> None:
     if rank == "0" or everywhere:
         text = f"dyn-probe: {line}" + (f" (process {rank})" if rank != "0" else "")
         bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)  # the trainer's; nothing is imported for it
-        if bars is None:
-            print(text, file=sys.stderr, flush=True)
-        else:
+        if bars is not None and getattr(
+            bars, "_instances", None
+        ):  # without a bar, write would fix multiprocessing's start method
             bars.write(text, file=sys.stderr)
             sys.stderr.flush()
+        else:
+            print(text, file=sys.stderr, flush=True)
 
 
 def next_step(folder: str | Path) -> str:

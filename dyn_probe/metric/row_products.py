@@ -7,6 +7,7 @@ it is at hand: one such product altogether.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -74,9 +75,11 @@ class Explained:
 
     @property
     def other_terms(self) -> float | None:
-        """The share, from 0 to 1; None where either is 0."""
+        """The share, from 0 to 1; None where either is 0 or not finite."""
         (gradient, both), (_, rows) = self._sums.tolist()
-        return None if gradient * rows == 0 else max(0.0, 1.0 - both**2 / (gradient * rows))
+        if gradient * rows == 0 or not math.isfinite(gradient * rows):
+            return None
+        return max(0.0, 1.0 - both**2 / (gradient * rows))
 
 
 def row_products(

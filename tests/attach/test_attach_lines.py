@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -17,6 +18,17 @@ def test_a_line_does_not_stick_to_a_progress_bar(capsys: pytest.CaptureFixture[s
         bar.update(2)
     shown = capsys.readouterr().err.replace("\r", "\n").splitlines()
     assert "dyn-probe: recorded" in shown and any("4/4" in line for line in shown)
+
+
+def test_without_a_bar_nothing_of_the_process_is_decided() -> None:
+    code = (
+        "import multiprocessing, tqdm.std\n"
+        "from dyn_probe.attach.user_lines import say\n"
+        "say('recorded')\n"
+        "multiprocessing.set_start_method('spawn')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "dyn-probe: recorded\n")
 
 
 def test_without_progress_bars_it_is_printed(

@@ -17,6 +17,7 @@ from trust.door_trace import rows_of
 from dyn_probe.report.build import build_report
 from dyn_probe.report.first_screen.alarms import alarms
 from dyn_probe.report.summary import summary_lines
+from dyn_probe.report.verdicts import status
 from dyn_probe.report.verdicts.status import not_finite
 from dyn_probe.trace.arrow_rows import arrow_schema
 from dyn_probe.trace.parquet import Merged, write_parquet
@@ -128,3 +129,29 @@ def test_the_page_begins_with_it(tmp_path: Path) -> None:
     page = build_report([recorded(tmp_path, tables).path]).read_text(encoding="utf-8")
     alarm = page.index("2 recorded numbers are not finite (NaN or infinite): 2 in pairs.loss")
     assert alarm < page.index("<h1>") and "of the other rows alone" in page
+
+
+OTHER_TERMS = {
+    "measured in a step": ([0.5, 1e-7], [0.3, 0.0], "note", ("agrees", "In 1 step", "by up to 0.5")),
+    "in all steps": ([0.5, 0.6], [0.3, 0.4], "note", ("In 2 steps", "35% of its square", "by up to 0.6")),
+    "in one, unknown in the others": ([0.5, 0.6], [0.3, None], "note", ("In 2 steps", "in 1 of them")),
+    "none in the step that is off": ([0.5, 1e-7], [0.0, None], "warning", ("disagrees", "error of 0.5")),
+    "in one step, none in the one that is off": ([0.5, 0.6], [0.3, 0.0], "warning", ("disagrees", "In 1 step")),
+    "not measured": ([0.5, 0.6], [None, None], "warning", ("disagrees", "with --metric-every at the same steps")),
+    "not a number": ([0.5, 0.6], [float("inf"), float("nan")], "warning", ("disagrees",)),
+    "no violation": ([1e-7, 1e-8], [None, 0.0], "ok", ("agrees",)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TERMS)
+def test_other_terms_of_the_loss_are_no_violation_where_they_were_measured(name: str, tmp_path: Path) -> None:
+    errors, shares, level, words = OTHER_TERMS[name]
+    tables = simulate(SMALL)
+    for place, (error, share) in enumerate(zip(errors, shares, strict=True)):
+        tables["steps"].loc[place, ["law1_error", "other_terms"]] = (error, np.nan if share is None else share)
+    [found] = status.law1(recorded(tmp_path, tables))
+    assert found.level == level and all(word in found.sentence for word in words), found.sentence
+    assert found.numbers[-1].value == 2
+    uncertain = {"max_relative_error": 0.1, "tolerance": 1e-3}
+    [found] = status.law1(recorded(tmp_path / "uncertain", tables, certificate=uncertain))
+    assert found.level == ("ok" if level == "ok" else "warning")

@@ -6,12 +6,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from troubled_runs import TROUBLES, healthy
+import troubled_pairs
+import troubled_steps
+import troubled_traces
+from healthy_run import healthy
 
 from dyn_probe.report.first_screen.alarms import ALARMS, alarms
 from dyn_probe.report.verdicts import VERDICTS
 from dyn_probe.trace.reader import Trace
 
+TROUBLES = troubled_pairs.TROUBLES | troubled_steps.TROUBLES | troubled_traces.TROUBLES
 RANK = {"ok": 0, "note": 1, "warning": 2}
 
 

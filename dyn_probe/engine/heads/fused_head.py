@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dyn_probe.engine.factors import Factor, Vector
-from dyn_probe.engine.heads.head_rows import HeadMath, HeadRows
+from dyn_probe.engine.heads.head_rows import HeadMath, HeadRows, repeats_exactly
 from dyn_probe.engine.layout import Layout
 from dyn_probe.engine.module_copy import agree
 from dyn_probe.engine.uses import Call, Claim, Kind, Use
@@ -71,7 +71,7 @@ class FusedHead:
             )
         assert targets is not None and hidden is not None
         call = Call(self.use, layout, (), {}, (logps,))
-        call.notes.update(math=(self.scale, self.cap, self.dtype))
+        call.notes.update(math=(self.scale, self.cap, self.dtype), exact=repeats_exactly(self.dtype))
         call.saved = _response_part(layout, hidden.detach(), targets, logps.detach())
         call.claim = Claim(KIND, call.mode)
         return call
@@ -150,7 +150,7 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
     assert grads[0] is not None
     c = call.layout.by_response(grads[0], 0).gather(1, at).masked_fill(~valid, 0)
     math, normaliser = math_of(call), None
-    if math.repeats_exactly:
+    if call.notes["exact"]:
         normaliser = (math.own_logits(hidden, targets) - logps).masked_fill(~valid, torch.inf)
     rows = HeadRows(c, hidden, cut=True, targets=targets, math=math, normaliser=normaliser)
     found: dict[str, Factor] = {"weight": rows} if "weight" in call.trained else {}

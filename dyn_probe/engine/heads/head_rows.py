@@ -79,12 +79,17 @@ class HeadMath:
         """Log-probabilities of ``targets [R, P]``."""
         return self.own_logits(hidden, targets) - self.log_normaliser(hidden)
 
-    @property
-    def repeats_exactly(self) -> bool:
-        """Whether logits that are made again are the same but for the rounding of their type, so that a normaliser may
-        be read off the model's own log-probabilities: in half precision, and where products are rounded to it (TF32),
-        probabilities would not add up to 1 by per cents."""
-        return torch.finfo(self.dtype).bits >= 32 and torch.get_float32_matmul_precision() == "highest"
+
+def repeats_exactly(dtype: torch.dtype) -> bool:
+    """Whether logits that are made again are the same but for the rounding of this type, so that a normaliser may be
+    read off the model's own log-probabilities: in half precision, and where products are rounded to it (TF32),
+    probabilities would not add up to 1 by per cents."""
+    if torch.finfo(dtype).bits < 32:
+        return False
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set by torch.backends.fp32_precision and its like, to something less
+        return False
 
 
 @dataclass(eq=False)

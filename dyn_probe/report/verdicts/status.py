@@ -73,37 +73,53 @@ def certificate(trace: Trace) -> list[Verdict]:
 
 
 def law1(trace: Trace) -> list[Verdict]:
-    """The check cᵀKc = ‖∇loss‖² where the full Gram was recorded. Terms of the loss beyond the pairs are no violation
-    of it: steps that have some are said, and left out."""
+    """The check cᵀKc = ‖∇loss‖² where the full Gram was recorded. It speaks of the recorded pairs: where the gradients
+    agree with plain autograd and other terms of the loss were measured, their share is said, and no violation."""
     columns = [numbers(trace.steps, name) for name in ("law1_error", "other_terms")]
     errors, beyond = (column[np.isfinite(columns[0])] for column in columns)
     if not len(errors):
         return []
-    explained = beyond > OTHER_TERMS  # false where it was not measured
-    errors, unknown = errors[~explained], bool(np.isnan(beyond).any())
+    measured, off = np.isfinite(beyond), errors >= LAW1_LIMIT
+    terms = measured & (beyond > OTHER_TERMS)
+    excused = (terms | (off & ~measured & terms.any())) & _certified(trace)
+    errors, others = errors[~excused], errors[excused]
     worst = float(errors.max(initial=0.0))
     good = worst < LAW1_LIMIT
-    words = (
-        f"The Gram {'agrees' if good else 'disagrees'} with the gradient of the loss: cᵀKc = ‖∇loss‖² up to a relative "
-        f"error of {sig(worst, 2)} (the largest of {count(len(errors), 'step')})."
-    )
-    if not good and unknown:
-        words += " Terms of the loss beyond the recorded pairs would do that too; record with --metric-every to tell."
-    part = float(np.median(beyond[explained])) if explained.any() else 0.0
-    if part:
-        words = words if len(errors) else ""
-        words += (
-            f"{' ' if words else ''}In {count(int(explained.sum()), 'step')} the loss has terms beyond the recorded "
-            f"pairs: {percent(part)} of its squared gradient (median), which the Gram is not expected to explain."
+    words, figures = [], []
+    if len(errors):
+        words.append(
+            f"The Gram {'agrees' if good else 'disagrees'} with the gradient of the loss: cᵀKc = ‖∇loss‖² up to a "
+            f"relative error of {sig(worst, 2)} (the largest of {count(len(errors), 'step')})."
         )
+        figures.append(Number("error", "largest relative error", worst, "1"))
+    if not good and not measured.any():
+        words.append(
+            "Terms of the loss beyond the recorded pairs would do that too; with --metric-every at the same steps as "
+            "--gram-every they are measured."
+        )
+    if len(others):
+        part, unknown = float(np.median(beyond[terms & excused])), int((excused & ~measured).sum())
+        more = f" (in {unknown:,} of them that share was not measured)" if unknown else ""
+        words.append(
+            f"In {count(len(others), 'step')} a part of the gradient, {percent(part)} of its square in the median"
+            f"{more}, is no sum of the recorded pairs': other terms of the loss, or a gradient that was changed after "
+            f"the backward. cᵀKc = ‖∇loss‖² does not hold there, by up to {sig(float(others.max()), 2)}."
+        )
+        figures.append(Number("other_terms", "other terms of the loss, median", part, "share"))
     return say(
-        "warning" if not good else "note" if part else "ok",
-        words,
+        "warning" if not good else "note" if len(others) else "ok",
+        " ".join(words),
         "|cᵀKc − ‖∇loss‖²| / ‖∇loss‖², the largest over steps; other terms: 1 − ⟨G,S⟩²/(‖G‖²‖S‖²) with S = Σ_j c_j g_j",
-        *([Number("error", "largest relative error", worst, "1")] if len(errors) else []),
-        *([Number("other_terms", "other terms of the loss, median", part, "share")] if part else []),
-        Number("n", "n", len(errors), "steps"),
+        *figures,
+        Number("n", "n", len(errors) + len(others), "steps"),
     )
+
+
+def _certified(trace: Trace) -> bool:
+    """Whether the gradients were compared with plain autograd, and agree."""
+    found = trace.about.certificate or CertificateInfo()
+    error, tolerance = found.max_relative_error, found.tolerance
+    return error is not None and tolerance is not None and error <= tolerance
 
 
 def not_finite(trace: Trace) -> list[Verdict]:
