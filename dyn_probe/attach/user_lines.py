@@ -17,9 +17,8 @@ def say(line: str, everywhere: bool = False) -> None:
     if rank == "0" or everywhere:
         text = f"dyn-probe: {line}" + (f" (process {rank})" if rank != "0" else "")
         bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)  # the trainer's; nothing is imported for it
-        if bars is not None and getattr(
-            bars, "_instances", None
-        ):  # without a bar, write would fix multiprocessing's start method
+        # Without a bar of its own, tqdm's write would fix the start method of multiprocessing.
+        if bars is not None and getattr(bars, "_instances", None):
             bars.write(text, file=sys.stderr)
             sys.stderr.flush()
         else:
