@@ -40,8 +40,8 @@ class Run:
         """Every pair's change from before training to the end, nats/token [pairs] or one number."""
         rows = self.pairs.drop_duplicates("pair_id").set_index("pair_id").loc[self.final.pair_id]
         for side, by in zip(SIDES, (chosen, rejected), strict=True):
-            start = rows[f"start_{side}"] if f"start_{side}" in rows else rows[f"ref_logp_{side}"]
-            self.final[f"logp_{side}"] = (start + np.asarray(by) * rows[f"len_{side}"]).to_numpy()
+            end = rows[f"ref_logp_{side}"] + np.asarray(by) * rows[f"len_{side}"]
+            self.final[f"logp_{side}"] = end.to_numpy()
 
     def log_ratios(self, chosen: object, start: float = 0.0) -> None:
         """The rows' log-ratio of chosen to the reference, nats/token [rows]; `start` for the first step. Rejected moves
