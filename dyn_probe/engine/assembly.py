@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dyn_probe.engine.arithmetic import exact_products
 from dyn_probe.engine.factors import Factor, Lookup, Outer, Vector
-from dyn_probe.engine.products import by_sum, cross, few, gram
+from dyn_probe.engine.products import by_sum, cross, gram
+from dyn_probe.engine.routes.costs import few
 from dyn_probe.engine.routes.weighed import Knows, Weighed, Weighing
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.together import Arrived, Together

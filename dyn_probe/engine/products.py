@@ -26,14 +26,10 @@ from dyn_probe.engine.arithmetic import HALF, as32, dots, for_products, matmul32
 from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector
 from dyn_probe.engine.heads.head_rows import HeadRows
 from dyn_probe.engine.routes.blocks import by_blocks
+from dyn_probe.engine.routes.costs import cheaper_by_tokens, few, fused_is_dearer
 from dyn_probe.engine.routes.prefix import pairs_by_prefix
 
-TRAFFIC = 40.0
-"""Multiply-adds that take as long as moving one number to or from memory (measured 30 to 60 on CPUs and GPUs)."""
-LAUNCHED = {"cpu": 1 << 18}
-DEVICE = 1 << 22
-"""Numbers of all rows' gradients (elsewhere than on a CPU: ``DEVICE``) below which launches decide."""
-AT_ONCE = {"cpu": 1 << 18}
+AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Entries of a token Gram up to which all rows are compared at once, also those that symmetry would spare; elsewhere
 ``CHUNK``."""
 CHUNK = 1 << 24
@@ -75,7 +71,8 @@ def _linears(one: Outer, other: Outer, groups: int, metric: Tensor | None) -> Te
     if groups == one.grads.shape[1] == other.grads.shape[1] == 1:
         inputs = matmul32(_inputs(one, 1)[:, 0, 0], _inputs(other, 1)[:, 0, 0].T)
         return (inputs * matmul32(one.grads[:, 0], other.grads[:, 0].T)).double()[None]
-    if one is other and may_fuse(one, groups) and (found := _fused(one, groups)) is not None:
+    fuse = one is other and may_fuse(one, groups) and not fused_is_dearer(one, groups)
+    if fuse and (found := _fused(one, groups)) is not None:
         return found[0]
     if not _by_tokens(one, other, groups):
         return by_blocks(one, other, groups)
@@ -173,6 +170,7 @@ def _contract(first: Callable[[slice, slice], Tensor], one: Tensor, other: Tenso
         return _contracted(first, one, other, ALL, ALL).double()
     answer = one.new_zeros(groups, n, m, dtype=torch.float64)
     step = max(1, CHUNK // max(1, groups * one.shape[2] * other.shape[2]))
+    step = 1 if one.is_cuda and groups > 1 else step  # a pair's own rows are where they are: nothing is copied
     for i in range(n):
         for j in range(i if symmetric else 0, m, step):
             row, some = slice(i, i + 1), slice(j, min(j + step, m))
@@ -254,11 +252,6 @@ def _fused(one: Outer, groups: int, sum_up: bool = False) -> tuple[Tensor, Tenso
     return found[0], found[1].mT if one.transposed else found[1]
 
 
-def few(numbers: int, device: str) -> bool:
-    """Whether launching costs more than computing where all rows' gradients have so many numbers."""
-    return numbers <= LAUNCHED.get(device, DEVICE)
-
-
 def of_uses(factors: Sequence[Factor], groups: int, metric: Tensor | None = None) -> Tensor:
     """``[G, n, n]`` (float64): products of the sums over several uses of one parameter."""
     answers = [gram(factor, groups, metric) for factor in factors]
@@ -282,16 +275,3 @@ def by_sum(factors: Sequence[Factor], groups: int) -> Tensor:
         table.add_block(ALL, block)
     rows = block.reshape(block.shape[0] // groups, groups, block.shape[1:].numel())
     return dots(rows, rows)
-
-
-def cheaper_by_tokens(one: Outer, other: Outer, groups: int) -> bool:
-    """Whether token Grams cost less than blocks: multiply-adds plus ``TRAFFIC`` times numbers moved."""
-    length, other_length = one.grads.shape[1], other.grads.shape[1]
-    p, q = one.inputs.shape[-1], one.grads.shape[-1]
-    within = one.rows * other.rows // groups
-    n = one.rows // groups
-    products = within * (n + 1) / (2 * n) if one is other else within
-    tokens = products * length * other_length * (p + q + TRAFFIC)
-    multiplied = within * p * q if groups == 1 else 0
-    blocks = one.rows * length * p * q + multiplied + 3 * TRAFFIC * one.rows * p * q
-    return tokens <= blocks

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,9 +127,8 @@ class Capture:
         try:
             self._add(self.model.register_forward_pre_hook(around(self._enter_model), with_kwargs=True))
             for use in self.uses:
-                self._add(
-                    use.module.register_forward_hook(around(self._hook_of(use), True), with_kwargs=True, prepend=True)
-                )
+                hook = around(partial(self._used, use), True)
+                self._add(use.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
             for head in fused_heads(self.survey.language_models, self.uses):
                 self._add(head.model.base_model.register_forward_hook(around(self._entering(head))))
                 self._add(head.model.register_forward_hook(around(self._fused_hook_of(head)), with_kwargs=True))
@@ -176,22 +176,18 @@ class Capture:
             self.random = have_moved(self._random_states, random_states(self._devices()))
             self.output = output if self.widened else None
 
-    def _hook_of(self, use: Use) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if self.busy or not self._forwards:
-                return None
-            for local, name in use.parameters.items():  # FSDP2 puts whole parameters in place for the forward
-                self.leaves[id(module._parameters[local])] = name
-            if self._inside:
-                self.calls[module] = self.calls.get(module, 0) + 1
-                self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
-                for one in filter(torch.is_tensor, leaves_of(output)):
-                    self.dtypes.setdefault(one.dtype, set()).add(use.name)
-            if not torch.is_grad_enabled():
-                return None
-            return self._tap(use, args, kwargs, output)
-
-        return hook
+    def _used(self, use: Use, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The hook of a use."""
+        if self.busy or not self._forwards:
+            return None
+        for local, name in use.parameters.items():  # FSDP2 puts whole parameters in place for the forward
+            self.leaves[id(module._parameters[local])] = name
+        if self._inside:
+            self.calls[module] = self.calls.get(module, 0) + 1
+            self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
+            for one in filter(torch.is_tensor, leaves_of(output)):
+                self.dtypes.setdefault(one.dtype, set()).add(use.name)
+        return self._tap(use, args, kwargs, output) if torch.is_grad_enabled() else None
 
     def _recorded(self) -> bool:
         return self._inside and not self.busy and torch.is_grad_enabled()

@@ -139,7 +139,7 @@ class Probe(Recorder):
         if self.recording:
             raise BadInput("probe.step cannot be entered twice at once")
         if step != self._entered:  # (the step may have a row already: what was logged of it before)
-            self._flush(step)
+            self._begin(step)
         self._entered = step
         if not recorded:
             with self._outline.around(step, pair_ids, segments):
@@ -297,4 +297,5 @@ class Probe(Recorder):
 
     def flush(self) -> None:
         """Hand rows of the steps done so far to the writer."""
-        self._flush(-1)
+        self._begin(-1)
+        self._rows.flush()

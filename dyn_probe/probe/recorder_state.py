@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dyn_probe.engine import rates
 from dyn_probe.engine.certificate import Certificate
 from dyn_probe.engine.shield import Shield
 from dyn_probe.probe.batch_in_progress import BatchInProgress
@@ -71,12 +72,14 @@ class Recorder(Kept):
         then no baseline for the realised change: take ``probe.evaluate(batch)`` before ``optimizer.step()``."""
         return self._evaluation.random
 
-    def _flush(self, but: int) -> None:
+    def _begin(self, step: int) -> None:
         self._following.drop()
-        self._rows.flush(but)
+        self._rows.begin(step)
         self._evaluation.random = False
 
     def _finish(self) -> None:
+        if rates.USED:
+            self._rows.manifest(rates=rates.as_manifest())
         if isinstance(self.schedule, Thinned):
             self._rows.manifest(thinned=self.schedule.facts)
         try:

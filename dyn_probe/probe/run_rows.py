@@ -41,6 +41,7 @@ class RunRows:
         self.writer, self.rank = writer, rank
         self._batches: list[BatchRecord] = []
         self._arriving: list[Callable[[], None]] = []
+        self._due: int | None = None
         self._outlined: list[Row] = []
         self.floor: float | None = None
         """Change (nats) of a log-probability that numerics alone can make."""
@@ -55,11 +56,13 @@ class RunRows:
 
     def later(self, step: int, finish: Callable[[], None]) -> None:
         """A batch of this step whose numbers are still on their way: ``finish`` adds it, before anything is read."""
+        self._flush_due()
         self.step(step)
         self._arriving.append(finish)
 
     def outline(self, step: int, ids: Sequence[str] | None, told: Told) -> None:
         """A batch that is not recorded: what the loop said of it is kept all the same."""
+        self._flush_due()
         self.step(step)
         ids, given = ids_of(step, self.rank, ids, told.pairs), told.fetching()
         self._arriving.append(lambda: self._outlined.extend(outlined(step, self.rank, ids, given())))
@@ -77,6 +80,7 @@ class RunRows:
 
     def _wait(self) -> None:
         """For all numbers that are on their way."""
+        self._flush_due()
         while self._arriving:
             self._arriving.pop(0)()
 
@@ -86,6 +90,7 @@ class RunRows:
         Args:
             uses: the model's, where its layers are recorded too.
         """
+        self._flush_due()
         self._batches.append(record)
         if uses is not None and self.writer is not None:
             entries = products.pair_entries()
@@ -147,6 +152,16 @@ class RunRows:
             self._realised.add(how)
             self.manifest(realised_change="; ".join(sorted(REALISED[one] for one in self._realised)))
 
+    def begin(self, step: int) -> None:
+        """A step begins: those before it are handed to the writer when anything is asked or added, which in a step that
+        only records is after its backward, so that the device need not stop between two steps."""
+        self._flush_due()
+        self._due = step
+
+    def _flush_due(self) -> None:
+        if self._due is not None:
+            self.flush(self._due)
+
     @property
     def fresh(self) -> list[Row]:
         """Rows of the steps in progress, not yet handed to the writer."""
@@ -170,6 +185,7 @@ class RunRows:
         Args:
             but: a step that has only begun: what is known of it waits.
         """
+        self._due = None
         begun = self._steps.pop(but, None)
         rows = self.all.pending
         for step, record in self._steps.items():

@@ -228,6 +228,14 @@ class ThinnedInfo:
 
 
 @dataclass(frozen=True)
+class RatesInfo:
+    """How fast the device was taken to be."""
+
+    products: float | None = entry("multiply-adds a second")
+    entries: float | None = entry("numbers a second, of two arrays that are multiplied entry by entry and summed up")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """``run.json``, typed. What a run does not say is None or empty."""
 
@@ -260,6 +268,7 @@ class Manifest:
     batch_delta: str | None = entry("why `batch_delta_*` is empty")
     pushes: PushesInfo | None = entry("what stands in the way of `pushes`")
     thinned: ThinnedInfo | None = entry("what `--every auto` came to")
+    rates: dict[str, RatesInfo] = entry("kind of device and type → the rates by which routes were chosen", factory=dict)
 
 
 OWN = tuple(name for name, (_, field) in entries(Manifest).items() if field.metadata.get("own"))

@@ -9,7 +9,7 @@ from dyn_probe.engine import arithmetic, products
 from dyn_probe.engine.arithmetic import dots, matmul32
 from dyn_probe.engine.factors import Lookup, MadeVector, Outer, Vector
 from dyn_probe.engine.products import PRODUCTS, cross, gram
-from dyn_probe.engine.routes import blocks
+from dyn_probe.engine.routes import blocks, costs
 
 ROWS, WIDTHS = 6, (7, 5)
 """Rows of a factor, and the parameter's shape (entries or outputs, inputs)."""
@@ -98,7 +98,7 @@ def test_every_form_meets_every_form(one, other, groups, metric):
 @pytest.mark.parametrize("groups", [1, 3])
 def test_rows_are_compared_one_by_one_where_there_are_many(name, groups, monkeypatch):
     monkeypatch.setitem(products.AT_ONCE, "cpu", 0)
-    monkeypatch.setattr(products, "LAUNCHED", {"cpu": 0})
+    monkeypatch.setattr(costs, "LAUNCHED", {"cpu": 0})
     one, other = FACTORS[name](), FACTORS[name](20)
     for metric in (None, draw(*WIDTHS, seed=9).abs()):
         assert torch.allclose(gram(one, groups, metric), brute(one, one, groups, metric), rtol=1e-12, atol=1e-12)
@@ -132,7 +132,7 @@ def test_sums_of_any_length(size, dtypes):
 @pytest.mark.parametrize("route", [True, False], ids=["token Grams", "blocks"])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_both_routes_of_linear_uses(route, groups, monkeypatch):
-    monkeypatch.setattr(products, "LAUNCHED", {"cpu": 0})
+    monkeypatch.setattr(costs, "LAUNCHED", {"cpu": 0})
     monkeypatch.setattr(products, "cheaper_by_tokens", lambda *_: route)
     one, other = outer(0, positions=9), outer(5, positions=3)
     assert torch.allclose(gram(one, groups), brute(one, one, groups), rtol=1e-12)

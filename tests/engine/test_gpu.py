@@ -13,6 +13,9 @@ from reweighting import coefficients, reweighting_error
 from tiny_runs import run
 
 from dyn_probe import Probe, row_gram, sequence_logps
+from dyn_probe.engine import products, rates
+from dyn_probe.engine.factors import Outer
+from dyn_probe.engine.routes import costs
 
 FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma2")
 
@@ -107,3 +110,30 @@ def test_the_fused_kernel_with_a_metric_on_cuda(dtype, positions, p, q):
     assert float(((found - wanted).abs() / known_kernel.scales(wanted, directions)).max()) < 1e-5
     summed = grads.double().flatten(0, 1).T @ inputs.double().flatten(0, 1)
     assert float((total - summed).norm() / summed.norm()) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("positions", [96, 512])
+def test_token_grams_on_cuda(dtype, positions, monkeypatch):
+    """Short rows beside a large weight: from half precision without an upcast, a pair's own blocks where they lie."""
+    monkeypatch.setattr(products, "fused_is_dearer", lambda *_: True)
+    monkeypatch.setattr(products, "cheaper_by_tokens", lambda *_: True)
+    monkeypatch.setitem(products.AT_ONCE, "cuda", 1 << 16)
+    torch.manual_seed(0)
+    inputs, grads = (torch.randn(8, positions, n, device="cuda").to(dtype) for n in (768, 1024))
+    wanted = pair_blocks(inputs.cpu(), grads.cpu())
+    found = products.gram(Outer(grads, inputs, False), 4).cpu()
+    norms = wanted.diagonal(dim1=1, dim2=2).sqrt()
+    assert ((found - wanted).abs() / (norms[:, :, None] * norms[:, None])).max() <= 1e-5
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_timed_once_and_chooses_token_grams_for_short_rows(monkeypatch):
+    monkeypatch.setattr(rates, "USED", {})
+    short, long = (torch.randn(16, n, 2048, device="cuda", dtype=torch.bfloat16) for n in (512, 8192))
+    outputs = torch.randn(16, 512, 8192, device="cuda", dtype=torch.bfloat16)
+    assert costs.fused_is_dearer(Outer(outputs, short, False), 8)
+    (found,) = rates.USED.values()
+    assert 1e13 < found.products < 1e15 and 1e10 < found.entries < 1e13
+    assert rates.rates_of(long) is found and not costs.fused_is_dearer(Outer(long, long, False), 8)

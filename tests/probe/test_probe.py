@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dyn_probe import BadInput, CertificationError, Probe, entanglement, load_trace, sequence_logps
+from dyn_probe.engine.recording import Recording
 
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 
@@ -265,3 +266,39 @@ def test_an_overflow_of_the_recorders_own_is_no_excuse(monkeypatch):
         logps = sequence_logps(model, batch)
         probe.pairs(logps)
         logps.sum().backward()
+
+
+def test_a_step_is_read_when_the_next_one_is_under_way(monkeypatch):
+    """On a device that works behind the host, reading at a step's beginning would have it stand still."""
+    order = []
+    fetching = Recording.fetching
+
+    def watched(recording):
+        answers = fetching(recording)
+        order.append("asked")
+        return lambda: (order.append("read"), answers())[1]
+
+    monkeypatch.setattr(Recording, "fetching", watched)
+    model, batch = make_model("llama"), make_batch()
+    probe = Probe(model, certify=False)
+    for step in range(3):
+        with probe.step(step, batch.ids):
+            order.append("begun")
+            logps = sequence_logps(model, batch)
+            probe.pairs(logps)
+            dpo(logps, logps.detach()).mean().backward()
+        assert order[-2:] == ["asked", "read"] if step else order[-1] == "asked"
+    assert order == ["begun", "asked", "begun", "asked", "read", "begun", "asked", "read"]
+    assert [row["step"] for row in probe.rows] == [0] * 3 + [1] * 3 + [2] * 3 and order[-1] == "read"
+
+
+def test_rows_asked_for_in_a_step_that_has_begun_are_those_of_the_steps_before():
+    model, batch = make_model("llama"), make_batch()
+    probe = Probe(model, certify=False)
+    for step in range(2):
+        with probe.step(step, batch.ids):
+            assert probe.fresh == [] and len(probe.rows) == 3 * step
+            logps = sequence_logps(model, batch)
+            probe.pairs(logps)
+            dpo(logps, logps.detach()).mean().backward()
+        assert {row["step"] for row in probe.fresh} == {step}

@@ -14,6 +14,7 @@ from dyn_probe import Probe, pair_gradients, row_gram, sequence_logps
 from dyn_probe.engine import products, together
 from dyn_probe.engine.answer import pair_entries
 from dyn_probe.engine.recording import Recording
+from dyn_probe.engine.routes import costs
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -63,7 +64,7 @@ SETTINGS = {
 def take_alone(monkeypatch) -> None:
     """Every use is reduced when it comes, as those of large models are."""
     monkeypatch.setattr(together, "SMALL", {"cpu": together.Limits(0, 0)})
-    monkeypatch.setattr(products, "LAUNCHED", {"cpu": 0})
+    monkeypatch.setattr(costs, "LAUNCHED", {"cpu": 0})
     monkeypatch.setitem(products.AT_ONCE, "cpu", 0)
 
 

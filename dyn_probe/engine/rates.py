@@ -1,0 +1,76 @@
+"""How fast a device multiplies and moves numbers: two rates, by which the cheapest route to a product is chosen.
+
+On a GPU both are measured once in a process, some milliseconds each, for the type of the activations: tensor cores put
+the rates of half and single precision far apart. On a CPU they are the ones below, so that the same run takes the same
+routes again. ``USED`` is what a process went by; whoever wants others puts them there (``Probe(rates=…)``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one kind of device and type.
+
+    Args:
+        products: multiply-adds a second of batched products.
+        entries: float32 numbers a second of two arrays that are multiplied entry by entry and summed up.
+    """
+
+    products: float
+    entries: float
+
+    @property
+    def entry(self) -> float:
+        """Multiply-adds that take as long as one entry."""
+        return self.products / self.entries
+
+
+Key = tuple[str, torch.dtype]
+CPU = Rates(4e10, 1e9)
+"""Measured on two cores of several CPUs: an entry takes as long as 30 to 60 multiply-adds."""
+USED: dict[Key, Rates] = {}
+"""(kind of device, type) → the rates that routes are chosen by."""
+SIDE, LENGTH = 1024, 2048
+"""Of the product that is timed: ``[8, SIDE, LENGTH] [8, LENGTH, SIDE]``."""
+
+
+def rates_of(tensor: Tensor) -> Rates:
+    """Those for products of tensors like this one."""
+    key = (tensor.device.type, tensor.dtype)
+    if key not in USED:
+        USED[key] = measured(tensor.device, tensor.dtype) if tensor.is_cuda else CPU
+    return USED[key]
+
+
+def measured(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Timed on a GPU by its own events; it waits for the device, once."""
+    from dyn_probe.engine.arithmetic import matmul32
+
+    left = torch.randn(8, SIDE, LENGTH, device=device, dtype=dtype)
+    one, other = torch.randn(2, 8 * SIDE * SIDE, device=device).unbind(0)
+    multiplied = 8 * SIDE * SIDE * LENGTH / _seconds(lambda: matmul32(left, left.mT))
+    return Rates(multiplied, one.numel() / _seconds(lambda: (one * other).sum()))
+
+
+def _seconds(work, times: int = 5) -> float:  # type: ignore[no-untyped-def]
+    """The shortest of some tries."""
+    found = []
+    for _ in range(times + 1):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        found.append(begin.elapsed_time(end) / 1e3)
+    return min(found[1:])
+
+
+def as_manifest() -> dict[str, dict[str, float]]:
+    """``{"cuda bfloat16": {"products": …, "entries": …}}`` of all that were used."""
+    return {f"{device} {str(dtype).removeprefix('torch.')}": asdict(found) for (device, dtype), found in USED.items()}

@@ -1,0 +1,63 @@
+"""Which route is taken for what shape, at a device's rates."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from families import make_batch, make_model
+
+from dyn_probe import Probe, sequence_logps
+from dyn_probe.engine import rates
+from dyn_probe.engine.factors import Outer
+from dyn_probe.engine.rates import CPU, Rates
+from dyn_probe.engine.routes import costs
+
+A_GPU = Rates(3.5e14, 1.1e12)
+
+
+def linear(positions, p, q, pairs=8):
+    """A use without numbers in it."""
+    outputs, inputs = (torch.empty(2 * pairs, positions, n, dtype=torch.bfloat16, device="meta") for n in (p, q))
+    return Outer(outputs, inputs)
+
+
+@pytest.fixture
+def gpu_rates(monkeypatch):
+    monkeypatch.setattr(rates, "USED", {("meta", torch.bfloat16): A_GPU})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "positions", "p", "q", "tokens"),
+    [(8, 512, 8192, 2048, True), (8, 512, 512, 2048, False), (4, 128, 8192, 2048, False), (8, 4096, 8192, 2048, False)],
+)
+def test_short_rows_beside_a_large_weight_go_by_token_grams(pairs, positions, p, q, tokens, gpu_rates):
+    assert costs.fused_is_dearer(linear(positions, p, q, pairs), pairs) is tokens
+
+
+def test_rates_decide(gpu_rates, monkeypatch):
+    use = linear(512, 8192, 2048)
+    assert costs.cheaper_by_tokens(use, use, 8)
+    monkeypatch.setitem(rates.USED, ("meta", torch.bfloat16), Rates(3.5e14, 1e9))  # moving numbers is very slow
+    assert not costs.fused_is_dearer(use, 8)
+
+
+def test_a_cpu_is_not_timed_so_that_a_run_takes_the_same_routes_again(monkeypatch):
+    monkeypatch.setattr(rates, "USED", {})
+    assert rates.rates_of(torch.zeros(1)) is CPU and CPU.entry == 40
+
+
+def test_the_rates_stand_in_the_run_and_others_can_be_put_there(tmp_path, monkeypatch):
+    others = Rates(1e12, 1e9)
+    monkeypatch.setattr(rates, "USED", {("cpu", torch.float32): others})
+    monkeypatch.setattr(costs, "LAUNCHED", {"cpu": 0})
+    model, batch = make_model("llama", dtype=torch.float32), make_batch()
+    with Probe(model, tmp_path / "run") as probe, probe.step(0):
+        logps = sequence_logps(model, batch)
+        probe.pairs(logps)
+        logps.sum().backward()
+    assert rates.rates_of(torch.zeros(1)) is others
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["rates"] == {
+        "cpu float32": {"products": 1e12, "entries": 1e9}
+    }
