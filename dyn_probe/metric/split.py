@@ -19,21 +19,19 @@ SIDES = ("chosen", "rejected")
 EVERYTHING = slice(None)
 
 
-def side_gradients(
-    batches: Sequence[tuple[Held, Tensor]], name: str, parameter: Tensor, factor: float
-) -> tuple[Tensor, Tensor]:
-    """``G^w, G^l`` of one parameter: ``κ Σ c_i g_i`` over the chosen and over the rejected rows of all micro-batches.
+def side_gradients(batches: Sequence[tuple[Held, Tensor]], name: str, parameter: Tensor) -> tuple[Tensor, Tensor]:
+    """``G^w, G^l`` of one parameter, before κ: ``Σ c_i g_i`` over the chosen and over the rejected rows of all
+    micro-batches.
 
     Args:
         batches: ``(held, c [2B])`` of each micro-batch.
-        factor: ``κ``.
     """
     found = []
     for side in range(2):
-        total = torch.zeros_like(wide(parameter))
+        total = torch.zeros(parameter.shape, dtype=wide(parameter[:0]).dtype, device=parameter.device)
         for held, coefficients in batches:
             own = torch.zeros_like(coefficients).unflatten(0, (2, -1))
-            own[side] = coefficients.unflatten(0, (2, -1))[side] * factor
+            own[side] = coefficients.unflatten(0, (2, -1))[side]
             part = held.weighted(name, own.flatten(), parameter.shape)
             total += 0.0 if part is None else part.to(total)
         found.append(total)

@@ -82,6 +82,11 @@ class StepReader:
         ]
         return self
 
+    @property
+    def hooked(self) -> bool:
+        """Whether the optimizer calls this at its steps."""
+        return bool(self._handles)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dyn_probe.engine.held import Held
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.uses import is_split, trained_parameters
+from dyn_probe.metric.across import ENDED, AcrossProcesses
 from dyn_probe.metric.applied import wide
 from dyn_probe.metric.pushes import Pushes, StepRows, take_apart
 from dyn_probe.metric.row_products import Explained, Moved
@@ -95,6 +96,8 @@ class StepWatch:
         )  # fmt: skip
         if self._reader is not None:
             self._reader.__enter__()
+        shared = split and averaged > 1 and self._reader is not None and self._reader.hooked
+        self._across = AcrossProcesses(optimizer) if shared else None
 
     @property
     def hooked(self) -> bool:
@@ -154,6 +157,9 @@ class StepWatch:
         self._names = {id(p): name for name, p in trained.items()}
         chosen = [] if not self._waiting else self._fitting(trained) if self._pushes else list(trained)
         self._before = {name: trained[name].detach().clone() for name in chosen}
+        if self._across is not None and self.split is not None:
+            moved = {name: p for name, p in trained.items() if p.grad is not None}
+            self._across.give({name: self._sides(name, p.detach()) for name, p in moved.items()})
         self._seconds = time.perf_counter() - started
 
     def end(self) -> None:
@@ -185,8 +191,9 @@ class StepWatch:
         if factor is None and not any(bool(w.coefficients.any()) for w in self._waiting):
             factor = 1.0 / self.averaged  # rows that the loss does not pull: whatever multiplies them
         self.facts = StepFacts(factor=factor, reason="" if factor is not None else read.reason)
-        if factor is None and self.split is not None:
-            self.split, self.facts = None, replace(self.facts, reason=f"split momentum ended: {read.reason}")
+        if self.split is not None and (factor is None or (self._across is not None and self._across.over)):
+            reason = f"split momentum ended: {read.reason if factor is None else ENDED}"
+            self.split, self.facts = None, replace(self.facts, reason=reason)
         moves = self._moves(reader, factor)
         if not self._pushes:
             for _ in moves if self.split is not None else ():  # which follows every step
@@ -228,16 +235,13 @@ class StepWatch:
     def _follow(self, move: Moved, factor: float | None) -> None:
         if self.split is None or factor is None:
             return
-        batches = [(w.held, w.coefficients) for w in self._waiting]
-        sides = side_gradients(batches, move.name, move.before, factor)
+        sides = self._sides(move.name, move.before) if self._across is None else self._across.sums[move.name]
         self.split.follows_from_the_start(move.name, move.step, move.gradient, move.before)
-        self.split.update(move.name, move.step, (self._summed(sides[0]), self._summed(sides[1])))
+        self.split.update(move.name, move.step, (factor * sides[0], factor * sides[1]))
 
-    def _summed(self, gradient: Tensor) -> Tensor:
-        """Over the processes whose gradients are averaged: the factor has the mean's divisor already."""
-        if self.averaged > 1:
-            torch.distributed.all_reduce(gradient)
-        return gradient
+    def _sides(self, name: str, parameter: Tensor) -> tuple[Tensor, Tensor]:
+        """What the waiting rows of either side put into a parameter's gradient, before κ."""
+        return side_gradients([(w.held, w.coefficients) for w in self._waiting], name, parameter)
 
     def _end_broken_split(self) -> None:
         if self.split is not None and self.split.broken:

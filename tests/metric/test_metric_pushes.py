@@ -125,8 +125,8 @@ def train(model, make_optimizer, micro=1, other=0.0, spoil=None):
                 for p, s, g in reader.steps()
             ]
             for move in moves:
-                gradients = side_gradients([*zip(held, coefficients, strict=True)], move.name, move.before, factor)
-                split.update(move.name, move.step, gradients)
+                sides = side_gradients([*zip(held, coefficients, strict=True)], move.name, move.before)
+                split.update(move.name, move.step, (factor * sides[0], factor * sides[1]))
             rows = [StepRows(h, c, factor, full=micro == 1) for h, c in zip(held, coefficients, strict=True)]
             found["pushes"] = take_apart(rows, moves if spoil is None else [spoil(m) for m in moves], split)
 
