@@ -62,7 +62,7 @@ class Measured:
             gc.collect()
 
     def round(self, device: str) -> dict[str, tuple[float, float | None]]:
-        """Every kind once: (seconds of a step, MiB at the peak)."""
+        """Every kind in turn: (seconds of a step, MiB at the peak)."""
         taken = {}
         for name, kind in self.kinds.items():
             forget_peak(device)

@@ -67,7 +67,7 @@ def splits_momentum(trainer: Any, kind: TrainerKind, options: AttachOptions, wei
 
     Raises:
         BadInput: it was asked for in several processes, of a trainer on single responses: one without a partner, whose
-            gradient neither side has, ends the recording of its process alone, and the others would wait for its sums.
+            gradient neither side has, ends the recording of its process, and with it what the others add up.
     """
     if options.split_momentum and kind.single and trainer.args.world_size > 1:
         raise BadInput(

@@ -25,6 +25,7 @@ from torch import Tensor
 from dyn_probe.engine.arithmetic import HALF, as32, dots, for_products, matmul32
 from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector
 from dyn_probe.engine.heads.head_rows import HeadRows
+from dyn_probe.engine.rates import CPU, Rates
 from dyn_probe.engine.routes.blocks import by_blocks
 from dyn_probe.engine.routes.costs import cheaper_by_tokens, few, fused_is_dearer
 from dyn_probe.engine.routes.prefix import pairs_by_prefix
@@ -220,7 +221,7 @@ def gram_and_sum(factor: Factor, groups: int) -> tuple[Tensor, Tensor | None]:
         return gram(factor, groups), None
     if may_fuse(factor, groups) and (found := _fused(factor, groups, True)) is not None:
         return found
-    if _by_tokens(factor, factor, groups):
+    if _by_tokens(factor, factor, groups, CPU):
         return gram(factor, groups), None
     sums: list[Tensor] = []
     return by_blocks(factor, factor, groups, sums=sums), torch.cat(sums) if len(sums) > 1 else sums[0]
@@ -232,10 +233,10 @@ def may_fuse(one: Outer, groups: int) -> bool:
     return pairs and one.inputs.is_cuda and one.inputs.dtype in HALF
 
 
-def _by_tokens(one: Outer, other: Outer, groups: int) -> bool:
+def _by_tokens(one: Outer, other: Outer, groups: int, rates: Rates | None = None) -> bool:
     """Whether token Grams are to be used, not blocks."""
     size = one.rows * one.grads.shape[-1] * one.inputs.shape[-1]
-    return not few(size, one.grads.device.type) and cheaper_by_tokens(one, other, groups)
+    return not few(size, one.grads.device.type) and cheaper_by_tokens(one, other, groups, rates)
 
 
 def _fused(one: Outer, groups: int, sum_up: bool = False) -> tuple[Tensor, Tensor | None] | None:

@@ -2,15 +2,19 @@
 
 On a GPU both are measured once in a process, some milliseconds each, for the type of the activations: tensor cores put
 the rates of half and single precision far apart. On a CPU they are the ones below, so that the same run takes the same
-routes again. ``USED`` is what a process went by; whoever wants others puts them there (``Probe(rates=…)``).
+routes again. ``USED`` is what a process went by and what ``run.json`` has; whoever wants others puts them there first:
+``USED[torch.device("cuda", 0), torch.bfloat16] = Rates(3.5e14, 1.1e12)``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+
+from dyn_probe.engine.arithmetic import matmul32
 
 
 @dataclass(frozen=True)
@@ -31,34 +35,34 @@ class Rates:
         return self.products / self.entries
 
 
-Key = tuple[str, torch.dtype]
+Key = tuple[torch.device, torch.dtype]
 CPU = Rates(4e10, 1e9)
 """Measured on two cores of several CPUs: an entry takes as long as 30 to 60 multiply-adds."""
 USED: dict[Key, Rates] = {}
-"""(kind of device, type) → the rates that routes are chosen by."""
+"""(device, type) → the rates that routes are chosen by."""
 SIDE, LENGTH = 1024, 2048
 """Of the product that is timed: ``[8, SIDE, LENGTH] [8, LENGTH, SIDE]``."""
 
 
 def rates_of(tensor: Tensor) -> Rates:
     """Those for products of tensors like this one."""
-    key = (tensor.device.type, tensor.dtype)
+    key = (tensor.device, tensor.dtype)
     if key not in USED:
         USED[key] = measured(tensor.device, tensor.dtype) if tensor.is_cuda else CPU
     return USED[key]
 
 
 def measured(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Timed on a GPU by its own events; it waits for the device, once."""
-    from dyn_probe.engine.arithmetic import matmul32
+    """Timed on a GPU by its own events; it waits for the device, once. The training's random numbers stay its own."""
+    with torch.cuda.device(device):
+        own = torch.Generator(device).manual_seed(0)
+        left = torch.randn(8, SIDE, LENGTH, device=device, generator=own).to(dtype)
+        one, other = torch.randn(2, 8 * SIDE * SIDE, device=device, generator=own).unbind(0)
+        multiplied = 8 * SIDE * SIDE * LENGTH / _seconds(lambda: matmul32(left, left.mT))
+        return Rates(multiplied, one.numel() / _seconds(lambda: (one * other).sum()))
 
-    left = torch.randn(8, SIDE, LENGTH, device=device, dtype=dtype)
-    one, other = torch.randn(2, 8 * SIDE * SIDE, device=device).unbind(0)
-    multiplied = 8 * SIDE * SIDE * LENGTH / _seconds(lambda: matmul32(left, left.mT))
-    return Rates(multiplied, one.numel() / _seconds(lambda: (one * other).sum()))
 
-
-def _seconds(work, times: int = 5) -> float:  # type: ignore[no-untyped-def]
+def _seconds(work: Callable[[], object], times: int = 5) -> float:
     """The shortest of some tries."""
     found = []
     for _ in range(times + 1):
@@ -72,5 +76,5 @@ def _seconds(work, times: int = 5) -> float:  # type: ignore[no-untyped-def]
 
 
 def as_manifest() -> dict[str, dict[str, float]]:
-    """``{"cuda bfloat16": {"products": …, "entries": …}}`` of all that were used."""
+    """``{"cuda:0 bfloat16": {"products": …, "entries": …}}`` of all that were used."""
     return {f"{device} {str(dtype).removeprefix('torch.')}": asdict(found) for (device, dtype), found in USED.items()}

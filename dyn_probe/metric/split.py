@@ -28,7 +28,9 @@ def side_gradients(batches: Sequence[tuple[Held, Tensor]], name: str, parameter:
     """
     found = []
     for side in range(2):
-        total = torch.zeros(parameter.shape, dtype=wide(parameter[:0]).dtype, device=parameter.device)
+        total = torch.zeros(
+            parameter.shape, dtype=wide(torch.empty(0, dtype=parameter.dtype)).dtype, device=parameter.device
+        )
         for held, coefficients in batches:
             own = torch.zeros_like(coefficients).unflatten(0, (2, -1))
             own[side] = coefficients.unflatten(0, (2, -1))[side]

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from dyn_probe.engine.held import Held
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.uses import is_split, trained_parameters
-from dyn_probe.metric.across import ENDED, AcrossProcesses
+from dyn_probe.metric.across import AcrossProcesses
 from dyn_probe.metric.applied import wide
+from dyn_probe.metric.clip_factor import Factor
 from dyn_probe.metric.pushes import Pushes, StepRows, take_apart
 from dyn_probe.metric.row_products import Explained, Moved
 from dyn_probe.metric.split import SplitMomentum, side_gradients
@@ -114,11 +115,15 @@ class StepWatch:
         if self._reader is not None:
             self._reader.__exit__(None, None, None)
         self.drop()
+        if self._across is not None:
+            self._across.close()
 
     def drop(self) -> None:
         """Forget the rows that wait."""
         self.missed |= any(one.along_gradient is not None for one in self._waiting)
         self._waiting, self._before = [], {}
+        if self._across is not None:
+            self._across.drop()
 
     def expect(self, rows: Waiting, pushes: bool) -> None:
         """Hand over the rows of a batch whose backward has run.
@@ -158,8 +163,7 @@ class StepWatch:
         chosen = [] if not self._waiting else self._fitting(trained) if self._pushes else list(trained)
         self._before = {name: trained[name].detach().clone() for name in chosen}
         if self._across is not None and self.split is not None:
-            moved = {name: p for name, p in trained.items() if p.grad is not None}
-            self._across.give({name: self._sides(name, p.detach()) for name, p in moved.items()})
+            self._across.give({name: self._sides(name, p.detach()) for name, p in trained.items()})
         self._seconds = time.perf_counter() - started
 
     def end(self) -> None:
@@ -191,9 +195,8 @@ class StepWatch:
         if factor is None and not any(bool(w.coefficients.any()) for w in self._waiting):
             factor = 1.0 / self.averaged  # rows that the loss does not pull: whatever multiplies them
         self.facts = StepFacts(factor=factor, reason="" if factor is not None else read.reason)
-        if self.split is not None and (factor is None or (self._across is not None and self._across.over)):
-            reason = f"split momentum ended: {read.reason if factor is None else ENDED}"
-            self.split, self.facts = None, replace(self.facts, reason=reason)
+        if self.split is not None and (ended := self._split_ended(read)):
+            self.split, self.facts = None, replace(self.facts, reason=f"split momentum ended: {ended}")
         moves = self._moves(reader, factor)
         if not self._pushes:
             for _ in moves if self.split is not None else ():  # which follows every step
@@ -211,6 +214,13 @@ class StepWatch:
         other_terms = None if explained is None else explained.other_terms
         self.facts = replace(self.facts, other_terms=other_terms, seconds=seconds, held=held)
         self._finish(pushes, pushes)
+
+    def _split_ended(self, read: Factor) -> str:
+        """Why the sides cannot be kept apart in this step; "" where they can."""
+        if self._across is None:
+            pulled = any(bool(w.coefficients.any()) for w in self._waiting)
+            return read.reason if read.value is None and pulled else ""
+        return self._across.over or (read.reason if read.value is None else "")
 
     def _moves(self, reader: StepReader, factor: float | None) -> Iterator[Moved]:
         """Every moved parameter's step, whole; the split momentum and the facts are brought up to date on the way."""
@@ -235,9 +245,9 @@ class StepWatch:
     def _follow(self, move: Moved, factor: float | None) -> None:
         if self.split is None or factor is None:
             return
-        sides = self._sides(move.name, move.before) if self._across is None else self._across.sums[move.name]
+        sides = self._sides(move.name, move.before) if self._across is None else self._across.take(move.name)
         self.split.follows_from_the_start(move.name, move.step, move.gradient, move.before)
-        self.split.update(move.name, move.step, (factor * sides[0], factor * sides[1]))
+        self.split.update(move.name, move.step, (sides[0].mul_(factor), sides[1].mul_(factor)))
 
     def _sides(self, name: str, parameter: Tensor) -> tuple[Tensor, Tensor]:
         """What the waiting rows of either side put into a parameter's gradient, before κ."""

@@ -155,7 +155,6 @@ class RunRows:
     def begin(self, step: int) -> None:
         """A step begins: those before it are handed to the writer when anything is asked or added, which in a step that
         only records is after its backward, so that the device need not stop between two steps."""
-        self._flush_due()
         self._due = step
 
     def _flush_due(self) -> None:

@@ -9,10 +9,11 @@ import torch
 from families import make_batch, make_model
 
 from dyn_probe import Probe, sequence_logps
-from dyn_probe.engine import rates
+from dyn_probe.engine import products, rates
 from dyn_probe.engine.factors import Outer
 from dyn_probe.engine.rates import CPU, Rates
 from dyn_probe.engine.routes import costs
+from dyn_probe.engine.routes.blocks import by_blocks
 
 A_GPU = Rates(3.5e14, 1.1e12)
 
@@ -25,7 +26,7 @@ def linear(positions, p, q, pairs=8):
 
 @pytest.fixture
 def gpu_rates(monkeypatch):
-    monkeypatch.setattr(rates, "USED", {("meta", torch.bfloat16): A_GPU})
+    monkeypatch.setattr(rates, "USED", {(torch.device("meta"), torch.bfloat16): A_GPU})
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,9 @@ def test_short_rows_beside_a_large_weight_go_by_token_grams(pairs, positions, p,
 def test_rates_decide(gpu_rates, monkeypatch):
     use = linear(512, 8192, 2048)
     assert costs.cheaper_by_tokens(use, use, 8)
-    monkeypatch.setitem(rates.USED, ("meta", torch.bfloat16), Rates(3.5e14, 1e9))  # moving numbers is very slow
+    monkeypatch.setitem(
+        rates.USED, (torch.device("meta"), torch.bfloat16), Rates(3.5e14, 1e9)
+    )  # moving numbers is very slow
     assert not costs.fused_is_dearer(use, 8)
 
 
@@ -48,16 +51,21 @@ def test_a_cpu_is_not_timed_so_that_a_run_takes_the_same_routes_again(monkeypatc
     assert rates.rates_of(torch.zeros(1)) is CPU and CPU.entry == 40
 
 
-def test_the_rates_stand_in_the_run_and_others_can_be_put_there(tmp_path, monkeypatch):
-    others = Rates(1e12, 1e9)
-    monkeypatch.setattr(rates, "USED", {("cpu", torch.float32): others})
+@pytest.mark.parametrize("given", [None, Rates(1.0, 1e12)], ids=["the usual ones", "others"])
+def test_the_rates_that_routes_went_by_stand_in_the_run(given, tmp_path, monkeypatch):
+    """Where moving numbers costs nothing, gradients of small weights are written down in place of token Grams."""
+    here = (torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(rates, "USED", {} if given is None else {here: given})
     monkeypatch.setattr(costs, "LAUNCHED", {"cpu": 0})
+    taken = []
+    monkeypatch.setattr(
+        products, "by_blocks", lambda *of, **named: (taken.append("blocks"), by_blocks(*of, **named))[1]
+    )
     model, batch = make_model("llama", dtype=torch.float32), make_batch()
-    with Probe(model, tmp_path / "run") as probe, probe.step(0):
+    with Probe(model, tmp_path / "run", certify=False) as probe, probe.step(0):
         logps = sequence_logps(model, batch)
         probe.pairs(logps)
         logps.sum().backward()
-    assert rates.rates_of(torch.zeros(1)) is others
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["rates"] == {
-        "cpu float32": {"products": 1e12, "entries": 1e9}
-    }
+    found = json.loads((tmp_path / "run" / "run.json").read_text())["rates"]
+    assert found == {"cpu float32": {"products": (given or CPU).products, "entries": (given or CPU).entries}}
+    assert bool(taken) is (given is not None)

@@ -131,9 +131,11 @@ def test_token_grams_on_cuda(dtype, positions, monkeypatch):
 @pytest.mark.gpu
 def test_a_gpu_is_timed_once_and_chooses_token_grams_for_short_rows(monkeypatch):
     monkeypatch.setattr(rates, "USED", {})
+    before = torch.cuda.get_rng_state()
     short, long = (torch.randn(16, n, 2048, device="cuda", dtype=torch.bfloat16) for n in (512, 8192))
     outputs = torch.randn(16, 512, 8192, device="cuda", dtype=torch.bfloat16)
     assert costs.fused_is_dearer(Outer(outputs, short, False), 8)
     (found,) = rates.USED.values()
     assert 1e13 < found.products < 1e15 and 1e10 < found.entries < 1e13
     assert rates.rates_of(long) is found and not costs.fused_is_dearer(Outer(long, long, False), 8)
+    assert torch.equal(torch.cuda.get_rng_state(), before)  # the training's random numbers stay its own

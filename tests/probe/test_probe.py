@@ -302,3 +302,20 @@ def test_rows_asked_for_in_a_step_that_has_begun_are_those_of_the_steps_before()
             probe.pairs(logps)
             dpo(logps, logps.detach()).mean().backward()
         assert {row["step"] for row in probe.fresh} == {step}
+
+
+def test_what_is_logged_of_a_step_before_it_begins_stays_in_its_one_row(tmp_path):
+    """Also where the step before was only followed, and had no rows to hand over."""
+    model, batch = make_model("llama"), make_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    with Probe(model, tmp_path / "run", optimizer=optimizer, every=2, split_momentum=True, certify=False) as probe:
+        for step in range(5):
+            probe.log(step, grad_norm=float(step))
+            with probe.step(step, batch.ids):
+                logps = sequence_logps(model, batch)
+                probe.pairs(logps)
+                dpo(logps, logps.detach()).mean().backward()
+            optimizer.step()
+    steps = load_trace(tmp_path / "run").steps
+    assert list(steps["step"]) == list(range(5)) and list(steps["grad_norm"]) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert list(steps["pairs"].notna()) == [True, False, True, False, True]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dyn_probe.engine.factors import Outer
-from dyn_probe.engine.rates import rates_of
+from dyn_probe.engine.rates import Rates, rates_of
 
 FUSED = 1.5
 """How long a multiply-add of the fused kernel takes beside a library's (measured 1.3 to 1.8 on a GPU)."""
 LAUNCHES = 1e-4
 """Seconds that launching a dozen kernels more takes, those of token Grams."""
+LARGEST = 1 << 24
+"""Entries of all pairs' token Grams (64 MiB, three times at once) that may be written down in place of nothing."""
 LAUNCHED = {"cpu": 1 << 18}
 DEVICE = 1 << 22
 """Numbers of all rows' gradients (elsewhere than on a CPU: ``DEVICE``) below which launches decide."""
@@ -19,25 +21,31 @@ def few(numbers: int, device: str) -> bool:
     return numbers <= LAUNCHED.get(device, DEVICE)
 
 
-def cheaper_by_tokens(one: Outer, other: Outer, groups: int) -> bool:
-    """Whether token Grams cost less than blocks: multiply-adds, and entries moved at the device's rates."""
+def cheaper_by_tokens(one: Outer, other: Outer, groups: int, rates: Rates | None = None) -> bool:
+    """Whether token Grams cost less than blocks: multiply-adds, and entries moved at the device's rates.
+
+    Args:
+        rates: others, where the training itself depends on the choice, which no clock may make.
+    """
     p, q = one.inputs.shape[-1], one.grads.shape[-1]
+    entry = (rates or rates_of(one.grads)).entry
     multiplied = one.rows * other.rows // groups * p * q if groups == 1 else 0
-    moved = 3 * rates_of(one.grads).entry * one.rows * p * q
-    return tokens_cost(one, other, groups) <= one.rows * one.grads.shape[1] * p * q + multiplied + moved
+    blocks = one.rows * one.grads.shape[1] * p * q + multiplied + 3 * entry * one.rows * p * q
+    return tokens_cost(one, other, groups, entry) <= blocks
 
 
 def fused_is_dearer(one: Outer, groups: int) -> bool:
-    """Whether token Grams cost less than the fused kernel: where rows are short beside a large weight."""
-    size = one.rows * one.grads.shape[-1] * one.inputs.shape[-1]
-    fused, launching = FUSED * size * one.grads.shape[1], LAUNCHES * rates_of(one.grads).products
-    return tokens_cost(one, one, groups) + launching <= fused
+    """Whether token Grams, where they are small enough to be written down, cost less than the fused kernel, which
+    writes nothing down: where rows are short beside a large weight."""
+    size, length, rates = one.rows * one.grads.shape[-1] * one.inputs.shape[-1], one.grads.shape[1], rates_of(one.grads)
+    cost = tokens_cost(one, one, groups, rates.entry) + LAUNCHES * rates.products
+    return groups * length**2 <= LARGEST and cost <= FUSED * size * length
 
 
-def tokens_cost(one: Outer, other: Outer, groups: int) -> float:
+def tokens_cost(one: Outer, other: Outer, groups: int, entry: float) -> float:
     """Of two linear uses by token Grams, in multiply-adds."""
     n = one.rows // groups
     within = one.rows * other.rows // groups
     products = within * (n + 1) / (2 * n) if one is other else within
-    sizes = one.inputs.shape[-1] + one.grads.shape[-1] + rates_of(one.grads).entry
+    sizes = one.inputs.shape[-1] + one.grads.shape[-1] + entry
     return products * one.grads.shape[1] * other.grads.shape[1] * sizes
