@@ -20,13 +20,14 @@ HEAD = (
 
 
 ABOUT = """\
-Random weights, random pairs without padding, half of every row prompt. A step is forward, backward and AdamW. Kinds
-of step take turns within a round (on a GPU with six steps in a row, as in training, where the host runs ahead of the
-device); seconds are medians, ratios are to the plain step of the same round (median, smallest and largest). Before
-the clock starts, every kind's norms and inner product of one pair are compared with plain autograd in float64 (error:
-norms relative to themselves, inner products to the norms; in bfloat16 it is the rounding of the model's own forward
-and backward). Host reads are calls whose answer the host waits for, device stops its waits for the device; peak
-memory is the high-water mark of the program (on a GPU: of the device) while a step ran, relative to the plain step's."""
+Random weights, random pairs without padding, half of every row prompt. A step is forward, backward and AdamW.
+Kinds of step take turns within a round (on a GPU with six steps in a row, as in training, where the host runs
+ahead of the device); seconds are medians, ratios are to the plain step of the same round (median, smallest and
+largest). Before the clock starts, every kind's norms and inner product of one pair are compared with plain
+autograd in float64 (error: norms relative to themselves, inner products to the norms; in bfloat16 it is the
+rounding of the model's own forward and backward). Host reads are calls whose answer the host waits for, device
+stops its waits for the device; peak memory is the high-water mark of the program (on a GPU: of the device) while a
+step ran, relative to the plain step's."""
 
 
 def kept_cells(path: Path) -> list[Kept]:
