@@ -25,10 +25,10 @@ from torch import Tensor
 from dyn_probe.engine.arithmetic import HALF, as32, dots, for_products, matmul32
 from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector
 from dyn_probe.engine.heads.head_rows import HeadRows
-from dyn_probe.engine.rates import CPU, Rates
 from dyn_probe.engine.routes.blocks import by_blocks
 from dyn_probe.engine.routes.costs import cheaper_by_tokens, few, fused_is_dearer
 from dyn_probe.engine.routes.prefix import pairs_by_prefix
+from dyn_probe.engine.routes.rates import CPU, Rates
 
 AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Entries of a token Gram up to which all rows are compared at once, also those that symmetry would spare; elsewhere

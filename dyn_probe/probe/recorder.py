@@ -297,5 +297,4 @@ class Probe(Recorder):
 
     def flush(self) -> None:
         """Hand rows of the steps done so far to the writer."""
-        self._begin(-1)
-        self._rows.flush()
+        self._flush()

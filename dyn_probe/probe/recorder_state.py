@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dyn_probe.engine import rates
 from dyn_probe.engine.certificate import Certificate
+from dyn_probe.engine.routes import rates
 from dyn_probe.engine.shield import Shield
 from dyn_probe.probe.batch_in_progress import BatchInProgress
 from dyn_probe.probe.budget import Thinned
@@ -71,6 +71,10 @@ class Recorder(Kept):
         """Whether a recorded forward of the step in progress drew random numbers (dropout). Its log-probabilities are
         then no baseline for the realised change: take ``probe.evaluate(batch)`` before ``optimizer.step()``."""
         return self._evaluation.random
+
+    def _flush(self) -> None:
+        self._begin(-1)
+        self._rows.flush()
 
     def _begin(self, step: int) -> None:
         self._following.drop()

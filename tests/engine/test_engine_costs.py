@@ -9,11 +9,11 @@ import torch
 from families import make_batch, make_model
 
 from dyn_probe import Probe, sequence_logps
-from dyn_probe.engine import products, rates
+from dyn_probe.engine import products
 from dyn_probe.engine.factors import Outer
-from dyn_probe.engine.rates import CPU, Rates
-from dyn_probe.engine.routes import costs
+from dyn_probe.engine.routes import costs, rates
 from dyn_probe.engine.routes.blocks import by_blocks
+from dyn_probe.engine.routes.rates import CPU, Rates
 
 A_GPU = Rates(3.5e14, 1.1e12)
 

@@ -13,9 +13,9 @@ from reweighting import coefficients, reweighting_error
 from tiny_runs import run
 
 from dyn_probe import Probe, row_gram, sequence_logps
-from dyn_probe.engine import products, rates
+from dyn_probe.engine import products
 from dyn_probe.engine.factors import Outer
-from dyn_probe.engine.routes import costs
+from dyn_probe.engine.routes import costs, rates
 
 FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma2")
 

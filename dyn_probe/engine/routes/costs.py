@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dyn_probe.engine.factors import Outer
-from dyn_probe.engine.rates import Rates, rates_of
+from dyn_probe.engine.routes.rates import Rates, rates_of
 
 FUSED = 1.5
 """How long a multiply-add of the fused kernel takes beside a library's (measured 1.3 to 1.8 on a GPU)."""
