@@ -61,3 +61,11 @@ def test_until_then_both_sides_are_what_they_are_otherwise(runs, how, rank):
 def test_a_parameter_may_be_one_number():
     chosen, rejected = side_gradients([], "scale", torch.tensor(1.0, dtype=torch.bfloat16))
     assert chosen.shape == rejected.shape == () and chosen.dtype == torch.float32
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_both_sides_of_all_processes_make_the_whole_step(runs, rank):
+    """The loss has no other terms: what all chosen and all rejected gradients contributed, and decay, is the total."""
+    pushes = load_trace(runs["never"] / f"rank-{rank}").pushes
+    made, size = pushes[[*SIDES, "decay"]].sum(axis=1), pushes[[*SIDES, "total"]].abs().max(axis=1)
+    assert ((made - pushes["total"]).abs() / size).max() < 1e-4

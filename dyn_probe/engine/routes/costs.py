@@ -8,9 +8,10 @@ from dyn_probe.engine.routes.rates import Rates, rates_of
 FUSED = 1.5
 """How long a multiply-add of the fused kernel takes beside a library's (measured 1.3 to 1.8 on a GPU)."""
 LAUNCHES = 1e-4
-"""Seconds that launching a dozen kernels more takes, those of token Grams."""
+"""Seconds that a dozen kernels more, those of token Grams, are taken to cost the host (not measured)."""
 LARGEST = 1 << 24
-"""Entries of all pairs' token Grams (64 MiB, three times at once) that may be written down in place of nothing."""
+"""Entries of all pairs' token Grams up to which they are written down where the kernel would write nothing: 64 MiB,
+three times at once."""
 LAUNCHED = {"cpu": 1 << 18}
 DEVICE = 1 << 22
 """Numbers of all rows' gradients (elsewhere than on a CPU: ``DEVICE``) below which launches decide."""
