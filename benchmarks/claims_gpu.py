@@ -31,7 +31,7 @@ from typing import Any
 
 from dyn_probe.studies.arms.arm import BUILT_IN, GENERATED, Arm
 from dyn_probe.studies.arms.arm_manifest import ArmManifest, done, read_collection, write_collection
-from dyn_probe.studies.arms.arm_running import train_arm
+from dyn_probe.studies.arms.arm_running import CommonStart, train_arm
 from dyn_probe.studies.arms.claims_table import STUDIES
 from dyn_probe.studies.arms.gate_arms import SIZE, gate_arms
 from dyn_probe.studies.arms.objective_arms import DATA, objective_arms
@@ -143,7 +143,7 @@ def worker(
     import torch
 
     torch.set_num_threads(threads)
-    expected = 30.0
+    expected, start = 30.0, CommonStart()
     while time.time() + expected < deadline:
         try:
             number = tasks.get_nowait()
@@ -154,7 +154,7 @@ def worker(
             if done(arm) is None:
                 with locks.get((arm.study, arm.seed), contextlib.nullcontext()), silence():
                     arm.begin()
-                train_arm(arm, arm.folder.parent / "logs" / f"{arm.key}.log")
+                train_arm(arm, arm.folder.parent / "logs" / f"{arm.key}.log", start)
             results.put((arm.folder, ""))
         except Exception:
             results.put((arm.folder, traceback.format_exc()))

@@ -9,12 +9,12 @@ import typer
 from dyn_probe_cli.next_step import say_next
 
 from dyn_probe.errors import BadInput, unknown
-from dyn_probe.studies.presets import PRESETS, USUAL
+from dyn_probe.studies.presets import PRESETS, TRAININGS, USUAL
 
-_MODEL = ("model", "lora_rank", "device", "arm")
+_MODEL = ("preset", "model", "lora_rank", "device", "arm")
 OPTIONS = {
     "sentiment": ("statements", *_MODEL),
-    "squeezing": ("probe_file", "preset", *_MODEL),
+    "squeezing": ("probe_file", *_MODEL),
     "objectives": ("data", *_MODEL),
     "gate": ("arm",),
     "theory": (),
@@ -53,7 +53,11 @@ ProbeFile = Annotated[
 ]
 SizeName = Annotated[
     str | None,
-    typer.Option(help=f"squeezing: size of the study, {' or '.join(PRESETS)}.", show_default=USUAL),
+    typer.Option(
+        help=f"squeezing: size of the study, {' or '.join(PRESETS)}. With --model: whose settings, "
+        f"{' or '.join(TRAININGS)}.",
+        show_default=f"{USUAL}; with --model by device",
+    ),
 ]
 Model = Annotated[
     str | None,

@@ -81,8 +81,19 @@ class Training:
 
 
 TRAININGS: dict[str, Training] = {
-    "cuda": Training(1.0, 540, 20, 60, 256, 15, 48),
+    "gpu": Training(1.0, 540, 20, 60, 256, 15, 48),
     "cpu": Training(25.0, 360, 15, 40, 96, 0, 16),
 }
-"""Type of device → settings: about a minute an arm on a GPU, four side by side; within 45 minutes on two CPU cores,
-with fewer steps, shorter rows and no step taken apart."""
+"""Preset → settings: about a minute an arm on a GPU, four side by side; within 45 minutes on two CPU cores, with fewer
+steps, shorter rows and no step taken apart. Without a name the device decides."""
+
+
+def training_named(name: str | None, device: str) -> Training:
+    """A row of TRAININGS, or the one for a type of device where no name is given.
+
+    Raises:
+        BadInput: there is no such row.
+    """
+    if name is not None and name not in TRAININGS:
+        raise BadInput(f"{unknown('preset', name, TRAININGS)} (with --model)")
+    return TRAININGS[name or ("gpu" if device == "cuda" else "cpu")]

@@ -16,7 +16,7 @@ from dyn_probe.studies.arms.gate_arms import SIZE, gate_arms
 from dyn_probe.studies.arms.objective_arms import DATA, objective_arms
 from dyn_probe.studies.arms.pretrained_arms import Pretrained
 from dyn_probe.studies.claims import claim_lines
-from dyn_probe.studies.presets import ON_PRETRAINED, PRESETS, USUAL, preset_named
+from dyn_probe.studies.presets import ON_PRETRAINED, TRAININGS, USUAL, preset_named
 from dyn_probe.studies.sentiment_page import write_study as write_sentiment
 from dyn_probe.studies.sentiment_runs import Study, sentiment_arms
 from dyn_probe.studies.squeezing_page import figures, study_lines
@@ -49,11 +49,13 @@ class Request:
             if self.lora_rank:
                 raise BadInput("--lora-rank is for a pretrained model; name one with --model")
             return None
-        return Pretrained(str(self.model), self.lora_rank or 0, self.device or "auto")
+        return Pretrained(str(self.model), self.lora_rank or 0, self.device or "auto", self.preset)
 
     @property
     def study(self) -> Study:
         """Settings of the built-in model's arms; one seed where a pretrained model is named and no number."""
+        if self.preset and self.pretrained is None:
+            raise BadInput(f"--preset ({', '.join(TRAININGS)}) is for a pretrained model here; name one with --model")
         usual = Study().seeds if self.pretrained is None else 1
         return Study(seeds=self.seeds or usual, statements=self.statements or "")
 
@@ -133,8 +135,6 @@ def _pages(study: str, request: Request, settings: dict[str, Any]) -> Writer:
 
 def _squeezing(request: Request, force: bool) -> tuple[list[Arm], Writer]:
     pretrained = request.pretrained
-    if pretrained is not None and request.preset is not None:
-        raise BadInput(f"--preset ({', '.join(PRESETS)}) is for the small model; leave it out with --model")
     preset = ON_PRETRAINED if pretrained is not None else preset_named(request.preset or USUAL)
     preset = preset if request.seeds is None else replace(preset, seeds=request.seeds)
     file, texts, missed = study_data(request.folder, preset, request.probe_file, force)

@@ -22,10 +22,18 @@ from dyn_probe.train.setup import Setup
 @dataclass(eq=False)
 class WarmStart:
     """The policy after its supervised stages: filled by the first run, reused by later runs of the same model, data
-    and seed."""
+    and seed.
+
+    Args:
+        weights, losses: of the policy and of its stages.
+        random: the states of the random generators then.
+        table: its log-probabilities of the pairs that a run uses, where a run took it as its reference.
+    """
 
     weights: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
+    random: list[Any] = field(default_factory=list)
+    table: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

@@ -12,6 +12,7 @@ from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.data.models import DTYPES
 from dyn_probe.data.names import BUILT_IN
 from dyn_probe.engine.certificate import TOLERANCES
+from dyn_probe.engine.randomness import random_states, set_random_states
 from dyn_probe.mass.start_kl import StartPolicy
 from dyn_probe.objectives import SUPERVISED
 from dyn_probe.probe import Probe
@@ -45,7 +46,7 @@ def start_run(
     config, model, processes = setup.config, setup.model, setup.processes
     if state is None:
         warm_up(setup, display, writer, warm)
-        reference = make_reference(setup, display)
+        reference = make_reference(setup, display, warm)
     else:
         reference = resumed_reference(setup, state)
     before = start_policy(setup, reference, state)
@@ -119,6 +120,7 @@ def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart
     losses: dict[str, float] = {}
     if warm is not None and warm.weights:
         model.load_state_dict(warm.weights)
+        set_random_states([setup.device], warm.random)
         losses = warm.losses
     else:
         reading = reading_pairs(setup.tokenizer) if config.pretrain_steps else []
@@ -132,7 +134,7 @@ def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart
                 losses[title] = run_stage(setup, display, title, pairs, objective, steps, lr or 0.0)
     if warm is not None and not warm.weights:
         warm.weights = {name: value.clone() for name, value in model.state_dict().items()}
-        warm.losses = losses
+        warm.losses, warm.random = losses, random_states([setup.device])
     writer.update_manifest(warmup=losses)
 
 
@@ -168,18 +170,23 @@ def _reading(
     return loss
 
 
-def make_reference(setup: Setup, display: Display) -> Reference | None:
-    """The reference policy: the policy as it is now."""
+def make_reference(setup: Setup, display: Display, warm: WarmStart | None = None) -> Reference | None:
+    """The reference policy: the policy as it is now. A run that begins as an earlier one did and uses the same pairs
+    takes over what that one computed."""
     config, model = setup.config, setup.model
     if not setup.method.objective.needs_reference:
         return None
     if setup.method.live_reference or not config.precompute_reference:
         return live_reference(model, setup.autocast)
     used = pairs_used(setup)
+    if warm is not None and warm.table.keys() == {pair.pair_id for pair in used}:
+        return Reference(dict(warm.table), None, setup.autocast)
     with display.bar("reference   ", len(used)) as advance:
         table = evaluate_pairs(
             model, used, setup.pad_id, 2 * config.batch_size, setup.device, setup.autocast, advance, setup.processes
         )
+    if warm is not None:
+        warm.table = dict(table)
     return Reference(table, None, setup.autocast)
 
 

@@ -29,6 +29,7 @@ from dyn_probe.studies.arms.arm_manifest import (
     write_collection,
 )
 from dyn_probe.studies.arms.arm_running import (
+    CommonStart,
     begin_study,
     check_study,
     estimate,
@@ -43,6 +44,7 @@ from dyn_probe.studies.sentiment_runs import Study, sentiment_arms
 from dyn_probe.studies.squeezing_runs import squeezing_arms
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.objective import Method
+from dyn_probe.train.options.config import RunConfig
 
 SMALL = Study(
     seeds=1, pairs=40, reading_steps=2, sft_steps=1, steps=4, every=1, batch_size=4, probes=3, metric_every=2,
@@ -108,7 +110,7 @@ def test_what_is_done_is_not_trained_again(two: Any, tmp_path: Path, monkeypatch
     folder, arms, found, _ = two
     trained: list[str] = []
     monkeypatch.setattr(
-        "dyn_probe.studies.arms.arm_running.train_arm", lambda arm, log: trained.append(arm.key) or found[0]
+        "dyn_probe.studies.arms.arm_running.train_arm", lambda arm, log, start: trained.append(arm.key) or found[0]
     )
     run_arms(arms, folder, lambda _: None)
     assert trained == [] and not_run_lines(arms) == []
@@ -174,6 +176,49 @@ def test_names_and_commands(tmp_path: Path) -> None:
         chosen_arms(arms, "ipoo-0")
     assert (minutes(0.5), minutes(25), minutes(300)) == ("30 s", "25 min", "5.0 h")
     assert estimate(13, arms, [2.0, 4.0]).endswith("about 3 min each (as the arms that are done): 39 min in all")
+
+
+def test_arms_share_their_start_and_are_what_they_are_alone(tmp_path: Path) -> None:
+    """The second arm neither trains the supervised stage again nor evaluates the reference, bitwise without effect."""
+    together = objective_arms(tmp_path / "together", SMALL, methods=("DPO", "IPO"))
+    alone = objective_arms(tmp_path / "alone", SMALL, methods=("IPO",))
+    begin_study(tmp_path / "together", "objectives", {})
+    _, shared = run_arms(together, tmp_path / "together", lambda _: None)
+    (own,) = run_arms(alone, tmp_path / "alone", lambda _: None)
+    assert shared.figures == own.figures and shared.curves == own.curves and shared.settings == own.settings
+    rows = [
+        load_trace(arm.folder).pairs.drop(columns=["wall_time"], errors="ignore") for arm in (together[1], alone[0])
+    ]
+    pd.testing.assert_frame_equal(*rows, check_exact=True)
+    first, second = (load_trace(arm.folder).about.warmup for arm in (together[1], alone[0]))
+    assert first == second and first
+    logs = [
+        (tmp_path / name).read_text()
+        for name in ("together/logs/dpo-0.log", "together/logs/ipo-0.log", "alone/logs/ipo-0.log")
+    ]
+    assert [("SFT" in log, "reference" in log) for log in logs] == [(True, True), (False, False), (True, True)]
+
+
+def test_a_start_is_shared_by_runs_that_differ_in_their_method_alone() -> None:
+    config, start = RunConfig(out="a", sft_steps=1), CommonStart()
+    warm = start.of(config)
+    assert warm is not None and start.of(replace(config, out="b", objective="ipo", beta=0.2)) is warm
+    for other in (replace(config, seed=1), replace(config, sft_objective="extended_sft"), replace(config, max_pairs=8)):
+        assert start.of(other) is not warm
+        warm = start.of(config)
+    assert start.of(replace(config, sft_steps=0, pretrain_steps=0)) is None
+
+
+def test_a_preset_names_the_settings_on_any_device(tmp_path: Path) -> None:
+    assert Pretrained("m", device="cpu", preset="gpu").training == TRAININGS["gpu"] != TRAININGS["cpu"]
+    with pytest.raises(BadInput, match=r"unknown preset 'huge'.*with --model"):
+        Pretrained("m", device="cpu", preset="huge").training  # noqa: B018
+    request = reproducing.Request(tmp_path, model="m", preset="gpu", device="cpu")
+    assert request.pretrained is not None and request.pretrained.training.steps == TRAININGS["gpu"].steps
+    assert ("--preset", "gpu") in request.options
+    with pytest.raises(BadInput, match="for a pretrained model here; name one with --model"):
+        reproducing.reproduce("objectives", reproducing.Request(tmp_path / "none", preset="gpu"))
+    assert not (tmp_path / "none").exists()
 
 
 def test_arms_on_a_pretrained_model_share_their_settings(tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path) -> None:
         return str(CliRunner().invoke(app, ["reproduce", *words]).exception)
 
     assert "squeezing has no option --statements" in said("squeezing", "--statements", "x.jsonl")
-    assert "sentiment has no option --preset" in said("sentiment", "--preset", "tiny")
+    assert "--preset (gpu, cpu) is for a pretrained model here" in said("sentiment", "--preset", "cpu")
     assert "unknown preset 'vast'" in said("squeezing", "--preset", "vast", "--out", str(tmp_path / "a"))
     missing = said("squeezing", "--probe-file", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "b"))
     assert "cannot read the probe file" in missing

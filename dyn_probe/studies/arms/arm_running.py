@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +23,11 @@ from dyn_probe.trace.failures import naming
 from dyn_probe.trace.manifest import now
 from dyn_probe.trace.reader import load_trace
 from dyn_probe.train.loop import record
+from dyn_probe.train.options.config import RunConfig
+from dyn_probe.train.run import WarmStart
 
+OF_THE_METHOD = {"out", "force", "objective", "hyper", "shaping", "beta"}
+"""Options that change nothing before the first step of preference training."""
 LOGS = "logs"
 STUDY = "study.json"
 NOT_SAME = ("seeds", "device")
@@ -69,7 +73,7 @@ def run_arms(
         force: train all of them again.
     """
     found = {arm.key: None if force else done(arm) for arm in arms}
-    missing = [arm for arm in arms if found[arm.key] is None]
+    missing, start = [arm for arm in arms if found[arm.key] is None], CommonStart()
     known = [one.seconds / 60 for one in found.values() if one is not None]
     if missing:
         say(estimate(len(arms), missing, known))
@@ -77,7 +81,7 @@ def run_arms(
         log = folder / LOGS / f"{arm.key}.log"
         say(f"{number} of {len(missing)}: {arm.key} (progress: {log})")
         try:
-            found[arm.key] = one = train_arm(arm, log)
+            found[arm.key] = one = train_arm(arm, log, start)
         except NoStart as error:
             say(f"  not trained: {error}")
             continue
@@ -107,8 +111,29 @@ def minutes(value: float) -> str:
     return f"{round(value)} min" if value < 120 else f"{value / 60:.1f} h"
 
 
-def train_arm(arm: Arm, log: Path) -> ArmManifest:
-    """Train and record one arm, and leave its manifest; all of its lines go to a log file."""
+class CommonStart:
+    """What the supervised stages left, and the reference's log-probabilities: arms that follow one another and differ
+    in their method alone begin with the same, which is made once. Each arm is bitwise what it is alone."""
+
+    def __init__(self) -> None:
+        self._same, self._warm = "", WarmStart()
+
+    def of(self, config: RunConfig) -> WarmStart | None:
+        """For a run of this configuration; None where it has no supervised stage. Only the last is kept."""
+        if not (config.sft_steps or config.pretrain_steps):
+            return None
+        rest = {name: value for name, value in asdict(config).items() if name not in OF_THE_METHOD}
+        if self._same != (same := repr(sorted(rest.items()))):
+            self._same, self._warm = same, WarmStart()
+        return self._warm
+
+
+def train_arm(arm: Arm, log: Path, start: CommonStart | None = None) -> ArmManifest:
+    """Train and record one arm, and leave its manifest; all of its lines go to a log file.
+
+    Args:
+        start: what it may share with the arm before it.
+    """
     started = time.perf_counter()
     with naming(log):
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +142,8 @@ def train_arm(arm: Arm, log: Path) -> ArmManifest:
         print(f"{now()} {arm.key} begins: {arm.command or shlex.join(sys.argv)}", file=file)
         (arm.folder / "arm.json").unlink(missing_ok=True)
         arm.begin()
-        record(replace(arm.config, force=True), progress=True)
+        warm = None if start is None else start.of(arm.config)
+        record(replace(arm.config, force=True), progress=True, warm=warm)
         found = arm_of(plain_arm(manifest_of_arm(arm, time.perf_counter() - started)))  # as it will be read
         write_arm(arm.folder, found)
         print(f"{now()} {arm.key} done in {found.seconds:.0f} s", file=file)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dyn_probe.data.models import pick_device
-from dyn_probe.studies.presets import TRAININGS, Training
+from dyn_probe.studies.presets import Training, training_named
 from dyn_probe.train.options.config import RunConfig
 
 
@@ -19,16 +19,18 @@ class Pretrained:
         model: folder or hub id.
         lora_rank: train adapters of this rank; 0 trains all weights.
         device: as ``record --device``.
+        preset: whose settings; None takes those for the device.
     """
 
     model: str
     lora_rank: int = 0
     device: str = "auto"
+    preset: str | None = None
 
     @cached_property
     def training(self) -> Training:
-        """The settings for the device's type."""
-        row = TRAININGS.get(pick_device(self.device).type, TRAININGS["cpu"])
+        """The settings of the preset, or for the device's type."""
+        row = training_named(self.preset, pick_device(self.device).type)
         return replace(row, lr=row.lora_lr, sft_lr=row.lora_lr) if self.lora_rank else row
 
     @property
