@@ -1,8 +1,9 @@
 """Does the formula's step give the weights that were stored? And what did storing them lose?
 
-Weights in float64 and float32 hold a step to their last place. Weights in bfloat16 or float16 lose small steps: then
-the formula's step, rounded as the weights are stored, has to give the stored weights, in all but the entries that lie
-so close to a rounding edge that the last digit of the optimizer's half-precision state decides.
+Weights in float64 hold a step to their last place. Weights in bfloat16 or float16 lose small steps, and at the learning
+rates of large models weights in float32 lose part of it too: then the formula's step, rounded as the weights are
+stored, has to give the stored weights, in all but the entries that lie so close to a rounding edge that the last digit
+of the optimizer's state decides.
 """
 
 from __future__ import annotations
@@ -65,6 +66,42 @@ def stored_agrees(
     moves = torch.stack([piece != 0 for piece, _ in pieces]).any(0)
     found = (exact, inside & ~exact, ~inside & ~exact, unmoved, unmoved & moves)
     return StoredAgreement(before.numel(), *(int(mask.sum()) for mask in found))
+
+
+FINE = 1e-5
+"""Of a step: where storing the weights lost less than this, the whole step can be compared instead of every entry."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What storing float32 weights lost of a step; add it up over parameters with ``+``.
+
+    Args:
+        entries: all of them.
+        wrong: those that are not where the formula's step, rounded, puts them.
+        lost, step: ``‖Δθ as stored − Δθ‖²`` and ``‖Δθ‖²``, with ``Δθ`` the formula's step.
+    """
+
+    entries: int = 0
+    wrong: int = 0
+    lost: float = 0.0
+    step: float = 0.0
+
+    def __add__(self, other: Lost) -> Lost:
+        return Lost(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    @property
+    def share(self) -> float:
+        """``‖Δθ as stored − Δθ‖ / ‖Δθ‖``."""
+        return math.sqrt(self.lost / self.step) if self.step else 0.0
+
+
+def lost_of(before: Tensor, after: Tensor, step: AppliedStep, gradient: Tensor) -> Lost:
+    """``Lost`` of one parameter; arguments as of ``stored_agrees``, which is asked where more than FINE was lost."""
+    told = step.step(gradient, before.detach())
+    squares = [float(torch.linalg.vector_norm(t)) ** 2 for t in (after.detach() - before.detach() - told, told)]
+    coarse = squares[0] > FINE**2 * squares[1]
+    return Lost(before.numel(), stored_agrees(before, after, step, gradient).wrong if coarse else 0, *squares)
 
 
 def unmoved_share(weights: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -144,6 +144,28 @@ def test_half_precision_weights_name_what_they_lose(tmp_path):
     assert "pushes" not in trace.manifest or trace.manifest["pushes"].get("trusted", True)
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_float32_weights_at_a_small_rate_are_no_error_and_a_wrong_step_is(tmp_path, monkeypatch, factor):
+    """Pretrained weights at a rate of finetuning: storing them loses more of a step than law 7 allows."""
+    from dataclasses import replace
+
+    from dyn_probe.metric import adam
+
+    def read(data):
+        step = adam.read(data)
+        momentum = replace(step.momentum, weight=step.momentum.weight * factor)
+        return replace(step, direct=step.direct * factor, momentum=momentum)
+
+    family = replace(adam.ADAM, read=read)
+    monkeypatch.setattr("dyn_probe.metric.step_reader.family_of", lambda optimizer: (family, ""))
+    model = make_model("llama", torch.float32)
+    optimizer = adamw(model, lr=2e-7)
+    train(model, optimizer, Probe(model, tmp_path / "run", optimizer=optimizer, metric_every=1), realised=False)
+    trace = load_trace(tmp_path / "run")
+    assert (trace.steps["law7_error"] > 1e-4).any()
+    assert trace.manifest.get("pushes", {}).get("trusted", True) is (factor == 1.0)
+
+
 def test_a_run_whose_parts_do_not_add_up_says_so(tmp_path, monkeypatch):
     """Break the formula on purpose: the decay is forgotten."""
     from dataclasses import replace
