@@ -96,9 +96,16 @@ def reproduce(
     run_arms(chosen, request.folder, say, force)
     finished, missing = [one for one in arms if done(one) is not None], not_run_lines(arms)
     page, lines = write(finished, missing)
-    for line in [*lines, *missing]:
+    for line in [*lines, *missing] if arm is None else _short(lines, missing):
         say(line)
     return page, [one.folder for one in finished]
+
+
+def _short(lines: Sequence[str], missing: Sequence[str], most: int = 5) -> list[str]:
+    """What is said after a single arm: the claims that could be judged, and a few of the arms that are left."""
+    judged = [line for line in lines if not line.startswith("not run")]
+    more = [f"and {len(missing) - most} more arms; the report lists them all"] if len(missing) > most else []
+    return [*judged, *missing[:most], *more]
 
 
 def _sentiment(request: Request, force: bool) -> tuple[list[Arm], Writer]:

@@ -255,6 +255,7 @@ def test_the_command_trains_one_arm_and_names_the_others(two: Any, monkeypatch: 
     assert (
         "1 of 1: dpo-0" in shown.output and "not run: ipo-0: dyn-probe reproduce objectives --arm ipo-0" in shown.output
     )
+    assert shown.output.count("not run") == 5 and "more arms; the report lists them all" in shown.output
     page = (copy / "report" / "report.html").read_text(encoding="utf-8")
     assert "Ten objectives" in page and "not run: simpo-0" in page and "DPO, extended SFT" in page
     again, other = read_arm(copy / "dpo-0"), read_arm(arms[0].folder)
