@@ -11,7 +11,6 @@ their weighted sum (``weighted``), outer products and lookups also a slice of al
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -53,6 +52,10 @@ class RowGradients:
         """The factor with row ``i``'s gradient multiplied by ``weights[i]``."""
         return replace(self, grads=self._times(weights))
 
+    def part(self, rows: slice) -> Any:
+        """The factor of some rows, for their weighted sum; None where it cannot be divided."""
+        return None
+
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
         """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
         raise NotImplementedError
@@ -88,6 +91,9 @@ class Outer(RowGradients):
 
     def shared(self) -> Outer:
         return self if self.cut else replace(self, inputs=self.inputs[:1])
+
+    def part(self, rows: slice) -> Outer:
+        return Outer(self.grads[rows], _rows(self.inputs, rows), self.transposed)
 
     def block(self, entries: slice, out: Tensor | None = None) -> Tensor:
         """``[R, entries, …]``: the gradients of some entries of the parameter's first dimension.
@@ -173,11 +179,16 @@ class MetOuter(Outer):
 
     kept: Tensor | None = None
     where: Tensor | None = None
-    trained = RowGradients.trained
+    trained, part = RowGradients.trained, RowGradients.part  # type: ignore[assignment]
 
     def columns(self, row: int, ids: Tensor) -> Tensor:
         assert self.kept is not None and self.where is not None
         return _columns(self.kept[row], self.where)
+
+
+def _rows(shared: Tensor, rows: slice) -> Tensor:
+    """Some rows of what all rows may share."""
+    return shared[rows] if len(shared) > 1 else shared
 
 
 def _columns(grads: Tensor, ids: Tensor) -> Tensor:
@@ -196,6 +207,9 @@ class Lookup(RowGradients):
 
     def shared(self) -> Lookup:
         return replace(self, ids=self.ids[:1])
+
+    def part(self, rows: slice) -> Lookup:
+        return Lookup(self.grads[rows], _rows(self.ids, rows), self.entries)
 
     def empty(self) -> Tensor:
         """``[R, entries, d]`` zeros, for ``add_block``."""
@@ -249,6 +263,9 @@ class Vector(RowGradients):
     step: ClassVar[int] = 1 << 30
     """How many rows may be in memory at once."""
 
+    def part(self, rows: slice) -> Vector:
+        return Vector(self.take(rows))
+
     def take(self, rows: slice) -> Tensor:
         """``[some, n]`` the gradients of some rows."""
         return self.grads if rows is ALL else self.grads[rows]
@@ -272,28 +289,6 @@ class Vector(RowGradients):
 
     def _parts(self) -> list[slice]:
         return [slice(i, i + self.step) for i in range(0, self.rows, self.step)]
-
-
-@dataclass(eq=False)
-class MadeVector(Vector):
-    """Rows that are made when they are asked for, since all of them together would be too large.
-
-    Args:
-        grads: empty, ``[R, 0]``.
-        make: gives one row's gradient.
-    """
-
-    make: Callable[[int], Tensor]
-    step: ClassVar[int] = 1
-
-    def take(self, rows: slice) -> Tensor:
-        return torch.stack([as32(self.make(i).flatten()) for i in range(*rows.indices(self.rows))])
-
-    def settled(self) -> Vector:
-        return Vector(self.take(slice(None)))
-
-    def scaled(self, weights: Tensor) -> MadeVector:
-        return MadeVector(self.grads, lambda i: as32(self.make(i)) * float(weights[i]))
 
 
 Factor = Outer | Lookup | Vector

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.arithmetic import HALF, as32, exact_products
-from dyn_probe.engine.factors import Factor, Outer, Vector
+from dyn_probe.engine.factors import ALL, Factor, Outer, Vector
 from dyn_probe.engine.products import of_uses
 
 BLOCK = {"cpu": 1 << 19}
@@ -99,13 +99,33 @@ class Held:
         scaled = [factor.scaled(weights) for factors, weights in found for factor in factors]
         return torch.ones_like(self.parts[0][1]), _slices(scaled, shape, max(most, self.rows))
 
-    def weighted(self, name: str, coefficients: Tensor, shape: torch.Size) -> Tensor | None:
-        """``Σ_i c_i g_i`` over one parameter, in its shape; None where it had no use."""
-        total: Tensor | None = None
+    def weighted(
+        self, name: str, coefficients: Tensor, shape: torch.Size, rows: slice = ALL, total: Tensor | None = None
+    ) -> Tensor | None:
+        """``total + Σ_i c_i g_i`` over one parameter, in its shape; None where it had no use.
+
+        Args:
+            rows: those of the sum; what others have in ``coefficients [2B]`` does not count.
+            total: is added to in place.
+        """
         with exact_products(self.device):
             for factors, weights in self.parts:
-                total = weighted_sum(factors.get(name, ()), coefficients * weights, shape, total)
+                total = _weighted_rows(factors.get(name, ()), coefficients * weights, shape, rows, total)
         return total
+
+
+def _weighted_rows(
+    factors: Sequence[Factor], coefficients: Tensor, shape: torch.Size, rows: slice, total: Tensor | None
+) -> Tensor | None:
+    """The weighted sum over some rows; where a factor cannot be divided, over all, with 0 for the others."""
+    if rows is ALL:
+        return weighted_sum(factors, coefficients, shape, total)
+    parts = [part for factor in factors if (part := factor.part(rows)) is not None]
+    if len(parts) == len(factors):
+        return weighted_sum(parts, coefficients[rows], shape, total)
+    own = torch.zeros_like(coefficients)
+    own[rows] = coefficients[rows]
+    return weighted_sum(factors, own, shape, total)
 
 
 def _slices(factors: Sequence[Any], shape: torch.Size, rows: int) -> Blocks:

@@ -7,7 +7,7 @@ the model's size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,17 +26,17 @@ def side_gradients(batches: Sequence[tuple[Held, Tensor]], name: str, parameter:
     Args:
         batches: ``(held, c [2B])`` of each micro-batch.
     """
-    found = []
+    kind, found = wide(torch.empty(0, dtype=parameter.dtype)).dtype, []
     for side in range(2):
-        total = torch.zeros(
-            parameter.shape, dtype=wide(torch.empty(0, dtype=parameter.dtype)).dtype, device=parameter.device
-        )
+        total: Tensor | None = None
         for held, coefficients in batches:
-            own = torch.zeros_like(coefficients).unflatten(0, (2, -1))
-            own[side] = coefficients.unflatten(0, (2, -1))[side]
-            part = held.weighted(name, own.flatten(), parameter.shape)
-            total += 0.0 if part is None else part.to(total)
-        found.append(total)
+            pairs = len(coefficients) // 2
+            rows = slice(side * pairs, (side + 1) * pairs)
+            total = held.weighted(name, coefficients, parameter.shape, rows, total)
+        nothing = total is None
+        found.append(
+            torch.zeros(parameter.shape, dtype=kind, device=parameter.device) if nothing else total.to(kind)  # type: ignore[union-attr]
+        )
     return found[0], found[1]
 
 
@@ -55,6 +55,11 @@ class SplitMomentum:
         self.broken = ""
         self._buffers: dict[str, list[Tensor]] = {}
         self._fresh: dict[str, list[Tensor]] = {}
+        self._followed: set[str] = set()
+
+    def new(self, names: Iterable[str]) -> list[str]:
+        """Those of some parameters that no step was followed of."""
+        return [name for name in names if name not in self._followed]
 
     def follows_from_the_start(self, name: str, step: AppliedStep, gradient: Tensor, before: Tensor) -> None:
         """See that the momentum holds nothing but what was followed: before a parameter's first ``update``.
@@ -63,24 +68,32 @@ class SplitMomentum:
             gradient: ``G`` as the optimizer saw it.
             before: the weights before the step.
         """
-        past = step.past(gradient, before) if name not in self._buffers else None
+        past = step.past(gradient, before) if name not in self._followed else None
         if past is not None:
             own = step.weight * step.times_metric(gradient)
             if float(past.abs().max()) > FRESH * float(own.abs().max()):
                 self.broken = UNKNOWN
 
-    def update(self, name: str, step: AppliedStep, gradients: tuple[Tensor, Tensor]) -> None:
+    def update(self, name: str, step: AppliedStep, gradients: tuple[Tensor, Tensor], moves: bool = True) -> None:
         """Take one parameter's step.
 
         Args:
             gradients: ``G^w, G^l`` as the optimizer saw them.
+            moves: whether ``moves`` will be asked; the gradients are kept until ``forget`` then.
         """
+        self._followed.add(name)
         inside = [g if step.momentum is None or step.momentum.in_metric else step.times_metric(g) for g in gradients]
         if step.momentum is not None:
-            old = self._buffers.get(name, [torch.zeros_like(g) for g in inside])
+            old = self._buffers.setdefault(name, [torch.zeros_like(g) for g in inside])
             share, retain = step.momentum.share, step.momentum.retain
-            self._buffers[name] = [retain * b + share * g for b, g in zip(old, inside, strict=True)]
-        self._fresh[name] = list(gradients)
+            for buffer, g in zip(old, inside, strict=True):
+                buffer.mul_(retain).add_(share * g)
+        if moves:
+            self._fresh[name] = list(gradients)
+
+    def forget(self, name: str) -> None:
+        """Let go of one parameter's gradients of this step."""
+        self._fresh.pop(name, None)
 
     def moves(self, name: str, step: AppliedStep, entries: slice = EVERYTHING) -> tuple[Tensor, Tensor]:
         """What all chosen and all rejected gradients, of this step and of those before, contribute to ``Δθ``.
@@ -114,3 +127,4 @@ class SplitMomentum:
     def load(self, state: Mapping[str, list[Tensor]]) -> None:
         """Put a checkpoint's buffers back."""
         self._buffers = {name: list(buffers) for name, buffers in state.items()}
+        self._followed = set(self._buffers)

@@ -17,19 +17,17 @@ from torch import Tensor, nn
 
 from dyn_probe.engine.held import Held
 from dyn_probe.engine.shield import Shield
-from dyn_probe.engine.uses import is_split, trained_parameters
+from dyn_probe.engine.uses import trained_parameters
 from dyn_probe.metric.across import AcrossProcesses
-from dyn_probe.metric.applied import wide
+from dyn_probe.metric.applied import AppliedStep, wide
 from dyn_probe.metric.clip_factor import Factor
+from dyn_probe.metric.free_room import free_room
 from dyn_probe.metric.pushes import Pushes, StepRows, take_apart
 from dyn_probe.metric.row_products import Explained, Moved
 from dyn_probe.metric.split import SplitMomentum, side_gradients
 from dyn_probe.metric.step_facts import StepCounts, StepFacts
 from dyn_probe.metric.step_reader import StepReader
 from dyn_probe.metric.whole import whole, whole_step
-
-PEAK = 1.05
-"""The copy of the weights may raise the memory of a run by no more than this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +37,8 @@ class Waiting:
     Args:
         held: its rows' gradients.
         coefficients: ``c [2B]``.
-        done: called with what the step did to the rows; None where only the gradient is waited for.
+        done: called with what the step did to the rows; None where only the gradient is waited for, or the rows are
+            only followed.
         full: also give the Gram of all rows in the step's metric.
         along_gradient: called with ``⟨g_i, G⟩ [2B]``, ``G`` the step's whole gradient before it is clipped.
     """
@@ -151,7 +150,8 @@ class StepWatch:
                 totals = [t + one.held.along(name, gradient) for t, one in zip(totals, waiting, strict=True)]
         for one, total in zip(waiting, totals, strict=True):
             one.along_gradient(total)  # type: ignore[misc]
-        self._waiting = [replace(one, along_gradient=None) for one in self._waiting if one.done is not None]
+        kept = self._waiting if self.split is not None else [one for one in self._waiting if one.done is not None]
+        self._waiting = [replace(one, along_gradient=None) for one in kept]
 
     def begin(self) -> None:
         """The optimizer's step begins: copy the weights that it will move."""
@@ -160,11 +160,20 @@ class StepWatch:
         started = time.perf_counter()
         trained = trained_parameters(self.model)
         self._names = {id(p): name for name, p in trained.items()}
-        chosen = [] if not self._waiting else self._fitting(trained) if self._pushes else list(trained)
-        self._before = {name: trained[name].detach().clone() for name in chosen}
+        self._before = {name: trained[name].detach().clone() for name in self._to_copy(trained)}
         if self._across is not None and self.split is not None:
             self._across.give({name: self._sides(name, p.detach()) for name, p in trained.items()})
         self._seconds = time.perf_counter() - started
+
+    def _to_copy(self, trained: Mapping[str, nn.Parameter]) -> list[str]:
+        """Parameters whose values before the step are needed."""
+        if not self._waiting:
+            return []
+        if self._pushes:
+            return self._fitting(trained)
+        if any(one.done is not None for one in self._waiting):
+            return list(trained)
+        return [] if self.split is None else self.split.new(trained)
 
     def end(self) -> None:
         """The optimizer's step has been made, and nothing is known of how: totals only."""
@@ -197,10 +206,8 @@ class StepWatch:
         self.facts = StepFacts(factor=factor, reason="" if factor is not None else read.reason)
         if self.split is not None and (ended := self._split_ended(read)):
             self.split, self.facts = None, replace(self.facts, reason=f"split momentum ended: {ended}")
-        moves = self._moves(reader, factor)
         if not self._pushes:
-            for _ in moves if self.split is not None else ():  # which follows every step
-                pass
+            self._follow_all(reader, factor)
             self._end_broken_split()
             self._finish([Pushes.empty(w.held.rows, w.coefficients.device) for w in self._waiting], None)
             return
@@ -208,7 +215,7 @@ class StepWatch:
         held = sum(w.held.nbytes for w in self._waiting) + sum(copy.nbytes for copy in self._before.values())
         rows = [StepRows(w.held, w.coefficients, factor, w.full) for w in self._waiting]
         explained = Explained() if any(one.full for one in rows) else None
-        pushes = take_apart(rows, moves, self.split, explained)
+        pushes = take_apart(rows, self._moves(reader, factor), self.split, explained)
         self._end_broken_split()
         seconds = self._seconds + time.perf_counter() - started
         other_terms = None if explained is None else explained.other_terms
@@ -235,19 +242,26 @@ class StepWatch:
                 move = Moved(name, step, gradient, start, start + step.step(gradient, start))
             else:
                 move = Moved(name, step, gradient, whole(before), after)
-            if self._pushes:
-                seen.add(move, copied=before is not None)
-            self._follow(move, factor)
+            seen.add(move, copied=before is not None)
+            self._follow(name, step, gradient, move.before, factor)
             yield move
-        if self._pushes:
-            self.facts = replace(self.facts, **seen.facts())
+            if self.split is not None:
+                self.split.forget(name)
+        self.facts = replace(self.facts, **seen.facts())
 
-    def _follow(self, move: Moved, factor: float | None) -> None:
+    def _follow_all(self, reader: StepReader, factor: float | None) -> None:
+        """Bring the split momentum up to date with a step that is not taken apart."""
+        for parameter, step, gradient in reader.steps() if self.split is not None else ():
+            if (name := self._names.get(id(parameter))) is not None:
+                before = whole(self._before.get(name, parameter.detach()))  # the latter where it is not looked at
+                self._follow(name, whole_step(step), whole(gradient), before, factor)
+
+    def _follow(self, name: str, step: AppliedStep, gradient: Tensor, before: Tensor, factor: float | None) -> None:
         if self.split is None or factor is None:
             return
-        sides = self._sides(move.name, move.before) if self._across is None else self._across.take(move.name)
-        self.split.follows_from_the_start(move.name, move.step, move.gradient, move.before)
-        self.split.update(move.name, move.step, (sides[0].mul_(factor), sides[1].mul_(factor)))
+        sides = self._sides(name, before) if self._across is None else self._across.take(name)
+        self.split.follows_from_the_start(name, step, gradient, before)
+        self.split.update(name, step, (sides[0].mul_(factor), sides[1].mul_(factor)), self._pushes)
 
     def _sides(self, name: str, parameter: Tensor) -> tuple[Tensor, Tensor]:
         """What the waiting rows of either side put into a parameter's gradient, before κ."""
@@ -282,18 +296,3 @@ class StepWatch:
     def _check_law(self, found: Sequence[Pushes]) -> None:
         worst = max(float((p.rounding.abs() / p.size.clamp(min=1e-300)).max()) for p in found)
         self.facts = replace(self.facts, law7_error=worst)
-
-
-def free_room(device: torch.device) -> float:
-    """Bytes that may be taken without raising the run's peak by more than ``PEAK``; no limit but on a GPU."""
-    if device.type != "cuda":
-        return float("inf")
-    return PEAK * torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-
-
-def averaged_over(model: nn.Module) -> int:
-    """Over how many processes a wrapper averages the gradients: all of them for DDP and FSDP2, else 1."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 1
-    wrapped = isinstance(model, nn.parallel.DistributedDataParallel) or is_split(model)
-    return torch.distributed.get_world_size() if wrapped else 1

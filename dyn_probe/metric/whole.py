@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from dyn_probe.engine.uses import is_split
 from dyn_probe.metric.applied import AppliedStep, RankOne
 
 
@@ -23,3 +25,11 @@ def whole_step(step: AppliedStep) -> AppliedStep:
         metric = whole(metric)
     momentum = step.momentum and replace(step.momentum, buffer=whole(step.momentum.buffer))
     return replace(step, metric=metric, momentum=momentum)
+
+
+def averaged_over(model: nn.Module) -> int:
+    """Over how many processes a wrapper averages the gradients: all of them for DDP and FSDP2, else 1."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    wrapped = isinstance(model, nn.parallel.DistributedDataParallel) or is_split(model)
+    return torch.distributed.get_world_size() if wrapped else 1

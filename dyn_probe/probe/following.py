@@ -20,7 +20,8 @@ from dyn_probe.errors import BadInput, unknown
 from dyn_probe.metric.last_metric import squares_in_last_metric
 from dyn_probe.metric.previous import KnownPushes, PreviousPushes, check_coming
 from dyn_probe.metric.step_facts import tolerance_of
-from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting, averaged_over
+from dyn_probe.metric.watch import StepOutcome, StepWatch, Waiting
+from dyn_probe.metric.whole import averaged_over
 from dyn_probe.probe.given import Given, numbers
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
@@ -139,7 +140,7 @@ class Following:
         predicted: Callable[[Tensor], None] | None = None
         if record is not None and self.in_parts and products.gram is not None and record.predicts:
             predicted = partial(self._predicted, record)
-        done = partial(self._moved, record, products) if changes else None
+        done = partial(self._moved, record, products) if changes and record is not None else None
         full = apart and products.gram is not None
         self._watch.expect(Waiting(held, recording.coefficients, done, full, predicted), apart)
         self._watch.backward_ended()

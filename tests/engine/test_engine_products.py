@@ -7,7 +7,9 @@ import torch
 
 from dyn_probe.engine import arithmetic, products
 from dyn_probe.engine.arithmetic import dots, matmul32
-from dyn_probe.engine.factors import Lookup, MadeVector, Outer, Vector
+from dyn_probe.engine.factors import Lookup, Outer, Vector
+from dyn_probe.engine.held import Held
+from dyn_probe.engine.kinds.generic import MadeVector
 from dyn_probe.engine.products import PRODUCTS, cross, gram
 from dyn_probe.engine.routes import blocks, costs
 
@@ -66,6 +68,22 @@ def dense(factor):
             total += factor.take(slice(i, i + 1))[0].reshape(WIDTHS)
         rows.append(total.flatten())
     return torch.stack(rows)
+
+
+@pytest.mark.parametrize("name", FACTORS)
+@pytest.mark.parametrize("rows", [slice(0, 3), slice(3, 6), slice(1, 2)], ids=str)
+def test_the_sum_over_some_rows_is_that_of_these_rows(name, rows):
+    """What the other rows have in the coefficients, a NaN even, does not count."""
+    factor, coefficients = FACTORS[name](), torch.full((ROWS,), float("nan"), dtype=torch.float64)
+    coefficients[rows] = draw(ROWS, seed=9)[rows]
+    held = Held((({"weight": [factor]}, torch.ones(ROWS, dtype=torch.float64)),))
+    wanted = (coefficients[rows, None] * dense(factor)[rows]).sum(0).view(WIDTHS)
+    found = held.weighted("weight", coefficients, torch.Size(WIDTHS), rows)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    more = held.weighted("weight", coefficients, torch.Size(WIDTHS), rows, found)
+    assert more is found
+    torch.testing.assert_close(more, 2 * wanted, rtol=1e-12, atol=1e-12)
+    assert held.weighted("other", coefficients, torch.Size(WIDTHS), rows) is None
 
 
 def brute(one, other, groups, metric=None):

@@ -110,6 +110,42 @@ def test_both_sides_over_all_steps(tmp_path):
     assert np.allclose(both, wanted, rtol=1e-7, atol=1e-9 * float(wanted.abs().max()))
 
 
+def test_a_step_that_is_only_followed_multiplies_with_no_change_and_copies_no_weights(tmp_path, monkeypatch):
+    """Of steps between recorded ones the momentum takes both sides' gradients, each a sum over half of the rows."""
+    from dyn_probe.engine.held import Held
+    from dyn_probe.metric.watch import StepWatch
+
+    copied, sums, changes = [], [], []
+    begin, weighted, along = StepWatch.begin, Held.weighted, Held.along
+
+    def begins(self):
+        begin(self)
+        copied.append(len(self._before))
+        assert not self.split._fresh, "both sides' gradients of an earlier step were kept"
+
+    def sums_up(self, name, coefficients, shape, rows=slice(None), total=None):
+        sums.append((len(copied), rows))
+        return weighted(self, name, coefficients, shape, rows, total)
+
+    def multiplies(self, name, direction):
+        changes.append(len(copied))
+        return along(self, name, direction)
+
+    monkeypatch.setattr(StepWatch, "begin", begins)
+    monkeypatch.setattr(Held, "weighted", sums_up)
+    monkeypatch.setattr(Held, "along", multiplies)
+    model = make_model("llama")
+    optimizer = adamw(model)
+    probe = Probe(model, tmp_path / "run", optimizer=optimizer, every=3, metric_every=3, split_momentum=True)
+    train(model, optimizer, probe, steps=5, realised=False)
+    trained = len([p for p in model.parameters() if p.requires_grad])
+    assert [bool(n) for n in copied] == [True, False, False, True, False] and copied[0] == trained
+    followed = [rows for step, rows in sums if step in (2, 3, 5)]
+    assert len(followed) == 2 * 3 * trained and {(r.start, r.stop) for r in followed} == {(0, 3), (3, 6)}
+    assert set(changes) <= {1, 4}
+    assert load_trace(tmp_path / "run").pushes["all_chosen"].notna().all()
+
+
 def test_a_momentum_that_was_there_before_is_not_divided(tmp_path):
     """A probe that comes late cannot know whose momentum it finds: everything but the two sides is recorded."""
     model = make_model("llama")

@@ -110,6 +110,11 @@ class HeadRows(Outer):
     form: ClassVar[str] = "head"
     trained = RowGradients.trained
 
+    def part(self, rows: slice) -> HeadRows:
+        assert self.targets is not None
+        own = {name: getattr(self, name)[rows] for name in ("grads", "inputs", "targets")}
+        return replace(self, **own, normaliser=self._normaliser[rows])
+
     @cached_property
     def _normaliser(self) -> Tensor:
         return self._math.log_normaliser(self.inputs) if self.normaliser is None else self.normaliser

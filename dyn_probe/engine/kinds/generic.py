@@ -7,17 +7,18 @@ one ``vmap`` where the module allows it, else one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils import _pytree as pytree
 
-from dyn_probe.engine.arithmetic import autocast_type, computing_in
-from dyn_probe.engine.factors import Factor, MadeVector, Vector
+from dyn_probe.engine.arithmetic import as32, autocast_type, computing_in
+from dyn_probe.engine.factors import Factor, RowGradients, Vector
 from dyn_probe.engine.graph import graph_behind
 from dyn_probe.engine.module_copy import agree, module_copy
 from dyn_probe.engine.uses import Call
@@ -27,6 +28,29 @@ BUDGET = 1 << 28
 """Bytes of row gradients that may be in memory at once; beyond, they are made when they are asked for."""
 
 Grads = dict[str, Tensor]
+
+
+@dataclass(eq=False)
+class MadeVector(Vector):
+    """Rows that are made when they are asked for, since all of them together would be too large.
+
+    Args:
+        grads: empty, ``[R, 0]``.
+        make: gives one row's gradient.
+    """
+
+    make: Callable[[int], Tensor]
+    step: ClassVar[int] = 1
+    part = RowGradients.part  # type: ignore[assignment]
+
+    def take(self, rows: slice) -> Tensor:
+        return torch.stack([as32(self.make(i).flatten()) for i in range(*rows.indices(self.rows))])
+
+    def settled(self) -> Vector:
+        return Vector(self.take(slice(None)))
+
+    def scaled(self, weights: Tensor) -> MadeVector:
+        return MadeVector(self.grads, lambda i: as32(self.make(i)) * float(weights[i]))
 
 
 def claims(module: nn.Module) -> bool:
