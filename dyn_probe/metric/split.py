@@ -84,10 +84,9 @@ class SplitMomentum:
         self._followed.add(name)
         inside = [g if step.momentum is None or step.momentum.in_metric else step.times_metric(g) for g in gradients]
         if step.momentum is not None:
-            old = self._buffers.setdefault(name, [torch.zeros_like(g) for g in inside])
+            old = self._buffers.get(name, [torch.zeros_like(g) for g in inside])
             share, retain = step.momentum.share, step.momentum.retain
-            for buffer, g in zip(old, inside, strict=True):
-                buffer.mul_(retain).add_(share * g)
+            self._buffers[name] = [(retain * b).add_(share * g) for b, g in zip(old, inside, strict=True)]
         if moves:
             self._fresh[name] = list(gradients)
 

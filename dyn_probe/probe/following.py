@@ -256,7 +256,8 @@ class Following:
         if facts.reason and self.schedule.metric_every:
             note["reason"] = facts.reason
         if not (note.get("trusted") is False or facts.trusted(tolerance_of(self.model))):
-            note |= {"trusted": False, "step": record.step, "law7_error": facts.law7_error}
+            lost = None if facts.lost is None else facts.lost.share
+            note |= {"trusted": False, "step": record.step, "law7_error": facts.law7_error, "lost": lost}
         self._note(note)
 
     def _note(self, note: dict[str, Any]) -> None:

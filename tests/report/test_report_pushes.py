@@ -120,6 +120,25 @@ def test_pushes_that_do_not_add_up_are_not_to_be_trusted(trace: Trace) -> None:
 
 
 @pytest.mark.parametrize(
+    ("dtype", "error", "lost", "level"),
+    [
+        ("float32", 2e-4, None, "note"),
+        ("float32", 0.02, None, "warning"),
+        ("float32", 2e-4, 1e-5, "warning"),
+        ("float64", 2e-4, None, "warning"),
+    ],
+)
+def test_a_small_miss_of_float32_weights_may_be_their_storage(
+    trace: Trace, dtype: str, error: float, lost: float | None, level: str
+) -> None:
+    """An older trace does not say what storing lost of the step; one that does has compared the weights."""
+    pushes = {"trusted": False, "step": 0, "law7_error": error, "lost": lost}
+    found = only(what_moved.untrusted(with_manifest(trace, pushes=pushes, config={"dtype": dtype})))
+    assert found.level == level and ("older trace" in found.sentence) == (level == "note")
+    assert "step 0" in found.sentence and value(found, "law7_error") == error
+
+
+@pytest.mark.parametrize(
     ("dtype", "unmoved", "said"), [("bfloat16", 0.9, 1), ("bfloat16", 0.1, 0), ("float32", 0.9, 0)]
 )
 def test_weights_that_cannot_hold_the_rate_are_named(dtype: str, unmoved: float, said: int, tmp_path: Path) -> None:

@@ -221,6 +221,16 @@ def untrusted(trace: Trace) -> list[Verdict]:
     at = "" if note.step is None else f" at step {note.step}"
     size = "" if note.law7_error is None else f": they miss it by {sig(note.law7_error, 2)} of their sizes"
     known = [] if note.law7_error is None else [Number("law7_error", "largest miss", note.law7_error, "1")]
+    single = note.lost is None and trace.about.config.get("dtype") == "float32"
+    if single and note.law7_error is not None and note.law7_error <= MISSED:
+        return say(
+            "note",
+            f"The parts of the pushes miss the step that the weights made{at} by {sig(note.law7_error, 2)} of their "
+            "sizes. Storing float32 weights can lose as much of a small step; this older trace does not say whether "
+            "it did.",
+            "|rounding| / Σ|parts| above 1e-4, in float32, without a comparison of the stored weights",
+            *known,
+        )
     return say(
         "warning",
         f"The pushes are not to be trusted: their parts do not add up to the step that the weights made{at}{size}.",
