@@ -50,6 +50,13 @@ def test_a_reference_is_compared_with_ones_own_run(own: Path, tmp_path: Path) ->
     assert said.exit_code == 0 and f"reference-{name}" in said.output
 
 
+@pytest.mark.parametrize("name", reference_names())
+def test_no_place_of_this_machine_and_no_further_training_is_named(name: str) -> None:
+    said = CliRunner().invoke(app, ["summary", f"reference:{name}"])
+    assert said.exit_code == 0 and f"reference-{name}" in said.output
+    assert str(FOLDER) not in said.output and "dyn-probe try" not in said.output
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -13,6 +13,7 @@ from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.first_screen.whole_command import whole_command
 from dyn_probe.report.verdicts.advice import KNOBS
 from dyn_probe.report.verdicts.verdict import sig
+from dyn_probe.trace.references import is_reference
 
 if TYPE_CHECKING:
     from dyn_probe.trace.reader import Trace
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 RULE = (
     "First-order estimates of where the same run would have ended, nats/token, ± the spread over pairs and the "
     "estimate's own miss of this run (of a margin, a fifth of the run's too), ordered by {side} per margin "
-    "lost{beyond}; dyn-probe try {run} {tried}."
+    "lost{beyond}{tried}."
 )
 MOST = 8
 """Remedies that are shown."""
@@ -51,8 +52,7 @@ def fixes(trace: Trace) -> dict[str, Any]:
     rule = RULE.format(
         side="less rise of rejected" if side == "rejected" else "Δ chosen",
         beyond=f" ({BEYOND}: beyond what this run reached)" if any(row["margin"] == BEYOND for row in rows) else "",
-        run=shlex.quote(str(trace.path)),
-        tried="prints their settings for TRL" if "trainer" in trace.manifest else "measures them",
+        tried=_tried(trace),
     )
     return {
         "none": none,
@@ -62,6 +62,14 @@ def fixes(trace: Trace) -> dict[str, Any]:
         "rows": rows,
         "rule": rule + _unknown(trace),
     }
+
+
+def _tried(trace: Trace) -> str:
+    """The command that goes on from here; a reference trace cannot be trained again where it lies."""
+    if is_reference(trace.path):
+        return ""
+    what = "prints their settings for TRL" if "trainer" in trace.manifest else "measures them"
+    return f"; dyn-probe try {shlex.quote(str(trace.path))} {what}"
 
 
 def _unknown(trace: Trace) -> str:
