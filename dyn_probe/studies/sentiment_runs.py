@@ -99,7 +99,7 @@ def on_pretrained(arm: Arm, pretrained: Pretrained, data: str) -> Arm:
     )  # fmt: skip
     config = config if own.objective == "dpo" else replace(config, beta=None)
     return replace(
-        arm, config=config, model=pretrained.name, begin=nothing, minutes=pretrained.training.minutes
+        arm, config=config, model=pretrained.name, begin=nothing, minutes=pretrained.minutes
     )  # fmt: skip
 
 

@@ -210,7 +210,9 @@ def test_a_start_is_shared_by_runs_that_differ_in_their_method_alone() -> None:
 
 
 def test_a_preset_names_the_settings_on_any_device(tmp_path: Path) -> None:
-    assert Pretrained("m", device="cpu", preset="gpu").training == TRAININGS["gpu"] != TRAININGS["cpu"]
+    there = Pretrained("m", device="cpu", preset="gpu")
+    assert there.training == TRAININGS["gpu"] != TRAININGS["cpu"]
+    assert there.minutes == TRAININGS["gpu"].minutes_on_cpu > TRAININGS["gpu"].minutes
     with pytest.raises(BadInput, match=r"unknown preset 'huge'.*with --model"):
         Pretrained("m", device="cpu", preset="huge").training  # noqa: B018
     request = reproducing.Request(tmp_path, model="m", preset="gpu", device="cpu")

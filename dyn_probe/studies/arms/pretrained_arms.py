@@ -34,6 +34,12 @@ class Pretrained:
         return replace(row, lr=row.lora_lr, sft_lr=row.lora_lr) if self.lora_rank else row
 
     @property
+    def minutes(self) -> float:
+        """What an arm takes on this type of device."""
+        on_gpu = pick_device(self.device).type == "cuda"
+        return self.training.minutes if on_gpu else self.training.minutes_on_cpu
+
+    @property
     def name(self) -> str:
         """As the tables have it: the folder's name."""
         name = Path(self.model).name

@@ -34,4 +34,4 @@ def _arm(folder: Path, name: str, data: str, called: str, pretrained: Pretrained
         max_length=256,
     )  # fmt: skip
     command = command_of(REFERENCE, [], name)
-    return Arm(REFERENCE, name, 0, config, pretrained.name, called, command, minutes=pretrained.training.minutes)
+    return Arm(REFERENCE, name, 0, config, pretrained.name, called, command, minutes=pretrained.minutes)
