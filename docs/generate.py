@@ -33,6 +33,7 @@ from dyn_probe.report.verdicts import TOPICS, VERDICTS
 from dyn_probe.report.verdicts.advice import KNOBS
 from dyn_probe.studies.arms.arm_manifest import read_collection
 from dyn_probe.studies.arms.claims_table import claims_table, table, theory_rows
+from dyn_probe.studies.arms.method_table import method_table
 from dyn_probe.studies.arms.published_table import published_table
 from dyn_probe.studies.arms.rate_choice import rate_lines
 from dyn_probe.studies.theory_page import claims as theorems
@@ -310,6 +311,11 @@ def published() -> str:
     return published_table(read_collection(sorted(CLAIMS.glob("*.jsonl"))))
 
 
+def methods() -> str:
+    """What each method of the study of objectives did to chosen and rejected."""
+    return method_table(read_collection(sorted(CLAIMS.glob("*.jsonl"))))
+
+
 def references() -> str:
     """Every reference trace: how it was trained, and what became of both responses."""
     rows = []
@@ -346,6 +352,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cost": cost,
     "references": references,
     "published-table": published,
+    "method-table": methods,
 }
 
 

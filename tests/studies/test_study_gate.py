@@ -19,6 +19,7 @@ from dyn_probe.studies.arms.arm_pages import PAGES, write_arms
 from dyn_probe.studies.arms.arm_running import run_arms
 from dyn_probe.studies.arms.claim_rows import Claim, arms_of, judge
 from dyn_probe.studies.arms.claims_table import COLUMNS, STUDIES, cell, claims_table, command, theory_rows
+from dyn_probe.studies.arms.method_table import method_table
 from dyn_probe.studies.arms.objective_page import METHODS, shown
 from dyn_probe.studies.arms.published_table import published_table
 from dyn_probe.studies.claims import Estimate
@@ -191,6 +192,16 @@ def test_commands_of_the_table_name_model_and_data() -> None:
         f"dyn-probe reproduce sentiment {model} --statements tweet_sentiment.jsonl --arm long-suffix-0",
     ]
     assert command(gate, COLUMNS[0], "collapsed: DPO", 2) == "dyn-probe reproduce gate --arm collapsed-dpo-2"
+
+
+def test_the_methods_stand_side_by_side_on_both_kinds_of_pairs() -> None:
+    sides = {"rejected": -9.0, "held_rejected": -8.0}
+    found = [manifest("objectives", "KTO", seed, chosen=1.0 + seed, held_chosen=-0.5, **sides) for seed in (0, 1)]
+    found += [manifest("objectives", "DPO", chosen=-3.0, **sides), manifest("squeezing", "DPO", chosen=99.0)]
+    lines = {line.split(" | ")[0].strip("| "): line for line in method_table(found).splitlines()}
+    assert set(METHODS) <= set(lines) and "99" not in "".join(lines.values())
+    assert "+1.50 ± 0.50 (−0.50 ± 0.01) / −9.00 ± 0.01 (−8.00 ± 0.01)" in lines["KTO"]
+    assert "−3.00 ± 0.01 (–) / −9.00 ± 0.01 (−8.00 ± 0.01)" in lines["DPO"] and lines["SPPO"].count("not run") == 1
 
 
 def test_the_published_table_has_both_forms_of_two_methods() -> None:
