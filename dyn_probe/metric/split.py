@@ -33,10 +33,9 @@ def side_gradients(batches: Sequence[tuple[Held, Tensor]], name: str, parameter:
             pairs = len(coefficients) // 2
             rows = slice(side * pairs, (side + 1) * pairs)
             total = held.weighted(name, coefficients, parameter.shape, rows, total)
-        nothing = total is None
-        found.append(
-            torch.zeros(parameter.shape, dtype=kind, device=parameter.device) if nothing else total.to(kind)  # type: ignore[union-attr]
-        )
+        if total is None:
+            total = torch.zeros(parameter.shape, dtype=kind, device=parameter.device)
+        found.append(total.to(kind))
     return found[0], found[1]
 
 

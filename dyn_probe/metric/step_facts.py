@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dyn_probe.engine.uses import trained_parameters
+from dyn_probe.engine.uses import is_split, trained_parameters
 from dyn_probe.metric.applied import wide
 from dyn_probe.metric.pushes import Moved
-from dyn_probe.metric.storing import Lost, StoredAgreement, lost_of, stored_agrees
+from dyn_probe.metric.step_reader import ParameterStep
+from dyn_probe.metric.storing import StoredAgreement, lost_of, stored_agrees
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Largest residual of law 7 relative to ``Σ|parts|``, by the type of the weights. Half-precision weights lose small
@@ -28,7 +30,8 @@ class StepFacts:
     Args:
         law7_error: largest ``|rounding| / Σ|parts|`` of its rows; None without pushes.
         law7_share: share of the weights that law 7 was checked on.
-        lost: what storing float32 weights lost of the step; None where there are none.
+        lost_share: largest ``‖Δθ rounded − Δθ‖ / ‖Δθ‖`` of a float32 parameter; None where law 7 needed no such look.
+        deviating: how many float32 parameters are not where the formula's step, rounded, puts them, if that was asked.
         unmoved_share: share of the weights that the step left as they were.
         agreement: how half-precision weights, as they are stored, compare with the formula's step.
         gradient_squared: ``‖G‖²`` of the gradient that the optimizer saw.
@@ -41,7 +44,8 @@ class StepFacts:
 
     law7_error: float | None = None
     law7_share: float | None = None
-    lost: Lost | None = None
+    lost_share: float | None = None
+    deviating: int = 0
     unmoved_share: float | None = None
     agreement: StoredAgreement | None = None
     gradient_squared: float | None = None
@@ -61,8 +65,8 @@ class StepFacts:
             return False
         if tolerance is None or self.law7_error is None or self.law7_error <= tolerance:
             return True
-        lost = self.lost
-        return lost is not None and lost.wrong <= WRONG * lost.entries and self.law7_error <= tolerance + lost.share
+        explained = self.lost_share is not None and self.law7_error <= tolerance + self.lost_share
+        return explained and not self.deviating
 
 
 class StepCounts:
@@ -71,7 +75,6 @@ class StepCounts:
     def __init__(self) -> None:
         self.weights = self.copied = self.unmoved = 0
         self.agreement: StoredAgreement | None = None
-        self.lost: Lost | None = None
         self.gradient_squared = 0.0
 
     def add(self, move: Moved, copied: bool) -> None:
@@ -87,15 +90,11 @@ class StepCounts:
             self.unmoved += found.unmoved
         else:
             self.unmoved += move.after.numel() - int(torch.count_nonzero(move.before != move.after))
-            if move.after.dtype == torch.float32:
-                found_lost = lost_of(move.before, move.after, move.step, move.gradient)
-                self.lost = found_lost if self.lost is None else self.lost + found_lost
 
     def facts(self) -> dict[str, Any]:
         """The same as fields of ``StepFacts``."""
         return {
             "agreement": self.agreement,
-            "lost": self.lost,
             "gradient_squared": self.gradient_squared,
             "law7_share": self.copied / self.weights if self.weights else None,
             "unmoved_share": self.unmoved / self.copied if self.copied else None,
@@ -106,3 +105,24 @@ def tolerance_of(model: nn.Module) -> float | None:
     """What law 7 allows: by the coarsest type among the trained weights; None where that is half precision."""
     found = {p.dtype for p in trained_parameters(model).values()}
     return max(TOLERANCES[d] for d in found) if found <= TOLERANCES.keys() else None
+
+
+def needs_a_look(law7_error: float, model: nn.Module) -> bool:
+    """Whether a residual of law 7 is one that storing float32 weights may explain. Where parameters are split over
+    processes nobody looks, since all of them would have to."""
+    tolerance = TOLERANCES[torch.float32]
+    return law7_error > tolerance and tolerance_of(model) == tolerance and not is_split(model)
+
+
+def lost_by_storing(steps: Iterable[ParameterStep], copies: Mapping[int, Tensor]) -> dict[str, Any]:
+    """``lost_share`` and ``deviating`` of a step.
+
+    Args:
+        copies: ``id(parameter)`` → its values before the step, where they are known.
+    """
+    share, deviating = 0.0, 0
+    for parameter, step, gradient in steps:
+        if (before := copies.get(id(parameter))) is not None:
+            lost, wrong = lost_of(before, parameter, step, gradient)
+            share, deviating = max(share, lost), deviating + (wrong > max(1, WRONG * before.numel()))
+    return {"lost_share": share, "deviating": deviating}

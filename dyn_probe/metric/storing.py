@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,40 +69,32 @@ def stored_agrees(
     return StoredAgreement(before.numel(), *(int(mask.sum()) for mask in found))
 
 
-FINE = 1e-5
-"""Of a step: where storing the weights lost less than this, the whole step can be compared instead of every entry."""
+SLICE = 1 << 18
+"""Entries that are compared at once."""
 
 
-@dataclass(frozen=True)
-class Lost:
-    """What storing float32 weights lost of a step; add it up over parameters with ``+``.
+def lost_of(before: Tensor, after: Tensor, step: AppliedStep, gradient: Tensor) -> tuple[float, int]:
+    """What storing one float32 parameter lost of its step, and how many of its entries are not where the formula's
+    step, rounded as they are stored, puts them; arguments as of ``stored_agrees``.
 
-    Args:
-        entries: all of them.
-        wrong: those that are not where the formula's step, rounded, puts them.
-        lost, step: ``‖Δθ as stored − Δθ‖²`` and ``‖Δθ‖²``, with ``Δθ`` the formula's step.
+    Returns:
+        ``‖Δθ rounded − Δθ‖ / ‖Δθ‖``, of the formula alone, and the number of entries that are neither its rounded value
+        nor on a rounding edge.
     """
-
-    entries: int = 0
-    wrong: int = 0
-    lost: float = 0.0
-    step: float = 0.0
-
-    def __add__(self, other: Lost) -> Lost:
-        return Lost(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
-
-    @property
-    def share(self) -> float:
-        """``‖Δθ as stored − Δθ‖ / ‖Δθ‖``."""
-        return math.sqrt(self.lost / self.step) if self.step else 0.0
-
-
-def lost_of(before: Tensor, after: Tensor, step: AppliedStep, gradient: Tensor) -> Lost:
-    """``Lost`` of one parameter; arguments as of ``stored_agrees``, which is asked where more than FINE was lost."""
-    told = step.step(gradient, before.detach())
-    squares = [float(torch.linalg.vector_norm(t)) ** 2 for t in (after.detach() - before.detach() - told, told)]
-    coarse = squares[0] > FINE**2 * squares[1]
-    return Lost(before.numel(), stored_agrees(before, after, step, gradient).wrong if coarse else 0, *squares)
+    squares, wrong, precision = [0.0, 0.0], 0, _precision(before.dtype)
+    whole = before.dim() == 0
+    height = 1 if whole else max(1, SLICE // max(1, before[:1].numel()))
+    for begin in range(0, 1 if whole else len(before), height):
+        some: Any = ... if whole else slice(begin, begin + height)
+        old, new = before.detach()[some], after.detach()[some]
+        own = step if whole else step.of(some)
+        pieces = [(piece.double(), size.double()) for piece, size in own.increments(gradient[some], old)]
+        told = sum((piece for piece, _ in pieces[1:]), pieces[0][0])
+        value, low, high = (_stored(old, pieces, slack) for slack in (0.0, -precision, precision))
+        wrong += int((~((low <= new) & (new <= high))).sum())
+        for k, tensor in enumerate((value.double() - old.double() - told, told)):
+            squares[k] += float(tensor.square().sum())
+    return (math.sqrt(squares[0] / squares[1]) if squares[1] else 0.0), wrong
 
 
 def unmoved_share(weights: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -123,7 +116,7 @@ def _stored(before: Tensor, pieces: list[tuple[Tensor, Tensor]], slack: float) -
         if slack:
             unit = math.copysign(2 * torch.finfo(exact.dtype).eps, slack)
             exact += slack * size + unit * (wide(value).abs() + exact.abs())
-        value = exact.to(before.dtype)
+        value = exact.type(before.dtype)
     return value
 
 

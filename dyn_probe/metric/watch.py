@@ -25,7 +25,7 @@ from dyn_probe.metric.free_room import free_room
 from dyn_probe.metric.pushes import Pushes, StepRows, take_apart
 from dyn_probe.metric.row_products import Explained, Moved
 from dyn_probe.metric.split import SplitMomentum, side_gradients
-from dyn_probe.metric.step_facts import StepCounts, StepFacts
+from dyn_probe.metric.step_facts import StepCounts, StepFacts, lost_by_storing, needs_a_look
 from dyn_probe.metric.step_reader import StepReader
 from dyn_probe.metric.whole import whole, whole_step
 
@@ -220,6 +220,7 @@ class StepWatch:
         seconds = self._seconds + time.perf_counter() - started
         other_terms = None if explained is None else explained.other_terms
         self.facts = replace(self.facts, other_terms=other_terms, seconds=seconds, held=held)
+        self._check_law(pushes, reader)
         self._finish(pushes, pushes)
 
     def _split_ended(self, read: Factor) -> str:
@@ -273,10 +274,8 @@ class StepWatch:
             self.split = None
 
     def _finish(self, found: Sequence[Pushes], pushes: Sequence[Pushes] | None) -> None:
-        if pushes is None:
+        if pushes is None and any(one.done is not None for one in self._waiting):
             self._add_totals(found)
-        else:
-            self._check_law(found)
         waiting = self._waiting
         self.drop()
         for k, one in enumerate(waiting):
@@ -293,6 +292,9 @@ class StepWatch:
             for one, pushes in zip(self._waiting, found, strict=True):
                 pushes.total += one.held.along(name, moved)
 
-    def _check_law(self, found: Sequence[Pushes]) -> None:
+    def _check_law(self, found: Sequence[Pushes], reader: StepReader) -> None:
         worst = max(float((p.rounding.abs() / p.size.clamp(min=1e-300)).max()) for p in found)
         self.facts = replace(self.facts, law7_error=worst)
+        if needs_a_look(worst, self.model):
+            copies = {key: self._before[name] for key, name in self._names.items() if name in self._before}
+            self.facts = replace(self.facts, **lost_by_storing(reader.steps(), copies))

@@ -239,9 +239,9 @@ class Following:
         if record.rate is not None:
             record.fill("batch_delta", numbers(-record.rate * along))
 
-    def _moved(self, record: BatchRecord | None, products: Products, outcome: StepOutcome) -> None:
+    def _moved(self, record: BatchRecord, products: Products, outcome: StepOutcome) -> None:
         """The optimizer's step has been made: what it did to a batch's rows."""
-        if record is None or self._watch is None:
+        if self._watch is None:
             return
         facts, pushes = self._watch.facts, outcome.pushes
         entries = None if pushes is None or pushes.entries is None else numbers(pushes.entries)
@@ -256,8 +256,7 @@ class Following:
         if facts.reason and self.schedule.metric_every:
             note["reason"] = facts.reason
         if not (note.get("trusted") is False or facts.trusted(tolerance_of(self.model))):
-            lost = None if facts.lost is None else facts.lost.share
-            note |= {"trusted": False, "step": record.step, "law7_error": facts.law7_error, "lost": lost}
+            note |= {"trusted": False, "step": record.step, "law7_error": facts.law7_error}
         self._note(note)
 
     def _note(self, note: dict[str, Any]) -> None:

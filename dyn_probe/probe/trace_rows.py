@@ -245,13 +245,17 @@ def gram_rows(record: BatchRecord, gram: Tensor, metric: Tensor | None = None) -
     return [row if metric is None else row | {"gram_metric": numbers(metric).ravel().tolist()}]
 
 
+ABOUT_STEP = ("law7_error", "lost_share", "law7_share", "unmoved_share", "other_terms")
+"""Fields of ``StepFacts`` that the table has as they are."""
+
+
 def step_facts(facts: StepFacts, products: Products | None) -> Row:
     """Columns of the ``steps`` table about a step that was taken apart.
 
     Args:
         products: those of the step's only batch, where it has one.
     """
-    row: Row = {name: getattr(facts, name) for name in ("law7_error", "law7_share", "unmoved_share", "other_terms")}
+    row: Row = {name: getattr(facts, name) for name in ABOUT_STEP}
     row["pushes_seconds"] = facts.seconds
     row["pushes_mib"] = None if facts.held is None else facts.held / 2**20
     if facts.other_terms is None or facts.other_terms > OTHER_TERMS:

@@ -16,7 +16,7 @@ from dyn_probe.studies.arms.gate_arms import SIZE, gate_arms
 from dyn_probe.studies.arms.objective_arms import DATA, objective_arms
 from dyn_probe.studies.arms.pretrained_arms import Pretrained
 from dyn_probe.studies.claims import claim_lines
-from dyn_probe.studies.presets import ON_PRETRAINED, TRAININGS, USUAL, preset_named
+from dyn_probe.studies.presets import ON_PRETRAINED, TRAININGS, USUAL, preset_named, training_named
 from dyn_probe.studies.sentiment_page import write_study as write_sentiment
 from dyn_probe.studies.sentiment_runs import Study, sentiment_arms
 from dyn_probe.studies.squeezing_page import figures, study_lines
@@ -49,6 +49,8 @@ class Request:
             if self.lora_rank:
                 raise BadInput("--lora-rank is for a pretrained model; name one with --model")
             return None
+        if self.preset is not None:
+            training_named(self.preset, "cpu")  # refused before anything is written
         return Pretrained(str(self.model), self.lora_rank or 0, self.device or "auto", self.preset)
 
     @property
@@ -104,7 +106,8 @@ def reproduce(
 def _short(lines: Sequence[str], missing: Sequence[str], most: int = 5) -> list[str]:
     """What is said after a single arm: the claims that could be judged, and a few of the arms that are left."""
     judged = [line for line in lines if not line.startswith("not run")]
-    more = [f"and {len(missing) - most} more arms; the report lists them all"] if len(missing) > most else []
+    left = len(missing) - most
+    more = [f"and {left} more arm{'s' * (left > 1)}; the report lists them all"] if left > 0 else []
     return [*judged, *missing[:most], *more]
 
 

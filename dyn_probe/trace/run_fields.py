@@ -132,7 +132,6 @@ class PushesInfo:
     trusted: bool | None = entry("false where the parts do not add up to the step within the tolerance")
     step: int | None = entry("the step at which that was seen")
     law7_error: float | None = entry("by how much; as the column of `steps`")
-    lost: float | None = entry("share of that step that storing float32 weights lost; null where nobody looked")
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,7 @@ STEPS = Table(
         real("pushes_mib", "MiB", "held for that until the step was made: a copy of the weights, factored gradients"),
         real("law1_error", "1", "relative error of cᵀKc = ‖∇loss‖² where the full Gram was recorded"),
         real("law7_error", "1", "largest |rounding| / Σ|parts| of the step's pushes: parts against stored weights"),
+        real("lost_share", "share", "largest part of a float32 parameter's step lost by storing, if law7_error > 1e-4"),
         real("law7_share", "share", "share of the trained weights that this was checked on"),
         *PRECISION,
         real("kappa_error", "1", "relative error of ‖G‖² = κ²cᵀKc, G the gradient that the optimizer saw"),

@@ -26,14 +26,18 @@ class WarmStart:
 
     Args:
         weights, losses: of the policy and of its stages.
+        pairs: the training pairs that they took, in their order; a run with others makes its own start.
         random: the states of the random generators then.
-        table: its log-probabilities of the pairs that a run uses, where a run took it as its reference.
+        table: its log-probabilities of the pairs that a run uses, where a run took it as its reference, evaluated with
+            batches of ``batch_size``.
     """
 
     weights: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
+    pairs: tuple[str, ...] = ()
     random: list[Any] = field(default_factory=list)
     table: dict[str, tuple[float, float]] = field(default_factory=dict)
+    batch_size: int = 0
 
 
 @dataclass(eq=False)

@@ -118,7 +118,8 @@ def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart
     """Supervised stages (every process runs the same), or the weights that an earlier run left in ``warm``."""
     config, model = setup.config, setup.model
     losses: dict[str, float] = {}
-    if warm is not None and warm.weights:
+    ids = tuple(pair.pair_id for pair in setup.pairs)
+    if warm is not None and warm.weights and warm.pairs == ids:
         model.load_state_dict(warm.weights)
         set_random_states([setup.device], warm.random)
         losses = warm.losses
@@ -132,9 +133,10 @@ def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart
             if steps:
                 run_stage = _reading if pairs is reading else _stage
                 losses[title] = run_stage(setup, display, title, pairs, objective, steps, lr or 0.0)
-    if warm is not None and not warm.weights:
-        warm.weights = {name: value.clone() for name, value in model.state_dict().items()}
-        warm.losses, warm.random = losses, random_states([setup.device])
+        if warm is not None:
+            warm.weights = {name: value.clone() for name, value in model.state_dict().items()}
+            warm.losses, warm.random = losses, random_states([setup.device])
+            warm.pairs, warm.table = ids, {}
     writer.update_manifest(warmup=losses)
 
 
@@ -179,14 +181,15 @@ def make_reference(setup: Setup, display: Display, warm: WarmStart | None = None
     if setup.method.live_reference or not config.precompute_reference:
         return live_reference(model, setup.autocast)
     used = pairs_used(setup)
-    if warm is not None and warm.table.keys() == {pair.pair_id for pair in used}:
+    same = warm is not None and warm.batch_size == config.batch_size
+    if warm is not None and same and warm.table.keys() == {pair.pair_id for pair in used}:
         return Reference(dict(warm.table), None, setup.autocast)
     with display.bar("reference   ", len(used)) as advance:
         table = evaluate_pairs(
             model, used, setup.pad_id, 2 * config.batch_size, setup.device, setup.autocast, advance, setup.processes
         )
     if warm is not None:
-        warm.table = dict(table)
+        warm.table, warm.batch_size = dict(table), config.batch_size
     return Reference(table, None, setup.autocast)
 
 

@@ -87,6 +87,32 @@ def test_products_equal_those_from_logits(head, full, alone, monkeypatch):
     assert close(found, expected)
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["", "normaliser known"])
+@pytest.mark.parametrize("head", HEADS)
+def test_halves_of_the_heads_rows_add_up(head, known):
+    """Each response's gradient of the head, by a backward of its own, against the sums over half of the rows."""
+    model, batch = model_of(head), make_batch(seed=5)
+    weight = model.get_output_embeddings().weight
+    rows = rows_of(model, batch)
+    wanted = [torch.autograd.grad(row, weight, retain_graph=True)[0] for row in rows]
+    with Recording(model, hold=True) as recording:
+        tokens, mask = fused_logps(model, batch)
+        recording.watch(tokens, mask)
+        loss_of(tokens.sum(1)).backward()
+        recording.result()
+        held = recording.held()
+    name = next(name for name, parameter in model.named_parameters() if parameter is weight)
+    heads = [one for factors, _ in held.parts for one in factors[name] if one.form == "head"]
+    assert len(heads) == 1 and heads[0].normaliser is not None
+    if not known:
+        heads[0].normaliser = None
+    coefficients = torch.linspace(-1.0, 2.0, len(wanted), dtype=torch.float64)
+    half = batch.pairs
+    for some in (slice(0, half), slice(half, 2 * half)):
+        found = held.weighted(name, coefficients, weight.shape, some)
+        assert close(found, sum(c * g for c, g in zip(coefficients[some].float(), wanted[some], strict=True)))
+
+
 @pytest.mark.parametrize("head", ["untied", "tied"])
 def test_pushes_through_the_head_add_up_to_the_step(head):
     """Along the optimizer's step, in its metric, and summed: every operation of the head's factor."""

@@ -10,7 +10,7 @@ from metric_runs import SETUPS, Record, Setup, train
 
 from dyn_probe.metric import AppliedStep, StoredAgreement, stored_agrees, unmoved_share
 from dyn_probe.metric.step_facts import StepFacts
-from dyn_probe.metric.storing import Lost, lost_of
+from dyn_probe.metric.storing import lost_of
 
 BROKEN_IN_TORCH = [
     name for name, setup in SETUPS.items() if setup.make is torch.optim.SGD and setup.options.get("fused")
@@ -93,35 +93,41 @@ FINETUNING = [1e-4, 1e-6, 1e-7]
 @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}], ids=str)
 def test_what_float32_loses_of_a_small_step_is_no_error(rate: float, options: dict[str, bool]) -> None:
     """Weights of size 1 lie 6e-8 to 1.2e-7 apart: of a step of that size much is lost, and nothing is wrong."""
-    records = train(Setup(torch.optim.AdamW, options, rate=rate, decays=(0.1, 0.4)), torch.float32)
-    found = total(records)
-    assert found.wrong == 0 and found.entries == sum(r.before.numel() for r in records)
-    stored = torch.cat([(r.after - r.before).double().flatten() for r in records])
-    exact = torch.cat([r.step.step(r.gradient.double(), r.before.double()).flatten() for r in records])
-    assert found.share == pytest.approx(float((stored - exact).norm() / exact.norm()), rel=0.05)
-    assert found.share > 1e-5
+    for r in train(Setup(torch.optim.AdamW, options, rate=rate, decays=(0.1, 0.4)), torch.float32):
+        share, wrong = lost_of(r.before, r.after, r.step, r.gradient)
+        told = r.step.step(r.gradient.double(), r.before.double())
+        stored = (r.after - r.before).double()
+        assert wrong == 0
+        assert share == pytest.approx(float((stored - told).norm() / told.norm()), rel=0.2, abs=1e-6)
 
 
-@pytest.mark.parametrize(("rate", "factor"), [(0.02, 0.9999), (1e-4, 0.999), (1e-6, 0.9)])
-def test_a_wrong_step_is_found_in_float32(rate: float, factor: float) -> None:
-    records = train(Setup(torch.optim.AdamW, {}, rate=rate, decays=(0.1, 0.4)), torch.float32)
-    wrong = sum((lost_of(r.before, r.after, smaller(r.step, factor), r.gradient) for r in records), Lost())
-    assert wrong.wrong > 0.01 * wrong.entries
+@pytest.mark.parametrize("change", ["a tenth", "a hundredth", "no decay"])
+def test_a_wrong_step_is_found_in_float32(change: str) -> None:
+    """Also where the weights' type holds little of it; what storing lost is the formula's own and hides nothing."""
+    records = train(Setup(torch.optim.AdamW, {}, rate=1e-6, decays=(0.1, 0.4)), torch.float32)
+    factors, wrong = {"a tenth": 0.9, "a hundredth": 0.99}, 0
+    for r in records:
+        broken = smaller(r.step, factors[change]) if change in factors else replace(r.step, decay=0.0)
+        wrong += lost_of(r.before, r.after, broken, r.gradient)[1]
+    assert wrong > 0.05 * sum(r.before.numel() for r in records)
+
+
+def test_slices_are_compared_like_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = train(Setup(torch.optim.AdamW, {}, rate=1e-6), torch.float32)
+    whole = [lost_of(r.before, r.after, smaller(r.step, 0.9), r.gradient) for r in records]
+    monkeypatch.setattr("dyn_probe.metric.storing.SLICE", 1)
+    parts = [lost_of(r.before, r.after, smaller(r.step, 0.9), r.gradient) for r in records]
+    assert [wrong for _, wrong in whole] == [wrong for _, wrong in parts] and any(wrong for _, wrong in whole)
+    assert [share for share, _ in whole] == pytest.approx([share for share, _ in parts])
 
 
 def test_a_residual_is_trusted_as_far_as_storing_explains_it() -> None:
-    """Law 7 is missed by more than its tolerance: trusted where no weight deviates, and up to what was lost."""
-    lost = Lost(entries=10_000, wrong=1, lost=1e-6, step=1.0)
+    """Law 7 is missed by more than its tolerance: trusted where no parameter deviates, and up to what was lost."""
     assert StepFacts(law7_error=9e-5).trusted(1e-4) and not StepFacts(law7_error=2e-4).trusted(1e-4)
-    assert StepFacts(law7_error=1e-3, lost=lost).trusted(1e-4)
-    assert not StepFacts(law7_error=1.2e-3, lost=lost).trusted(1e-4)
-    assert not StepFacts(law7_error=1e-3, lost=replace(lost, wrong=2)).trusted(1e-4)
+    assert StepFacts(law7_error=1e-3, lost_share=1e-3).trusted(1e-4)
+    assert not StepFacts(law7_error=1.2e-3, lost_share=1e-3).trusted(1e-4)
+    assert not StepFacts(law7_error=1e-3, lost_share=1e-3, deviating=1).trusted(1e-4)
     assert StepFacts(law7_error=0.5).trusted(None)
-
-
-def total(records: list[Record]) -> Lost:
-    """What storing lost, over all parameters and steps."""
-    return sum((lost_of(r.before, r.after, r.step, r.gradient) for r in records), Lost())
 
 
 def test_what_bfloat16_loses_is_counted() -> None:

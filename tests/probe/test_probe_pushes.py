@@ -146,6 +146,21 @@ def test_a_step_that_is_only_followed_multiplies_with_no_change_and_copies_no_we
     assert load_trace(tmp_path / "run").pushes["all_chosen"].notna().all()
 
 
+def test_the_momentum_of_both_sides_is_a_snapshot(tmp_path):
+    """What was read for a checkpoint, and what was loaded from one, does not change with later steps."""
+    model = make_model("llama")
+    optimizer = adamw(model)
+    probe = Probe(model, optimizer=optimizer, metric_every=2, split_momentum=True)
+    train(model, optimizer, probe, steps=1, realised=False)
+    read = probe.momentum
+    values = {name: [side.clone() for side in sides] for name, sides in read.items()}
+    again = Probe(model, optimizer=optimizer, metric_every=2, split_momentum=True)
+    again.momentum = read
+    train(model, optimizer, again, steps=2, realised=False)
+    assert read and all(torch.equal(a, b) for name in read for a, b in zip(read[name], values[name], strict=True))
+    assert any(not torch.equal(again.momentum[name][0], values[name][0]) for name in read)
+
+
 def test_a_momentum_that_was_there_before_is_not_divided(tmp_path):
     """A probe that comes late cannot know whose momentum it finds: everything but the two sides is recorded."""
     model = make_model("llama")

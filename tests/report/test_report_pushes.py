@@ -129,13 +129,21 @@ def test_pushes_that_do_not_add_up_are_not_to_be_trusted(trace: Trace) -> None:
     ],
 )
 def test_a_small_miss_of_float32_weights_may_be_their_storage(
-    trace: Trace, dtype: str, error: float, lost: float | None, level: str
+    dtype: str, error: float, lost: float | None, level: str, tmp_path: Path
 ) -> None:
     """An older trace does not say what storing lost of the step; one that does has compared the weights."""
-    pushes = {"trusted": False, "step": 0, "law7_error": error, "lost": lost}
-    found = only(what_moved.untrusted(with_manifest(trace, pushes=pushes, config={"dtype": dtype})))
+    pushes = {"trusted": False, "step": 0, "law7_error": error}
+    run = changed(tmp_path / "run", "steps", law7_error=error, lost_share=lost)
+    found = only(what_moved.untrusted(with_manifest(run, pushes=pushes, config={"dtype": dtype})))
     assert found.level == level and ("older trace" in found.sentence) == (level == "note")
     assert "step 0" in found.sentence and value(found, "law7_error") == error
+
+
+@pytest.mark.parametrize(("lost", "said"), [(None, 1), (0.01, 1), (0.05, 0)])
+def test_a_miss_that_storing_explains_is_no_warning(lost: float | None, said: int, tmp_path: Path) -> None:
+    """The recorder trusted such a run; the report reads the same columns."""
+    run = changed(tmp_path / "run", "steps", law7_error=0.04, lost_share=lost)
+    assert len(what_moved.untrusted(with_manifest(run, config={"dtype": "float32"}))) == said
 
 
 @pytest.mark.parametrize(

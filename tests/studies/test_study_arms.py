@@ -220,6 +220,8 @@ def test_a_preset_names_the_settings_on_any_device(tmp_path: Path) -> None:
     assert ("--preset", "gpu") in request.options
     with pytest.raises(BadInput, match="for a pretrained model here; name one with --model"):
         reproducing.reproduce("objectives", reproducing.Request(tmp_path / "none", preset="gpu"))
+    with pytest.raises(BadInput, match=r"unknown preset 'tiny'.*with --model"):
+        reproducing.reproduce("squeezing", reproducing.Request(tmp_path / "none", model="m", preset="tiny"))
     assert not (tmp_path / "none").exists()
 
 

@@ -212,7 +212,8 @@ WIDE, MISSED = ("float32", "float64"), 1e-2
 
 def untrusted(trace: Trace) -> list[Verdict]:
     """Whether the parts failed to add up to the step."""
-    note, worst = trace.about.pushes, finite(numbers(trace.steps, "law7_error"))
+    note, lost = trace.about.pushes, numbers(trace.steps, "lost_share")
+    worst = finite(numbers(trace.steps, "law7_error") - np.nan_to_num(lost))
     if note is None or note.trusted is None:
         missed = trace.about.config.get("dtype") in WIDE and len(worst) and worst.max() > MISSED
         note = PushesInfo(None, False, None, float(worst.max())) if missed else None
@@ -221,7 +222,7 @@ def untrusted(trace: Trace) -> list[Verdict]:
     at = "" if note.step is None else f" at step {note.step}"
     size = "" if note.law7_error is None else f": they miss it by {sig(note.law7_error, 2)} of their sizes"
     known = [] if note.law7_error is None else [Number("law7_error", "largest miss", note.law7_error, "1")]
-    single = note.lost is None and trace.about.config.get("dtype") == "float32"
+    single = not len(finite(lost)) and trace.about.config.get("dtype") == "float32"
     if single and note.law7_error is not None and note.law7_error <= MISSED:
         return say(
             "note",

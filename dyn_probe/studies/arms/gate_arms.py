@@ -77,7 +77,7 @@ def gate_arms(folder: Path, size: Preset, file: Path, texts: Sequence[str], opti
         large = folder / "models" / f"{seed}-larger"
         widen = partial(warm_model, large, file, texts, larger(size), seed)
         wide = _arm(folder, LARGER_DPO, "", large, file, size, seed, options, widen)
-        arms.append(replace(wide, minutes=3.0))  # most of it makes its model, which no other arm does
+        arms.append(replace(wide, minutes=5.0))  # most of it makes its model, which no other arm does
     return arms
 
 
