@@ -20,16 +20,6 @@ def random_states(devices: Iterable[torch.device]) -> list[Any]:
     return [random.getstate(), torch.get_rng_state(), *(_state(device) for device in sorted(others, key=str))]
 
 
-def set_random_states(devices: Iterable[torch.device], states: list[Any]) -> None:
-    """Put back what ``random_states`` gave for the same devices."""
-    others = {device for device in devices if device.type not in ("cpu", "meta")}
-    random.setstate(states[0])
-    torch.set_rng_state(states[1])
-    for device, state in zip(sorted(others, key=str), states[2:], strict=True):
-        module = torch.get_device_module(device)
-        module.set_rng_state(state) if device.type == "mps" else module.set_rng_state(state, device)
-
-
 def _state(device: torch.device) -> Tensor:
     module = torch.get_device_module(device)
     return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)

@@ -26,18 +26,14 @@ class WarmStart:
 
     Args:
         weights, losses: of the policy and of its stages.
-        pairs: the training pairs that they took, in their order; a run with others makes its own start.
-        random: the states of the random generators then.
-        table: its log-probabilities of the pairs that a run uses, where a run took it as its reference, evaluated with
-            batches of ``batch_size``.
+        basis: batch size and training pairs of the run that made it; one with others makes a start of its own.
+        table: its log-probabilities of the pairs that a run uses, where a run took it as its reference.
     """
 
     weights: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
-    pairs: tuple[str, ...] = ()
-    random: list[Any] = field(default_factory=list)
+    basis: tuple[Any, ...] = ()
     table: dict[str, tuple[float, float]] = field(default_factory=dict)
-    batch_size: int = 0
 
 
 @dataclass(eq=False)

@@ -12,7 +12,6 @@ from dyn_probe.data.encoding import EncodedPair
 from dyn_probe.data.models import DTYPES
 from dyn_probe.data.names import BUILT_IN
 from dyn_probe.engine.certificate import TOLERANCES
-from dyn_probe.engine.randomness import random_states, set_random_states
 from dyn_probe.mass.start_kl import StartPolicy
 from dyn_probe.objectives import SUPERVISED
 from dyn_probe.probe import Probe
@@ -118,10 +117,9 @@ def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart
     """Supervised stages (every process runs the same), or the weights that an earlier run left in ``warm``."""
     config, model = setup.config, setup.model
     losses: dict[str, float] = {}
-    ids = tuple(pair.pair_id for pair in setup.pairs)
-    if warm is not None and warm.weights and warm.pairs == ids:
+    basis = (config.batch_size, *(pair.pair_id for pair in setup.pairs))
+    if warm is not None and warm.weights and warm.basis == basis:
         model.load_state_dict(warm.weights)
-        set_random_states([setup.device], warm.random)
         losses = warm.losses
     else:
         reading = reading_pairs(setup.tokenizer) if config.pretrain_steps else []
@@ -135,8 +133,7 @@ def warm_up(setup: Setup, display: Display, writer: TraceWriter, warm: WarmStart
                 losses[title] = run_stage(setup, display, title, pairs, objective, steps, lr or 0.0)
         if warm is not None:
             warm.weights = {name: value.clone() for name, value in model.state_dict().items()}
-            warm.losses, warm.random = losses, random_states([setup.device])
-            warm.pairs, warm.table = ids, {}
+            warm.losses, warm.basis, warm.table = losses, basis, {}
     writer.update_manifest(warmup=losses)
 
 
@@ -181,15 +178,14 @@ def make_reference(setup: Setup, display: Display, warm: WarmStart | None = None
     if setup.method.live_reference or not config.precompute_reference:
         return live_reference(model, setup.autocast)
     used = pairs_used(setup)
-    same = warm is not None and warm.batch_size == config.batch_size
-    if warm is not None and same and warm.table.keys() == {pair.pair_id for pair in used}:
+    if warm is not None and warm.table.keys() == {pair.pair_id for pair in used}:
         return Reference(dict(warm.table), None, setup.autocast)
     with display.bar("reference   ", len(used)) as advance:
         table = evaluate_pairs(
             model, used, setup.pad_id, 2 * config.batch_size, setup.device, setup.autocast, advance, setup.processes
         )
     if warm is not None:
-        warm.table, warm.batch_size = dict(table), config.batch_size
+        warm.table = dict(table)
     return Reference(table, None, setup.autocast)
 
 

@@ -131,11 +131,11 @@ def test_pushes_that_do_not_add_up_are_not_to_be_trusted(trace: Trace) -> None:
 def test_a_small_miss_of_float32_weights_may_be_their_storage(
     dtype: str, error: float, lost: float | None, level: str, tmp_path: Path
 ) -> None:
-    """An older trace does not say what storing lost of the step; one that does has compared the weights."""
+    """A trace that does not say what storing lost of the step (an older one, or parameters split over processes)."""
     pushes = {"trusted": False, "step": 0, "law7_error": error}
     run = changed(tmp_path / "run", "steps", law7_error=error, lost_share=lost)
     found = only(what_moved.untrusted(with_manifest(run, pushes=pushes, config={"dtype": dtype})))
-    assert found.level == level and ("older trace" in found.sentence) == (level == "note")
+    assert found.level == level and ("does not say whether" in found.sentence) == (level == "note")
     assert "step 0" in found.sentence and value(found, "law7_error") == error
 
 

@@ -259,7 +259,11 @@ def test_a_grid_goes_on_with_what_is_missing(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_chosen_rises_under_normalised_updates_where_dpo_lowers_it(tmp_path):
+def test_normalised_updates_keep_chosen_above_dpos_and_the_line_says_what_the_numbers_say(tmp_path):
     runs = configurations(RunConfig(), tmp_path, ["dpo", "dpo+pairwise-normalised"], seeds=2)
     train_grid(runs, str, progress=False)
-    assert outcome_lines(outcomes(runs))[-1].startswith("As predicted")
+    found = outcomes(runs)
+    plain, normalised = ([one.chosen for one in found if ("normalised" in one.method) == own] for own in (False, True))
+    assert all(n > p + 1 for n, p in zip(normalised, plain, strict=True)) and max(plain) < 0
+    line = outcome_lines(found)[-1]
+    assert line.startswith("As predicted" if sum(normalised) > 0 else "Chosen does not rise under pairwise-normalised")

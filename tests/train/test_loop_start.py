@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from loop_runs import run
+from loop_runs import run, small
 
 from dyn_probe.report.changes import run_change, run_start
 from dyn_probe.report.verdicts.generalised import held_out_line
-from dyn_probe.trace.reader import Trace
+from dyn_probe.trace.reader import Trace, load_trace
+from dyn_probe.train.loop import record
+from dyn_probe.train.run import WarmStart
 
 SIDES = ("chosen", "rejected")
 
@@ -42,6 +45,21 @@ def test_every_objective_has_a_change_of_each_pair_from_before_training(name: st
         by_hand = (end[f"logp_{side}"] - start[f"ref_logp_{side}"].reindex(end.index)) / end[f"len_{side}"]
         np.testing.assert_allclose(moved.side(side), by_hand, atol=1e-5)
     assert held_out_line(runs[name]).startswith("On held-out pairs chosen ")
+
+
+@pytest.mark.parametrize("change", [{"max_pairs": 16}, {"batch_size": 2}], ids=str)
+def test_a_start_is_taken_over_by_runs_of_the_same_pairs_and_batches(change: dict[str, int], tmp_path: Path) -> None:
+    """Others make a start of their own: sums of other batches round otherwise."""
+    warm, made = WarmStart(), []
+    common = {"sft_steps": 2, "max_pairs": 24, "batch_size": 4}
+    for name, options in (("first", {}), ("again", {"objective": "ipo"}), ("other", change)):
+        before = warm.weights, warm.table
+        record(small(tmp_path / name, **common | options), progress=False, warm=warm)  # no step draws random numbers
+        made.append((warm.weights is not before[0], warm.table is not before[1]))
+    assert made == [(True, True), (False, False), (True, True)]
+    shared = load_trace(tmp_path / "other").pairs
+    alone = load_trace(record(small(tmp_path / "alone", **common | change), progress=False)).pairs
+    pd.testing.assert_frame_equal(shared, alone, check_exact=True)
 
 
 def test_nothing_is_measured_where_no_pair_is_evaluated_at_the_end(tmp_path: Path) -> None:

@@ -227,8 +227,8 @@ def untrusted(trace: Trace) -> list[Verdict]:
         return say(
             "note",
             f"The parts of the pushes miss the step that the weights made{at} by {sig(note.law7_error, 2)} of their "
-            "sizes. Storing float32 weights can lose as much of a small step; this older trace does not say whether "
-            "it did.",
+            "sizes. Storing float32 weights can lose as much of a small step; this trace does not say whether it "
+            "did.",
             "|rounding| / Σ|parts| above 1e-4, in float32, without a comparison of the stored weights",
             *known,
         )
