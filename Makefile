@@ -27,7 +27,7 @@ help:  ## list the targets
 install: $(VENV)/.stamp-dev  ## install with the development tools, and do nothing else
 
 demo: $(VENV)/.stamp-package  ## install, record a run on the built-in model and data, write its report
-	$(KEPT_BYTECODE) OMP_NUM_THREADS=1 $(BIN)/dyn-probe record --out $(RUN) --max-pairs 200 --update --mass-every 20 --tokens-every 20 --force
+	$(KEPT_BYTECODE) OMP_NUM_THREADS=1 $(BIN)/dyn-probe record --out $(RUN) --max-pairs 200 --steps 100 --update --mass-every 20 --tokens-every 20 --force
 	$(KEPT_BYTECODE) $(BIN)/dyn-probe report $(RUN) --force
 	@echo
 	@echo "The report is one file, made from the run just recorded:"

@@ -6,8 +6,9 @@
 For every run, a row of a Markdown table: the share of rows in which the total push has the sign of the realised
 change, and their correlation, for both sides; how much of the squared difference of the two is one step's; the case of
 most rows, by measurement and with every realised column removed; and how many of the pairs whose chosen response fell
-most over the run are among the first by the sums of their total pushes, and by their measured change between recorded
-rows. The two sides of each comparison were obtained separately: totals from gradients and the weights' change,
+most are among the first by total pushes alone: where the fall is the sum of the realised changes of the recorded steps,
+and where it is the change from the start of the run to its end (there by the measured change between recorded rows
+too). The two sides of each comparison were obtained separately: totals from gradients and the weights' change,
 realised changes by further forward passes. ``--record`` trains the runs of RUNS (built-in model, some twenty seconds
 each; those that are in FOLDER already are kept) and compares them.
 """
@@ -41,20 +42,26 @@ METHODS: dict[str, tuple[str, ...]] = {
     "pairwise-normalised": ("--shaping", "pairwise-normalised"),
 }
 STYLES = ("single-token", "short-suffix", "long-suffix", "prefix-suffix")
+FASTER = "2e-4"
 RUNS: dict[str, tuple[str, ...]] = {
-    "demo": ("--max-pairs", "200", "--update"),
+    "demo": ("--max-pairs", "200", "--steps", "100", "--update"),
     **{style: (*SHORT, "--data", f"sentiment:{style}") for style in STYLES},
     **{f"{name}-{s}": (*SHORT, *given, "--seed", str(s)) for name, given in METHODS.items() for s in (0, 1)},
-    "dpo-0-lr-1e-4": (*SHORT, "--lr", "1e-4"),
+    **{
+        f"{name}-{s}-lr-{FASTER}": (*SHORT, *given, "--seed", str(s), "--lr", FASTER)
+        for name, given in METHODS.items()
+        for s in (0, 1)
+    },
     "dpo-0-lr-5e-5": (*SHORT, "--lr", "5e-5"),
     "every-pair": (*SHORT, "--batch-size", "108"),
 }
-"""Name of a run → what follows `dyn-probe record`. The last three are for what is missed: smaller steps, and a run in
-which every pair is recorded at every step."""
+"""Name of a run → what follows `dyn-probe record`. The last ones show what the comparison depends on: larger and
+smaller steps, and a run in which every pair is recorded at every step."""
 
 HEAD = (
     "run", "rows", "sign, r: chosen", "sign, r: rejected", "worst step's share of the squared difference",
-    "r without it", "case: measured, without realised columns", "pairs, rows of each", "first {top}: pushes, fall",
+    "r without it", "case: measured, without realised columns", "pairs, rows of each",
+    "first {top} of the recorded steps: pushes", "first {top} from start to end: pushes, fall",
 )  # fmt: skip
 
 
@@ -83,14 +90,23 @@ def worst_step(rows: pd.DataFrame) -> tuple[float, float]:
     ).pearson
 
 
-def majority(trace: Trace, realised: bool) -> tuple[int, str]:
-    """The case of most rows and the basis it rests on, with or without what was measured."""
+def majority(trace: Trace, realised: bool) -> str:
+    """The case of most rows, the basis it rests on, and the rows of the two most frequent cases; with or without what
+    was measured."""
     pairs = completed(trace)
     if not realised:
         pairs = pairs.drop(columns=[name for name in pairs.columns if "realised" in name])
     basis = basis_of(pairs)
-    case = finite(case_of(pairs, basis))
-    return int(np.bincount(case.astype(int)).argmax()), BASES[basis].name
+    counts = np.bincount(finite(case_of(pairs, basis)).astype(int), minlength=5)
+    second, first = np.argsort(counts, kind="stable")[-2:]
+    return f"{first} ({BASES[basis].name}, {counts[first]} : {counts[second]})"
+
+
+def overlap_of_steps(rows: pd.DataFrame, top: int) -> int:
+    """How many of the pairs that fell most in the recorded steps are among the first by the sums of their totals."""
+    sums = rows.groupby("pair_id")[["total", "realised"]].sum()
+    first = [set(sums[name].nsmallest(top).index) for name in ("total", "realised")]
+    return len(first[0] & first[1])
 
 
 def overlap(trace: Trace, by: str, top: int) -> int:
@@ -106,11 +122,12 @@ def cells(folder: Path, top: int) -> list[str]:
     tables = [measured(trace, side) for side in SIDES]
     found = [agreement(numbers(rows, "total"), numbers(rows, "realised")) for rows in tables]
     share, others = worst_step(tables[0])
-    cases = ", ".join(f"{case} ({basis})" for case, basis in (majority(trace, True), majority(trace, False)))
+    cases = ", ".join(majority(trace, realised) for realised in (True, False))
     pairs = trace.pairs["pair_id"].nunique()
     return [
         folder.name, str(found[0].n), *(f"{100 * one.same_sign:.1f} %, {one.pearson:.3f}" for one in found),
         f"{100 * share:.0f} %", f"{others:.3f}", cases, f"{pairs}, {len(trace.pairs) / pairs:.1f}",
+        str(overlap_of_steps(tables[0], top)),
         ", ".join(str(overlap(trace, by, top)) for by in ("pushes", "fall")),
     ]  # fmt: skip
 

@@ -23,7 +23,7 @@ def _option(default: Any, help: str, **more: Any) -> Any:
 
 
 BY_MODEL: dict[str, tuple[float, float, float]] = {
-    "lr": (2e-4, 1e-5, 1e-6),
+    "lr": (1e-4, 1e-5, 1e-6),
     "pretrain_steps": (600, 0, 0),
     "sft_steps": (20, 0, 0),
     "sft_lr": (2e-4, 1e-5, 1e-5),
