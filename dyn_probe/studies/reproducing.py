@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -67,6 +68,12 @@ class Request:
         left_out = ("folder", "seeds", "device")
         return [(f"--{k.replace('_', '-')}", v) for k, v in asdict(self).items() if k not in left_out]
 
+    def places(self, study: str) -> str:
+        """The options that say where an arm of this study goes on, beside ``options``: " --out F --seeds N …"."""
+        out = None if self.folder == Path("runs") / study else self.folder
+        given = {"out": out, "seeds": self.seeds, "device": self.device}
+        return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
+
     @property
     def settings(self) -> dict[str, Any]:
         """What a continuation must be given again."""
@@ -96,7 +103,7 @@ def reproduce(
     chosen = chosen_arms(arms, arm)
     begin_study(request.folder, study, request.settings)
     run_arms(chosen, request.folder, say, force)
-    finished, missing = [one for one in arms if done(one) is not None], not_run_lines(arms)
+    finished, missing = [one for one in arms if done(one) is not None], not_run_lines(arms, request.places(study))
     page, lines = write(finished, missing)
     for line in [*lines, *missing] if arm is None else _short(lines, missing):
         say(line)

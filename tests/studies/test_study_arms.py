@@ -113,7 +113,7 @@ def test_what_is_done_is_not_trained_again(two: Any, tmp_path: Path, monkeypatch
         "dyn_probe.studies.arms.arm_running.train_arm", lambda arm, log, start: trained.append(arm.key) or found[0]
     )
     run_arms(arms, folder, lambda _: None)
-    assert trained == [] and not_run_lines(arms) == []
+    assert trained == [] and not_run_lines(arms, "") == []
     other = replace(arms[0], config=replace(arms[0].config, lr=1e-5))
     assert done(other) is None and done(replace(arms[0], seed=1)) is None
     said: list[str] = []
@@ -123,7 +123,8 @@ def test_what_is_done_is_not_trained_again(two: Any, tmp_path: Path, monkeypatch
     assert trained == ["dpo-0", "dpo-0", "dpo-extended-sft-0"]
     whole = (arms[0].folder / "arm.json").read_text()
     (arms[0].folder / "arm.json").write_text(whole[:50])
-    assert read_arm(arms[0].folder) is None and not_run_lines(arms) == [f"not run: dpo-0: {arms[0].command}"]
+    assert read_arm(arms[0].folder) is None
+    assert not_run_lines(arms, " --seeds 2") == [f"not run: dpo-0: {arms[0].command} --seeds 2"]
     (arms[0].folder / "arm.json").write_text(whole)
 
 
@@ -246,6 +247,13 @@ def test_arms_on_a_pretrained_model_share_their_settings(tmp_path: Path) -> None
     assert kept["DPO, extended SFT"].sft_objective == "extended_sft"
 
 
+def test_what_goes_on_with_a_request_names_its_folder_seeds_and_device() -> None:
+    request = reproducing.Request(Path("runs/objectives"))
+    assert request.places("objectives") == "" and request.places("gate") == " --out runs/objectives"
+    request = reproducing.Request(Path("my runs"), seeds=3, device="cpu")
+    assert request.places("objectives") == " --out 'my runs' --seeds 3 --device cpu"
+
+
 def test_the_command_trains_one_arm_and_names_the_others(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, arms, _, _ = two
     copy = folder.parent / "by-command"
@@ -256,9 +264,8 @@ def test_the_command_trains_one_arm_and_names_the_others(two: Any, monkeypatch: 
     monkeypatch.setattr(reproducing, "Study", lambda **_: SMALL)
     shown: Any = CliRunner().invoke(app, ["reproduce", "objectives", "--arm", "dpo-0", "--out", str(copy)])
     assert shown.exit_code == 0, shown.output
-    assert (
-        "1 of 1: dpo-0" in shown.output and "not run: ipo-0: dyn-probe reproduce objectives --arm ipo-0" in shown.output
-    )
+    ipo = f"not run: ipo-0: dyn-probe reproduce objectives --arm ipo-0 --out {copy}\n"
+    assert "1 of 1: dpo-0" in shown.output and ipo in shown.output
     assert shown.output.count("not run") == 5 and "more arms; the report lists them all" in shown.output
     page = (copy / "report" / "report.html").read_text(encoding="utf-8")
     assert "Ten objectives" in page and "not run: simpo-0" in page and "DPO, extended SFT" in page

@@ -180,6 +180,6 @@ def not_run(arms: Sequence[Arm]) -> list[Arm]:
     return [arm for arm in arms if done(arm) is None]
 
 
-def not_run_lines(arms: Sequence[Arm]) -> list[str]:
-    """A line for each arm that was not run, with its command."""
-    return [f"not run: {arm.key}: {arm.command}" for arm in not_run(arms)]
+def not_run_lines(arms: Sequence[Arm], more: str) -> list[str]:
+    """A line for each arm that was not run, with its command and ``more``: options of the request that it goes on."""
+    return [f"not run: {arm.key}: {arm.command}{more}" for arm in not_run(arms)]
