@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from dyn_probe.engine.kernels import known_kernel, norm_kernel, pair_kernel
+from dyn_probe.engine.kernels import norm_kernel, pair_kernel
 
 TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 """What multiplies on tensor cores, by its names in PTX."""
@@ -39,18 +41,62 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """What the kernel of pairs is compiled for."""
 KNOWN: dict[str, dict[str, Any]] = {
-    "products, metric, two directions": {},
-    "products, metric, two directions and the weight's gradient": {"sum_up": True},
-    "products, metric, two directions, 16 inputs": {"narrow": 16},
+    "products, metric, two directions": {"directions": 2},
+    "products, metric, two directions and the weight's gradient": {"directions": 2, "sum_up": True},
+    "products, metric, two directions, 16 inputs": {"directions": 2, "narrow": 16},
 }
-"""What the kernel with a metric is compiled for."""
+"""What it is compiled for with a metric."""
+DIVISIBLE = {"inputs", "grads", "partial", "live", "total", "metric", "along", "p", "q", "features"}
+"""Arguments that are taken to be multiples of 16."""
 
 
 def resources(architecture: int, dtype: str, variant: str) -> Resources:
     """Of a kernel for a compute capability (80 for 8.0), a type of activations, a row of ``VARIANTS`` or ``KNOWN``."""
-    if variant in KNOWN:
-        return used_by(known_kernel.compiled(architecture, dtype, **KNOWN[variant]))
-    return used_by(pair_kernel.compiled(architecture, dtype, **VARIANTS[variant]))
+    return used_by(pair_kernel_for(architecture, dtype, **(VARIANTS | KNOWN)[variant]))
+
+
+def pair_kernel_for(architecture: int, dtype: str, narrow: int = 0, sum_up: bool = False, directions: int = 0) -> Any:
+    """The kernel of pairs compiled for a GPU that need not be there; its ``asm`` has ``ptx`` and ``cubin``.
+
+    Args:
+        architecture: compute capability, 80 for 8.0.
+        dtype: Triton's name of the activations' type.
+        narrow: inputs of a narrow tile; 0 for the whole one.
+        sum_up: whether the weight's gradient is made too.
+        directions: how many; none of them, and no metric, if 0.
+    """
+    tile = tile_of(architecture, narrow, directions > 0)
+    types = {"inputs": f"*{dtype}", "grads": f"*{dtype}", "live": "*i32"}
+    types |= dict.fromkeys(("partial", "total", "metric", "along"), "*fp32")
+    constants = {"BLOCK_P": tile.outputs, "BLOCK_Q": tile.inputs, "BLOCK_T": tile.positions}
+    constants |= {"TOTAL": sum_up, "METRIC": directions > 0, "DIRECTIONS": directions}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return compiled(pair_kernel.pair_kernel, architecture, types, constants, options)
+
+
+def norm_kernel_for(architecture: int, dtype: str, features: int, layer: bool) -> Any:
+    """The kernel for norms, likewise."""
+    block = triton.next_power_of_2(features)
+    types = {"inputs": f"*{dtype}", "grads": f"*{dtype}", "partial": "*fp32", "eps": "fp32"}
+    constants = {"BLOCK": block, "AT_ONCE": max(1, norm_kernel.NUMBERS // block), "LAYER": layer}
+    return compiled(norm_kernel.norm_kernel, architecture, types, constants, {"num_warps": 8})
+
+
+def tile_of(architecture: int, narrow: int, known: bool) -> pair_kernel.Tile:
+    """The kernel's tile."""
+    tile = (pair_kernel.KNOWN_TILES if known else pair_kernel.TILES)[architecture]
+    return pair_kernel.narrowed(tile, narrow) if narrow else tile
+
+
+def compiled(
+    kernel: Any, architecture: int, types: dict[str, str], constants: dict[str, Any], options: dict[str, int]
+) -> Any:
+    """A kernel compiled; arguments without a type are int32."""
+    kinds = types | dict.fromkeys(constants, "constexpr")
+    signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
+    aligned = {(k,): [["tt.divisibility", 16]] for k, name in enumerate(kernel.arg_names) if name in DIVISIBLE}
+    source = ASTSource(kernel, signature, constants, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
 def used_by(kernel: Any) -> Resources:
@@ -71,16 +117,14 @@ def table() -> str:
         "| GPU | activations | kernel | tile | warps | registers | spilled bytes | tensor-core instructions |",
         "|---" * 8 + "|",
     ]
-    for architecture, whole in pair_kernel.TILES.items():
+    for architecture in pair_kernel.TILES:
         for dtype, variant in itertools.product(("bf16", "fp16"), (*VARIANTS, *KNOWN)):
-            narrow = (VARIANTS | KNOWN)[variant].get("narrow")
-            tile = known_kernel.TILES[architecture] if variant in KNOWN else whole
-            tile = pair_kernel.narrowed(tile, narrow) if narrow else tile
+            tile = tile_of(architecture, (VARIANTS | KNOWN)[variant].get("narrow", 0), variant in KNOWN)
             shape = f"{tile.outputs} × {tile.inputs} × {tile.positions} | {tile.warps}"
             lines.append(_line(architecture, dtype, variant, shape, resources(architecture, dtype, variant)))
         for layer, features in itertools.product((True, False), (768, 2048, 8192)):
             kind = f"{'LayerNorm' if layer else 'RMSNorm'}, {features} features"
-            found = used_by(norm_kernel.compiled(architecture, "bf16", features, layer))
+            found = used_by(norm_kernel_for(architecture, "bf16", features, layer))
             lines.append(_line(architecture, "bf16", kind, "| 8", found))
     return "\n".join(lines)
 

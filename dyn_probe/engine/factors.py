@@ -89,6 +89,11 @@ class Outer(RowGradients):
     live: Tensor | None = None
     form: ClassVar[str] = "outer"
 
+    @property
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """What the parameter's first dimension belongs to, and its second: ``(B, A)``, or ``(A, B)`` if transposed."""
+        return (self.inputs, self.grads) if self.transposed else (self.grads, self.inputs)
+
     def shared(self) -> Outer:
         return self if self.cut else replace(self, inputs=self.inputs[:1])
 
@@ -101,7 +106,7 @@ class Outer(RowGradients):
         Args:
             out: memory that may be used for it.
         """
-        left, right = (self.inputs, self.grads) if self.transposed else (self.grads, self.inputs)
+        left, right = self.sides
         left = (left if entries is ALL else left[:, :, entries]).mT
         if len(self.inputs) < self.rows:
             left, right = left.expand(self.rows, -1, -1), right.expand(self.rows, -1, -1)

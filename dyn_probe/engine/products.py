@@ -25,7 +25,7 @@ from torch import Tensor
 from dyn_probe.engine.arithmetic import HALF, as32, dots, for_products, matmul32
 from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector
 from dyn_probe.engine.heads.head_rows import HeadRows
-from dyn_probe.engine.routes.blocks import by_blocks
+from dyn_probe.engine.routes.blocks import blocks_and_sum, by_blocks
 from dyn_probe.engine.routes.costs import cheaper_by_tokens, few, fused_is_dearer
 from dyn_probe.engine.routes.prefix import pairs_by_prefix
 from dyn_probe.engine.routes.rates import CPU, Rates
@@ -223,8 +223,7 @@ def gram_and_sum(factor: Factor, groups: int) -> tuple[Tensor, Tensor | None]:
         return found
     if _by_tokens(factor, factor, groups, CPU):
         return gram(factor, groups), None
-    sums: list[Tensor] = []
-    return by_blocks(factor, factor, groups, sums=sums), torch.cat(sums) if len(sums) > 1 else sums[0]
+    return blocks_and_sum(factor, groups)
 
 
 def may_fuse(one: Outer, groups: int) -> bool:
@@ -247,10 +246,9 @@ def _fused(one: Outer, groups: int, sum_up: bool = False) -> tuple[Tensor, Tenso
     """
     from dyn_probe.engine.kernels import pair_kernel  # brings a compiler along, which a CPU has no use for
 
-    found = pair_kernel.pair_products(one.inputs, one.grads, lambda: by_blocks(one, one, groups), one.live, sum_up)
-    if found is None or found[1] is None:
-        return found
-    return found[0], found[1].mT if one.transposed else found[1]
+    grads, inputs = one.sides
+    found = pair_kernel.pair_products(inputs, grads, lambda: by_blocks(one, one, groups).flatten(1), one.live, sum_up)
+    return None if found is None else (found[0].unflatten(1, (2, 2)), found[1])
 
 
 def of_uses(factors: Sequence[Factor], groups: int, metric: Tensor | None = None) -> Tensor:

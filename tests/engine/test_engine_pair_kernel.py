@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 import compiled
 
-from dyn_probe.engine.kernels import known_kernel, norm_kernel, pair_kernel
+from dyn_probe.engine.kernels import norm_kernel, pair_kernel
 
 INSTRUCTIONS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 """What multiplies on the tensor cores of each architecture, as PTX spells it."""
@@ -40,14 +40,16 @@ def test_a_cpu_does_without_them():
     rows = torch.randn(4, 3, 8).half()
     assert pair_kernel.pair_products(rows, rows, pytest.fail) is None
     assert norm_kernel.norm_sums(rows, rows, True, 1e-5, pytest.fail) is None
-    assert known_kernel.known_products(rows, rows, None, [], pytest.fail) is None
+    assert pair_kernel.pair_products(rows, rows, pytest.fail, directions=[rows[0]]) is None
 
 
 def test_columns_of_the_kernel_with_a_metric_come_apart_again():
     plain, weighed, along = torch.randn(3, 2, 2), torch.randn(3, 2, 2), torch.randn(6, 2).double()
     plain, weighed = plain + plain.mT, weighed + weighed.mT
-    found = known_kernel.parts(known_kernel.columns(plain, weighed, along))
-    assert all(torch.equal(one, other) for one, other in zip(found, (plain, weighed, along), strict=True))
+    for metric in (weighed, None):
+        found = pair_kernel.parts(pair_kernel.columns(plain, metric, along), metric is not None)
+        wanted = (plain, plain if metric is None else metric, along)
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("architecture", pair_kernel.TILES)
@@ -58,7 +60,7 @@ def test_compiled_kernels_spill_nothing_and_use_tensor_cores(architecture, varia
     assert list(found.instructions) == [INSTRUCTIONS[architecture]]
 
 
-@pytest.mark.parametrize("tiles", [pair_kernel.TILES, known_kernel.TILES])
+@pytest.mark.parametrize("tiles", [pair_kernel.TILES, pair_kernel.KNOWN_TILES])
 @pytest.mark.parametrize(("capability", "row"), [((7, 5), 80), ((8, 9), 80), ((9, 0), 90), ((12, 0), 100)])
 def test_a_device_takes_the_tile_of_the_newest_architecture_that_is_not_newer(capability, row, tiles, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -75,4 +77,4 @@ def test_a_spill_would_be_seen(monkeypatch):
 @pytest.mark.parametrize("architecture", pair_kernel.TILES)
 def test_the_kernel_for_norms_spills_nothing(architecture):
     for layer, features in ((True, 768), (False, 8192)):
-        assert compiled.used_by(norm_kernel.compiled(architecture, "bf16", features, layer)).spilled == 0
+        assert compiled.used_by(compiled.norm_kernel_for(architecture, "bf16", features, layer)).spilled == 0

@@ -84,9 +84,9 @@ def test_the_fused_kernel_on_cuda(dtype, positions, p, q):
     torch.manual_seed(0)
     inputs, grads = (torch.randn(8, positions, n, device="cuda").to(dtype) for n in (q, p))
     wanted = pair_blocks(inputs.cpu(), grads.cpu())
-    both = pair_kernel.pair_products(inputs, grads, lambda: wanted.cuda(), sum_up=True)
+    both = pair_kernel.pair_products(inputs, grads, lambda: wanted.cuda().flatten(1), sum_up=True)
     assert both is not None and both[1] is not None
-    found, total = both
+    found, total = both[0].view(-1, 2, 2), both[1]
     summed = grads.double().flatten(0, 1).T @ inputs.double().flatten(0, 1)
     assert (total - summed).norm() <= 1e-5 * summed.norm()
     norms = wanted.diagonal(dim1=1, dim2=2).sqrt()
@@ -100,14 +100,14 @@ def test_the_fused_kernel_with_a_metric_on_cuda(dtype, positions, p, q):
     pytest.importorskip("triton")
     from interpreted_kernel import known_twin
 
-    from dyn_probe.engine.kernels import known_kernel
+    from dyn_probe.engine.kernels import pair_kernel
 
     torch.manual_seed(0)
     inputs, grads = (torch.randn(6, positions, n, device="cuda").to(dtype) for n in (q, p))
     metric, directions = torch.rand(p, q, device="cuda") * 1e3, [torch.randn(p, q, device="cuda") for _ in range(2)]
     wanted = known_twin(inputs, grads, metric, directions)
-    found, total = known_kernel.launched(inputs, grads, metric, directions, None, True)
-    assert float(((found - wanted).abs() / known_kernel.scales(wanted, directions)).max()) < 1e-5
+    found, total = pair_kernel.launched(inputs, grads, None, True, metric, directions)
+    assert float(((found - wanted).abs() / pair_kernel.sizes(wanted, True, directions)).max()) < 1e-5
     summed = grads.double().flatten(0, 1).T @ inputs.double().flatten(0, 1)
     assert float((total - summed).norm() / summed.norm()) < 1e-5
 

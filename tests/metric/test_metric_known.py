@@ -17,7 +17,7 @@ from tiny_runs import run
 
 from dyn_probe import BadInput, Probe, RunConfig, load_trace, sequence_logps
 from dyn_probe.attach.attach_options import AttachOptions
-from dyn_probe.engine.kernels import known_kernel
+from dyn_probe.engine.kernels import pair_kernel
 from dyn_probe.engine.routes import blocks, weighed
 from dyn_probe.metric import previous
 from dyn_probe.report.push_parts import of_side
@@ -181,13 +181,13 @@ def test_what_the_kernel_gives_is_put_where_it_belongs(model, one_pass, tmp_path
     """Its twin in its place: as on a GPU every only use of a weight goes through it, turned where the weight is."""
     calls = []
 
-    def twin(inputs, grads, metric, directions, slow, live, sum_up):
+    def twin(inputs, grads, slow, live, sum_up, metric, directions):
         found = known_twin(inputs, grads, metric, directions)
         torch.testing.assert_close(slow(), found, rtol=1e-9, atol=1e-9 * float(found.abs().max()))
         calls.append(sum_up)
         return found, grads.flatten(0, 1).T @ inputs.flatten(0, 1) if sum_up else None
 
-    monkeypatch.setattr(known_kernel, "known_products", twin)
+    monkeypatch.setattr(pair_kernel, "pair_products", twin)
     monkeypatch.setattr(weighed, "may_fuse", lambda one, groups: 2 * groups == one.rows == len(one.inputs))
     make = MODELS[model]
     wanted, ids = train(make(), lambda p: ADAMW[0](p, **ADAMW[1]), ADAMW[2], tmp_path / "run", one_pass=one_pass)

@@ -32,8 +32,9 @@ def pair_errors() -> dict[str, float]:
 
     def error(inputs, grads, live=None) -> float:
         wanted = pair_blocks(inputs, grads)
-        found, total = pair_kernel.entries_and_total(inputs, grads, live)
-        assert torch.equal(found, pair_kernel.entries(inputs, grads, live))
+        found, total = pair_kernel.launched(inputs, grads, live, True)
+        assert torch.equal(found, pair_kernel.launched(inputs, grads, live)[0])
+        found = found.view(-1, 2, 2)
         summed = grads.double().flatten(0, 1).T @ inputs.double().flatten(0, 1)
         norms = wanted.diagonal(dim1=1, dim2=2).sqrt()
         products = float(((found - wanted).abs() / (norms[:, :, None] * norms[:, None])).max())
@@ -57,7 +58,7 @@ def known_errors() -> dict[str, float]:
     """Case → largest error, relative to norms, of all that the kernel with a metric and directions gives."""
     import torch
 
-    from dyn_probe.engine.kernels import known_kernel
+    from dyn_probe.engine.kernels import pair_kernel
 
     found = {}
     for name, (pairs, positions, p, q) in CASES.items():
@@ -66,11 +67,11 @@ def known_errors() -> dict[str, float]:
             metric = torch.rand(p, q) ** 4 * 1e3 if weighed else None
             directions = [torch.randn(q, p).mT for _ in range(count)]
             wanted = known_twin(inputs, grads, metric, directions)
-            numbers, total = known_kernel.launched(inputs, grads, metric, directions, None, True)
-            alone, nothing = known_kernel.launched(inputs, grads, metric, directions, None, False)
+            numbers, total = pair_kernel.launched(inputs, grads, None, True, metric, directions)
+            alone, nothing = pair_kernel.launched(inputs, grads, None, False, metric, directions)
             assert nothing is None and total is not None and torch.equal(alone, numbers)
             summed = grads.double().flatten(0, 1).T @ inputs.double().flatten(0, 1)
-            errors = (numbers - wanted).abs() / known_kernel.scales(wanted, directions)
+            errors = (numbers - wanted).abs() / pair_kernel.sizes(wanted, weighed, directions)
             found[f"{name}, {dtype}, {count}"] = max(
                 float(errors.max()), float((total - summed).norm() / summed.norm())
             )
@@ -78,15 +79,14 @@ def known_errors() -> dict[str, float]:
 
 
 def known_twin(inputs, grads, metric, directions):
-    """``[B, 6 + 2D]`` (float64) from gradients that are written down, entry by entry."""
+    """What ``pair_kernel.columns`` gives (float64), from gradients that are written down, entry by entry."""
     import torch
 
     rows = [b.double().T @ a.double() for a, b in zip(inputs, grads, strict=True)]
-    half, weights = len(rows) // 2, 1.0 if metric is None else metric.double()
+    half, known = len(rows) // 2, [] if metric is None else [metric.double()]
     found = []
     for w, l in zip(rows[:half], rows[half:], strict=True):  # noqa: E741
-        own = [(w * w).sum(), (w * l).sum(), (l * l).sum()]
-        own += [(w * weights * w).sum(), (w * weights * l).sum(), (l * weights * l).sum()]
+        own = [(one * weights * other).sum() for weights in (1.0, *known) for one in (w, l) for other in (w, l)]
         found.append(torch.stack([*own, *((g * d.double()).sum() for g in (w, l) for d in directions)]))
     return torch.stack(found)
 
@@ -95,7 +95,7 @@ def error_of_live(error, inputs, grads, live) -> float:
     """A row without any live position has no norm to compare with: its entries must be zero."""
     from dyn_probe.engine.kernels import pair_kernel
 
-    assert not pair_kernel.entries(inputs, grads, live)[0, 1].any()
+    assert not pair_kernel.launched(inputs, grads, live)[0].view(-1, 2, 2)[0, 1].any()
     rows = [1, 2, 4, 5]
     return error(inputs[rows], grads[rows], live[rows].contiguous())
 

@@ -7,7 +7,6 @@ its mean). Plain torch makes five float32 copies of the activations for it; here
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,11 +43,7 @@ def norm_sums(inputs: Tensor, grads: Tensor, layer: bool, eps: float, slow: Call
     if triton is None or not inputs.is_cuda or not fits:
         return None
     key = (inputs.device, inputs.dtype, grads.dtype, layer)
-    return TRUSTED(key, lambda: sums(inputs, grads, layer, eps), slow, _sizes)
-
-
-def _sizes(wanted: Tensor) -> Tensor:
-    return wanted.norm(dim=-1, keepdim=True)
+    return TRUSTED(key, lambda: sums(inputs, grads, layer, eps), slow, lambda wanted: wanted.norm(dim=-1, keepdim=True))
 
 
 def sums(inputs: Tensor, grads: Tensor, layer: bool, eps: float) -> Tensor:
@@ -97,23 +92,3 @@ if triton is not None:
         to = partial + (row * parts + part) * features + at
         tl.store(to, scale, mask=at < features)
         tl.store(to + rows * parts * features, bias, mask=at < features)
-
-
-def compiled(architecture: int, dtype: str = "bf16", features: int = 2048, layer: bool = True) -> Any:
-    """Triton's kernel compiled for a GPU that need not be there.
-
-    Args:
-        architecture: compute capability, 80 for 8.0.
-        dtype: Triton's name of the activations' type.
-    """
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    block = triton.next_power_of_2(features)
-    signature = {"inputs": f"*{dtype}", "grads": f"*{dtype}", "partial": "*fp32"}
-    signature |= dict.fromkeys(("positions", "features", "chunk"), "i32") | {"eps": "fp32"}
-    constants = {"BLOCK": block, "AT_ONCE": max(1, NUMBERS // block), "LAYER": layer}
-    signature |= dict.fromkeys(constants, "constexpr")
-    aligned = {(n,): [["tt.divisibility", 16]] for n in (0, 1, 2, 4)}
-    source = ASTSource(norm_kernel, signature, constants, aligned)
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": 8})

@@ -4,16 +4,19 @@ With ``A [2B, T, q]`` the inputs, ``B [2B, T, p]`` the output-gradients and ``G_
 ``[p, q]`` gives ``‖G_w‖²``, ``‖G_l‖²`` and ``⟨G_w, G_l⟩`` of every pair. A tile of a row's gradient stands in registers
 only: products of half-precision numbers are summed in float32 on tensor cores, and neither the gradients nor a float32
 copy of an activation reach memory. Every tile writes its sums to a buffer that is added up afterwards, so that the
-answer is the same every time. What the same tiles add up to over all rows is the weight's gradient: it can be had from
-the same pass.
+answer is the same every time.
+
+What the same tiles add up to over all rows is the weight's gradient: it can be had from the same pass. So can products
+with what is known of the weight before the backward, its metric ``P`` and directions ``D`` of its shape: the same tile
+of each is read, one at a time and never kept over the pairs, for ``⟨g_w, P g_w⟩``, ``⟨g_w, P g_l⟩``, ``⟨g_l, P g_l⟩``
+and ``⟨g_i, D⟩``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +48,12 @@ TILES: dict[int, Tile] = {
     100: Tile(128, 128, 64, 8, 4),
 }
 """Compute capability → tile; none of them spills registers (``benchmarks/compiled.py``)."""
+KNOWN_TILES: dict[int, Tile] = {
+    80: Tile(64, 64, 64, 8, 3),
+    90: Tile(128, 64, 64, 8, 3),
+    100: Tile(128, 64, 64, 8, 3),
+}
+"""The same with a metric or directions."""
 INTERPRETED = Tile(32, 32, 16, 4, 1)
 """Where Triton's interpreter runs on a CPU."""
 NARROWEST = 16
@@ -52,12 +61,20 @@ NARROWEST = 16
 FILLED = 264
 """Programs that fill a large GPU twice; where there are fewer tiles, pairs are divided among programs."""
 TRUSTED = Trusted("the fused kernel", "blocks are, which take longer")
+KNOWN_TRUSTED = Trusted("the fused kernel with a metric", "blocks are, which take longer")
 
 
 def pair_products(
-    inputs: Tensor, grads: Tensor, slow: Callable[[], Tensor], live: Tensor | None = None, sum_up: bool = False
+    inputs: Tensor,
+    grads: Tensor,
+    slow: Callable[[], Tensor],
+    live: Tensor | None = None,
+    sum_up: bool = False,
+    metric: Tensor | None = None,
+    directions: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor | None] | None:
-    """``[B, 2, 2]`` (float64) inner products within each pair; None where the kernel does not run.
+    """Inner products within each pair, ``[B, 4]`` (float64; with a metric or directions more, see ``columns``); None
+    where the kernel does not run.
 
     Args:
         inputs: ``A [2B, T, q]``, chosen rows first.
@@ -65,56 +82,77 @@ def pair_products(
         slow: the same by other means; asked until it has been finite once.
         live: ``[2B, 2]`` (int32) first position with a gradient and one past the last, where that is known.
         sum_up: also give ``Σ_r G_r [p, q]`` (float32) of the same pass, where the kernel gave the answer.
+        metric: ``P [p, q]``.
+        directions: ``D`` of them, ``[p, q]`` each.
     """
     if triton is None or not inputs.is_cuda or inputs.dtype not in HALF or grads.dtype != inputs.dtype:
         return None
-    totals: list[Tensor | None] = [None]
+    total: Tensor | None = None
 
     def fast() -> Tensor:
-        found, totals[0] = launched(inputs, grads, live, sum_up)
+        nonlocal total
+        found, total = launched(inputs, grads, live, sum_up, metric, directions)
         return found
 
-    found = TRUSTED((inputs.device, inputs.dtype, tile_of(inputs, grads), sum_up), fast, slow, sizes)
-    return None if found is None else (found, totals[0])
+    known = metric is not None or len(directions) > 0
+    key = (inputs.device, inputs.dtype, tile_of(inputs, grads, known), sum_up, metric is None, len(directions))
+    trusted = KNOWN_TRUSTED if known else TRUSTED
+    found = trusted(key, fast, slow, lambda wanted: sizes(wanted, metric is not None, directions))
+    return None if found is None else (found, total)
 
 
-def sizes(products: Tensor) -> Tensor:
-    """What an error in ``products [B, 2, 2]`` is measured by: the products of the two norms."""
-    norms = products.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-    return norms[:, :, None] * norms[:, None]
+def columns(plain: Tensor, weighed: Tensor | None, along: Tensor) -> Tensor:
+    """One table ``[B, 4 (+ 4) + 2D]`` of plain products and, if there is a metric, those in it, ``[B, 2, 2]`` each, and
+    of ``along [2B, D]``."""
+    own = [plain.flatten(1)] if weighed is None else [plain.flatten(1), weighed.flatten(1)]
+    return torch.cat([*own, *along.double().chunk(2)], 1)
 
 
-def entries(inputs: Tensor, grads: Tensor, live: Tensor | None = None) -> Tensor:
-    """``[B, 2, 2]`` (float64) by the kernel."""
-    return launched(inputs, grads, live, False)[0]
+def parts(found: Tensor, weighed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """``columns`` undone; without a metric the weighed products are the plain ones."""
+    own = found[:, : 8 if weighed else 4].unflatten(1, (-1, 2, 2))
+    return own[:, 0], own[:, -1], torch.cat(found[:, 4 * own.shape[1] :].chunk(2, 1))
 
 
-def entries_and_total(inputs: Tensor, grads: Tensor, live: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The same, and ``Σ_r G_r [p, q]`` (float32) of the same pass."""
-    found, total = launched(inputs, grads, live, True)
-    assert total is not None
-    return found, total
+def sizes(wanted: Tensor, weighed: bool = False, directions: Sequence[Tensor] = ()) -> Tensor:
+    """What errors in ``wanted`` (``columns``) are measured by: products of norms."""
+    norms = [g.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt() for g in parts(wanted, weighed)[:2]]  # [B, 2] each
+    lengths = torch.stack([d.double().norm() for d in directions]).to(wanted) if directions else wanted.new_empty(0)
+    along = (norms[0][:, :, None] * lengths).transpose(0, 1).flatten(0, 1)
+    plain, own = (n[:, :, None] * n[:, None] for n in norms)
+    return columns(plain, own if weighed else None, along)
 
 
-def launched(inputs: Tensor, grads: Tensor, live: Tensor | None, sum_up: bool) -> tuple[Tensor, Tensor | None]:
-    """One launch: ``[B, 2, 2]`` and, if wanted, ``[p, q]``."""
+def launched(
+    inputs: Tensor,
+    grads: Tensor,
+    live: Tensor | None = None,
+    sum_up: bool = False,
+    metric: Tensor | None = None,
+    directions: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor | None]:
+    """One launch: what ``pair_products`` gives."""
     if grads.shape[2] < inputs.shape[2] and grads.shape[2] < 128:  # the narrow side is that of the inputs
-        found, total = launched(grads, inputs, live, sum_up)
+        turned = None if metric is None else metric.mT
+        found, total = launched(grads, inputs, live, sum_up, turned, [d.mT for d in directions])
         return found, None if total is None else total.mT
     (_, positions, q), p, pairs = inputs.shape, grads.shape[2], len(inputs) // 2
-    tile = tile_of(inputs, grads)
+    weighed, count = metric is not None, len(directions)
+    tile = tile_of(inputs, grads, weighed or count > 0)
     tiles = triton.cdiv(p, tile.outputs) * triton.cdiv(q, tile.inputs)
     splits = max(1, min(pairs, FILLED // tiles))
-    partial = inputs.new_empty(tiles, pairs, 4, dtype=torch.float32)
+    partial = inputs.new_empty(tiles, pairs, (8 if weighed else 4) + 2 * count, dtype=torch.float32)
     total = inputs.new_empty(splits, p, q, dtype=torch.float32) if sum_up else partial
-    live = whole_rows(len(inputs), positions, inputs.device) if live is None else live
     with on_device(inputs):
         pair_kernel[(tiles, splits)](
-            inputs.contiguous(), grads.contiguous(), partial, live, total, positions, p, q, pairs,
+            inputs.contiguous(), grads.contiguous(), partial,
+            whole_rows(len(inputs), positions, inputs.device) if live is None else live, total,
+            partial if metric is None else metric.float().contiguous(),
+            torch.stack([d.float() for d in directions]) if count else partial, positions, p, q, pairs,
             BLOCK_P=tile.outputs, BLOCK_Q=tile.inputs, BLOCK_T=tile.positions, TOTAL=sum_up,
-            num_warps=tile.warps, num_stages=tile.stages,
+            METRIC=weighed, DIRECTIONS=count, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
-    found = partial.sum(0, dtype=torch.float64).view(pairs, 2, 2)
+    found = partial.sum(0, dtype=torch.float64)
     if not sum_up:
         return found, None
     return found, total[0] if splits == 1 else total.sum(0)
@@ -129,9 +167,9 @@ def whole_rows(rows: int, positions: int, device: torch.device) -> Tensor:
     return found
 
 
-def tile_of(inputs: Tensor, grads: Tensor, tiles: Mapping[int, Tile] = TILES) -> Tile:
-    """The tile of a table for these sizes on their device."""
-    tile = tile_for(inputs.device, tiles)
+def tile_of(inputs: Tensor, grads: Tensor, known: bool) -> Tile:
+    """The tile for these sizes on their device, without or with (``known``) a metric or directions."""
+    tile = tile_for(inputs.device, KNOWN_TILES if known else TILES)
     narrow = min(inputs.shape[2], grads.shape[2])
     if narrow >= tile.inputs:
         return tile
@@ -140,7 +178,7 @@ def tile_of(inputs: Tensor, grads: Tensor, tiles: Mapping[int, Tile] = TILES) ->
 
 def narrowed(tile: Tile, inputs: int) -> Tile:
     """The same tile with fewer inputs."""
-    return Tile(tile.outputs, inputs, tile.positions, 4 if inputs <= 32 else tile.warps, tile.stages)
+    return replace(tile, inputs=inputs, warps=4 if inputs <= 32 else tile.warps)
 
 
 def tile_for(device: torch.device, tiles: Mapping[int, Tile]) -> Tile:
@@ -176,54 +214,41 @@ if triton is not None:
 
     @triton.jit
     def pair_kernel(  # type: ignore[no-untyped-def]
-        inputs, grads, partial, live, total, positions, p, q, pairs,
+        inputs, grads, partial, live, total, metric, along, positions, p, q, pairs,
         BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_T: tl.constexpr, TOTAL: tl.constexpr,
+        METRIC: tl.constexpr, DIRECTIONS: tl.constexpr,
     ):  # fmt: skip
         """One tile of the weight, for every so-many-th pair; sums of the padding are 0."""
         tile, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
         across = tl.cdiv(q, BLOCK_Q)
         at_p = (tile // across) * BLOCK_P + tl.arange(0, BLOCK_P)
         at_q = (tile % across) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+        inside = (at_p[:, None] < p) & (at_q[None, :] < q)
+        place = at_p.to(tl.int64)[:, None] * q + at_q[None, :]
+        own: tl.constexpr = 8 if METRIC else 4
         if TOTAL:
             summed = tl.zeros((BLOCK_P, BLOCK_Q), dtype=tl.float32)
         for k in range(split, pairs, splits):
             chosen = row_block(inputs, grads, live, k, positions, p, q, at_p, at_q, BLOCK_P, BLOCK_Q, BLOCK_T)
             rejected = row_block(inputs, grads, live, k + pairs, positions, p, q, at_p, at_q, BLOCK_P, BLOCK_Q, BLOCK_T)
-            to = partial + (tile.to(tl.int64) * pairs + k) * 4
+            to = partial + (tile.to(tl.int64) * pairs + k) * (own + 2 * DIRECTIONS)
             mixed = tl.sum(chosen * rejected)
             tl.store(to, tl.sum(chosen * chosen))
             tl.store(to + 1, mixed)
             tl.store(to + 2, mixed)
             tl.store(to + 3, tl.sum(rejected * rejected))
+            if METRIC:
+                weight = tl.load(metric + place, mask=inside, other=0.0)
+                weighed = tl.sum(chosen * rejected * weight)
+                tl.store(to + 4, tl.sum(chosen * chosen * weight))
+                tl.store(to + 5, weighed)
+                tl.store(to + 6, weighed)
+                tl.store(to + 7, tl.sum(rejected * rejected * weight))
+            for d in range(DIRECTIONS):
+                step = tl.load(along + tl.zeros((), dtype=tl.int64) + d * p * q + place, mask=inside, other=0.0)
+                tl.store(to + own + d, tl.sum(chosen * step))
+                tl.store(to + own + DIRECTIONS + d, tl.sum(rejected * step))
             if TOTAL:
                 summed += chosen + rejected
         if TOTAL:
-            at = total + split.to(tl.int64) * p * q + at_p.to(tl.int64)[:, None] * q + at_q[None, :]
-            tl.store(at, summed, mask=(at_p[:, None] < p) & (at_q[None, :] < q))
-
-
-def compiled(architecture: int, dtype: str = "bf16", narrow: int = 0, sum_up: bool = False) -> Any:
-    """Triton's kernel compiled for a GPU that need not be there; its ``asm`` has ``ptx`` and ``cubin``.
-
-    Args:
-        architecture: compute capability, 80 for 8.0.
-        dtype: Triton's name of the activations' type.
-        narrow: inputs of a narrow tile; 0 for the whole one.
-        sum_up: whether the weight's gradient is made too.
-    """
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    tile = TILES[architecture]
-    tile = narrowed(tile, narrow) if narrow else tile
-    signature = {"inputs": f"*{dtype}", "grads": f"*{dtype}", "partial": "*fp32"}
-    signature |= {"live": "*i32", "total": "*fp32"}
-    signature |= dict.fromkeys(("positions", "p", "q", "pairs"), "i32")
-    constants = {"BLOCK_P": tile.outputs, "BLOCK_Q": tile.inputs, "BLOCK_T": tile.positions}
-    constants |= {"TOTAL": sum_up}
-    signature |= dict.fromkeys(constants, "constexpr")
-    aligned = {(n,): [["tt.divisibility", 16]] for n in (0, 1, 2, 3, 4, 6, 7)}
-    source = ASTSource(pair_kernel, signature, constants, aligned)
-    return triton.compile(
-        source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": tile.warps, "num_stages": tile.stages}
-    )
+            tl.store(total + split.to(tl.int64) * p * q + place, summed, mask=inside)

@@ -6,9 +6,8 @@ Where a row's gradient of a parameter stands in memory anyway, a slice at a time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from dyn_probe.engine.arithmetic import dots, matmul32
 from dyn_probe.engine.factors import ALL, Factor, Outer
 from dyn_probe.engine.products import cross, gram, may_fuse
-from dyn_probe.engine.routes.blocks import by_blocks
+from dyn_probe.engine.routes.blocks import blocks_and_sum
 
 
 class Known(Protocol):
@@ -68,63 +67,58 @@ class Weighing:
     def __init__(self, knows: Knows, pairs: int, groups: int) -> None:
         self.knows, self.pairs, self.groups = knows, pairs, groups
         self._grams: dict[str, Tensor] = {}
-        self._along: dict[str, dict[str, Tensor]] = {}
+        self._along: dict[str, Tensor] = {}
+        self._directions: dict[str, tuple[str, ...]] = {}
 
     def in_one_pass(self, name: str, factor: Outer, sum_up: bool) -> tuple[Tensor, Tensor | None]:
         """A parameter's only use: its plain products ``[G, n, n]`` and, if wanted, the sum of its rows."""
         if may_fuse(factor, self.groups) and (found := self._fused(name, factor, sum_up)) is not None:
             return found
-        return self.by_blocks(name, factor)
+        return self._by_blocks(name, factor)
 
     def _fused(self, name: str, factor: Outer, sum_up: bool) -> tuple[Tensor, Tensor | None] | None:
         """The same of pairs on a GPU, by the kernel that writes no row's gradient down; None where it does not run."""
-        from dyn_probe.engine.kernels import known_kernel  # brings a compiler along, which a CPU has no use for
+        from dyn_probe.engine.kernels import pair_kernel  # brings a compiler along, which a CPU has no use for
 
         metric, directions = self.knows(name).of(ALL)
-        turned = [t.mT if factor.transposed else t for t in directions.values()]
 
         def slow() -> Tensor:
             alone = Weighing(self.knows, self.pairs, self.groups)
-            plain, _ = alone.by_blocks(name, factor)
-            along = [alone._along[name][direction] for direction in directions]
-            rows = torch.stack(along, 1) if along else plain.new_empty(2 * self.pairs, 0)
-            return known_kernel.columns(plain, alone._grams[name], rows)
+            plain, _ = alone._by_blocks(name, factor)
+            along = alone._along.get(name, plain.new_empty(0, 2 * self.pairs)).T
+            return pair_kernel.columns(plain, None if metric is None else alone._grams[name], along)
 
-        if metric is not None and factor.transposed:
-            metric = metric.mT
-        found = known_kernel.known_products(factor.inputs, factor.grads, metric, turned, slow, factor.live, sum_up)
+        grads, inputs = factor.sides
+        found = pair_kernel.pair_products(inputs, grads, slow, factor.live, sum_up, metric, tuple(directions.values()))
         if found is None or (sum_up and found[1] is None):
             return None
-        plain, weighed, rows = known_kernel.parts(found[0])
+        plain, weighed, along = pair_kernel.parts(found[0], metric is not None)
         self._add(name, weighed)
-        for direction, values in zip(directions, rows.unbind(1), strict=True):
-            self._add_along(name, direction, values)
-        return plain, found[1].mT if found[1] is not None and factor.transposed else found[1]
+        self._add_along(name, directions, along.T)
+        return plain, found[1]
 
-    def by_blocks(self, name: str, factor: Outer) -> tuple[Tensor, Tensor]:
+    def _by_blocks(self, name: str, factor: Outer) -> tuple[Tensor, Tensor]:
         """From gradients that are written down, a slice at a time."""
-        sums: list[Tensor] = []
-        answers = by_blocks(factor, factor, self.groups, sums=sums, seen=partial(self._see, name, self.knows(name)))
-        return answers, torch.cat(sums) if len(sums) > 1 else sums[0]
+        known = self.knows(name)
 
-    def _see(self, name: str, known: Known, entries: slice, block: Tensor) -> None:
-        """One slice of the rows' gradients, ``[2B, entries, …]``."""
-        metric, directions = known.of(entries)
-        rows = block.flatten(1)
-        grouped = rows.unflatten(0, (2, self.pairs))
-        weighed = grouped if metric is None else grouped * metric.flatten().to(rows.dtype)
-        self._add(name, dots(weighed, grouped))
-        if directions:
-            named = torch.stack([direction.flatten().to(rows.dtype) for direction in directions.values()])
-            for direction, found in zip(directions, matmul32(rows, named.T).double().unbind(1), strict=True):
-                self._add_along(name, direction, found)
+        def see(entries: slice, block: Tensor) -> None:
+            metric, directions = known.of(entries)
+            rows = block.flatten(1)
+            grouped = rows.unflatten(0, (2, self.pairs))
+            weighed = grouped if metric is None else grouped * metric.flatten().to(rows.dtype)
+            self._add(name, dots(weighed, grouped))
+            if directions:
+                named = torch.stack([direction.flatten().to(rows.dtype) for direction in directions.values()])
+                self._add_along(name, directions, matmul32(rows, named.T).double().T)
+
+        return blocks_and_sum(factor, self.groups, see)
 
     def use(self, name: str, factor: Factor) -> None:
         """One use of a parameter, from the factor's own products."""
         metric, directions = self.knows(name).of(ALL)
         self._add(name, gram(factor, self.groups, metric))
-        for direction, tensor in directions.items():
-            self._add_along(name, direction, factor.along(tensor).double())
+        if directions:
+            self._add_along(name, directions, torch.stack([factor.along(d) for d in directions.values()]).double())
 
     def meet(self, name: str, earlier: Factor, factor: Factor) -> None:
         """Two uses of one parameter: what their rows have in common."""
@@ -138,12 +132,14 @@ class Weighing:
         Args:
             inverse: ``[2B]`` by which each row is to be multiplied; None for 1.
         """
-        scale = 1.0 if inverse is None else inverse
-        rows = torch.ones(2 * self.pairs) if inverse is None else inverse
-        chosen, rejected = rows.to(next(iter(self._grams.values()), rows)).chunk(2)
-        of_pairs = torch.stack([chosen * chosen, rejected * rejected, chosen * rejected], 1)
-        found = {n: torch.stack([g[:, 0, 0], g[:, 1, 1], g[:, 0, 1]], 1) * of_pairs for n, g in self._grams.items()}
-        return Weighed(found, {n: {d: v * scale for d, v in one.items()} for n, one in self._along.items()})
+        found = {n: torch.stack([g[:, 0, 0], g[:, 1, 1], g[:, 0, 1]], 1) for n, g in self._grams.items()}
+        along = self._along
+        if inverse is not None:
+            chosen, rejected = inverse.chunk(2)
+            of_pairs = torch.stack([chosen * chosen, rejected * rejected, chosen * rejected], 1)
+            found = {n: g * of_pairs for n, g in found.items()}
+            along = {n: values * inverse for n, values in along.items()}
+        return Weighed(found, {n: dict(zip(self._directions[n], v.unbind(0), strict=True)) for n, v in along.items()})
 
     def _add(self, name: str, found: Tensor) -> None:
         """Products ``[B, 2, 2]`` of pairs, or ``[1, 2B, 2B]`` of all rows."""
@@ -152,6 +148,7 @@ class Weighing:
             found = sides.diagonal(dim1=1, dim2=3).permute(2, 0, 1)
         self._grams[name] = self._grams[name] + found if name in self._grams else found
 
-    def _add_along(self, name: str, direction: str, found: Tensor) -> None:
-        there = self._along.setdefault(name, {})
-        there[direction] = there[direction] + found if direction in there else found
+    def _add_along(self, name: str, directions: Iterable[str], found: Tensor) -> None:
+        """``[D, 2B]`` products with directions."""
+        self._directions[name] = tuple(directions)
+        self._along[name] = self._along[name] + found if name in self._along else found
