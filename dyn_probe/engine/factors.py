@@ -11,6 +11,7 @@ their weighted sum (``weighted``), outer products and lookups also a slice of al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -216,15 +217,16 @@ class Lookup(RowGradients):
     def part(self, rows: slice) -> Lookup:
         return Lookup(self.grads[rows], _rows(self.ids, rows), self.entries)
 
-    def empty(self) -> Tensor:
-        """``[R, entries, d]`` zeros, for ``add_block``."""
-        return self.grads.new_zeros(
-            self.rows, self.entries, self.grads.shape[-1], dtype=torch.promote_types(self.grads.dtype, torch.float32)
-        )
+    def block(self, entries: slice, out: Tensor | None = None) -> Tensor:
+        """``[R, entries, d]``: the gradients of some of the table's entries."""
+        shape = (self.rows, len(range(*entries.indices(self.entries))), self.grads.shape[-1])
+        found = self.grads.new_zeros(shape, dtype=torch.promote_types(self.grads.dtype, torch.float32))
+        self.add_block(entries, found)
+        return found
 
     def add_block(self, entries: slice, block: Tensor) -> None:
-        """Add the gradients of some of the table's entries to ``block [R, entries, d]``."""
-        grads, (begin, size) = as32(self.grads), self._range(entries)
+        """Add the same to ``block``."""
+        grads, begin, size = as32(self.grads), entries.start or 0, block.shape[1]
         place = self.ids + torch.arange(0, self.rows * size, size, device=self.ids.device)[:, None]
         if size == self.entries:
             block.flatten(0, 1).index_add_(0, place.flatten(), grads.flatten(0, 1).to(block.dtype))
@@ -237,11 +239,6 @@ class Lookup(RowGradients):
             place = torch.where(inside, place, 0).flatten()
             grads = grads.masked_fill(~inside[..., None], 0.0).flatten(0, 1)
         block.flatten(0, 1).index_add_(0, place, grads.to(block.dtype))
-
-    def _range(self, entries: slice) -> tuple[int, int]:
-        """First entry and number of entries."""
-        begin, end, _ = entries.indices(self.entries)
-        return begin, end - begin
 
     def dense(self, row: int) -> Tensor:
         """``[n]`` the gradient of one row."""
@@ -297,3 +294,8 @@ class Vector(RowGradients):
 
 
 Factor = Outer | Lookup | Vector
+
+
+def lookups_last(factors: Sequence[Factor]) -> list[Any]:
+    """Lookups add into what is there."""
+    return sorted(factors, key=lambda factor: factor.form == "lookup")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.arithmetic import HALF, as32, exact_products
-from dyn_probe.engine.factors import ALL, Factor, Outer, Vector
+from dyn_probe.engine.factors import ALL, Factor, Outer, Vector, lookups_last
 from dyn_probe.engine.products import of_uses
 
 BLOCK = {"cpu": 1 << 19}
@@ -131,8 +131,8 @@ def _weighted_rows(
 def _slices(factors: Sequence[Any], shape: torch.Size, rows: int) -> Blocks:
     """``(entries, rows)`` of the sum of one parameter's uses, in slices as wide as ``rows`` of them may be; the next
     ones overwrite them."""
-    factors = sorted(factors, key=lambda one: one.form == "lookup")  # lookups add into what is there
-    first, device = factors[0], factors[0].grads.device.type
+    first, *others = lookups_last(factors)
+    device = first.grads.device.type
     most = BLOCK.get(device, LARGE)
     width = max(min(NARROWEST, shape[0]), most // max(1, rows * shape[1:].numel()))
     memory = as32(first.grads.new_empty(0)).new_empty(first.rows * width * shape[1:].numel())
@@ -140,7 +140,7 @@ def _slices(factors: Sequence[Any], shape: torch.Size, rows: int) -> Blocks:
         entries = slice(begin, min(begin + width, shape[0]))
         with exact_products(device):  # not around the yield: what the caller does is the caller's
             block = first.block(entries, memory)
-            for factor in factors[1:]:
+            for factor in others:
                 factor.add_block(entries, block)
             rows_of_slice = block.flatten(1)
         yield entries, rows_of_slice
@@ -158,7 +158,7 @@ def weighted_sum(
     Args:
         rounded: in the precision of a training in the factors' type (``trained``).
     """
-    for factor in sorted(factors, key=lambda one: one.form == "lookup"):  # lookups add into what is there
+    for factor in lookups_last(factors):
         total = (factor.trained if rounded else factor.weighted)(coefficients, total, shape)
     return total
 

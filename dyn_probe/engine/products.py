@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dyn_probe.engine.arithmetic import HALF, as32, dots, for_products, matmul32
-from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector
+from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector, lookups_last
 from dyn_probe.engine.heads.head_rows import HeadRows
 from dyn_probe.engine.routes.blocks import blocks_and_sum, by_blocks
 from dyn_probe.engine.routes.costs import cheaper_by_tokens, few, fused_is_dearer
@@ -36,6 +36,9 @@ AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
 CHUNK = 1 << 24
 """Numbers of one slice of blocks or of one part of a token Gram (64 MiB in float32)."""
 
+Sides = tuple[Tensor, Tensor]
+"""The same of two factors; one and the same tensor where it is of a factor with itself."""
+
 
 def gram(factor: Factor, groups: int, metric: Tensor | None = None) -> Tensor:
     """``[G, n, n]`` (float64) inner products of a factor's rows with each other.
@@ -44,7 +47,7 @@ def gram(factor: Factor, groups: int, metric: Tensor | None = None) -> Tensor:
         groups: ``G``.
         metric: ``P``, in the parameter's shape; None for the plain inner product.
     """
-    return PRODUCTS[factor.form, factor.form](factor, factor, groups, metric)
+    return cross(factor, factor, groups, metric)
 
 
 def cross(one: Factor, other: Factor, groups: int, metric: Tensor | None = None) -> Tensor:
@@ -53,18 +56,19 @@ def cross(one: Factor, other: Factor, groups: int, metric: Tensor | None = None)
         return found(one, other, groups, metric)
     if turned := PRODUCTS.get((other.form, one.form)):
         return turned(other, one, groups, metric).mT
-    return _vectors(dense(one), dense(other), groups, metric)
+    return _written_out(one, other, groups, metric)
 
 
-def dense(factor: Factor) -> Vector:
-    """The gradients written out, ``[R, n]``: for two forms that have no product of their own."""
-    return Vector(torch.stack([factor.dense(i) for i in range(factor.rows)]))
+def _written_out(one: Factor, other: Factor, groups: int, metric: Tensor | None) -> Tensor:
+    """By the gradients ``[R, n]`` of every row: for two forms that have no product of their own."""
+    left, right = (Vector(torch.stack([factor.dense(i) for i in range(factor.rows)])) for factor in (one, other))
+    return _vectors(left, right, groups, metric)
 
 
 def _linears(one: Outer, other: Outer, groups: int, metric: Tensor | None) -> Tensor:
     """Two linear uses: by token Grams, by the pairs' shared prompts, or by blocks, whichever costs least."""
     if one.transposed != other.transposed:
-        return _vectors(dense(one), dense(other), groups, metric)
+        return _written_out(one, other, groups, metric)
     if metric is not None:
         return by_blocks(one, other, groups, metric)
     if groups == 1 and len(one.inputs) == len(other.inputs) == 1 < one.rows:
@@ -80,9 +84,14 @@ def _linears(one: Outer, other: Outer, groups: int, metric: Tensor | None) -> Te
     pairs = one is other and 2 * groups == one.rows == len(one.inputs)
     if pairs and len(one.spans) == groups and one.grads.device.type == "cpu":
         return pairs_by_prefix(as32(one.inputs), as32(one.grads), one.spans)
-    a, b = _grouped(one.grads, groups), _grouped(other.grads, groups)
-    left, right = _inputs(one, groups), _inputs(other, groups)
-    return _contract(lambda i, j: _token_gram(a, b, i, j, one is other), left, right, one is other)
+    grads = _both(lambda outer: _grouped(outer.grads, groups), one, other)
+    return _contract(matmul32, grads, _both(lambda outer: _inputs(outer, groups), one, other))
+
+
+def _both(made: Callable[[Any], Tensor], one: Factor, other: Factor) -> Sides:
+    """What is made of two factors; the same tensor where they are the same."""
+    left = made(one)
+    return left, left if one is other else made(other)
 
 
 def _inputs(outer: Outer, groups: int) -> Tensor:
@@ -100,16 +109,16 @@ def _lookups(one: Lookup, other: Lookup, groups: int, metric: Tensor | None) -> 
     if groups == 1 and len(one.ids) == len(other.ids) == 1 < one.rows:
         same = (one.ids[0][:, None] == other.ids[0][None]).to(as32(grads).dtype)
         return _through(grads, same, other.grads)
-    x, y = (_grouped(_by_rows(f.ids, f.rows), groups).unsqueeze(-1) for f in (one, other))
-    a = _grouped(grads, groups)
-    b = a if one is other and metric is None else _grouped(other.grads, groups)
-    return _contract(lambda i, j: torch.eq(*_sides(x, y, i, j, one is other)), a, b, one is other)
+    ids = _both(lambda table: _grouped(_by_rows(table.ids, table.rows), groups).unsqueeze(-1), one, other)
+    left = _grouped(grads, groups)
+    right = left if one is other and metric is None else _grouped(other.grads, groups)
+    return _contract(torch.eq, ids, (left, right))
 
 
 def _head_and_table(head: Outer, table: Lookup, groups: int, metric: Tensor | None) -> Tensor:
     """A head and the table it is tied to: ``Σ_{t,s} B_i[t, x_j[s]] (A_i[t]·D_j[s])``."""
     if head.transposed:
-        return _vectors(dense(head), dense(table), groups, metric)
+        return _written_out(head, table, groups, metric)
     ids = _grouped(_by_rows(table.ids, table.rows), groups)
     hidden, deltas = _inputs(head, groups), _grouped(_scaled(table, metric), groups)
     rows = []
@@ -123,7 +132,7 @@ def _head_and_table(head: Outer, table: Lookup, groups: int, metric: Tensor | No
 def _heads(one: HeadRows, other: HeadRows, groups: int, metric: Tensor | None) -> Tensor:
     """A head that is made in slices of the vocabulary, with itself."""
     if one is not other:
-        return _vectors(dense(one), dense(other), groups, metric)
+        return _written_out(one, other, groups, metric)
     parts = (_linears(tile, tile, groups, None if metric is None else metric[part]) for part, tile in one.tiles())
     return torch.stack(list(parts)).sum(0)
 
@@ -163,19 +172,20 @@ def _scaled(table: Lookup, metric: Tensor | None) -> Tensor:
     return table.grads if metric is None else as32(table.grads) * metric[table.ids]
 
 
-def _contract(first: Callable[[slice, slice], Tensor], one: Tensor, other: Tensor, symmetric: bool) -> Tensor:
-    """``[G, n, m]``: ``Σ_{t,s} X[t,s] (v[t]·v'[s])`` from ``v [n, G, P, d]``, ``v' [m, G, S, d]`` and, for some of the
-    rows of both, ``X = first(rows, others) [G, rows P, others S]``."""
-    n, m, groups = len(one), len(other), one.shape[1]
-    if groups * n * one.shape[2] * m * other.shape[2] <= AT_ONCE.get(one.device.type, CHUNK):
-        return _contracted(first, one, other, ALL, ALL).double()
+def _contract(meet: Callable[[Tensor, Tensor], Tensor], first: Sides, second: Sides) -> Tensor:
+    """``[G, n, m]``: ``Σ_{t,s} meet(u[t], u'[s]) (v[t]·v'[s])`` from ``u [n, G, P, ·]``, ``u' [m, G, S, ·]`` and ``v``,
+    ``v'`` likewise; of a factor with itself (``u`` is ``u'``) the half that symmetry does not give."""
+    one, other = second
+    (n, groups, positions), (m, _, others), symmetric = one.shape[:3], other.shape[:3], first[0] is first[1]
+    if groups * n * positions * m * others <= AT_ONCE.get(one.device.type, CHUNK):
+        return _contracted(meet, first, second, ALL, ALL)
     answer = one.new_zeros(groups, n, m, dtype=torch.float64)
-    step = max(1, CHUNK // max(1, groups * one.shape[2] * other.shape[2]))
+    step = max(1, CHUNK // max(1, groups * positions * others))
     step = 1 if one.is_cuda and groups > 1 else step  # a pair's own rows are where they are: nothing is copied
     for i in range(n):
         for j in range(i if symmetric else 0, m, step):
             row, some = slice(i, i + 1), slice(j, min(j + step, m))
-            found = _contracted(first, one, other, row, some).double()
+            found = _contracted(meet, first, second, row, some)
             answer[:, row, some] = found
             if symmetric:
                 answer[:, some, row] = found.mT
@@ -183,30 +193,23 @@ def _contract(first: Callable[[slice, slice], Tensor], one: Tensor, other: Tenso
 
 
 def _contracted(
-    first: Callable[[slice, slice], Tensor], one: Tensor, other: Tensor, rows: slice, others: slice
+    meet: Callable[[Tensor, Tensor], Tensor], first: Sides, second: Sides, rows: slice, others: slice
 ) -> Tensor:
-    """``[G, rows, others]`` of the same."""
-    products = first(rows, others) * _token_gram(one, other, rows, others, one is other)
-    return products.view(len(products), -1, one.shape[2], products.shape[2] // other.shape[2], other.shape[2]).sum(
-        (2, 4)
-    )
+    """``[G, rows, others]`` (float64) of the same."""
+    products = meet(*_tokens(first, rows, others)) * matmul32(*_tokens(second, rows, others))
+    one, other = (side.shape[2] for side in second)
+    return products.view(len(products), -1, one, products.shape[2] // other, other).sum((2, 4)).double()
 
 
-def _token_gram(one: Tensor, other: Tensor, rows: slice, others: slice, same: bool) -> Tensor:
-    """``[G, rows P, others S]``."""
-    return matmul32(*_sides(one, other, rows, others, same))
+def _tokens(sides: Sides, rows: slice, others: slice) -> Sides:
+    """``[G, rows P, d]`` and ``[G, d, others S]``: the tokens of some rows of both as the two sides of a product."""
 
+    def some(tensor: Tensor, rows: slice) -> Tensor:
+        return for_products((tensor if rows is ALL else tensor[rows]).transpose(0, 1).flatten(1, 2))
 
-def _sides(one: Tensor, other: Tensor, rows: slice, others: slice, same: bool) -> tuple[Tensor, Tensor]:
-    """The tokens of some rows of both as the two sides of a product."""
-    left = for_products(_tokens(one, rows))
-    return left, (left if same and rows is others else for_products(_tokens(other, others))).mT
-
-
-def _tokens(tensor: Tensor, rows: slice) -> Tensor:
-    """``[G, rows P, d]`` of some rows of ``[n, G, P, d]``."""
-    some = tensor if rows is ALL else tensor[rows]
-    return some.transpose(0, 1).flatten(1, 2)
+    one, other = sides
+    left = some(one, rows)
+    return left, (left if one is other and rows is others else some(other, others)).mT
 
 
 def _through(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
@@ -263,14 +266,11 @@ def of_uses(factors: Sequence[Factor], groups: int, metric: Tensor | None = None
 
 def by_sum(factors: Sequence[Factor], groups: int) -> Tensor:
     """The same by writing the sum of all rows' gradients down, where a layer and its tied table allow it."""
-    layers = [f for f in factors if type(f) is Outer and not f.transposed]
-    tables = [f for f in factors if type(f) is Lookup]
-    if len(layers) + len(tables) < len(factors):
+    first, *others = lookups_last(factors)
+    if not all(type(f) is Lookup or (type(f) is Outer and not f.transposed) for f in factors):
         return of_uses(factors, groups)
-    block = layers[0].block(ALL) if layers else tables[0].empty()
-    for layer in layers[1:]:
-        layer.add_block(ALL, block)
-    for table in tables:
-        table.add_block(ALL, block)
+    block = first.block(ALL)
+    for factor in others:
+        factor.add_block(ALL, block)
     rows = block.reshape(block.shape[0] // groups, groups, block.shape[1:].numel())
     return dots(rows, rows)
