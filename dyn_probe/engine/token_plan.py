@@ -6,8 +6,9 @@ tiles are cut in blocks and every two blocks are computed beside each other, som
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -16,99 +17,75 @@ from dyn_probe.engine.parameters import output_head
 from dyn_probe.engine.uses import find_uses, trained_parameters
 from dyn_probe.pairs import PairBatch
 
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """One response with its prompt, without padding: ``ids [L]``, the positions of the response tokens, and the row of
-    the Gram at which they begin."""
-
-    ids: Tensor
-    positions: Tensor
-    offset: int
-
-    @staticmethod
-    def both(batch: PairBatch, pair: int) -> tuple[Side, Side]:
-        """Chosen and rejected."""
-        rows = []
-        for row in (pair, pair + batch.pairs):
-            keep = batch.attention_mask[row].bool()
-            rows.append((batch.input_ids[row][keep], batch.response_mask[row][keep].nonzero().flatten()))
-        chosen, rejected = rows
-        return Side(*chosen, 0), Side(*rejected, len(chosen[1]))
+Response = tuple[Tensor, Tensor]
+"""One response with its prompt, without padding: ``ids [L]`` and the positions of the response tokens."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """Tokens ``start`` to ``stop`` of a side: they share one forward and backward."""
+    """Tokens that share one forward and backward: ``ids [L]`` of their sequence, their positions in it, and the Gram's
+    row of the first of them."""
 
-    side: Side
+    ids: Tensor
+    positions: Tensor
     start: int
-    stop: int
 
     @property
     def rows(self) -> int:
-        return self.stop - self.start
+        return len(self.positions)
 
     @property
     def length(self) -> int:
         """Positions of the tile's sequence: up to its last token."""
-        return int(self.side.positions[self.stop - 1]) + 1
+        return int(self.positions[-1]) + 1
 
 
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """Parameters by name, and their tiles in blocks."""
-
-    names: set[str]
-    blocks: Sequence[Sequence[Tile]]
-
-    @property
-    def visits(self) -> int:
-        """How many tiles are computed: block k stands beside itself once and beside each block before it."""
-        return sum((k + 1) * len(block) for k, block in enumerate(self.blocks))
-
-    def pairs(self) -> Iterator[tuple[Sequence[Tile], Sequence[Sequence[Tile]]]]:
-        """Each block, and those behind it."""
-        for k, block in enumerate(self.blocks):
-            yield block, self.blocks[k + 1 :]
+Pass = tuple[set[str], list[list[Tile]]]
+"""Parameters by name, and their tiles in blocks."""
 
 
-def tiles_of(sides: Sequence[Side], size: int) -> list[Tile]:
-    """Both sides in tiles of at most ``size`` tokens."""
-    return [
-        Tile(side, i, min(i + size, len(side.positions))) for side in sides for i in range(0, len(side.positions), size)
-    ]
+def responses_of(batch: PairBatch, pair: int) -> tuple[Response, Response]:
+    """Chosen and rejected."""
+    keep = batch.attention_mask.bool()
+    chosen, rejected = (
+        (batch.input_ids[row][keep[row]], batch.response_mask[row][keep[row]].nonzero().flatten())
+        for row in (pair, pair + batch.pairs)
+    )
+    return chosen, rejected
 
 
-def plan(model: nn.Module, tiles: Sequence[Tile], names: set[str], budget: int) -> list[Pass]:
+def tiles_of(responses: Sequence[Response], size: int) -> list[Tile]:
+    """All responses in tiles of at most ``size`` tokens."""
+    tiles, start = [], 0
+    for ids, positions in responses:
+        for some in positions.split(size):
+            tiles.append(Tile(ids, some, start))
+            start += len(some)
+    return tiles
+
+
+def plan(model: nn.Module, tiles: list[Tile], names: set[str], budget: int) -> list[Pass]:
     """The passes: as many parameters together as fit ``budget`` bytes; the tiles of one that does not fit in blocks
     of half the budget (two stand at once), never less than a tile."""
     costs = _costs(model, names, tiles)
-    groups: list[list[str]] = [[]]
-    used = 0
-    for name, cost in costs.items():
-        if groups[-1] and used + sum(cost) > budget:
-            groups.append([])
-            used = 0
-        groups[-1].append(name)
-        used += sum(cost)
-    return [
-        Pass(set(group), _blocks(tiles, costs[group[0]], budget) if len(group) == 1 else [tiles]) for group in groups
-    ]
+    passes: list[Pass] = []
+    for part in _packed([sum(cost) for cost in costs.values()], budget):
+        group = list(costs)[part]
+        own = costs[group[0]]
+        whole = len(group) > 1 or sum(own) <= budget
+        passes.append((set(group), [tiles] if whole else [tiles[some] for some in _packed(own, budget // 2)]))
+    return passes
 
 
-def _blocks(tiles: Sequence[Tile], cost: Sequence[int], budget: int) -> list[list[Tile]]:
-    if sum(cost) <= budget:
-        return [list(tiles)]
-    blocks: list[list[Tile]] = [[]]
-    used = 0
-    for tile, own in zip(tiles, cost, strict=True):
-        if blocks[-1] and used + own > budget // 2:
-            blocks.append([])
+def _packed(costs: Sequence[int], most: int) -> list[slice]:
+    """Neighbours together that cost ``most`` or less; one that costs more alone."""
+    begins, used = [0], 0
+    for k, cost in enumerate(costs):
+        if k > begins[-1] and used + cost > most:
+            begins.append(k)
             used = 0
-        blocks[-1].append(tile)
-        used += own
-    return blocks
+        used += cost
+    return [slice(begin, end) for begin, end in pairwise([*begins, len(costs)])]
 
 
 def _costs(model: nn.Module, names: set[str], tiles: Sequence[Tile]) -> dict[str, list[int]]:

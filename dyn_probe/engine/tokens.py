@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from dyn_probe.engine.parameters import select_parameters
 from dyn_probe.engine.passes import backward_only, explained
 from dyn_probe.engine.products import cross, gram
 from dyn_probe.engine.tap import Capture
-from dyn_probe.engine.token_plan import Side, Tile, plan, tiles_of
+from dyn_probe.engine.token_plan import Pass, Tile, plan, responses_of, tiles_of
 from dyn_probe.engine.uses import Call
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import PairBatch, logps_of_tokens
@@ -96,65 +97,44 @@ def token_gram(
     if not 0 <= pair < batch.pairs:
         raise BadInput(f"token_gram needs a pair between 0 and {batch.pairs - 1}; got {pair}")
     names = select_parameters(model, params)
-    sides = Side.both(batch, pair)
-    n = len(sides[0].positions)
-    total = n + len(sides[1].positions)
+    responses = responses_of(batch, pair)
+    chosen, rejected = (ids[positions] for ids, positions in responses)
+    n, total = len(chosen), len(chosen) + len(rejected)
     gram = torch.zeros(total, total, dtype=torch.float64, device=batch.input_ids.device)
     with eval_mode(model):
-        passes = plan(model, tiles_of(sides, tile), names, budget)
-        count = _Count(progress, sum(one.visits for one in passes))
-        for one in passes:
-            for block, behind in one.pairs():
-                left = _collect(model, block, one.names, count)
-                add_products(gram, left, left)
-                for other in behind:
-                    add_products(gram, left, _collect(model, other, one.names, count))
-    ids = [side.ids[side.positions] for side in sides]
-    return TokenGram(gram[:n, n:], gram[:n, :n], gram[n:, n:], ids[0], ids[1], tuple(sorted(names)))
+        _fill(
+            gram, model, plan(model, tiles_of(responses, tile), names, budget), progress or (lambda done, total: None)
+        )
+    return TokenGram(gram[:n, n:], gram[:n, :n], gram[n:, n:], chosen, rejected, tuple(sorted(names)))
 
 
-class _Count:
-    """Tiles done, told to ``progress``."""
-
-    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
-        self.progress, self.total, self.done = progress, total, 0
-
-    def step(self) -> None:
-        """One more."""
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+Parts = dict[str, list[tuple[slice, Factor]]]
+"""Parameter → what its uses left, tile by tile in the order of tokens: their rows of the Gram, and a factor."""
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """What one use of a parameter left for one tile: ``start`` is the Gram's row of its first token."""
+def _fill(gram: Tensor, model: nn.Module, passes: Sequence[Pass], progress: Callable[[int, int], None]) -> None:
+    """Every block of tiles with itself and with those behind it; these are computed once more for it."""
+    visits = sum((k + 1) * len(block) for _, blocks in passes for k, block in enumerate(blocks))
+    done = count(1)
 
-    start: int
-    factor: Factor
+    def collect(tiles: Sequence[Tile], names: set[str]) -> Parts:
+        parts: Parts = {}
+        for tile in tiles:
+            _collect(model, tile, names, parts)
+            progress(next(done), visits)
+        return parts
 
-    @property
-    def rows(self) -> slice:
-        """Its tokens' rows of the Gram."""
-        return slice(self.start, self.start + self.factor.rows)
-
-
-Parts = dict[str, list[Part]]
-"""Parameter → parts of its uses, tile by tile."""
-
-
-def _collect(model: nn.Module, tiles: Sequence[Tile], names: set[str], count: _Count) -> Parts:
-    """What every wanted use of these tiles leaves, by parameter, in the order of tokens."""
-    parts: Parts = {}
-    for tile in tiles:
-        _collect_tile(model, tile, names, parts)
-        count.step()
-    return parts
+    for names, blocks in passes:
+        for k, block in enumerate(blocks):
+            left = collect(block, names)
+            add_products(gram, left, left)
+            for other in blocks[k + 1 :]:
+                add_products(gram, left, collect(other, names))
 
 
-def _collect_tile(model: nn.Module, tile: Tile, names: set[str], into: Parts) -> None:
+def _collect(model: nn.Module, tile: Tile, names: set[str], into: Parts) -> None:
     """One tile's forward and backward."""
-    start = tile.side.offset + tile.start
+    rows = slice(tile.start, tile.start + tile.rows)
 
     def receive(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         if not names.intersection(call.use.parameters.values()):
@@ -162,10 +142,10 @@ def _collect_tile(model: nn.Module, tile: Tile, names: set[str], into: Parts) ->
         with exact_products(capture.anchor.device.type):
             for local, factor in call.kind.factors(call, saved, grads).items():
                 if (name := call.use.parameters[local]) in names:
-                    into.setdefault(name, []).append(Part(start, factor.shared()))
+                    into.setdefault(name, []).append((rows, factor.shared()))
 
     with Capture(model, receive) as capture, torch.enable_grad():
-        logps = logps_of_tokens(model, tile.side.ids, tile.side.positions[tile.start : tile.stop])
+        logps = logps_of_tokens(model, tile.ids, tile.positions)
         backward_only(logps.sum(), capture, explained(capture, logps).reentrant)
 
 
@@ -174,11 +154,11 @@ def add_products(total: Tensor, left: Parts, right: Parts) -> None:
     are the same parts or of different tokens."""
     with exact_products(total.device.type):
         for name in left.keys() & right.keys():
-            for k, one in enumerate(left[name]):
-                for other in right[name][k:] if left is right else right[name]:
+            for k, (rows, one) in enumerate(left[name]):
+                for columns, other in right[name][k:] if left is right else right[name]:
                     if one is other:
-                        total[one.rows, one.rows] += gram(one.factor, 1)[0]
+                        total[rows, rows] += gram(one, 1)[0]
                     else:
-                        block = cross(one.factor, other.factor, 1)[0]
-                        total[one.rows, other.rows] += block
-                        total[other.rows, one.rows] += block.T
+                        block = cross(one, other, 1)[0]
+                        total[rows, columns] += block
+                        total[columns, rows] += block.T

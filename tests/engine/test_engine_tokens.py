@@ -98,7 +98,8 @@ def test_what_stands_at_once_fits_the_budget(family, budget, monkeypatch):
     add, stood, largest = tokens.add_products, [], []
 
     def size(part):
-        return part.factor.nbytes
+        _, factor = part
+        return factor.nbytes
 
     def watched(gram, left, right):
         sides = [left] if left is right else [left, right]
