@@ -136,7 +136,7 @@ class Outer(RowGradients):
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
         inputs = self.inputs.expand(self.rows, -1, -1)
-        found = self._product(self._times(coefficients), inputs)
+        found = self.product(self._times(coefficients), inputs)
         return found if total is None else total.add_(found)
 
     def trained(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
@@ -144,12 +144,12 @@ class Outer(RowGradients):
         coefficients rounds it, and the sums run in float32."""
         inputs, size = self.inputs.expand(self.rows, -1, -1), coefficients.abs().amax().clamp(min=1e-30)
         shares = (coefficients / size).float().reshape(-1, 1, 1)  # no overflow, and none but small ones underflow
-        scaled = self._product((self.grads * shares).to(self.grads.dtype), inputs)
+        scaled = self.product((self.grads * shares).to(self.grads.dtype), inputs)
         found = scaled * size.to(scaled)
         return found if total is None else total.add_(found)
 
-    def _product(self, grads: Tensor, inputs: Tensor) -> Tensor:
-        """The sum over rows and positions."""
+    def product(self, grads: Tensor, inputs: Tensor) -> Tensor:
+        """``Σ_i Σ_t grads_i[t] ⊗ inputs_i[t]``, in the parameter's shape."""
         grads, inputs = grads.flatten(0, 1), inputs.flatten(0, 1)
         left, right = (inputs, grads) if self.transposed else (grads, inputs)
         return matmul32(left.T, right)
@@ -164,17 +164,25 @@ class Outer(RowGradients):
 
         On a CPU every entry is kept once; elsewhere telling equal ones apart would stop the device.
         """
-        grads, groups = self.grads.unflatten(0, (-1, ids.shape[1])), ids.transpose(0, 1)
-        if ids.device.type == "cpu":
-            entries, where = torch.unique(groups, return_inverse=True)
-            kept = grads[..., entries]
-        else:
-            where = torch.arange(groups[0].numel(), device=ids.device).view(1, *groups.shape[1:]).expand_as(groups)
-            kept = torch.stack([_columns(row, groups).flatten(2) for row in grads])
-        return MetOuter(self.grads[..., :0], self.inputs, self.transposed, cut=self.cut, kept=kept, where=where)
+        kept, where = self._kept(ids)
+        nothing = self.grads.new_empty(self.rows, 0)  # no view, which would keep all of ``B`` in memory
+        return MetOuter(nothing, self.inputs, self.transposed, cut=self.cut, kept=kept, where=where)
+
+    def _kept(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The columns, and where each position of the table's reading has its own."""
+        if ids.device.type != "cpu":
+            return self._all_columns(ids)
+        entries, where = torch.unique(ids.transpose(0, 1), return_inverse=True)
+        return self.grads.unflatten(0, (-1, ids.shape[1]))[..., entries], where
+
+    def _all_columns(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, one column for each position."""
+        where = torch.arange(ids[:, 0].numel(), device=ids.device).view(1, len(ids), -1)
+        kept = [self.columns(row, ids).flatten(2) for row in range(self.rows // ids.shape[1])]
+        return torch.stack(kept), where.expand(ids.shape[1], -1, -1)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class MetOuter(Outer):
     """A head after its own products: of its output-gradients only the columns at which the tied table is read.
 
@@ -183,12 +191,11 @@ class MetOuter(Outer):
         where: ``[G, m, S]`` the column of each position of the table's reading.
     """
 
-    kept: Tensor | None = None
-    where: Tensor | None = None
+    kept: Tensor
+    where: Tensor
     trained, part = RowGradients.trained, RowGradients.part  # type: ignore[assignment]
 
     def columns(self, row: int, ids: Tensor) -> Tensor:
-        assert self.kept is not None and self.where is not None
         return _columns(self.kept[row], self.where)
 
 

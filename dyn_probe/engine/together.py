@@ -8,8 +8,9 @@ and taken as one call with ``k`` times as many rows: row ``i`` of the ``j``-th u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from dyn_probe.engine.uses import Call
 
 Arrived = tuple[Call, Sequence[Tensor], Sequence[Tensor | None]]
 """A call, what it had saved, and its output-gradients."""
+Key = tuple[Any, ...]
+"""What uses have in common that can be stacked; first, how many numbers one has."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,17 @@ class Together:
 
     device: str
     reduce: Callable[[Arrived, Sequence[Call]], None]
-    _waiting: dict[Hashable, list[Arrived]] = field(default_factory=dict)
-    _numbers: dict[Hashable, int] = field(default_factory=dict)
+    _waiting: dict[Key, list[Arrived]] = field(default_factory=dict)
 
     def add(self, arrived: Arrived) -> bool:
         """Whether the use is small and of a kind that can wait; else nothing is done."""
-        limits, tensors = SMALL.get(self.device, DEVICE), _tensors(arrived)
-        size = 0
-        for tensor in tensors:
-            size += tensor.numel()
-        key = _key(arrived, tensors) if size <= limits.use else None
-        if key is None:
+        limits, key = SMALL.get(self.device, DEVICE), _key(arrived)
+        if key is None or key[0] > limits.use:
             return False
         self._waiting.setdefault(key, []).append(arrived)
-        self._numbers[key] = self._numbers.get(key, 0) + size
-        if sum(self._numbers.values()) > limits.waiting:
-            self._reduce(max(self._numbers, key=lambda k: self._numbers[k]))
+        numbers = {key: key[0] * len(uses) for key, uses in self._waiting.items()}
+        if sum(numbers.values()) > limits.waiting:
+            self._reduce(max(numbers, key=lambda key: numbers[key]))
         return True
 
     def finish(self) -> None:
@@ -68,41 +66,32 @@ class Together:
         for key in list(self._waiting):
             self._reduce(key)
 
-    def _reduce(self, key: Hashable) -> None:
+    def _reduce(self, key: Key) -> None:
         uses = self._waiting.pop(key)
-        del self._numbers[key]
         self.reduce(_stacked(uses) if len(uses) > 1 else uses[0], [call for call, _, _ in uses])
 
 
-def _tensors(arrived: Arrived) -> list[Tensor]:
-    _, saved, grads = arrived
-    return [*saved, *_whole(grads)]
-
-
-def _key(arrived: Arrived, tensors: Sequence[Tensor]) -> Hashable | None:
-    """What uses have in common that can be stacked; None for one that is taken alone."""
+def _key(arrived: Arrived) -> Key | None:
+    """None for a use that is taken alone."""
     call, saved, grads = arrived
-    alike = call.kind.alike(call)
-    rows = call.layout.rows
-    if alike is None or call.layout.places is not None or len(tensors) < len(saved) + len(grads):
+    alike, numbers, tensors = call.kind.alike(call), 0, []
+    if alike is None or call.layout.places is not None:
         return None
-    key = [call.kind.name, alike, call.trained]
-    for tensor in tensors:
-        shape = tensor.shape
-        if len(shape) < 2 or shape[0] != rows:  # rows and positions flattened
+    for tensor in (*saved, *grads):
+        if tensor is None or tensor.dim() < 2 or len(tensor) != call.layout.rows:  # rows and positions flattened
             return None
-        key += [shape, tensor.dtype]
-    return tuple(key)
+        numbers += tensor.numel()
+        tensors.append((tensor.shape, tensor.dtype))
+    return numbers, call.kind.name, alike, call.trained, *tensors
 
 
 def _stacked(uses: Sequence[Arrived]) -> Arrived:
     """All of them as one call."""
-    first, count = uses[0][0], len(uses)
-    layout = Layout(first.layout.rows * count, first.layout.length)
-    saved = [torch.stack(found, 1).flatten(0, 1) for found in zip(*(use[1] for use in uses), strict=True)]
-    grads = [torch.stack(found, 1).flatten(0, 1) for found in zip(*(_whole(use[2]) for use in uses), strict=True)]
-    return replace(first, layout=layout), saved, grads
+    calls, saved, grads = zip(*uses, strict=True)
+    layout = Layout(calls[0].layout.rows * len(uses), calls[0].layout.length)
+    return replace(calls[0], layout=layout), _together(saved), _together(grads)
 
 
-def _whole(grads: Sequence[Tensor | None]) -> list[Tensor]:
-    return [grad for grad in grads if grad is not None]
+def _together(tensors: Iterable[Sequence[Any]]) -> list[Tensor]:
+    """The uses' tensors, those of one place behind each other."""
+    return [torch.stack(found, 1).flatten(0, 1) for found in zip(*tensors, strict=True)]

@@ -39,8 +39,7 @@ class Totals:
             sums = factor.grads.unflatten(0, (-1, k)).sum(0)
         else:
             assert type(factor) is Outer  # no other form is stacked
-            left, right = (t.unflatten(0, (-1, k)).transpose(0, 1).flatten(1, 2) for t in (factor.grads, factor.inputs))
-            left, right = (right, left) if factor.transposed else (left, right)
+            left, right = (t.unflatten(0, (-1, k)).transpose(0, 1).flatten(1, 2) for t in factor.sides)
             sums = matmul32(left.mT, right)
         for name, total in zip(names, sums.unbind(0), strict=True):
             self.put(name, total)
@@ -69,8 +68,6 @@ def summed(factor: Factor, shape: torch.Size) -> Tensor:
     if type(factor) is Vector:
         return factor.grads.sum(0).reshape(shape)
     if type(factor) is Outer and len(factor.inputs) == factor.rows:
-        left, right = (t.flatten(0, 1) for t in (factor.grads, factor.inputs))
-        left, right = (right, left) if factor.transposed else (left, right)
-        return matmul32(left.T, right)
+        return factor.product(factor.grads, factor.inputs)
     ones = torch.ones(factor.rows, dtype=torch.float64, device=factor.grads.device)
     return factor.weighted(ones, None, shape)

@@ -161,7 +161,7 @@ def test_a_sum_is_rounded_by_the_factors_whose_gradients_a_training_rounds():
     table = Lookup(grads, torch.arange(9).expand(6, -1), 9)
     for factor, like, rounds in (
         (outer, shape, True),
-        (MetOuter(grads, inputs), shape, False),
+        (MetOuter(grads, inputs, kept=grads, where=table.ids), shape, False),
         (table, torch.Size((9, 5)), False),
         (Vector(grads[:, 0]), torch.Size((5,)), False),
     ):

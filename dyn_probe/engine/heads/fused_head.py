@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dyn_probe.engine.arithmetic import autocast_type
 from dyn_probe.engine.factors import Factor, Vector
 from dyn_probe.engine.heads.head_rows import HeadMath, HeadRows, repeats_exactly
 from dyn_probe.engine.layout import Layout
@@ -50,9 +51,7 @@ class FusedHead:
         """The backbone has run: what it puts out enters the head, under the autocast that is on now."""
         hidden = getattr(output, "last_hidden_state", None)
         if isinstance(hidden, Tensor):
-            device = hidden.device.type
-            autocast = torch.is_autocast_enabled(device)
-            self.hidden, self.dtype = hidden, torch.get_autocast_dtype(device) if autocast else hidden.dtype
+            self.hidden, self.dtype = hidden, autocast_type(hidden.device.type) or hidden.dtype
 
     def call(self, layout: Layout, kwargs: dict[str, Any], output: Any) -> Call:
         """The head's use behind ``output.log_probs``.

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.factors import MetOuter, Outer, RowGradients
+from dyn_probe.engine.factors import Outer, RowGradients
 
 SLICE = 1 << 24
 """Logits that are in memory at once (64 MiB in float32)."""
@@ -92,7 +92,7 @@ def repeats_exactly(dtype: torch.dtype) -> bool:
         return False
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class HeadRows(Outer):
     """``grad_i = Σ_t B_i[t] ⊗ h_i[t]`` of a head's weight, with ``B`` made a slice of the vocabulary at a time.
 
@@ -104,39 +104,32 @@ class HeadRows(Outer):
         normaliser: ``log Σ_v exp z(v)``, ``[R, P]``, where it is known; else it takes the logits once more.
     """
 
-    targets: Tensor | None = None
-    math: HeadMath | None = None
+    targets: Tensor
+    math: HeadMath
     normaliser: Tensor | None = None
     form: ClassVar[str] = "head"
-    trained = RowGradients.trained
+    trained, _kept = RowGradients.trained, Outer._all_columns
 
     def part(self, rows: slice) -> HeadRows:
-        assert self.targets is not None
         own = {name: getattr(self, name)[rows] for name in ("grads", "inputs", "targets")}
         return replace(self, **own, normaliser=self._normaliser[rows])
 
     @cached_property
     def _normaliser(self) -> Tensor:
-        return self._math.log_normaliser(self.inputs) if self.normaliser is None else self.normaliser
-
-    @property
-    def _math(self) -> HeadMath:
-        assert self.math is not None
-        return self.math
+        return self.math.log_normaliser(self.inputs) if self.normaliser is None else self.normaliser
 
     def settled(self) -> HeadRows:
-        bias = None if self._math.bias is None else self._math.bias.clone()
-        return replace(self, math=replace(self._math, weight=self._math.weight.clone(), bias=bias))
+        bias = None if self.math.bias is None else self.math.bias.clone()
+        return replace(self, math=replace(self.math, weight=self.math.weight.clone(), bias=bias))
 
     def tiles(self) -> Iterator[tuple[slice, Outer]]:
         """The factor of each part of the vocabulary, one after the other."""
-        for part in self._math.slices(self.grads.numel()):
+        for part in self.math.slices(self.grads.numel()):
             yield part, Outer(self._outputs(part), self.inputs, cut=True)
 
     def _outputs(self, part: slice) -> Tensor:
         """``B [R, P, V']``."""
-        assert self.targets is not None
-        z, slope = self._math.logits(self.inputs, part)
+        z, slope = self.math.logits(self.inputs, part)
         found = (z - self._normaliser[..., None]).exp().neg()
         place = self.targets - part.start
         here = (place >= 0) & (place < part.stop - part.start)
@@ -161,18 +154,10 @@ class HeadRows(Outer):
         return found if total is None else total.add_(found)
 
     def columns(self, row: int, ids: Tensor) -> Tensor:
-        assert self.targets is not None
         groups, tokens = ids.shape[1], ids.transpose(0, 1)
         hidden, targets, c, norm = (
             t.unflatten(0, (-1, groups))[row] for t in (self.inputs, self.targets, self.grads, self._normaliser)
         )
-        z, slope = self._math.of_tokens(hidden, tokens)
+        z, slope = self.math.of_tokens(hidden, tokens)
         own = (tokens[:, None] == targets[:, :, None, None]).to(z)
         return (own - (z - norm[:, :, None, None]).exp()) * slope * c[:, :, None, None]
-
-    def met(self, ids: Tensor) -> Outer:
-        rows = self.rows // ids.shape[1]
-        where = torch.arange(ids[:, 0].numel(), device=ids.device).view(1, len(ids), -1)
-        kept = torch.stack([self.columns(row, ids).flatten(2) for row in range(rows)])
-        where = where.expand(ids.shape[1], -1, -1)
-        return MetOuter(kept[:, :, :0, 0].flatten(0, 1), self.inputs, cut=True, kept=kept, where=where)

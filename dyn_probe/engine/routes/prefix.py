@@ -41,22 +41,13 @@ def along_by_prefix(inputs: Tensor, outputs: Tensor, spans: tuple[Span, ...], ma
         inputs, outputs, spans: as for ``pairs_by_prefix``.
         matrix: ``D [q, p]``.
     """
-    span, half = hull(spans), len(spans)
-    sides = [
-        _cut(inputs[rows], outputs[rows], start, end)
-        for rows, start, end in (
-            (slice(half), span.start_chosen, span.end_chosen),
-            (slice(half, None), span.start_rejected, span.end_rejected),
-        )
-    ]
-    s = _agreed(sides[0][0], sides[1][0], span.shared)
+    (a_w, b_w), (a_l, b_l), s = _cut_pairs(inputs, outputs, hull(spans))
     if s == 0:
         return None
-    parts = [sides[0][0][:, :s], *(a[:, s:] for a, _ in sides)]
-    prefix, *rests = (torch.cat(parts, 1) @ matrix.T).split([part.shape[1] for part in parts], 1)
-    return torch.cat(
-        [_flat_dot(prefix, b[:, :s]) + _flat_dot(rest, b[:, s:]) for rest, (_, b) in zip(rests, sides, strict=True)]
-    )
+    lengths = [s, a_w.shape[1] - s, a_l.shape[1] - s]
+    prefix, *rests = (torch.cat([a_w, a_l[:, s:]], 1) @ matrix.T).split(lengths, 1)
+    sides = zip(rests, (b_w, b_l), strict=True)
+    return torch.cat([_flat_dot(prefix, b[:, :s]) + _flat_dot(rest, b[:, s:]) for rest, b in sides])
 
 
 def _flat_dot(left: Tensor, right: Tensor) -> Tensor:
@@ -67,7 +58,7 @@ def _flat_dot(left: Tensor, right: Tensor) -> Tensor:
 def hull(spans: Sequence[Span]) -> Span:
     """The span that holds every span, and as much of the prefix as all pairs share."""
     start_chosen, start_rejected = min(s.start_chosen for s in spans), min(s.start_rejected for s in spans)
-    aligned = start_chosen == start_rejected and all(s.start_chosen == s.start_rejected for s in spans)
+    aligned = all(s.start_chosen == s.start_rejected for s in spans)
     shared = min(s.start_chosen + s.shared for s in spans) - start_chosen if aligned else 0
     ends = max(s.end_chosen for s in spans), max(s.end_rejected for s in spans)
     return Span(start_chosen, ends[0], start_rejected, ends[1], shared)
@@ -81,10 +72,7 @@ def work(span: Span) -> int:
 
 def _products(inputs: Tensor, outputs: Tensor, span: Span) -> Tensor:
     """``[n, 2, 2]``: the products of ``n`` pairs ``[2n, P, ·]``, all cut to the same span."""
-    half = len(inputs) // 2
-    a_w, b_w = _cut(inputs[:half], outputs[:half], span.start_chosen, span.end_chosen)
-    a_l, b_l = _cut(inputs[half:], outputs[half:], span.start_rejected, span.end_rejected)
-    s = _agreed(a_w, a_l, span.shared)
+    (a_w, b_w), (a_l, b_l), s = _cut_pairs(inputs, outputs, span)
     prefix = torch.bmm(a_w[:, :s], a_w[:, :s].mT)
     squared_w, left = _squared(a_w, b_w, prefix)
     squared_l, right = _squared(a_l, b_l, prefix)
@@ -92,6 +80,14 @@ def _products(inputs: Tensor, outputs: Tensor, span: Span) -> Tensor:
     inner = _dot(prefix, outputs[:, :s, :s]) + _dot(torch.bmm(a_w[:, s:], a_l[:, s:].mT), outputs[:, s:, s:])
     inner += _dot(left, outputs[:, s:, :s]) + _dot(right.mT, outputs[:, :s, s:])
     return torch.stack([squared_w, inner, inner, squared_l], 1).double().unflatten(1, (2, 2))
+
+
+def _cut_pairs(inputs: Tensor, outputs: Tensor, span: Span) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]:
+    """``A`` and ``B`` of the chosen and of the rejected rows without padding, and how much of the prefix they share."""
+    half = len(inputs) // 2
+    chosen = _cut(inputs[:half], outputs[:half], span.start_chosen, span.end_chosen)
+    rejected = _cut(inputs[half:], outputs[half:], span.start_rejected, span.end_rejected)
+    return chosen, rejected, _agreed(chosen[0], rejected[0], span.shared)
 
 
 def _agreed(chosen: Tensor, rejected: Tensor, shared: int) -> int:
