@@ -41,11 +41,6 @@ def as32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor
 
 
-def for_products(tensor: Tensor) -> Tensor:
-    """What ``matmul32`` takes without making a copy of it each time."""
-    return tensor if tensor.is_cuda else as32(tensor)
-
-
 TOGETHER = 1 << 13
 """Entries of a row that are copied at once."""
 

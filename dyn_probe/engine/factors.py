@@ -11,7 +11,6 @@ their weighted sum (``weighted``), outer products and lookups also a slice of al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -58,7 +57,7 @@ class RowGradients:
         return None
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
-        """``total + Σ_i c_i grad_i`` in the parameter's ``shape``."""
+        """``total + Σ_i c_i grad_i`` in the parameter's ``shape``; ``total`` is added to in place."""
         raise NotImplementedError
 
     def trained(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
@@ -99,7 +98,7 @@ class Outer(RowGradients):
         return self if self.cut else replace(self, inputs=self.inputs[:1])
 
     def part(self, rows: slice) -> Outer:
-        return Outer(self.grads[rows], _rows(self.inputs, rows), self.transposed)
+        return Outer(self.grads[rows], for_rows(self.inputs, self.rows)[rows], self.transposed)
 
     def block(self, entries: slice, out: Tensor | None = None) -> Tensor:
         """``[R, entries, …]``: the gradients of some entries of the parameter's first dimension.
@@ -109,12 +108,11 @@ class Outer(RowGradients):
         """
         left, right = self.sides
         left = (left if entries is ALL else left[:, :, entries]).mT
-        if len(self.inputs) < self.rows:
-            left, right = left.expand(self.rows, -1, -1), right.expand(self.rows, -1, -1)
+        left, right = for_rows(left, self.rows), for_rows(right, self.rows)
         if out is None or not left.dtype == right.dtype == out.dtype:
             return matmul32(left, right)
-        size = (self.rows, left.shape[1], right.shape[2])
-        return torch.bmm(left, right, out=out[: size[0] * size[1] * size[2]].view(size))
+        size = torch.Size((self.rows, left.shape[1], right.shape[2]))
+        return torch.bmm(left, right, out=out[: size.numel()].view(size))
 
     def add_block(self, entries: slice, block: Tensor) -> None:
         """Add the same to ``block``."""
@@ -122,7 +120,7 @@ class Outer(RowGradients):
 
     def dense(self, row: int) -> Tensor:
         """``[n]`` the gradient of one row."""
-        block = matmul32(self.grads[row].T, self.inputs[row if len(self.inputs) > 1 else 0])
+        block = matmul32(self.grads[row].T, for_rows(self.inputs, self.rows)[row])
         return (block.T if self.transposed else block).flatten()
 
     def along(self, direction: Tensor) -> Tensor:
@@ -135,22 +133,19 @@ class Outer(RowGradients):
         return (matmul32(self.grads, matrix) * as32(self.inputs)).sum((1, 2))
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
-        inputs = self.inputs.expand(self.rows, -1, -1)
-        found = self.product(self._times(coefficients), inputs)
-        return found if total is None else total.add_(found)
+        return added(total, self.product(self._times(coefficients)))
 
     def trained(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
         """In half precision ``c_i B_i`` is rounded to the type of ``B``, as the backward of a loss with these
         coefficients rounds it, and the sums run in float32."""
-        inputs, size = self.inputs.expand(self.rows, -1, -1), coefficients.abs().amax().clamp(min=1e-30)
+        size = coefficients.abs().amax().clamp(min=1e-30)
         shares = (coefficients / size).float().reshape(-1, 1, 1)  # no overflow, and none but small ones underflow
-        scaled = self.product((self.grads * shares).to(self.grads.dtype), inputs)
-        found = scaled * size.to(scaled)
-        return found if total is None else total.add_(found)
+        scaled = self.product((self.grads * shares).to(self.grads.dtype))
+        return added(total, scaled * size.to(scaled))
 
-    def product(self, grads: Tensor, inputs: Tensor) -> Tensor:
-        """``Σ_i Σ_t grads_i[t] ⊗ inputs_i[t]``, in the parameter's shape."""
-        grads, inputs = grads.flatten(0, 1), inputs.flatten(0, 1)
+    def product(self, grads: Tensor) -> Tensor:
+        """The sum of all rows' gradients with ``grads`` for ``B``, in the parameter's shape."""
+        grads, inputs = grads.flatten(0, 1), for_rows(self.inputs, self.rows).flatten(0, 1)
         left, right = (inputs, grads) if self.transposed else (grads, inputs)
         return matmul32(left.T, right)
 
@@ -199,9 +194,9 @@ class MetOuter(Outer):
         return _columns(self.kept[row], self.where)
 
 
-def _rows(shared: Tensor, rows: slice) -> Tensor:
-    """Some rows of what all rows may share."""
-    return shared[rows] if len(shared) > 1 else shared
+def for_rows(shared: Tensor, rows: int) -> Tensor:
+    """What all rows may share, for each of them."""
+    return shared if len(shared) == rows else shared.expand(rows, *[-1] * (shared.dim() - 1))
 
 
 def _columns(grads: Tensor, ids: Tensor) -> Tensor:
@@ -222,9 +217,9 @@ class Lookup(RowGradients):
         return replace(self, ids=self.ids[:1])
 
     def part(self, rows: slice) -> Lookup:
-        return Lookup(self.grads[rows], _rows(self.ids, rows), self.entries)
+        return Lookup(self.grads[rows], for_rows(self.ids, self.rows)[rows], self.entries)
 
-    def block(self, entries: slice, out: Tensor | None = None) -> Tensor:
+    def block(self, entries: slice) -> Tensor:
         """``[R, entries, d]``: the gradients of some of the table's entries."""
         shape = (self.rows, len(range(*entries.indices(self.entries))), self.grads.shape[-1])
         found = self.grads.new_zeros(shape, dtype=torch.promote_types(self.grads.dtype, torch.float32))
@@ -248,20 +243,17 @@ class Lookup(RowGradients):
         block.flatten(0, 1).index_add_(0, place, grads.to(block.dtype))
 
     def dense(self, row: int) -> Tensor:
-        """``[n]`` the gradient of one row."""
         grads = as32(self.grads[row])
         table = grads.new_zeros(self.entries, grads.shape[-1])
-        return table.index_add_(0, self.ids[row if len(self.ids) > 1 else 0], grads).flatten()
+        return table.index_add_(0, for_rows(self.ids, self.rows)[row], grads).flatten()
 
     def along(self, direction: Tensor) -> Tensor:
-        """``[R]`` inner products with ``direction [entries, d]``."""
         return (as32(direction[self.ids]) * as32(self.grads)).sum((1, 2))
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
-        """``total + Σ_i c_i grad_i``; only the entries that were read change."""
         scaled = self._times(coefficients).flatten(0, 1)
         total = scaled.new_zeros(shape) if total is None else total
-        return total.index_add_(0, self.ids.expand(self.rows, -1).flatten(), scaled.to(total))
+        return total.index_add_(0, for_rows(self.ids, self.rows).flatten(), scaled.to(total))
 
 
 @dataclass(eq=False)
@@ -280,19 +272,16 @@ class Vector(RowGradients):
         return self.grads if rows is ALL else self.grads[rows]
 
     def dense(self, row: int) -> Tensor:
-        """``[n]`` the gradient of one row."""
         return as32(self.take(slice(row, row + 1))[0])
 
     def along(self, direction: Tensor) -> Tensor:
-        """``[R]`` inner products with ``direction``."""
         flat = as32(direction.flatten())[:, None]
         return torch.cat([matmul32(self.take(rows), flat)[:, 0] for rows in self._parts()])
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
         for part in self._parts():
             rows = as32(self.take(part))
-            found = (coefficients[part].to(rows) @ rows).reshape(shape)
-            total = found if total is None else total.add_(found)
+            total = added(total, (coefficients[part].to(rows) @ rows).reshape(shape))
         assert total is not None
         return total
 
@@ -303,6 +292,6 @@ class Vector(RowGradients):
 Factor = Outer | Lookup | Vector
 
 
-def lookups_last(factors: Sequence[Factor]) -> list[Any]:
-    """Lookups add into what is there."""
-    return sorted(factors, key=lambda factor: factor.form == "lookup")
+def added(total: Tensor | None, found: Tensor) -> Tensor:
+    """``total + found``, in place."""
+    return found if total is None else total.add_(found)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.arithmetic import HALF, as32, exact_products
-from dyn_probe.engine.factors import ALL, Factor, Outer, Vector, lookups_last
-from dyn_probe.engine.products import of_uses
+from dyn_probe.engine.factors import ALL, Factor, Outer, Vector
+from dyn_probe.engine.products import lookups_last, of_uses
 
 BLOCK = {"cpu": 1 << 19}
 """Numbers of one slice of all rows' gradients: what a cache holds. Elsewhere (``LARGE``): what fills the device."""
@@ -175,5 +175,10 @@ def add_weighted_gradients(held: Factors, coefficients: Tensor, parameters: Mapp
             parameter = parameters[name]
             total = weighted_sum(factors, coefficients, parameter.shape, rounded=parameter.dtype in HALF)
             if total is not None:
-                total = total.to(parameter.dtype)
-                parameter.grad = total if parameter.grad is None else parameter.grad + total
+                add_gradient(parameter, total)
+
+
+def add_gradient(parameter: nn.Parameter, total: Tensor) -> None:
+    """Add ``total`` to the parameter's ``.grad``, in its type."""
+    total = total.to(parameter.dtype)
+    parameter.grad = total if parameter.grad is None else parameter.grad + total

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.arithmetic import HALF, as32, dots, for_products, matmul32
-from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector, lookups_last
+from dyn_probe.engine.arithmetic import HALF, as32, dots, matmul32
+from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector, for_rows
 from dyn_probe.engine.heads.head_rows import HeadRows
 from dyn_probe.engine.routes.blocks import blocks_and_sum, by_blocks
 from dyn_probe.engine.routes.costs import cheaper_by_tokens, few, fused_is_dearer
@@ -95,12 +95,7 @@ def _both(made: Callable[[Any], Tensor], one: Factor, other: Factor) -> Sides:
 
 
 def _inputs(outer: Outer, groups: int) -> Tensor:
-    return _grouped(_by_rows(outer.inputs, outer.rows), groups)
-
-
-def _by_rows(tensor: Tensor, rows: int) -> Tensor:
-    """What all rows may share, for each of them."""
-    return tensor if len(tensor) == rows else tensor.expand(rows, *[-1] * (tensor.dim() - 1))
+    return _grouped(for_rows(outer.inputs, outer.rows), groups)
 
 
 def _lookups(one: Lookup, other: Lookup, groups: int, metric: Tensor | None) -> Tensor:
@@ -109,7 +104,7 @@ def _lookups(one: Lookup, other: Lookup, groups: int, metric: Tensor | None) -> 
     if groups == 1 and len(one.ids) == len(other.ids) == 1 < one.rows:
         same = (one.ids[0][:, None] == other.ids[0][None]).to(as32(grads).dtype)
         return _through(grads, same, other.grads)
-    ids = _both(lambda table: _grouped(_by_rows(table.ids, table.rows), groups).unsqueeze(-1), one, other)
+    ids = _both(lambda table: _grouped(for_rows(table.ids, table.rows), groups).unsqueeze(-1), one, other)
     left = _grouped(grads, groups)
     right = left if one is other and metric is None else _grouped(other.grads, groups)
     return _contract(torch.eq, ids, (left, right))
@@ -119,7 +114,7 @@ def _head_and_table(head: Outer, table: Lookup, groups: int, metric: Tensor | No
     """A head and the table it is tied to: ``Σ_{t,s} B_i[t, x_j[s]] (A_i[t]·D_j[s])``."""
     if head.transposed:
         return _written_out(head, table, groups, metric)
-    ids = _grouped(_by_rows(table.ids, table.rows), groups)
+    ids = _grouped(for_rows(table.ids, table.rows), groups)
     hidden, deltas = _inputs(head, groups), _grouped(_scaled(table, metric), groups)
     rows = []
     for i in range(len(hidden)):
@@ -205,7 +200,8 @@ def _tokens(sides: Sides, rows: slice, others: slice) -> Sides:
     """``[G, rows P, d]`` and ``[G, d, others S]``: the tokens of some rows of both as the two sides of a product."""
 
     def some(tensor: Tensor, rows: slice) -> Tensor:
-        return for_products((tensor if rows is ALL else tensor[rows]).transpose(0, 1).flatten(1, 2))
+        found = (tensor if rows is ALL else tensor[rows]).transpose(0, 1).flatten(1, 2)
+        return found if found.is_cuda else as32(found)  # once for both sides
 
     one, other = sides
     left = some(one, rows)
@@ -262,6 +258,11 @@ def of_uses(factors: Sequence[Factor], groups: int, metric: Tensor | None = None
             mixed = cross(one, other, groups, metric)
             answers.append(mixed + mixed.mT)
     return answers[0] if len(answers) == 1 else torch.stack(answers).sum(0)
+
+
+def lookups_last(factors: Sequence[Factor]) -> list[Any]:
+    """In the order in which they are summed up: lookups add into what is there."""
+    return sorted(factors, key=lambda factor: factor.form == "lookup")
 
 
 def by_sum(factors: Sequence[Factor], groups: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dyn_probe.engine.arithmetic import matmul32
 from dyn_probe.engine.factors import Factor, Outer, Vector
+from dyn_probe.engine.held import add_gradient
 from dyn_probe.engine.products import gram_and_sum
 
 
@@ -53,9 +54,7 @@ class Totals:
     def store(self) -> None:
         """Add the sums to the parameters' gradients."""
         for name, total in self._sums.items():
-            parameter = self._parameters[name]
-            total = total.reshape(parameter.shape).to(parameter.dtype)
-            parameter.grad = total if parameter.grad is None else parameter.grad + total
+            add_gradient(self._parameters[name], total.reshape(self._parameters[name].shape))
         self._sums = {}
 
     def put(self, name: str, total: Tensor) -> None:
@@ -67,7 +66,7 @@ def summed(factor: Factor, shape: torch.Size) -> Tensor:
     """``Σ_i grad_i`` over all rows, in the parameter's ``shape``."""
     if type(factor) is Vector:
         return factor.grads.sum(0).reshape(shape)
-    if type(factor) is Outer and len(factor.inputs) == factor.rows:
-        return factor.product(factor.grads, factor.inputs)
+    if type(factor) is Outer:
+        return factor.product(factor.grads)
     ones = torch.ones(factor.rows, dtype=torch.float64, device=factor.grads.device)
     return factor.weighted(ones, None, shape)

@@ -116,9 +116,8 @@ def fused_heads(models: Iterable[PreTrainedModel], uses: Sequence[Use]) -> list[
             head = module.get_output_embeddings()
             weight = getattr(head, "weight", None)
             owners = [use for use in uses if weight is not None and use.module._parameters.get("weight") is weight]
-            owners.sort(key=lambda use: use.module is not head)
             if owners:
-                found.append(FusedHead(module, owners[0]))
+                found.append(FusedHead(module, min(owners, key=lambda use: use.module is not head)))
     return found
 
 

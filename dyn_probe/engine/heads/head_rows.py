@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.factors import Outer, RowGradients
+from dyn_probe.engine.factors import Outer, RowGradients, added
 
 SLICE = 1 << 24
 """Logits that are in memory at once (64 MiB in float32)."""
@@ -150,8 +150,7 @@ class HeadRows(Outer):
         return torch.stack([tile.along(direction[part]) for part, tile in self.tiles()]).sum(0)
 
     def weighted(self, coefficients: Tensor, total: Tensor | None, shape: torch.Size) -> Tensor:
-        found = torch.cat([tile.weighted(coefficients, None, shape) for _, tile in self.tiles()])
-        return found if total is None else total.add_(found)
+        return added(total, torch.cat([tile.weighted(coefficients, None, shape) for _, tile in self.tiles()]))
 
     def columns(self, row: int, ids: Tensor) -> Tensor:
         groups, tokens = ids.shape[1], ids.transpose(0, 1)
