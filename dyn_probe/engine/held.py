@@ -110,22 +110,20 @@ class Held:
         """
         with exact_products(self.device):
             for factors, weights in self.parts:
-                total = _weighted_rows(factors.get(name, ()), coefficients * weights, shape, rows, total)
+                found, own = factors.get(name, ()), coefficients * weights
+                found, own = (found, own) if rows is ALL else _some(found, own, rows)
+                total = weighted_sum(found, own, shape, total)
         return total
 
 
-def _weighted_rows(
-    factors: Sequence[Factor], coefficients: Tensor, shape: torch.Size, rows: slice, total: Tensor | None
-) -> Tensor | None:
-    """The weighted sum over some rows; where a factor cannot be divided, over all, with 0 for the others."""
-    if rows is ALL:
-        return weighted_sum(factors, coefficients, shape, total)
+def _some(factors: Sequence[Factor], coefficients: Tensor, rows: slice) -> tuple[Sequence[Factor], Tensor]:
+    """What a sum over some rows is made of; where a factor cannot be divided, all rows, with 0 for the others."""
     parts = [part for factor in factors if (part := factor.part(rows)) is not None]
     if len(parts) == len(factors):
-        return weighted_sum(parts, coefficients[rows], shape, total)
+        return parts, coefficients[rows]
     own = torch.zeros_like(coefficients)
     own[rows] = coefficients[rows]
-    return weighted_sum(factors, own, shape, total)
+    return factors, own
 
 
 def _slices(factors: Sequence[Any], shape: torch.Size, rows: int) -> Blocks:

@@ -63,12 +63,10 @@ class FusedHead:
         logps, targets = output.log_probs, kwargs.get("shift_labels")
         if targets is None and isinstance(labels := kwargs.get("labels"), Tensor):
             targets, hidden = labels[:, 1:], None if hidden is None else hidden[:, :-1]
-        fits = targets is not None and hidden is not None and logps.shape == targets.shape == hidden.shape[:2]
-        if not fits:
+        if targets is None or hidden is None or not logps.shape == targets.shape == hidden.shape[:2]:
             raise UnsupportedUse(
                 f"{self}: its log-probabilities do not fit the hidden states and labels position by position"
             )
-        assert targets is not None and hidden is not None
         call = Call(self.use, layout, (), {}, (logps,))
         call.notes.update(math=(self.scale, self.cap, self.dtype), exact=repeats_exactly(self.dtype))
         call.saved = _response_part(layout, hidden.detach(), targets, logps.detach())

@@ -239,8 +239,8 @@ if triton is not None:
             tl.store(to + 3, tl.sum(rejected * rejected))
             if METRIC:
                 weight = tl.load(metric + place, mask=inside, other=0.0)
-                weighed = tl.sum(chosen * rejected * weight)
                 tl.store(to + 4, tl.sum(chosen * chosen * weight))
+                weighed = tl.sum(chosen * rejected * weight)
                 tl.store(to + 5, weighed)
                 tl.store(to + 6, weighed)
                 tl.store(to + 7, tl.sum(rejected * rejected * weight))

@@ -25,9 +25,8 @@ def by_blocks(one: Outer, other: Outer, groups: int, metric: Tensor | None = Non
     """
     first, rest = (side.shape[-1] for side in one.sides)
     width = max(1, SLICE // max(1, one.rows * rest))
-    slices = [slice(begin, min(begin + width, first)) for begin in range(0, first, width)]
-    whole = slices if first > width else [ALL]
-    found = [_block_products(one, other, groups, metric, entries, seen) for entries in whole]
+    slices = [slice(begin, min(begin + width, first)) for begin in range(0, first, width)] if first > width else [ALL]
+    found = [_block_products(one, other, groups, metric, entries, seen) for entries in slices]
     return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
 
