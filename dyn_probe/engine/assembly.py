@@ -90,7 +90,7 @@ class Assembly:
             for local, factor in self._factors((call, saved, grads)).items():
                 name, weights = call.use.parameters[local], self._inverse if self._early else None
                 own = factor if weights is None else factor.scaled(weights)
-                summed = self._take(name, own, call.trained_size(local))
+                summed = self._take(name, own, call.module._parameters[local].numel())
                 if self._totals is not None and not summed:
                     self._totals.add(name, factor)
 

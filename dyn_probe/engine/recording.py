@@ -25,7 +25,7 @@ from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.totals import Totals
-from dyn_probe.engine.uses import Call, Claims
+from dyn_probe.engine.uses import Call
 from dyn_probe.errors import BadInput, UnsupportedUse
 
 SMALLEST = {torch.float64: 1e-100, torch.float32: 1e-18, torch.bfloat16: 1e-18}
@@ -42,11 +42,10 @@ class Recording:
     Args:
         full: record the full Gram.
         separate: measure every pair by a separate backward.
-        claims: what earlier recordings found out about the modules.
         hold: keep what ``along`` needs until the recording is dropped.
         segments: ``[rows, length]`` response of each position, where rows are packed.
         shield: around everything that runs in the model's forward and backward.
-        survey: what is known of the model's parameters.
+        survey: what is known of the model's parameters and modules.
         knows: metric and directions that are known before the backward; ``weighed`` has the products with them.
     """
 
@@ -55,7 +54,6 @@ class Recording:
         model: nn.Module,
         full: bool = False,
         separate: bool = False,
-        claims: Claims | None = None,
         hold: bool = False,
         segments: Tensor | None = None,
         shield: Shield | None = None,
@@ -63,7 +61,7 @@ class Recording:
         knows: Knows | None = None,
     ) -> None:
         self.full, self.separate, self.hold, self.knows = full, separate, hold, knows
-        self.capture = Capture(model, self._receive, claims, segments, shield, survey)
+        self.capture = Capture(model, self._receive, segments, shield, survey)
         self.logps: Tensor | None = None
         self.reentrant = self._nested = False
         self._mask: Tensor | None = None

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dyn_probe.engine.uses import Use, find_uses, is_split, trained_parameters
+from dyn_probe.engine.uses import Claim, Use, find_uses, is_split, trained_parameters
 
 
 class Survey:
@@ -23,7 +23,8 @@ class Survey:
         model: the module that is called.
 
     ``trained`` maps plain names to parameters, ``uses`` lists the modules that own any, ``language_models`` those of
-    transformers, ``split`` says whether parameters are divided over processes (FSDP2).
+    transformers, ``split`` says whether parameters are divided over processes (FSDP2). ``claims`` is what captures
+    found out about modules, so that each is examined once in a run.
     """
 
     trained: dict[str, nn.Parameter]
@@ -33,6 +34,7 @@ class Survey:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.claims: dict[nn.Module, Claim] = {}
         self._modules: list[nn.Module] = []
         self._seen: Any = None
         self.renew()

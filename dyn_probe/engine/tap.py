@@ -22,7 +22,7 @@ from dyn_probe.engine.layout import Layout
 from dyn_probe.engine.randomness import have_moved, random_states
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey
-from dyn_probe.engine.uses import Call, Claims, Use, explain
+from dyn_probe.engine.uses import Call, Use, explain
 from dyn_probe.errors import BadInput, UnsupportedUse
 
 Receiver = Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], None]
@@ -76,10 +76,9 @@ class Capture:
     Args:
         model: the module that is called (a DDP or PEFT wrapper is fine).
         receive: called from the backward, once per tapped call.
-        claims: what earlier captures found out about the modules; completed here.
         segments: ``[rows, length]`` response of each position, for packed rows (``layout.Layout``).
         shield: around every hook.
-        survey: what is known of the model's parameters; renewed by whoever gives it.
+        survey: what is known of the model's parameters and modules, completed here; renewed by whoever gives it.
 
     ``around`` is autocast's type where the model is called; ``autocast`` says whether any module runs under it, for the
     forward may enter it itself; ``dtypes`` maps the types of what the uses give to these uses' names.
@@ -89,7 +88,6 @@ class Capture:
         self,
         model: nn.Module,
         receive: Receiver,
-        claims: Claims | None = None,
         segments: Tensor | None = None,
         shield: Shield | None = None,
         survey: Survey | None = None,
@@ -99,7 +97,6 @@ class Capture:
         self._receiver = self.shield.around(receive)
         self.survey = Survey(model) if survey is None else survey
         self.uses: list[Use] = self.survey.uses
-        self.claims: Claims = {} if claims is None else claims
         self.layout = Layout(0, 0)
         self.around: torch.dtype | None = None
         self.autocast = self.random = False
@@ -212,13 +209,12 @@ class Capture:
         try:
             with self.quiet(), torch.no_grad():
                 call = head.call(self.layout, kwargs, output)
-                if head.model not in self.claims:
+                if head.model not in self.survey.claims:
                     head.check(call, output.log_probs)
         except UnsupportedUse as error:
             self.complaints.append(str(error))
             return
-        assert call.claim is not None
-        self.claims[head.model] = call.claim
+        self.survey.claims[head.model] = call.claim
         self.calls[head.use.module] = 1
         output.log_probs = self._put_tap(call)[0]
 
@@ -228,9 +224,10 @@ class Capture:
         if not places:
             return None
         call = Call(use, self.layout, args, kwargs, tuple([leaves[i] for i in places]), places)
+        claims = self.survey.claims
         try:
             with self.quiet(), torch.no_grad():
-                self.claims[use.module] = explain(call, KINDS, self.claims.get(use.module))
+                claims[use.module] = explain(call, KINDS, claims.get(use.module))
         except UnsupportedUse as error:
             self.complaints.append(str(error))
             return None
@@ -250,8 +247,8 @@ class Capture:
 
     def _put_tap(self, call: Call) -> tuple[Tensor, ...]:
         """The call's outputs behind a tap."""
-        outputs, saved, call.saved = call.outputs, call.saved, ()
-        call.forget()
+        outputs, saved = call.outputs, call.saved
+        call.args, call.kwargs, call.outputs, call.saved = (), {}, (), ()  # the forward's own tensors may go
         for name in call.use.parameters.values():
             self.taken.setdefault(name, []).append(call)
         tapped: tuple[Tensor, ...] = Tap.apply(self._receive, call, self.anchor, saved, *outputs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,10 +14,6 @@ from dyn_probe.engine.layout import Layout
 from dyn_probe.errors import UnsupportedUse
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-
-
-def never(_: Call) -> None:
-    """For a kind whose calls are reduced one by one."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Kind:
     check: Callable[[Call], bool]
     keep: Callable[[Call], bool]
     factors: Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], dict[str, Any]]
-    alike: Callable[[Call], Hashable | None] = never
+    alike: Callable[[Call], Hashable | None] = lambda call: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +47,6 @@ class Use:
     name: str
     module: nn.Module
     parameters: Mapping[str, str]
-
-    @cached_property
-    def trained(self) -> frozenset[str]:
-        """Local names of the parameters that are trained."""
-        return frozenset(self.parameters)
 
 
 @dataclass(eq=False)
@@ -68,13 +58,9 @@ class Claim:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-Claims = dict[nn.Module, Claim]
-"""Module → what is known about it; kept over the steps of a run, so that a module is examined once."""
-
-
 @dataclass(eq=False)
 class Call:
-    """One forward call of a module."""
+    """One forward call of a module; ``explain`` gives it its ``claim``."""
 
     use: Use
     layout: Layout
@@ -82,30 +68,24 @@ class Call:
     kwargs: Mapping[str, Any]
     outputs: tuple[Tensor, ...]
     places: tuple[int, ...] = (0,)
-    claim: Claim | None = None
+    claim: Claim = None  # type: ignore[assignment]
     saved: tuple[Tensor, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Any:
+        """The module, whose attributes its kind knows."""
         return self.use.module
 
     @property
     def kind(self) -> Kind:
         """The kind that explains the call."""
-        assert self.claim is not None
         return self.claim.kind
 
     @property
     def trained(self) -> frozenset[str]:
         """Local names of the parameters that are trained."""
-        return self.use.trained
-
-    def trained_size(self, local: str) -> int:
-        """Numbers of one of its parameters."""
-        parameter = self.module._parameters[local]
-        assert parameter is not None
-        return parameter.numel()
+        return frozenset(self.use.parameters)
 
     @property
     def mode(self) -> tuple[Any, ...]:
@@ -116,10 +96,6 @@ class Call:
     def uses_of(self, name: str) -> int:
         """How often the module itself uses one of its parameters in this call."""
         return self.notes.get("uses", {}).get(name, 1)
-
-    def forget(self) -> None:
-        """Drop the forward's own tensors once ``keep`` has taken what it needs."""
-        self.args, self.kwargs, self.outputs = (), {}, ()
 
     def __str__(self) -> str:
         return f"{self.use.name} ({type(self.module).__name__})"

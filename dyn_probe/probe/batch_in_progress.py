@@ -17,7 +17,6 @@ from dyn_probe.engine.certificate import Certificate, SelfCheck, law_one
 from dyn_probe.engine.recording import Recording
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey, distributed
-from dyn_probe.engine.uses import Claims
 from dyn_probe.errors import BadInput
 from dyn_probe.probe.budget import Thinned
 from dyn_probe.probe.evaluation import Evaluation
@@ -59,7 +58,6 @@ class BatchInProgress:
     certificate: Certificate | None = None
     recording: Recording | None = None
     given: Told | None = None
-    claims: Claims = field(default_factory=dict)
     survey: Survey = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +82,7 @@ class BatchInProgress:
         seen = nullcontext() if hidden is None else hidden.seen(self.model, self.shield)
         try:
             with Recording(
-                self.model, full, self.separate, self.claims, hold, segments, self.shield, self.survey, knows
+                self.model, full, self.separate, hold, segments, self.shield, self.survey, knows
             ) as recording:
                 self.recording = recording
                 with seen:

@@ -33,7 +33,6 @@ def check(call: Call) -> bool:
         UnsupportedUse: it renormalises its table or scales gradients by how often an entry is read.
     """
     module = call.module
-    assert isinstance(module, nn.Embedding)
     if module.max_norm is not None or module.scale_grad_by_freq:
         raise UnsupportedUse(
             f"{call.use.name}: an embedding with max_norm or scale_grad_by_freq has no per-row gradient"
@@ -58,7 +57,6 @@ def _read(call: Call) -> tuple[Tensor, float]:
     module, output = call.module, call.outputs[0]
     if type(module).forward is nn.Embedding.forward:
         return call.args[0] if call.args else call.kwargs["input"], 1.0
-    assert isinstance(module, nn.Embedding)
     entries = torch.arange(module.num_embeddings, dtype=torch.float64, device=output.device)
     named = module_copy(module, weight=torch.stack([torch.ones_like(entries), entries], 1))
     found = named.forward(*call.args, **call.kwargs)
@@ -82,7 +80,7 @@ def _per_response(ids: Tensor, call: Call) -> Tensor:
 
 def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> dict[str, Factor]:
     """The table's gradient as a lookup; the padding entry gets none, as in ``torch.nn.Embedding``."""
-    assert isinstance(call.module, nn.Embedding) and grads[0] is not None
+    assert grads[0] is not None
     ids, deltas = saved[0], call.layout.by_response(grads[0])
     if call.notes["scale"] != 1.0:
         deltas = as32(deltas) * call.notes["scale"]

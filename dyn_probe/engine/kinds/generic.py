@@ -158,7 +158,6 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
 
 def _all_rows(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], parameters: Grads) -> Grads:
     """``{name: [responses, *shape]}``: through ``vmap`` until the module has shown that it does not allow it."""
-    assert call.claim is not None
     if call.layout.places is None and call.claim.notes.get("vmap", True):
         try:
             return _mapped(call, saved, grads, parameters)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +28,8 @@ def claims(module: nn.Module) -> bool:
 
 def check(call: Call) -> bool:
     """Whether a subclass computes ``x Wᵀ + b``."""
-    module: Any = call.module
-    inputs = _input(call)
-    if not isinstance(inputs, Tensor) or len(call.outputs) != 1:
+    module, inputs = call.module, _input(call)
+    if inputs is None:
         return False
     if type(module) in (nn.Linear, Conv1D) or module.forward.__func__ is nn.Linear.forward:
         return True
@@ -41,15 +39,17 @@ def check(call: Call) -> bool:
 def keep(call: Call) -> bool:
     """Keep the input."""
     inputs = _input(call)
-    if not isinstance(inputs, Tensor) or len(call.outputs) != 1:
+    if inputs is None:
         return False
     call.layout.by_row(inputs)
     call.saved = (inputs,) if "weight" in call.trained else ()
     return True
 
 
-def _input(call: Call) -> Any:
-    return call.args[0] if call.args else call.kwargs.get("input")
+def _input(call: Call) -> Tensor | None:
+    """The call's one input, where it has one output."""
+    found = call.args[0] if call.args else call.kwargs.get("input")
+    return found if isinstance(found, Tensor) and len(call.outputs) == 1 else None
 
 
 def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> dict[str, Factor]:

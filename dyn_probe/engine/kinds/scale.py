@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +39,10 @@ def check(call: Call) -> bool:
     module = call.module
     if not _fits(call):
         return False
-    inputs, weight = call.args[0], module.weight
-    assert isinstance(weight, Tensor) and call.claim is not None
-    if type(module) is not nn.LayerNorm and not _elementwise(module, inputs, weight, call.outputs[0]):
+    inputs = call.args[0]
+    if type(module) is not nn.LayerNorm and not _elementwise(module, inputs, call.outputs[0]):
         return False
-    call.claim.notes["hats"] = _normaliser(module, inputs, weight)
+    call.claim.notes["hats"] = _normaliser(module, inputs)
     return True
 
 
@@ -50,9 +50,7 @@ def keep(call: Call) -> bool:
     """Keep the input."""
     if not _fits(call):
         return False
-    weight = call.module.weight
-    assert isinstance(weight, Tensor)
-    call.layout.by_row(call.args[0], weight.dim())
+    call.layout.by_row(call.args[0], call.module.weight.dim())
     call.saved = (call.args[0],) if "weight" in call.trained else ()
     return True
 
@@ -62,12 +60,12 @@ def _fits(call: Call) -> bool:
     inputs, weight = call.args[0] if call.args else None, call.module.weight
     if not isinstance(inputs, Tensor) or len(call.args) != 1 or call.kwargs or len(call.outputs) != 1:
         return False
-    assert isinstance(weight, Tensor)
     return call.outputs[0].shape == inputs.shape and inputs.shape[inputs.dim() - weight.dim() :] == weight.shape
 
 
-def _elementwise(module: nn.Module, inputs: Tensor, weight: Tensor, output: Tensor) -> bool:
+def _elementwise(module: Any, inputs: Tensor, output: Tensor) -> bool:
     """Whether the output is affine in the weight, entry by entry, on this input: at its own weight and at another."""
+    weight = module.weight
     with torch.autocast(inputs.device.type, enabled=False):
         rest = module_copy(module, weight=torch.zeros_like(weight)).forward(inputs)
         hats = measured(module, inputs)
@@ -76,9 +74,9 @@ def _elementwise(module: nn.Module, inputs: Tensor, weight: Tensor, output: Tens
         return agree(output, rest + weight * hats) and agree(elsewhere, rest + other * hats)
 
 
-def _normaliser(module: nn.Module, inputs: Tensor, weight: Tensor) -> partial[Tensor]:
+def _normaliser(module: Any, inputs: Tensor) -> partial[Tensor]:
     """How ``x̂`` is computed: by torch's own norm where it is the same, else by the module itself."""
-    shape = tuple(weight.shape)
+    shape = tuple(module.weight.shape)
     if type(module) is nn.LayerNorm:
         return partial(F.layer_norm, normalized_shape=shape, eps=module.eps)
     with torch.autocast(inputs.device.type, enabled=False):
@@ -92,20 +90,17 @@ def _normaliser(module: nn.Module, inputs: Tensor, weight: Tensor) -> partial[Te
     return partial(measured, module)
 
 
-def measured(module: nn.Module, inputs: Tensor) -> Tensor:
+def measured(module: Any, inputs: Tensor) -> Tensor:
     """``x̂`` of the input, read off the module, in the input's dtype or better."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    weight = weight.detach().to(inputs.dtype)
+    weight = module.weight.detach().to(inputs.dtype)
     at_one = module_copy(module, weight=torch.ones_like(weight)).forward(inputs)
     return at_one - module_copy(module, weight=torch.zeros_like(weight)).forward(inputs)
 
 
 def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> dict[str, Factor]:
     """Weight ``Σ_t B[t] ∘ x̂[t]``, bias ``Σ_t B[t]``: ``[responses, n]`` each."""
-    weight = call.module.weight
-    assert isinstance(weight, Tensor) and grads[0] is not None and call.claim is not None
-    outputs = call.layout.by_response(grads[0], weight.dim())
+    assert grads[0] is not None
+    outputs = call.layout.by_response(grads[0], call.module.weight.dim())
     if "weight" in call.trained and (sums := _fused(call, saved[0], outputs)) is not None:
         both = {"weight": Vector(sums[0]), "bias": Vector(sums[1])}
         return {name: factor for name, factor in both.items() if name in call.trained}
@@ -120,14 +115,12 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
 
 def _scale_rows(call: Call, inputs: Tensor, outputs: Tensor) -> Tensor:
     """``[responses, …]`` ``Σ_t B[t] ∘ x̂[t]``."""
-    assert call.claim is not None
     hats = call.layout.by_response(call.claim.notes["hats"](as32(inputs)), outputs.dim() - 2)
     return (outputs * hats.to(outputs.dtype)).sum(1)
 
 
 def _fused(call: Call, inputs: Tensor, outputs: Tensor) -> Tensor | None:
     """Both sums of a norm of torch in one pass on a GPU; None where that cannot run."""
-    assert call.claim is not None
     hats = call.claim.notes["hats"]
     if not outputs.is_cuda or outputs.dim() != 3 or hats.func is measured or call.layout.places is not None:
         return None
@@ -143,6 +136,5 @@ def _fused(call: Call, inputs: Tensor, outputs: Tensor) -> Tensor | None:
 
 def alike(call: Call) -> Hashable | None:
     """How ``x̂`` is computed, where that is a norm of torch; what a module computes itself is its own."""
-    assert call.claim is not None
     hats = call.claim.notes["hats"]
     return None if hats.func is measured else (hats.func, *sorted(hats.keywords.items()))
