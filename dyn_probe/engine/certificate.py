@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.answer import Products
+from dyn_probe.engine.coverage import gradients_aside
 from dyn_probe.engine.recording import Recording
 from dyn_probe.engine.survey import distributed
 from dyn_probe.engine.uses import trained_parameters
@@ -45,15 +46,9 @@ def _plain_gradients(named: dict[str, nn.Parameter], logp: Tensor, reentrant: bo
     parameters = list(named.values())
     if not reentrant:
         return list(torch.autograd.grad(logp, parameters, retain_graph=True, allow_unused=True))
-    aside = [p.grad for p in parameters]
-    try:
-        for p in parameters:
-            p.grad = None
+    with gradients_aside(parameters):
         logp.backward(retain_graph=True)
         return [p.grad for p in parameters]
-    finally:
-        for p, grad in zip(parameters, aside, strict=True):
-            p.grad = grad
 
 
 def _dot(left: Tensor | None, right: Tensor | None, step: int = 1 << 22) -> Tensor:
@@ -74,8 +69,7 @@ def law_one(model: nn.Module, gram: Tensor, coefficients: Tensor) -> float:
         gram: ``K [2B, 2B]``.
         coefficients: ``c [2B]`` ``∂loss/∂(row log-probability)``.
     """
-    grads = [p.grad for p in trained_parameters(model).values() if p.grad is not None]
-    sizes = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
+    sizes = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in _gradients(model)]
     total = sum(float(size) ** 2 for size in sizes)
     predicted = float(coefficients @ gram @ coefficients)
     return abs(predicted - total) / total if total > 0 else abs(predicted)
@@ -83,8 +77,11 @@ def law_one(model: nn.Module, gram: Tensor, coefficients: Tensor) -> float:
 
 def overflowed(model: nn.Module) -> bool:
     """Whether the gradient that the training computed itself is not finite."""
-    grads = [p.grad for p in trained_parameters(model).values() if p.grad is not None]
-    return not all(bool(grad.isfinite().all()) for grad in grads)
+    return not all(bool(grad.isfinite().all()) for grad in _gradients(model))
+
+
+def _gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad for p in trained_parameters(model).values() if p.grad is not None]
 
 
 @dataclass(frozen=True)
@@ -123,30 +120,30 @@ class Certificate:
             )
 
 
-def _own_error(recorded: Tensor, plain: Tensor, scale: Tensor, tolerance: float) -> Tensor:
-    """Whether a parameter is off by its own measure: a small one may be wrong by all of itself and not show in the sum.
-
-    Ten tolerances of its own size, plus rounding of the whole.
-    """
-    own = torch.stack([plain[0], plain[1], (plain[0] * plain[1]).clamp(min=0).sqrt()])
-    return ((recorded - plain).abs() > 10 * tolerance * own + 1e-3 * tolerance * scale).any()
-
-
 def compare(recorded: dict[str, Tensor], plain: dict[str, Tensor], tolerance: float) -> Certificate:
-    """Hold ``{parameter: [3]}`` against the plain twin; errors relative to the product of the two norms."""
-    total = torch.stack([v.cpu() for v in plain.values()]).sum(0).clamp(min=1e-300)
-    scale = torch.stack([total[0], total[1], (total[0] * total[1]).sqrt()])
-    errors = {
-        name: float(((recorded[name].cpu() - value.cpu()).abs() / scale).nan_to_num(float("inf")).max())
-        for name, value in plain.items()
-    }
-    summed = torch.stack([recorded[n].cpu() - v.cpu() for n, v in plain.items()]).sum(0).abs() / scale
-    worst = max(*errors.values(), float(summed.nan_to_num(float("inf")).max()))
-    lost = {n for n, value in plain.items() if bool(_own_error(recorded[n].cpu(), value.cpu(), scale, tolerance))}
-    wrong = sorted(((n, e) for n, e in errors.items() if e > tolerance or n in lost), key=lambda item: -item[1])
+    """Hold ``{parameter: [3]}`` against the plain twin; errors relative to the product of the two norms.
+
+    A small parameter may be wrong by all of itself and not show in the sum: none may be off by more than ten tolerances
+    of its own size, plus rounding of the whole.
+    """
+    wanted = torch.stack(list(plain.values()))
+    off = torch.stack([recorded[name] for name in plain]) - wanted
+    total = wanted.sum(0).clamp(min=1e-300)
+    scale = _sizes(total)
+    errors = (off.abs() / scale).nan_to_num(float("inf")).amax(1)
+    worst = max(float(errors.max()), float((off.sum(0).abs() / scale).nan_to_num(float("inf")).max()))
+    lost = (off.abs() > 10 * tolerance * _sizes(wanted) + 1e-3 * tolerance * scale).any(1)
+    found = zip(plain, errors.tolist(), lost.tolist(), strict=True)
+    wrong = sorted([(name, e) for name, e, own in found if e > tolerance or own], key=lambda item: -item[1])
     if not wrong and worst > tolerance:
         wrong = [("sum over all parameters", worst)]
     return Certificate(worst, tolerance, tuple(wrong), len(plain))
+
+
+def _sizes(products: Tensor) -> Tensor:
+    """``[…, 3]`` products of norms, by which errors of ``[…, 3]`` are measured."""
+    chosen, rejected = products[..., 0], products[..., 1]
+    return torch.stack([chosen, rejected, (chosen * rejected).clamp(min=0).sqrt()], -1)
 
 
 class SelfCheck:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,30 +17,66 @@ from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.graph import Graph, graph_behind
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.uses import Call
-from dyn_probe.errors import UnsupportedUse
+from dyn_probe.errors import BadInput, UnsupportedUse
 
 
-def check_coverage(capture: Capture, logps: Tensor) -> Graph:
-    """Compare the graph behind ``logps`` with what the taps saw; returns the graph. What reentrant checkpoints hide is
-    compared when the backward makes it, and refused by ``check_hidden``.
+def explained(capture: Capture, logps: Tensor) -> Graph:
+    """See that every use behind ``logps`` is explained; returns the graph. What reentrant checkpoints hide is compared
+    when the backward makes it, and refused by ``check_hidden``.
 
     Raises:
-        UnsupportedUse: listing every parameter with a use outside its module, or with more uses than taps.
+        BadInput: the log-probabilities carry no gradient.
+        UnsupportedUse: a use that no rule explains, one outside its module, or rows that are mixed; lists all of them.
     """
     capture.check()
+    if logps.grad_fn is None:
+        raise BadInput(
+            "wanted log-probabilities that carry a gradient; these are detached, or every parameter is frozen"
+        )
     graph = graph_behind(logps)
     _refuse(_unexplained(capture, graph))
     _look_into(capture, graph.checkpoints)
+    if not capture.survey.split:
+        _check_rows(capture, logps, graph.reentrant)
     return graph
 
 
+def backward_only(loss: Tensor, capture: Capture, reentrant: bool, retain: bool = False) -> None:
+    """Run the taps behind ``loss`` and leave every parameter's ``.grad`` as it was.
+
+    Reentrant checkpoints refuse ``autograd.grad``; there a plain backward runs, with the gradients put aside.
+    """
+    if not reentrant:
+        torch.autograd.grad(loss, [capture.anchor], allow_unused=True, retain_graph=retain)
+        return
+    with gradients_aside(capture.survey.trained.values()):
+        loss.backward(retain_graph=retain)
+        check_hidden(capture)
+
+
+@contextmanager
+def gradients_aside(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, the parameters have no gradients at first; afterwards those that they had."""
+    aside = [(p, p.grad) for p in parameters]
+    try:
+        for p, _ in aside:
+            p.grad = None
+        yield
+    finally:
+        for p, grad in aside:
+            p.grad = grad
+
+
 def check_hidden(capture: Capture) -> None:
-    """After a backward: the same for what reentrant checkpoints computed again in it.
+    """After a backward through reentrant checkpoints: see that all uses which it computed again are explained, and that
+    what has a gradient now was tapped.
 
     Raises:
-        UnsupportedUse: as ``check_coverage``.
+        UnsupportedUse: listing the parameters with other uses.
     """
-    _refuse(list(capture.hidden))
+    trained = capture.survey.trained
+    missed = [name for name, p in trained.items() if p.grad is not None and name not in capture.taken]
+    _refuse(list(capture.hidden) or missed)
 
 
 def _refuse(complaints: Sequence[str]) -> None:
@@ -55,13 +92,16 @@ def _unexplained(capture: Capture, graph: Graph) -> list[str]:
     trained = capture.survey.trained
     names = {id(p): name for name, p in trained.items()} | capture.leaves
     counted: Counter[str] = Counter()
+    complaints = []
     for leaf, count in graph.uses.items():
-        counted[names.get(leaf, "")] += count
-    complaints = _strangers(capture, {i: leaf for i, leaf in graph.leaves.items() if i not in names})
+        if id(leaf) in names:
+            counted[names[id(leaf)]] += count
+        elif capture.survey.split and isinstance(leaf, nn.Parameter):  # FSDP2 has put it in the place of its pieces
+            complaints.append(f"a parameter of shape {list(leaf.shape)}: used without its own module being called")
     for name in trained:
-        explained = sum(call.uses_of(name) for call in capture.taken.get(name, []) if call in graph.calls)
-        if counted[name] > explained:
-            complaints.append(f"{name}: used {counted[name]} times, {explained} of them through its own module")
+        tapped = sum(call.uses_of(name) for call in capture.taken.get(name, []) if call in graph.calls)
+        if counted[name] > tapped:
+            complaints.append(f"{name}: used {counted[name]} times, {tapped} of them through its own module")
     return complaints
 
 
@@ -93,30 +133,15 @@ def _compare_segment(capture: Capture, outputs: Any) -> None:
     _look_into(capture, graph.checkpoints)
 
 
-def _strangers(capture: Capture, leaves: dict[int, Tensor]) -> list[str]:
-    """Parameters in the graph of a split model that no module of theirs was called with. (Their names are gone: FSDP2
-    puts whole parameters in the place of its pieces.)"""
-    if not capture.survey.split:
-        return []
-    return [
-        f"a parameter of shape {list(leaf.shape)}: used without its own module being called"
-        for leaf in leaves.values()
-        if isinstance(leaf, nn.Parameter)
-    ]
-
-
 _CHECKED: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
 """Models whose rows were seen to be apart (with as many positions as rows, which is a case of its own, or not)."""
 
 
-def check_rows(capture: Capture, logps: Tensor, run: Callable[[Tensor], None]) -> None:
+def _check_rows(capture: Capture, logps: Tensor, reentrant: bool) -> None:
     """Once per model: see that every tap's first dimension really is the rows, and that taps changed no output.
 
     The last row's log-probability alone is sent back: whatever reaches another row in a tap's output-gradient was
     flattened or ordered otherwise than it looks, or mixed between rows.
-
-    Args:
-        run: backward of a scalar behind ``logps``, which keeps the graph and touches no ``.grad``.
 
     Raises:
         UnsupportedUse: listing every module whose rows are not apart.
@@ -133,7 +158,7 @@ def check_rows(capture: Capture, logps: Tensor, run: Callable[[Tensor], None]) -
                 wrong[str(call)] = None
 
     with capture.receiving(receive):
-        run(logps[-1])
+        backward_only(logps[-1], capture, reentrant, retain=True)
     if wrong:
         raise UnsupportedUse(
             "cannot record this model exactly; rows of the batch are not apart, or not the first dimension, in:\n  "

@@ -32,11 +32,10 @@ LEAF = "AccumulateGrad"
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """What stands behind a tensor: uses by ``id(leaf)``, the leaves, the tapped calls, the types that gradients are
-    computed in beside those of the leaves, the reentrant checkpoints."""
+    """What stands behind a tensor: how often each leaf is used, the tapped calls, the types that gradients are computed
+    in beside those of the leaves, the reentrant checkpoints."""
 
-    uses: Counter[int]
-    leaves: dict[int, Tensor]
+    uses: Counter[Tensor]
     calls: frozenset[Call]
     dtypes: frozenset[torch.dtype]
     checkpoints: tuple[Any, ...]
@@ -49,8 +48,7 @@ class Graph:
 def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
     """Walk the autograd graph behind ``roots``, and no further than the tensors ``until``."""
     seen: set[Any] = {tensor.grad_fn for tensor in until}
-    uses: Counter[int] = Counter()
-    leaves: dict[int, Tensor] = {}
+    uses: Counter[Tensor] = Counter()
     calls: set[Call] = set()
     dtypes: set[torch.dtype] = set()
     checkpoints: list[Any] = []
@@ -72,9 +70,7 @@ def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
                 checkpoints.append(node)
         for following, _ in node.next_functions:
             if type(following).__name__ == LEAF:
-                leaf = following.variable
-                uses[id(leaf)] += 1
-                leaves[id(leaf)] = leaf
+                uses[following.variable] += 1
             else:
                 stack.append(following)
-    return Graph(uses, leaves, frozenset(calls), frozenset(dtypes), tuple(checkpoints))
+    return Graph(uses, frozenset(calls), frozenset(dtypes), tuple(checkpoints))

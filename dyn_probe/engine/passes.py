@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.assembly import Assembly
-from dyn_probe.engine.coverage import check_coverage, check_hidden, check_rows
+from dyn_probe.engine.coverage import backward_only, explained
 from dyn_probe.engine.graph import Graph
 from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.tap import Capture, Receiver
-from dyn_probe.engine.uses import Use
-from dyn_probe.errors import BadInput, UnsupportedUse
 from dyn_probe.pairs import PairBatch, sequence_logps
 
 
@@ -71,19 +69,14 @@ def pair_gradients(model: nn.Module, batch: PairBatch) -> PairGradients:
     Raises:
         UnsupportedUse: a parameter's use cannot be explained; the message lists all of them.
     """
-    answers, logps, uses = _products(model, batch, full=False)
-    return PairGradients(answers, layers_of(list(answers), uses), logps)
+    answers, logps, capture, _ = measured(model, batch, full=False)
+    return PairGradients(answers, layers_of(list(answers), capture.uses), logps)
 
 
 def row_gram(model: nn.Module, batch: PairBatch) -> Tensor:
     """``K [2B, 2B]`` (float64): inner products of all responses' gradients, rows ``[chosen; rejected]``."""
-    answers, _, _ = _products(model, batch, full=True)
+    answers, *_ = measured(model, batch, full=True)
     return torch.stack(list(answers.values())).sum(0)
-
-
-def _products(model: nn.Module, batch: PairBatch, full: bool) -> tuple[dict[str, Tensor], Tensor, list[Use]]:
-    answers, logps, capture, _ = measured(model, batch, full)
-    return answers, logps, capture.uses
 
 
 def measured(
@@ -107,51 +100,3 @@ def measured(
         assembly = Assembly(capture, full)
         backward_only(logps.sum(), capture, graph.reentrant)
     return assembly.finish(), logps.detach(), capture, graph
-
-
-def explained(capture: Capture, logps: Tensor) -> Graph:
-    """See that every use behind ``logps`` is explained; returns the graph.
-
-    Raises:
-        BadInput: the log-probabilities carry no gradient.
-        UnsupportedUse: a use that no rule explains, or rows that are mixed; the message lists all of them.
-    """
-    capture.check()
-    if logps.grad_fn is None:
-        raise BadInput(
-            "wanted log-probabilities that carry a gradient; these are detached, or every parameter is frozen"
-        )
-    graph = check_coverage(capture, logps)
-    if not capture.survey.split:
-        check_rows(capture, logps, lambda loss: backward_only(loss, capture, graph.reentrant, retain=True))
-    return graph
-
-
-def backward_only(loss: Tensor, capture: Capture, reentrant: bool, retain: bool = False) -> None:
-    """Run the taps behind ``loss`` and leave every parameter's ``.grad`` as it was.
-
-    Reentrant checkpoints refuse ``autograd.grad``; there a plain backward runs, with the gradients put aside.
-    """
-    if not reentrant:
-        torch.autograd.grad(loss, [capture.anchor], allow_unused=True, retain_graph=retain)
-        return
-    parameters = capture.survey.trained
-    aside = {name: p.grad for name, p in parameters.items()}
-    try:
-        for p in parameters.values():
-            p.grad = None
-        loss.backward(retain_graph=retain)
-        missed = [n for n, p in parameters.items() if p.grad is not None and n not in capture.taken]
-    finally:
-        for name, p in parameters.items():
-            p.grad = aside[name]
-    check_hidden(capture)
-    refuse_missed(missed)
-
-
-def refuse_missed(names: Sequence[str]) -> None:
-    """Raise for parameters that got a gradient which no tap saw."""
-    if names:
-        raise UnsupportedUse(
-            "cannot record this model exactly; parameters are used outside their module:\n  " + "\n  ".join(names)
-        )

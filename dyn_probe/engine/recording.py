@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from dyn_probe.engine.answer import Products
 from dyn_probe.engine.assembly import Assembly, per_row
-from dyn_probe.engine.coverage import check_hidden
+from dyn_probe.engine.coverage import backward_only, check_hidden, explained
 from dyn_probe.engine.fetching import fetching
 from dyn_probe.engine.held import Held, add_weighted_gradients
-from dyn_probe.engine.passes import backward_only, explained, refuse_missed
 from dyn_probe.engine.routes.weighed import Knows, Weighed
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey
@@ -274,10 +273,8 @@ class Recording:
         if self._coefficients is None or self._bad is None or self._unequal is None or self._training is None:
             raise BadInput(NO_GRADIENT)
         if self._found is None:
-            check_hidden(self.capture)
-            if self.reentrant:  # the graph hid what is inside; what has a gradient now must have been tapped
-                trained = self.capture.survey.trained
-                refuse_missed([n for n, p in trained.items() if p.grad is not None and n not in self.capture.taken])
+            if self.reentrant:
+                check_hidden(self.capture)
             self._found = self._training.finish()
         found = self._found
         if self._apart is not None:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.arithmetic import exact_products
+from dyn_probe.engine.coverage import backward_only, explained
 from dyn_probe.engine.factors import Factor
 from dyn_probe.engine.module_copy import eval_mode
 from dyn_probe.engine.parameters import select_parameters
-from dyn_probe.engine.passes import backward_only, explained
 from dyn_probe.engine.products import cross, gram
 from dyn_probe.engine.tap import Capture
 from dyn_probe.engine.token_plan import Pass, Tile, plan, responses_of, tiles_of

@@ -9,7 +9,7 @@ from families import make_batch, make_model
 
 from dyn_probe.engine import together
 from dyn_probe.engine.assembly import Assembly
-from dyn_probe.engine.passes import backward_only, explained
+from dyn_probe.engine.coverage import backward_only, explained
 from dyn_probe.engine.tap import Capture
 from dyn_probe.pairs import sequence_logps
 

@@ -65,7 +65,7 @@ def check(call: Call) -> bool:
         UnsupportedUse: the module reaches its parameter by another way than its name, so that no copy can replace it.
     """
     _take_arguments(call)
-    trained = {id(p) for n, p in call.module._parameters.items() if n in call.trained}
+    trained = {p for n, p in call.module._parameters.items() if n in call.trained}
     own = {name: p.requires_grad_() for name, p in _own(call).items()}
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # not a checkpoint's
         outputs = _outputs(call, _rerun(call, own, [t.detach().clone() for t in call.saved]))
@@ -99,7 +99,7 @@ def _uses(call: Call) -> dict[str, int]:
     """How often this call itself uses each of the module's parameters, read off the graph between its inputs and its
     outputs: what the whole graph has beyond that is used elsewhere."""
     uses = graph_behind(*call.outputs, until=call.saved).uses
-    return {name: uses[id(call.module._parameters[local])] for local, name in call.use.parameters.items()}
+    return {name: uses[call.module._parameters[local]] for local, name in call.use.parameters.items()}
 
 
 def _take_arguments(call: Call) -> None:
