@@ -8,8 +8,7 @@ the training backward goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from dyn_probe.engine.held import Held, add_weighted_gradients
 from dyn_probe.engine.routes.weighed import Knows, Weighed
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey
-from dyn_probe.engine.tap import Capture
+from dyn_probe.engine.tap import Capture, Meanwhile
 from dyn_probe.engine.totals import Totals
 from dyn_probe.engine.uses import Call
 from dyn_probe.errors import BadInput, UnsupportedUse
@@ -37,6 +36,8 @@ NO_GRADIENT = (
 
 class Recording:
     """Taps on ``model`` for one forward and backward over ``2B`` responses ``[chosen; rejected]``.
+
+    ``coefficients [2B]`` (float64, on the device) is ``∂loss/∂(row log-probability)``, once the backward has run.
 
     Args:
         full: record the full Gram.
@@ -59,6 +60,7 @@ class Recording:
         survey: Survey | None = None,
         knows: Knows | None = None,
     ) -> None:
+        self.coefficients: Tensor
         self.full, self.separate, self.hold, self.knows = full, separate, hold, knows
         self.capture = Capture(model, self._receive, segments, shield, survey)
         self.logps: Tensor | None = None
@@ -67,45 +69,27 @@ class Recording:
         self._active: Assembly | None = None
         self._training: Assembly | None = None
         self._apart: Assembly | None = None
-        self._coefficients: Tensor | None = None
-        self._bad: Tensor | None = None
-        self._unequal: Tensor | None = None
         self._found: dict[str, Tensor] | None = None
         self._totals: Totals | None = None
-        self._smallest, self._handle = 0.0, None
+        self._smallest = 0.0
+        self._bad: Tensor
+        self._unequal: Tensor
 
     def __enter__(self) -> Recording:
         self.capture.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._handle is not None:
-            self._handle.remove()
         self.capture.__exit__()
         self.logps = self._active = self._training = self._apart = self._found = self._mask = None
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
+    def quiet(self) -> Meanwhile:
         """Backwards that run inside are no concern of this recording."""
-        was, self._nested = self._nested, True
-        try:
-            yield
-        finally:
-            self._nested = was
+        return Meanwhile(self, "_nested", True)
 
     def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         if self._active is not None:
             self._active.receive(call, saved, grads)
-
-    @property
-    def coefficients(self) -> Tensor:
-        """``[2B]`` (float64, on the device) ``∂loss/∂(row log-probability)``, once the backward has run."""
-        assert self._coefficients is not None
-        return self._coefficients
-
-    @coefficients.setter
-    def coefficients(self, whole: Tensor) -> None:
-        self._coefficients = whole
 
     @property
     def weighed(self) -> tuple[Weighed, Tensor] | None:
@@ -113,7 +97,7 @@ class Recording:
         that have a row whose tokens do not share a coefficient; None where nothing was known."""
         found = None if self._training is None else self._training.weighed
         apart = None if self._apart is None else self._apart.weighed
-        if found is None or self._bad is None or self._unequal is None:
+        if found is None:
             return None
         return (found if apart is None else apart.where(self._bad, found)), self._unequal
 
@@ -144,20 +128,20 @@ class Recording:
         with self.quiet():
             graph = explained(self.capture, self.logps)
         self.reentrant, self._smallest = graph.reentrant, self._smallest_of(graph.dtypes)
-        self._handle = logps.register_hook(self.capture.shield.around(self._on_gradient))
+        self.capture.undo(logps.register_hook(self.capture.shield.around(self._on_gradient)).remove)
 
     def _on_gradient(self, gradient: Tensor) -> None:
         if self._nested:
             return
-        if self._coefficients is not None:
+        if self._training is not None:
             raise BadInput("the recorded log-probabilities were backpropagated twice in one probe.step")
         gradient = gradient.detach().double()
         gradient = gradient if self._mask is None else self.capture.layout.by_response(gradient, 0)
         usable, self._unequal = per_row(gradient, self._mask)
-        self._coefficients, self._bad = usable, self._unusable(usable, self._unequal)
+        self.coefficients, self._bad = usable, self._unusable(usable, self._unequal)
         any_bad = bool(self._bad.any())
         if self._anywhere(any_bad):
-            self._measure_apart(self._bad)
+            self._apart = self._measured_apart(self.hold, self._bad.repeat(2))
         if any_bad:
             usable = usable.masked_fill(self._bad.repeat(2), 0.0)
         self._training = self._active = Assembly(self.capture, self.full, usable, self.hold, self._totals, self.knows)
@@ -183,14 +167,15 @@ class Recording:
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return bool(flag)
 
-    def _measure_apart(self, pairs: Tensor) -> None:
-        """A backward of the bare log-probabilities of these pairs, inside the training backward."""
+    def _measured_apart(self, hold: bool, rows: Tensor | None = None) -> Assembly:
+        """A backward of bare log-probabilities: of ``rows``, inside the training backward, or of all, in its place."""
         assert self.logps is not None
-        self._apart = self._active = Assembly(self.capture, self.full, hold=self.hold, knows=self.knows)
+        found = self._active = Assembly(self.capture, self.full, hold=hold, knows=self.knows)
         with self.quiet(), torch.enable_grad():
-            loss = self.logps[pairs.repeat(2)].sum()
-            backward_only(loss, self.capture, self.reentrant, retain=True)
+            loss = (self.logps if rows is None else self.logps[rows]).sum()
+            backward_only(loss, self.capture, self.reentrant, retain=rows is not None)
         self._active = None
+        return found
 
     def backward(self, loss: Tensor) -> None:
         """In place of ``loss.backward()``: the parameters get the gradients that the recorded uses add up to.
@@ -219,12 +204,9 @@ class Recording:
         """
         assert self.logps is not None
         rows = torch.ones(self.logps.shape[0], dtype=torch.float64, device=self.logps.device)
-        self._coefficients, self._bad = rows, torch.zeros(len(rows) // 2, dtype=torch.bool, device=rows.device)
+        self.coefficients, self._bad = rows, torch.zeros(len(rows) // 2, dtype=torch.bool, device=rows.device)
         self._unequal = self._bad
-        self._training = self._active = Assembly(self.capture, self.full, hold=True, knows=self.knows)
-        with self.quiet():
-            backward_only(self.logps.sum(), self.capture, self.reentrant)
-        self._active = None
+        self._training = self._measured_apart(hold=True)
         return self.result()
 
     def reweight(self, coefficients: Tensor) -> None:
@@ -240,14 +222,14 @@ class Recording:
         assert self._training is not None
         with self.capture.quiet():
             add_weighted_gradients(self._training.kept, coefficients, self.capture.survey.trained)
-        self._coefficients = coefficients.detach().double()
+        self.coefficients = coefficients.detach().double()
         if not self.hold:
             self._training.kept = {}
 
     def held(self) -> Held | None:
         """What the backwards left for later products: with ``hold``, and between ``measure`` and ``reweight``; else
         None."""
-        if self._training is None or self._bad is None:
+        if self._training is None:
             return None
         apart = self._bad.repeat(2)
         parts = []
@@ -270,7 +252,7 @@ class Recording:
             BadInput: the loss did not depend on the log-probabilities.
         """
         self.capture.shield.check()
-        if self._coefficients is None or self._bad is None or self._unequal is None or self._training is None:
+        if self._training is None:
             raise BadInput(NO_GRADIENT)
         if self._found is None:
             if self.reentrant:
@@ -282,7 +264,7 @@ class Recording:
             keep = self._bad.any() if self.full else self._bad[:, None]
             found = {name: torch.where(keep, apart[name], value) for name, value in found.items()}
         stacked, full = torch.stack(list(found.values())), self.full
-        fetched = fetching([stacked, self._coefficients, self._bad, self._unequal])
+        fetched = fetching([stacked, self.coefficients, self._bad, self._unequal])
 
         def products() -> Products:
             values, coefficients, separate, unequal = fetched()

@@ -6,8 +6,8 @@ checkpointing, DDP and FSDP work, and no activation is pinned beyond what autogr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -52,17 +52,17 @@ class Tap(torch.autograd.Function):
         return (None, None, None, None, *grads)
 
 
-class Quiet:
-    """Around what runs modules that are no concern of a capture (entered for every use: a generator would be slow)."""
+class Meanwhile:
+    """Inside, ``owner`` has another value of an attribute (entered for every use: a generator would be slow)."""
 
-    def __init__(self, capture: Capture) -> None:
-        self.capture, self.was = capture, capture.busy
+    def __init__(self, owner: object, attribute: str, value: object) -> None:
+        self.owner, self.attribute, self.value, self.was = owner, attribute, value, getattr(owner, attribute)
 
     def __enter__(self) -> None:
-        self.capture.busy = True
+        setattr(self.owner, self.attribute, self.value)
 
     def __exit__(self, *_: object) -> None:
-        self.capture.busy = self.was
+        setattr(self.owner, self.attribute, self.was)
 
 
 def leaves_of(output: Any) -> list[Any]:
@@ -127,8 +127,8 @@ class Capture:
                 hook = around(partial(self._used, use), True)
                 self._add(use.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
             for head in fused_heads(self.survey.language_models, self.uses):
-                self._add(head.model.base_model.register_forward_hook(around(self._entering(head))))
-                self._add(head.model.register_forward_hook(around(self._fused_hook_of(head)), with_kwargs=True))
+                self._add(head.model.base_model.register_forward_hook(around(partial(self._enter_head, head))))
+                self._add(head.model.register_forward_hook(around(partial(self._leave_head, head)), with_kwargs=True))
             self._add(self.model.register_forward_hook(around(self._leave_model), always_call=True))
         except BaseException:
             self._hooks.close()
@@ -189,23 +189,17 @@ class Capture:
     def _recorded(self) -> bool:
         return self._inside and not self.busy and torch.is_grad_enabled()
 
-    def _entering(self, head: FusedHead) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if self._recorded():
-                head.enter(output)
+    def _enter_head(self, head: FusedHead, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._recorded():
+            head.enter(output)
 
-        return hook
-
-    def _fused_hook_of(self, head: FusedHead) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            logps = getattr(output, "log_probs", None)
-            if self._recorded() and isinstance(logps, Tensor) and not self.calls.get(head.use.module):
-                self._tap_head(head, kwargs, output)
-
-        return hook
-
-    def _tap_head(self, head: FusedHead, kwargs: dict[str, Any], output: Any) -> None:
+    def _leave_head(
+        self, head: FusedHead, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         """A tap on the log-probabilities of a head that is not called."""
+        fused = isinstance(getattr(output, "log_probs", None), Tensor) and not self.calls.get(head.use.module)
+        if not fused or not self._recorded():
+            return
         try:
             with self.quiet(), torch.no_grad():
                 call = head.call(self.layout, kwargs, output)
@@ -258,18 +252,13 @@ class Capture:
         with self.quiet():
             self._receiver(call, saved, grads)
 
-    def quiet(self) -> Quiet:
+    def quiet(self) -> Meanwhile:
         """Modules that run inside are not tapped: the rules themselves run some again."""
-        return Quiet(self)
+        return Meanwhile(self, "busy", True)
 
-    @contextmanager
-    def receiving(self, receiver: Receiver) -> Iterator[None]:
+    def receiving(self, receiver: Receiver) -> Meanwhile:
         """Backwards that run inside report to ``receiver``."""
-        was, self._receiver = self._receiver, self.shield.around(receiver)
-        try:
-            yield
-        finally:
-            self._receiver = was
+        return Meanwhile(self, "_receiver", self.shield.around(receiver))
 
     @property
     def expected(self) -> dict[str, int]:
