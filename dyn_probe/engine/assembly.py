@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -40,6 +39,9 @@ class Assembly:
         hold: keep every use's factor in ``kept``, for products with other coefficients and directions.
         totals: sums up the gradient of the loss, where autograd does not.
         knows: what is known of the parameters before the backward; ``weighed`` then has the products with it.
+
+    Rows are compared within ``groups``: the pairs, or one of all rows. ``row_scale [rows]`` is what a kept factor's
+    rows are to be multiplied by, to be those of the bare log-probability; None for 1.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class Assembly:
         knows: Knows | None = None,
     ) -> None:
         self.capture, self.full = capture, full
+        pairs = capture.layout.responses // 2
+        self.groups = 1 if full else pairs
         self.weighed: Weighed | None = None
-        self._weighing = None if knows is None else Weighing(knows, capture.layout.responses // 2, self.groups)
+        self._weighing = None if knows is None else Weighing(knows, pairs, self.groups)
         self.kept: dict[str, list[Factor]] = {}
-        self._hold, self._split, self._totals = hold, capture.survey.split, totals
+        self._hold, self._totals = hold, totals
         self._answers: dict[str, Tensor] = {}
         self._stacked: list[tuple[Sequence[str], Tensor]] = []
         self._alone: dict[tuple[int, torch.dtype], list[tuple[Sequence[str], Tensor]]] = {}
@@ -63,18 +67,9 @@ class Assembly:
         self._open: dict[str, list[Factor]] = {}
         self._summed: dict[str, list[Factor]] = {}
         self._expected = capture.expected
-        self._inverse = None if coefficients is None else inverse_of(coefficients)
-        self._early = coefficients is not None and _extreme(coefficients)
-
-    @cached_property
-    def groups(self) -> int:
-        """Groups of rows that are compared with each other: the pairs, or one of all rows."""
-        return 1 if self.full else self.capture.layout.responses // 2
-
-    @property
-    def row_scale(self) -> Tensor | None:
-        """``[rows]`` by which a kept factor's rows are to be multiplied to be those of the bare log-probability."""
-        return None if self._early else self._inverse
+        inverse = None if coefficients is None else inverse_of(coefficients)
+        early = coefficients is not None and _extreme(coefficients)
+        self._early, self.row_scale = (inverse, None) if early else (None, inverse)
 
     def receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Take one use from the backward.
@@ -88,17 +83,16 @@ class Assembly:
             if self._hold:  # without the graph that led to them
                 saved = [tensor.detach() for tensor in saved]
             for local, factor in self._factors((call, saved, grads)).items():
-                name, weights = call.use.parameters[local], self._inverse if self._early else None
-                own = factor if weights is None else factor.scaled(weights)
+                name = call.use.parameters[local]
+                own = factor if self._early is None else factor.scaled(self._early)
                 summed = self._take(name, own, call.module._parameters[local].numel())
                 if self._totals is not None and not summed:
                     self._totals.add(name, factor)
 
     def _may_wait(self, call: Call) -> bool:
         """Whether nothing but the products of this one use is wanted of it."""
-        if self._hold or self._early or self._weighing is not None:
-            return False
-        return all(self._expected[name] == 1 for name in call.use.parameters.values())
+        alone = self._hold or self._early is not None or self._weighing is not None
+        return not alone and all(self._expected[name] == 1 for name in call.use.parameters.values())
 
     def _factors(self, arrived: Arrived) -> dict[str, Factor]:
         call = arrived[0]
@@ -117,12 +111,14 @@ class Assembly:
             if type(factor) is Vector:
                 self._wait(names, factor.grads.unflatten(0, (-1, len(names))))
             else:
-                self._several(names, gram(factor, self.groups * len(calls)))
+                self._stack(names, gram(factor, self.groups * len(calls)))
 
     def _take(self, name: str, factor: Factor, size: int) -> bool:
         """One use; whether the sum of its rows has been taken with it."""
         if self._hold:
-            factor = factor.settled() if self._split else factor  # whole parameters are out of reach later
+            factor = (
+                factor.settled() if self.capture.survey.split else factor
+            )  # whole parameters are out of reach later
             self.kept.setdefault(name, []).append(factor)
         if self._weighing is not None:
             return self._take_weighed(name, factor, self._weighing)
@@ -134,7 +130,7 @@ class Assembly:
             self._combine(name, factor)
         elif type(factor) is Vector:  # small: all of them are reduced together
             self._wait([name], factor.grads.unsqueeze(1))
-        elif self._totals is not None and not self._early:
+        elif self._totals is not None and self._early is None:
             self._add(name, self._totals.gram(name, factor, self.groups))
             return True
         else:
@@ -146,12 +142,12 @@ class Assembly:
         if self._expected[name] > 1:
             self._combine(name, factor)
         elif type(factor) is Outer and len(factor.inputs) == factor.rows:
-            sum_up = self._totals is not None and not self._early
-            answers, total = weighing.in_one_pass(name, factor, sum_up)
+            totals = self._totals if self._early is None else None
+            answers, total = weighing.in_one_pass(name, factor, totals is not None)
             self._add(name, answers)
-            if self._totals is not None and total is not None and sum_up:
-                self._totals.put(name, total)
-            return sum_up
+            if totals is not None and total is not None:
+                totals.put(name, total)
+            return totals is not None
         else:
             self._add(name, gram(factor, self.groups))
         weighing.use(name, factor)
@@ -178,7 +174,7 @@ class Assembly:
     def _add(self, name: str, answer: Tensor) -> None:
         self._answers[name] = self._answers[name] + answer if name in self._answers else answer
 
-    def _several(self, names: Sequence[str], answers: Tensor) -> None:
+    def _stack(self, names: Sequence[str], answers: Tensor) -> None:
         """Answers ``[G k, n, n]`` of ``k`` parameters."""
         self._stacked.append((names, answers.unflatten(0, (self.groups, len(names)))))
 
@@ -191,7 +187,7 @@ class Assembly:
         for found in self._alone.values():
             names = [name for some, _ in found for name in some]
             vectors = found[0][1] if len(found) == 1 else torch.cat([values for _, values in found], 1)
-            self._several(names, gram(Vector(vectors.flatten(0, 1)), self.groups * len(names)))
+            self._stack(names, gram(Vector(vectors.flatten(0, 1)), self.groups * len(names)))
         for name, factors in self._summed.items():
             self._add(name, by_sum(factors, self.groups))
         self._alone, self._summed = {}, {}
@@ -206,8 +202,8 @@ class Assembly:
                 self.weighed = self._weighing.finish(self.row_scale)
             answers, names = self._all_answers()
             answers = (answers + answers.mT) / 2 if self.full else answers
-            if self._inverse is not None and not self._early:
-                weights = self._inverse.unflatten(0, (-1, self.groups)).T[:, None]
+            if self.row_scale is not None:
+                weights = self.row_scale.unflatten(0, (-1, self.groups)).T[:, None]
                 answers = answers * weights[..., None] * weights[..., None, :]
             found = answers[0].unbind(0) if self.full else pair_columns(answers).unbind(1)
         by_name = dict(zip(names, found, strict=True))

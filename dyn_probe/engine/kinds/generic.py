@@ -117,14 +117,16 @@ def _own(call: Call) -> Grads:
     return {n: p.detach() for n, p in call.module._parameters.items() if n in call.trained and p is not None}
 
 
+def _entries(tensor: Tensor, call: Call) -> int:
+    """How many entries of its first dimension belong to one row; 0 where that is not one of rows."""
+    first = tensor.shape[0] if tensor.dim() else 0
+    return {call.layout.rows: 1, call.layout.rows * call.layout.length: call.layout.length}.get(first, 0)
+
+
 def row_of(tensor: Tensor, row: int, call: Call) -> Tensor:
     """The part of a tensor that belongs to ``row``; tensors without a row dimension as they are."""
-    rows, length = call.layout.rows, call.layout.length
-    if tensor.dim() and tensor.shape[0] == rows:
-        return tensor[row : row + 1]
-    if tensor.dim() and tensor.shape[0] == rows * length:
-        return tensor[row * length : (row + 1) * length]
-    return tensor
+    own = _entries(tensor, call)
+    return tensor[row * own : (row + 1) * own] if own else tensor
 
 
 def _rerun(call: Call, parameters: Grads, tensors: Sequence[Tensor]) -> Any:
@@ -169,26 +171,14 @@ def _all_rows(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None
 
 def _mapped(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], parameters: Grads) -> Grads:
     """All rows at once."""
-    there = [g for g in grads if g is not None]
-    split = [_rows_apart(t, call) for t in (*saved, *there)]
-    dims = tuple(0 if t is not original else None for t, original in zip(split, (*saved, *there), strict=True))
-    missing = [g is None for g in grads]
+    rows, given = call.layout.rows, (list(saved), list(grads))
 
-    def one(*tensors: Tensor) -> Grads:
-        own, given = tensors[: len(saved)], iter(tensors[len(saved) :])
-        return _pulled(call, parameters, own, [None if absent else next(given) for absent in missing])
+    def by_row(tensor: Tensor) -> Tensor:
+        own = _entries(tensor, call)
+        return tensor.unflatten(0, (rows, own)) if own else tensor
 
-    return vmap(one, in_dims=dims)(*split)
-
-
-def _rows_apart(tensor: Tensor, call: Call) -> Tensor:
-    """``[rows, …]``, each row as ``row_of`` gives it; a tensor without a row dimension is returned itself."""
-    rows, length = call.layout.rows, call.layout.length
-    if tensor.dim() and tensor.shape[0] == rows:
-        return tensor.unsqueeze(1)
-    if tensor.dim() and tensor.shape[0] == rows * length:
-        return tensor.unflatten(0, (rows, length))
-    return tensor
+    dims = pytree.tree_map_only(Tensor, lambda tensor: 0 if _entries(tensor, call) else None, given)
+    return vmap(partial(_pulled, call, parameters), in_dims=dims)(*pytree.tree_map_only(Tensor, by_row, given))
 
 
 def _of_response(
