@@ -69,7 +69,8 @@ class Assembly:
         self._expected = capture.expected
         inverse = None if coefficients is None else inverse_of(coefficients)
         early = coefficients is not None and _extreme(coefficients)
-        self._early, self.row_scale = (inverse, None) if early else (None, inverse)
+        self._early = inverse if early else None
+        self.row_scale = None if early else inverse
 
     def receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Take one use from the backward.

@@ -30,11 +30,10 @@ def layers_of(names: Sequence[str], uses: Sequence[Use]) -> dict[str, Layer]:
     embeddings = {n for use in uses if isinstance(use.module, nn.Embedding) for n in use.parameters.values()}
     blocks = {name: int(m.group(1)) for name in names if (m := _BLOCK.search(name))}
     last = max(blocks.values(), default=-1)
-    ordered = list(names)
-    first_block = next((i for i, n in enumerate(ordered) if n in blocks), len(ordered))
+    first_block = next((i for i, n in enumerate(names) if n in blocks), len(names))
     final = {n for use in uses if not isinstance(use.module, nn.Linear) for n in use.parameters.values()}
     layers = {}
-    for i, name in enumerate(ordered):
+    for i, name in enumerate(names):
         if name in blocks:
             layers[name] = Layer(str(blocks[name]), blocks[name] + 1)
         elif name in embeddings or i < first_block:

@@ -8,7 +8,7 @@ the training backward goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,8 @@ from dyn_probe.engine.held import Held, add_weighted_gradients
 from dyn_probe.engine.routes.weighed import Knows, Weighed
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey
-from dyn_probe.engine.tap import Capture, Meanwhile
+from dyn_probe.engine.tap import Capture, Meanwhile, nobody
 from dyn_probe.engine.totals import Totals
-from dyn_probe.engine.uses import Call
 from dyn_probe.errors import BadInput, UnsupportedUse
 
 SMALLEST = {torch.float64: 1e-100, torch.float32: 1e-18, torch.bfloat16: 1e-18}
@@ -62,11 +61,10 @@ class Recording:
     ) -> None:
         self.coefficients: Tensor
         self.full, self.separate, self.hold, self.knows = full, separate, hold, knows
-        self.capture = Capture(model, self._receive, segments, shield, survey)
+        self.capture = Capture(model, nobody, segments, shield, survey)
         self.logps: Tensor | None = None
         self.reentrant = self._nested = False
         self._mask: Tensor | None = None
-        self._active: Assembly | None = None
         self._training: Assembly | None = None
         self._apart: Assembly | None = None
         self._found: dict[str, Tensor] | None = None
@@ -81,15 +79,11 @@ class Recording:
 
     def __exit__(self, *_: object) -> None:
         self.capture.__exit__()
-        self.logps = self._active = self._training = self._apart = self._found = self._mask = None
+        self.logps = self._training = self._apart = self._found = self._mask = None
 
     def quiet(self) -> Meanwhile:
         """Backwards that run inside are no concern of this recording."""
         return Meanwhile(self, "_nested", True)
-
-    def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-        if self._active is not None:
-            self._active.receive(call, saved, grads)
 
     @property
     def weighed(self) -> tuple[Weighed, Tensor] | None:
@@ -144,7 +138,8 @@ class Recording:
             self._apart = self._measured_apart(self.hold, self._bad.repeat(2))
         if any_bad:
             usable = usable.masked_fill(self._bad.repeat(2), 0.0)
-        self._training = self._active = Assembly(self.capture, self.full, usable, self.hold, self._totals, self.knows)
+        self._training = Assembly(self.capture, self.full, usable, self.hold, self._totals, self.knows)
+        self.capture.receiver = self._training.receive
 
     def _unusable(self, c: Tensor, unequal: Tensor) -> Tensor:
         """``[B]`` pairs with a row whose coefficient cannot be divided by; all of them where a full Gram has one."""
@@ -170,11 +165,10 @@ class Recording:
     def _measured_apart(self, hold: bool, rows: Tensor | None = None) -> Assembly:
         """A backward of bare log-probabilities: of ``rows``, inside the training backward, or of all, in its place."""
         assert self.logps is not None
-        found = self._active = Assembly(self.capture, self.full, hold=hold, knows=self.knows)
-        with self.quiet(), torch.enable_grad():
+        found = Assembly(self.capture, self.full, hold=hold, knows=self.knows)
+        with self.quiet(), self.capture.receiving(found.receive), torch.enable_grad():
             loss = (self.logps if rows is None else self.logps[rows]).sum()
             backward_only(loss, self.capture, self.reentrant, retain=rows is not None)
-        self._active = None
         return found
 
     def backward(self, loss: Tensor) -> None:

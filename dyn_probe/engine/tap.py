@@ -28,6 +28,10 @@ from dyn_probe.errors import BadInput, UnsupportedUse
 Receiver = Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], None]
 
 
+def nobody(*_: object) -> None:
+    """The receiver where none is there."""
+
+
 class Tap(torch.autograd.Function):
     """Identity on ``outputs``; its backward hands ``(call, saved, output gradients)`` to ``receive``.
 
@@ -75,7 +79,7 @@ class Capture:
 
     Args:
         model: the module that is called (a DDP or PEFT wrapper is fine).
-        receive: called from the backward, once per tapped call.
+        receiver: called from the backward, once per tapped call.
         segments: ``[rows, length]`` response of each position, for packed rows (``layout.Layout``).
         shield: around every hook.
         survey: what is known of the model's parameters and modules, completed here; renewed by whoever gives it.
@@ -87,14 +91,14 @@ class Capture:
     def __init__(
         self,
         model: nn.Module,
-        receive: Receiver,
+        receiver: Receiver,
         segments: Tensor | None = None,
         shield: Shield | None = None,
         survey: Survey | None = None,
     ) -> None:
         self.model, self._segments = model, segments
         self.shield = Shield() if shield is None else shield
-        self._receiver = self.shield.around(receive)
+        self.receiver, self._received = receiver, self.shield.around(self._receive)
         self.survey = Survey(model) if survey is None else survey
         self.uses: list[Use] = self.survey.uses
         self.layout = Layout(0, 0)
@@ -138,6 +142,7 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         self._hooks.close()
         self.entry = self.output = None
+        self.receiver = nobody  # it may hold what it has received
 
     def _add(self, handle: Any) -> None:
         self.undo(handle.remove)
@@ -245,12 +250,12 @@ class Capture:
         call.args, call.kwargs, call.outputs, call.saved = (), {}, (), ()  # the forward's own tensors may go
         for name in call.use.parameters.values():
             self.taken.setdefault(name, []).append(call)
-        tapped: tuple[Tensor, ...] = Tap.apply(self._receive, call, self.anchor, saved, *outputs)
+        tapped: tuple[Tensor, ...] = Tap.apply(self._received, call, self.anchor, saved, *outputs)
         return tapped
 
     def _receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         with self.quiet():
-            self._receiver(call, saved, grads)
+            self.receiver(call, saved, grads)
 
     def quiet(self) -> Meanwhile:
         """Modules that run inside are not tapped: the rules themselves run some again."""
@@ -258,7 +263,7 @@ class Capture:
 
     def receiving(self, receiver: Receiver) -> Meanwhile:
         """Backwards that run inside report to ``receiver``."""
-        return Meanwhile(self, "_receiver", self.shield.around(receiver))
+        return Meanwhile(self, "receiver", receiver)
 
     @property
     def expected(self) -> dict[str, int]:

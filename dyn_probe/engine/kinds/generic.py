@@ -153,7 +153,10 @@ def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None])
     size = responses * sum(p.numel() * p.element_size() for p in parameters.values())
     if size > BUDGET:
         empty = saved[0].new_empty(responses, 0)
-        return {n: MadeVector(empty, partial(_row, call, saved, grads, {n: p}, n)) for n, p in parameters.items()}
+        return {
+            n: MadeVector(empty, lambda i, n=n, p=p: _row(call, saved, grads, {n: p}, i)[n])  # type: ignore[misc]
+            for n, p in parameters.items()
+        }
     found = _all_rows(call, saved, grads, parameters)
     return {name: Vector(found[name].reshape(len(found[name]), -1)) for name in sorted(parameters)}
 
@@ -165,7 +168,7 @@ def _all_rows(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None
             return _mapped(call, saved, grads, parameters)
         except Exception:  # whatever a module's own code raises under vmap; the loop behind asks the same of it
             call.claim.notes["vmap"] = False
-    rows = [_pulled(call, parameters, *_of_response(call, saved, grads, i)) for i in range(call.layout.responses)]
+    rows = [_row(call, saved, grads, parameters, i) for i in range(call.layout.responses)]
     return {name: torch.stack([row[name] for row in rows]) for name in parameters}
 
 
@@ -181,20 +184,20 @@ def _mapped(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None],
     return vmap(partial(_pulled, call, parameters), in_dims=dims)(*pytree.tree_map_only(Tensor, by_row, given))
 
 
-def _of_response(
-    call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], response: int
-) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Arguments and output-gradients of one response's row, the gradients of other responses' positions set to 0."""
+def _row(
+    call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], parameters: Grads, response: int
+) -> Grads:
+    """One response's gradients: those of its row, the output-gradients of other responses' positions set to 0."""
     row, mask = call.layout.row_and_mask(response)
+
+    def own(grad: Tensor) -> Tensor:
+        found = row_of(grad, row, call)
+        if mask is None:
+            return found
+        return torch.where(mask[:, None], found.reshape(call.layout.length, -1), 0).reshape(found.shape)
+
     tensors = [row_of(t, row, call) for t in saved]
-    found: list[Tensor | None] = []
-    for grad in grads:
-        own = None if grad is None else row_of(grad, row, call)
-        if own is not None and mask is not None:
-            flat = own.reshape(call.layout.length, -1)
-            own = torch.where(mask[:, None], flat, 0).reshape(own.shape)
-        found.append(own)
-    return tensors, found
+    return _pulled(call, parameters, tensors, [None if grad is None else own(grad) for grad in grads])
 
 
 def _pulled(call: Call, parameters: Grads, tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Grads:
@@ -208,10 +211,3 @@ def _pulled(call: Call, parameters: Grads, tensors: Sequence[Tensor], grads: Seq
     with torch.enable_grad():
         outputs, pull = vjp(run, parameters)  # type: ignore[misc]
         return pull([grads[i].to(o.dtype) for i, o in zip(wanted, outputs, strict=True)])[0]  # type: ignore[union-attr]
-
-
-def _row(
-    call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None], parameters: Grads, name: str, response: int
-) -> Tensor:
-    """One response's gradient of one parameter."""
-    return _pulled(call, parameters, *_of_response(call, saved, grads, response))[name]

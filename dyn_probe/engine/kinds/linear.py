@@ -87,12 +87,17 @@ def summed(outputs: Tensor) -> Tensor:
 
 
 def live_range(outputs: Tensor) -> Tensor:
-    """``[rows, 2]`` (int32) the same positions, ``[first, last)``, where reading them would stop the device."""
+    """``[rows, 2]`` (int32) the positions of ``live``, ``[first, last)``, where reading them would stop the device."""
+    first, last = _first_and_last(outputs)
+    return torch.stack([torch.minimum(first, last + 1), last + 1], 1)
+
+
+def _first_and_last(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """``[rows]`` (int32) each row's first and last position with a gradient; the end and -1 where it has none."""
     alive = ~((outputs.amax(-1) == 0) & (outputs.amin(-1) == 0))  # NaN counts as alive
     positions = torch.arange(alive.shape[1], device=alive.device, dtype=torch.int32)
-    first = torch.where(alive, positions, alive.shape[1]).amin(1)
-    last = torch.where(alive, positions + 1, 0).amax(1)
-    return torch.stack([torch.minimum(first, last), last], 1)
+    first = torch.where(alive, positions, alive.shape[1] - 1).amin(1)
+    return first, torch.where(alive, positions, -1).amax(1)
 
 
 def live(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -101,15 +106,12 @@ def live(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, bool]:
 
     A head has a gradient only where a response token is predicted.
     """
-    alive = ~((outputs.amax(-1) == 0) & (outputs.amin(-1) == 0))  # NaN counts as alive
-    positions = torch.arange(alive.shape[1])
-    first = torch.where(alive, positions, alive.shape[1] - 1).amin(1)
-    last = torch.where(alive, positions, 0).amax(1)
+    first, last = _first_and_last(outputs)
     width = int((last - first).amax().clamp(min=0)) + 1
     if bool((first == first[0]).all()):
         cut = slice(int(first[0]), int(first[0]) + width)
         return inputs[:, cut], outputs[:, cut], False
     at = first[:, None] + torch.arange(width)
     rows, beyond = torch.arange(len(at))[:, None], (at > last[:, None])[..., None]
-    at = at.clamp(max=alive.shape[1] - 1)
+    at = at.clamp(max=outputs.shape[1] - 1)
     return inputs[rows, at], outputs[rows, at].masked_fill(beyond, 0), True
