@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.assembly import pair_columns
-
 
 @dataclass(frozen=True, eq=False)
 class Products:
@@ -41,6 +39,5 @@ class Products:
 
 def pair_entries(gram: Tensor) -> Tensor:
     """``[B, 3]`` from ``[2B, 2B]``: ``K[w,w], K[l,l], K[w,l]`` of each pair."""
-    half = len(gram) // 2
-    grouped = gram.unflatten(0, (2, half)).unflatten(2, (2, half)).diagonal(dim1=1, dim2=3)
-    return pair_columns(grouped.permute(2, 0, 1))
+    own, half = gram.diagonal(), len(gram) // 2
+    return torch.stack([own[:half], own[half:], gram.diagonal(half)], 1)

@@ -35,15 +35,14 @@ def plain_products(model: nn.Module, chosen: Tensor, rejected: Tensor, reentrant
             place, with the parameters' gradients put aside.
     """
     named = trained_parameters(model)
-    sides = [_plain_gradients(named, logp, reentrant) for logp in (chosen, rejected)]
-    products = {}
-    for name, left, right in zip(named, *sides, strict=True):
-        products[name] = torch.stack([_dot(left, left), _dot(right, right), _dot(left, right)])
-    return products
+    sides = [_plain_gradients(list(named.values()), logp, reentrant) for logp in (chosen, rejected)]
+    return {
+        name: torch.stack([_dot(left, left), _dot(right, right), _dot(left, right)])
+        for name, left, right in zip(named, *sides, strict=True)
+    }
 
 
-def _plain_gradients(named: dict[str, nn.Parameter], logp: Tensor, reentrant: bool) -> list[Tensor | None]:
-    parameters = list(named.values())
+def _plain_gradients(parameters: list[nn.Parameter], logp: Tensor, reentrant: bool) -> list[Tensor | None]:
     if not reentrant:
         return list(torch.autograd.grad(logp, parameters, retain_graph=True, allow_unused=True))
     with gradients_aside(parameters):

@@ -13,12 +13,11 @@ from torch import Tensor
 def fetching(values: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
     """Start copying detached values to the CPU; calling what this returns waits for them, each in its shape and type.
     Those of one device travel together."""
-    found: list[Callable[[], Tensor] | None] = [None] * len(values)
+    waits: dict[int, Callable[[], Tensor]] = {}
     for device in dict.fromkeys(value.device for value in values if value.is_cuda):
         here = [k for k, value in enumerate(values) if value.device == device]
-        for k, wait in zip(here, _from_device([values[k] for k in here]), strict=True):
-            found[k] = wait
-    return lambda: [value.cpu() if wait is None else wait() for value, wait in zip(values, found, strict=True)]
+        waits |= zip(here, _from_device([values[k] for k in here]), strict=True)
+    return lambda: [waits[k]() if k in waits else value.cpu() for k, value in enumerate(values)]
 
 
 def _from_device(values: Sequence[Tensor]) -> list[Callable[[], Tensor]]:

@@ -27,9 +27,6 @@ asking them for it takes most of the time. (Numbers without a dimension and chan
 puts a coarse type there, a cast, a module or a parameter, is asked all the same.)"""
 
 
-LEAF = "AccumulateGrad"
-
-
 @dataclass(frozen=True, eq=False)
 class Graph:
     """What stands behind a tensor: how often each leaf is used, the tapped calls, the types that gradients are computed
@@ -59,8 +56,6 @@ def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
             continue
         seen.add(node)
         kind = type(node).__name__
-        if kind == LEAF:
-            continue
         call = getattr(node, "call", None) if isinstance(node, BackwardCFunction) else None
         if isinstance(call, Call):  # a tap, which gives what its module gave
             calls.add(call)
@@ -69,7 +64,7 @@ def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
             if "CheckpointFunction" in kind:
                 checkpoints.append(node)
         for following, _ in node.next_functions:
-            if type(following).__name__ == LEAF:
+            if type(following).__name__ == "AccumulateGrad":
                 uses[following.variable] += 1
             else:
                 stack.append(following)

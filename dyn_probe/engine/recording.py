@@ -197,9 +197,8 @@ class Recording:
         The graph is used up: no training backward follows, ``reweight`` stands in its place.
         """
         assert self.logps is not None
-        rows = torch.ones(self.logps.shape[0], dtype=torch.float64, device=self.logps.device)
-        self.coefficients, self._bad = rows, torch.zeros(len(rows) // 2, dtype=torch.bool, device=rows.device)
-        self._unequal = self._bad
+        self.coefficients = torch.ones_like(self.logps, dtype=torch.float64)
+        self._bad = self._unequal = torch.zeros(len(self.logps) // 2, dtype=torch.bool, device=self.logps.device)
         self._training = self._measured_apart(hold=True)
         return self.result()
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dyn_probe.engine.uses import Claim, Use, find_uses, is_split, trained_parameters
+from dyn_probe.engine.uses import Claim, find_uses, is_split, trained_parameters
 
 
 class Survey:
@@ -27,11 +27,6 @@ class Survey:
     found out about modules, so that each is examined once in a run.
     """
 
-    trained: dict[str, nn.Parameter]
-    uses: list[Use]
-    language_models: list[PreTrainedModel]
-    split: bool
-
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.claims: dict[nn.Module, Claim] = {}
@@ -41,7 +36,7 @@ class Survey:
 
     def renew(self) -> None:
         """Read the model again if a module or a trained parameter is not the one it was."""
-        if self._seen is not None and self._seen == self._identities():
+        if self._seen == self._identities():
             return
         self._modules = list(self.model.modules())
         self._seen = self._identities()

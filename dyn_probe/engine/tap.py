@@ -69,11 +69,6 @@ class Meanwhile:
         setattr(self.owner, self.attribute, self.was)
 
 
-def leaves_of(output: Any) -> list[Any]:
-    """What a module gives, flat."""
-    return [output] if isinstance(output, Tensor) else pytree.tree_leaves(output)
-
-
 class Capture:
     """Hooks on every module of ``model`` with trained parameters, for one forward; they leave with the context.
 
@@ -184,18 +179,18 @@ class Capture:
             return None
         for local, name in use.parameters.items():  # FSDP2 puts whole parameters in place for the forward
             self.leaves[id(module._parameters[local])] = name
+        leaves, spec = pytree.tree_flatten(output)
         if self._inside:
             self.calls[module] = self.calls.get(module, 0) + 1
             self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
-            for one in filter(torch.is_tensor, leaves_of(output)):
+            for one in filter(torch.is_tensor, leaves):
                 self.dtypes.setdefault(one.dtype, set()).add(use.name)
-        return self._tap(use, args, kwargs, output) if torch.is_grad_enabled() else None
-
-    def _recorded(self) -> bool:
-        return self._inside and not self.busy and torch.is_grad_enabled()
+        if not torch.is_grad_enabled() or not self._tap(use, args, kwargs, leaves):
+            return None
+        return pytree.tree_unflatten(leaves, spec)
 
     def _enter_head(self, head: FusedHead, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._recorded():
+        if self._inside and not self.busy and torch.is_grad_enabled():
             head.enter(output)
 
     def _leave_head(
@@ -203,7 +198,7 @@ class Capture:
     ) -> None:
         """A tap on the log-probabilities of a head that is not called."""
         fused = isinstance(getattr(output, "log_probs", None), Tensor) and not self.calls.get(head.use.module)
-        if not fused or not self._recorded():
+        if not fused or not self._inside or self.busy or not torch.is_grad_enabled():
             return
         try:
             with self.quiet(), torch.no_grad():
@@ -217,11 +212,11 @@ class Capture:
         self.calls[head.use.module] = 1
         output.log_probs = self._put_tap(call)[0]
 
-    def _tap(self, use: Use, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        leaves = leaves_of(output)
+    def _tap(self, use: Use, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> bool:
+        """Put taps on the tensors among what a use gave, in their places; whether there were any."""
         places = tuple([i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad])
         if not places:
-            return None
+            return False
         call = Call(use, self.layout, args, kwargs, tuple([leaves[i] for i in places]), places)
         claims = self.survey.claims
         try:
@@ -229,20 +224,14 @@ class Capture:
                 claims[use.module] = explain(call, KINDS, claims.get(use.module))
         except UnsupportedUse as error:
             self.complaints.append(str(error))
-            return None
-        outputs = call.outputs
+            return False
         if call.notes.get("per_batch"):  # used once for the whole batch: give every row its own
             rows, length = self.layout.rows, self.layout.length
-            outputs = tuple(t.expand(rows, length, t.shape[-1]).clone() for t in outputs)
+            call.outputs = tuple(t.expand(rows, length, t.shape[-1]).clone() for t in call.outputs)
             self.widened.append(use.name)
-        call.outputs = outputs
-        tapped = self._put_tap(call)
-        if isinstance(output, Tensor):
-            return tapped[0]
-        leaves, spec = pytree.tree_flatten(output)
-        for place, tensor in zip(places, tapped, strict=True):
+        for place, tensor in zip(places, self._put_tap(call), strict=True):
             leaves[place] = tensor
-        return pytree.tree_unflatten(leaves, spec)
+        return True
 
     def _put_tap(self, call: Call) -> tuple[Tensor, ...]:
         """The call's outputs behind a tap."""
