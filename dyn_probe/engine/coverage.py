@@ -99,7 +99,8 @@ def _unexplained(capture: Capture, graph: Graph) -> list[str]:
         elif capture.survey.split and isinstance(leaf, nn.Parameter):  # FSDP2 has put it in the place of its pieces
             complaints.append(f"a parameter of shape {list(leaf.shape)}: used without its own module being called")
     for name in trained:
-        tapped = sum(call.uses_of(name) for call in capture.taken.get(name, []) if call in graph.calls)
+        calls = [call for call in capture.taken.get(name, []) if call in graph.calls]
+        tapped = sum(call.notes.get("uses", {}).get(name, 1) for call in calls)
         if counted[name] > tapped:
             complaints.append(f"{name}: used {counted[name]} times, {tapped} of them through its own module")
     return complaints

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,15 +27,15 @@ asking them for it takes most of the time. (Numbers without a dimension and chan
 puts a coarse type there, a cast, a module or a parameter, is asked all the same.)"""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Graph:
     """What stands behind a tensor: how often each leaf is used, the tapped calls, the types that gradients are computed
     in beside those of the leaves, the reentrant checkpoints."""
 
-    uses: Counter[Tensor]
-    calls: frozenset[Call]
-    dtypes: frozenset[torch.dtype]
-    checkpoints: tuple[Any, ...]
+    uses: Counter[Tensor] = field(default_factory=Counter)
+    calls: set[Call] = field(default_factory=set)
+    dtypes: set[torch.dtype] = field(default_factory=set)
+    checkpoints: list[Any] = field(default_factory=list)
 
     @property
     def reentrant(self) -> bool:
@@ -45,10 +45,7 @@ class Graph:
 def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
     """Walk the autograd graph behind ``roots``, and no further than the tensors ``until``."""
     seen: set[Any] = {tensor.grad_fn for tensor in until}
-    uses: Counter[Tensor] = Counter()
-    calls: set[Call] = set()
-    dtypes: set[torch.dtype] = set()
-    checkpoints: list[Any] = []
+    graph = Graph()
     stack: list[Any] = [root.grad_fn for root in roots]
     while stack:
         node = stack.pop()
@@ -58,14 +55,14 @@ def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
         kind = type(node).__name__
         call = getattr(node, "call", None) if isinstance(node, BackwardCFunction) else None
         if isinstance(call, Call):  # a tap, which gives what its module gave
-            calls.add(call)
+            graph.calls.add(call)
         elif kind not in AS_GIVEN:
-            dtypes.update([output.dtype for output in node._input_metadata])
+            graph.dtypes.update([output.dtype for output in node._input_metadata])
             if "CheckpointFunction" in kind:
-                checkpoints.append(node)
+                graph.checkpoints.append(node)
         for following, _ in node.next_functions:
             if type(following).__name__ == "AccumulateGrad":
-                uses[following.variable] += 1
+                graph.uses[following.variable] += 1
             else:
                 stack.append(following)
-    return Graph(uses, frozenset(calls), frozenset(dtypes), tuple(checkpoints))
+    return graph

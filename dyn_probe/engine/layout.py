@@ -94,17 +94,11 @@ class Layout:
         tail = tensor.shape[tensor.dim() - features :]
         if tensor.dim() > features and tensor.shape[0] in (self.rows, self.rows * self.length):
             return tensor.reshape(self.rows, -1, *tail)
+        alone = tensor.dim() > 2 and tensor.shape[0] == 1 and tensor.shape[1] <= self.rows * self.length
         raise UnsupportedUse(
             f"wanted a tensor whose first dimension is the {self.rows} rows of the batch (or {self.rows} x "
-            f"{self.length} flattened); got {list(tensor.shape)}{self._why(tensor)}"
+            f"{self.length} flattened); got {list(tensor.shape)}" + (f" ({FEWER})" if alone else "")
         )
-
-    def _why(self, tensor: Tensor) -> str:
-        """What may have happened, where the model computes in one row what it was called with in several."""
-        alone = tensor.dim() > 2 and tensor.shape[0] == 1 and self.rows > 1
-        if not alone or tensor.shape[1] > self.rows * self.length:
-            return ""
-        return f" ({FEWER})"
 
     def by_response(self, tensor: Tensor, features: int = 1) -> Tensor:
         """``tensor`` as ``[responses, positions, *features]``; what lies beyond a response is 0.

@@ -93,10 +93,6 @@ class Call:
         first = self.outputs[0]
         return (self.module.training, torch.is_autocast_enabled(first.device.type), first.dtype)
 
-    def uses_of(self, name: str) -> int:
-        """How often the module itself uses one of its parameters in this call."""
-        return self.notes.get("uses", {}).get(name, 1)
-
     def __str__(self) -> str:
         return f"{self.use.name} ({type(self.module).__name__})"
 

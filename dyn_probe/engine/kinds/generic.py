@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ def check(call: Call) -> bool:
     trained = {p for n, p in call.module._parameters.items() if n in call.trained}
     own = {name: p.requires_grad_() for name, p in _own(call).items()}
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # not a checkpoint's
-        outputs = _outputs(call, _rerun(call, own, [t.detach().clone() for t in call.saved]))
+        outputs = _rerun(call, own, [t.detach().clone() for t in call.saved])
     if trained & graph_behind(*outputs).uses.keys():
         raise UnsupportedUse(f"{call}: it holds its parameter by a second name")
     return True
@@ -76,30 +76,23 @@ def check(call: Call) -> bool:
 
 def keep(call: Call) -> bool:
     """Keep every tensor among the arguments, after seeing that the last row alone gives the last row's outputs."""
-    rows, length = call.layout.rows, call.layout.length
     _take_arguments(call)
     for output in call.outputs:
-        if not output.dim() or output.shape[0] not in (rows, rows * length):
+        if not _entries(output, call):
             raise UnsupportedUse(
                 f"{call}: wanted an output whose first dimension is the rows; got {list(output.shape)}"
             )
-    last = [row_of(t, rows - 1, call).clone() for t in call.saved]
-    again = _outputs(call, _rerun(call, {}, last))
+    last = call.layout.rows - 1
+    again = _rerun(call, {}, [row_of(t, last, call).clone() for t in call.saved])
     for one, output in zip(again, call.outputs, strict=True):
-        if not agree(row_of(output, rows - 1, call), one):
+        if not agree(row_of(output, last, call), one):
             raise UnsupportedUse(
                 f"{call}: one row alone gives other outputs than in the batch (rows are mixed, or random numbers are "
                 "drawn), so its per-row gradient is not defined"
             )
-    call.notes["uses"] = _uses(call)
+    uses = graph_behind(*call.outputs, until=call.saved).uses  # what the whole graph has beyond these is used elsewhere
+    call.notes["uses"] = {name: uses[call.module._parameters[local]] for local, name in call.use.parameters.items()}
     return True
-
-
-def _uses(call: Call) -> dict[str, int]:
-    """How often this call itself uses each of the module's parameters, read off the graph between its inputs and its
-    outputs: what the whole graph has beyond that is used elsewhere."""
-    uses = graph_behind(*call.outputs, until=call.saved).uses
-    return {name: uses[call.module._parameters[local]] for local, name in call.use.parameters.items()}
 
 
 def _take_arguments(call: Call) -> None:
@@ -129,21 +122,16 @@ def row_of(tensor: Tensor, row: int, call: Call) -> Tensor:
     return tensor[row * own : (row + 1) * own] if own else tensor
 
 
-def _rerun(call: Call, parameters: Grads, tensors: Sequence[Tensor]) -> Any:
-    """The module's output with ``tensors`` in the place of its tensor arguments, and ``parameters`` of its own."""
+def _rerun(call: Call, parameters: Grads, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tapped outputs again, with ``tensors`` in the place of the tensor arguments, and with these ``parameters``."""
     leaves = list(call.notes["rest"])
     for place, tensor in zip(call.notes["tensors"], tensors, strict=True):
         leaves[place] = tensor
     args, kwargs = pytree.tree_unflatten(leaves, call.notes["spec"])
     device = tensors[0].device.type if tensors else "cpu"
     with computing_in(call.notes["autocast"], device):
-        return functional_call(module_copy(call.module), parameters, args, kwargs)
-
-
-def _outputs(call: Call, output: Any) -> list[Tensor]:
-    """The output's tensors that were tapped, in the order of ``call.outputs``."""
-    leaves = pytree.tree_leaves(output)
-    return [leaves[i] for i in call.places]
+        found = pytree.tree_leaves(functional_call(module_copy(call.module), parameters, args, kwargs))
+    return [found[i] for i in call.places]
 
 
 def factors(call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> dict[str, Factor]:
@@ -205,7 +193,7 @@ def _pulled(call: Call, parameters: Grads, tensors: Sequence[Tensor], grads: Seq
     wanted = [i for i, grad in enumerate(grads) if grad is not None]
 
     def run(own: Grads) -> list[Tensor]:
-        outputs = _outputs(call, _rerun(call, own, [t.clone() for t in tensors]))
+        outputs = _rerun(call, own, [t.clone() for t in tensors])
         return [outputs[i] for i in wanted]
 
     with torch.enable_grad():
