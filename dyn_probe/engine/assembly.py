@@ -117,9 +117,8 @@ class Assembly:
     def _take(self, name: str, factor: Factor, size: int) -> bool:
         """One use; whether the sum of its rows has been taken with it."""
         if self._hold:
-            factor = (
-                factor.settled() if self.capture.survey.split else factor
-            )  # whole parameters are out of reach later
+            if self.capture.survey.split:  # whole parameters are out of reach later
+                factor = factor.settled()
             self.kept.setdefault(name, []).append(factor)
         if self._weighing is not None:
             return self._take_weighed(name, factor, self._weighing)

@@ -134,22 +134,19 @@ def explain(call: Call, kinds: Iterable[Kind], known: Claim | None = None) -> Cl
     Raises:
         UnsupportedUse: no kind takes it; says what went wrong.
     """
-    if known is not None and known.mode == call.mode and _kept(call, known):
-        return known
+    if known is not None and known.mode == call.mode:
+        call.claim = known
+        if known.kind.keep(call):
+            return known
     failed = "no rule explains this use"
     for kind in kinds:
-        claim = call.claim = Claim(kind, call.mode)
+        call.claim, call.notes = Claim(kind, call.mode), {}
         try:
-            if kind.claims(call.module) and kind.check(call) and _kept(call, claim):
-                return claim
+            if kind.claims(call.module) and kind.check(call) and kind.keep(call):
+                return call.claim
         except UnsupportedUse:
             raise
         except Exception as error:  # a module of any kind runs inside a rule, and may raise anything
             said = (str(error).splitlines() or [""])[0]
             failed = f"{failed}; the {kind.name} rule met {type(error).__name__}: {said}"
     raise UnsupportedUse(f"{call}: {failed}")
-
-
-def _kept(call: Call, claim: Claim) -> bool:
-    call.claim, call.notes = claim, {}
-    return claim.kind.keep(call)

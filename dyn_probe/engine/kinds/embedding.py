@@ -21,9 +21,9 @@ from dyn_probe.errors import UnsupportedUse
 
 def claims(module: nn.Module) -> bool:
     """Embeddings by type."""
-    return isinstance(module, nn.Embedding) and {n for n, p in module._parameters.items() if p is not None} == {
+    return isinstance(module, nn.Embedding) and [n for n, p in module._parameters.items() if p is not None] == [
         "weight"
-    }
+    ]
 
 
 def check(call: Call) -> bool:

@@ -123,7 +123,7 @@ def row_of(tensor: Tensor, row: int, call: Call) -> Tensor:
 
 
 def _rerun(call: Call, parameters: Grads, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tapped outputs again, with ``tensors`` in the place of the tensor arguments, and with these ``parameters``."""
+    """The tapped outputs again, with ``tensors`` in the place of the tensor arguments, and these ``parameters``."""
     leaves = list(call.notes["rest"])
     for place, tensor in zip(call.notes["tensors"], tensors, strict=True):
         leaves[place] = tensor
