@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 
-def random_states(devices: Iterable[torch.device]) -> list[Any]:
-    """The states of Python's generator, torch's on the CPU, and those of ``devices``."""
-    others = {device for device in devices if device.type not in ("cpu", "meta")}
+def random_states(tensors: Iterable[Tensor]) -> list[Any]:
+    """The states of Python's generator, torch's on the CPU, and those of the tensors' devices."""
+    others = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
     return [random.getstate(), torch.get_rng_state(), *(_state(device) for device in sorted(others, key=str))]
 
 

@@ -120,7 +120,7 @@ class Capture:
         device = next(iter(self.survey.trained.values())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         around = self.shield.around
-        try:
+        with self._hooks as hooks:  # gone at once if one of them cannot be placed
             self._add(self.model.register_forward_pre_hook(around(self._enter_model), with_kwargs=True))
             for use in self.uses:
                 hook = around(partial(self._used, use), True)
@@ -129,9 +129,7 @@ class Capture:
                 self._add(head.model.base_model.register_forward_hook(around(partial(self._enter_head, head))))
                 self._add(head.model.register_forward_hook(around(partial(self._leave_head, head)), with_kwargs=True))
             self._add(self.model.register_forward_hook(around(self._leave_model), always_call=True))
-        except BaseException:
-            self._hooks.close()
-            raise
+            self._hooks = hooks.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -162,15 +160,12 @@ class Capture:
         self.layout, self._inside = Layout.of(shape, kwargs, self._segments), True
         self.around = autocast_type(self.anchor.device.type)
         self.entry = (args, kwargs, torch.get_rng_state())
-        self._random_states = random_states(self._devices())
-
-    def _devices(self) -> set[torch.device]:
-        return {p.device for p in self.survey.trained.values()}
+        self._random_states = random_states(self.survey.trained.values())
 
     def _leave_model(self, _: nn.Module, args: object, output: Any) -> None:
         if not self.busy and self._inside:
             self._inside = False
-            self.random = have_moved(self._random_states, random_states(self._devices()))
+            self.random = have_moved(self._random_states, random_states(self.survey.trained.values()))
             self.output = output if self.widened else None
 
     def _used(self, use: Use, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
