@@ -115,8 +115,6 @@ class Recording:
                 f"probe.pairs needs the [2B] sequence log-probabilities of the {rows} rows that the model was called "
                 f"with, B chosen and then B rejected; got {list(logps.shape)}"
             )
-        if logps.grad_fn is None:
-            raise BadInput("probe.pairs needs log-probabilities that carry a gradient; these are detached")
         self.logps = logps if mask is None else layout.by_response(logps * mask, 0).sum(1)
         self._mask = None if mask is None else layout.by_response(mask, 0).bool()
         with self.quiet():

@@ -8,9 +8,7 @@ from typing import Any
 
 from torch.utils import checkpoint
 
-CONTROL: tuple[type[BaseException], ...] = tuple(
-    kind for name in ("_StopRecomputationError",) if (kind := getattr(checkpoint, name, None)) is not None
-)
+CONTROL = getattr(checkpoint, "_StopRecomputationError", ())
 """What torch raises to end a forward that a checkpoint computes again: no error, and not ours to keep."""
 
 
