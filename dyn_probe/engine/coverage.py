@@ -16,8 +16,10 @@ from torch.utils import _pytree as pytree
 from dyn_probe.engine.arithmetic import computing_in
 from dyn_probe.engine.graph import Graph, graph_behind
 from dyn_probe.engine.tap import Capture
-from dyn_probe.engine.uses import Call
+from dyn_probe.engine.uses import Call, refuse
 from dyn_probe.errors import BadInput, UnsupportedUse
+
+OUTSIDE = "; parameters are used outside the module that owns them"
 
 
 def explained(capture: Capture, logps: Tensor) -> Graph:
@@ -34,7 +36,7 @@ def explained(capture: Capture, logps: Tensor) -> Graph:
             "wanted log-probabilities that carry a gradient; these are detached, or every parameter is frozen"
         )
     graph = graph_behind(logps)
-    _refuse(_unexplained(capture, graph))
+    refuse(_unexplained(capture, graph), OUTSIDE)
     _look_into(capture, graph.checkpoints)
     if not capture.survey.split:
         _check_rows(capture, logps, graph.reentrant)
@@ -76,15 +78,7 @@ def check_hidden(capture: Capture) -> None:
     """
     trained = capture.survey.trained
     missed = [name for name, p in trained.items() if p.grad is not None and name not in capture.taken]
-    _refuse(list(capture.hidden) or missed)
-
-
-def _refuse(complaints: Sequence[str]) -> None:
-    if complaints:
-        raise UnsupportedUse(
-            "cannot record this model exactly; parameters are used outside the module that owns them:\n  "
-            + "\n  ".join(complaints)
-        )
+    refuse(capture.hidden or missed, OUTSIDE)
 
 
 def _unexplained(capture: Capture, graph: Graph) -> list[str]:
@@ -160,11 +154,7 @@ def _check_rows(capture: Capture, logps: Tensor, reentrant: bool) -> None:
 
     with capture.receiving(receive):
         backward_only(logps[-1], capture, reentrant, retain=True)
-    if wrong:
-        raise UnsupportedUse(
-            "cannot record this model exactly; rows of the batch are not apart, or not the first dimension, in:\n  "
-            + "\n  ".join(wrong)
-        )
+    refuse(wrong, "; rows of the batch are not apart, or not the first dimension, in")
     _check_output(capture)
     _CHECKED.setdefault(capture.model, set()).add(kind)
 

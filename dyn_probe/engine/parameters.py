@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,9 @@ from torch import nn
 from dyn_probe.engine.layers import layers_of
 from dyn_probe.engine.uses import plain_name, trained_parameters
 from dyn_probe.errors import BadInput
+
+SHOWN = 5
+"""Names that an error lists."""
 
 
 def select_parameters(model: nn.Module, params: str) -> set[str]:
@@ -30,9 +34,11 @@ def select_parameters(model: nn.Module, params: str) -> set[str]:
     elif params == "last-block":
         found, reason = _of_last_block(model)
     else:
-        found, reason = _matching(list(trained), params), f"no trained parameter matches {params!r}"
+        found, reason = _matching(trained, params), f"no trained parameter matches {params!r}"
     if not found:
-        raise BadInput(f"{reason}; trained are: {_some(list(trained))}; write a regular expression that finds one")
+        names = ", ".join(list(trained)[:SHOWN]) or "none"
+        names += f", … ({len(trained)} in all)" if len(trained) > SHOWN else ""
+        raise BadInput(f"{reason}; trained are: {names}; write a regular expression that finds one")
     return found
 
 
@@ -64,13 +70,8 @@ def _of_last_block(model: nn.Module) -> tuple[set[str], str]:
     return {name for name in trained if blocks.get(name) == last}, f"the last block ({last}) is not trained"
 
 
-def _matching(names: list[str], pattern: str) -> set[str]:
+def _matching(names: Iterable[str], pattern: str) -> set[str]:
     try:
         return {name for name in names if re.search(pattern, name)}
     except re.error as error:
         raise BadInput(f"--params wants all, head, last-block or a regular expression; {pattern!r}: {error}") from error
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    more = f", … ({len(names)} in all)" if len(names) > most else ""
-    return (", ".join(names[:most]) or "none") + more

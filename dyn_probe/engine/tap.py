@@ -22,7 +22,7 @@ from dyn_probe.engine.layout import Layout
 from dyn_probe.engine.randomness import have_moved, random_states
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey
-from dyn_probe.engine.uses import Call, Use, explain
+from dyn_probe.engine.uses import Call, Use, explain, refuse
 from dyn_probe.errors import BadInput, UnsupportedUse
 
 Receiver = Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], None]
@@ -265,7 +265,6 @@ class Capture:
             UnsupportedUse: with every use that no rule explains.
         """
         self.shield.check()
-        if self.complaints:
-            raise UnsupportedUse("cannot record this model exactly:\n  " + "\n  ".join(dict.fromkeys(self.complaints)))
+        refuse(dict.fromkeys(self.complaints))
         if not self._forwards:
             raise BadInput("the model given to the recorder was not called; give it the module that you call")

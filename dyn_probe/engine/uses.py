@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +123,16 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def is_split(model: nn.Module) -> bool:
     """Whether parameters are split over processes (FSDP2)."""
     return any(hasattr(p, "placements") for p in trained_parameters(model).values())
+
+
+def refuse(complaints: Collection[str], why: str = "") -> None:
+    """Raise if there are complaints, with all of them.
+
+    Raises:
+        UnsupportedUse: there are some.
+    """
+    if complaints:
+        raise UnsupportedUse(f"cannot record this model exactly{why}:\n  " + "\n  ".join(complaints))
 
 
 def explain(call: Call, kinds: Iterable[Kind], known: Claim | None = None) -> Claim:
