@@ -146,11 +146,12 @@ class Layout:
 def _places(segments: Tensor) -> tuple[Tensor, Tensor]:
     """``row_of [responses]`` and ``places [responses, width]``."""
     found = [(segments == i).nonzero() for i in range(int(segments.max()) + 1)]
-    for i, where in enumerate(found):
-        if len(where.unique(dim=0)[:, 0].unique()) != 1:
-            raise BadInput(f"wanted every response in one row; response {i} is in {len(where[:, 0].unique())}")
+    rows = [where[:, 0].unique() for where in found]
+    for i, own in enumerate(rows):
+        if len(own) != 1:
+            raise BadInput(f"wanted every response in one row; response {i} is in {len(own)}")
     places = torch.nn.utils.rnn.pad_sequence([w[:, 1] for w in found], batch_first=True, padding_value=-1)
-    return torch.stack([w[0, 0] for w in found]), places
+    return torch.cat(rows), places
 
 
 def find_spans(ids: Any, mask: Any) -> tuple[Span, ...]:
