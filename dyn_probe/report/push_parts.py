@@ -75,6 +75,11 @@ def reach(parts: dict[str, float]) -> float:
     return max(sum(push for push in parts.values() if push > 0), -sum(push for push in parts.values() if push < 0))
 
 
+def kept_apart(trace: Trace) -> bool:
+    """Whether the pushes of all chosen and of all rejected were recorded."""
+    return bool(len(finite(numbers(of_side(trace, "chosen"), "all_chosen"))))
+
+
 @dataclass(frozen=True)
 class Balance:
     """How far the pushes of the other side outweigh those of a side's own on its rows (negative: the other way), its

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from moved_runs import moved_run, moved_tables
 from report_checks import Page, page_of
-from report_frames import Options
+from report_frames import DEFAULT, Options
 from report_runs import manifest, new_trace, write_tables
 
 from dyn_probe.report.changes import Change, run_change, start_rows
@@ -98,8 +98,23 @@ def test_a_run_without_pushes_says_what_it_lacks(tmp_path: Path) -> None:
     assert "record with --metric-every" in headline(bare)[1] and "No remedy was estimated" in fixes(bare)["none"]
     whole = moved_run(tmp_path / "whole", -0.38, -1.9, all_chosen=np.nan, all_rejected=np.nan)
     assert "--split-momentum" in headline(whole)[1] and "mostly through" in headline(whole)[1]
+    against = moved_run(tmp_path / "against", -0.38, -1.9, all_chosen=-1.0)
+    assert headline(against)[1].endswith("; taken together, chosen pushes of other pairs do not raise it.")
+    assert balance(against, own=False) is None and "--split-momentum" not in headline(against)[1]
     once = new_trace(tmp_path / "once", Options(steps=1, batch=1, pairs=1, reference=False))
     assert "not known" in headline(once)[0] and fixes(once)["none"]
+
+
+def test_a_run_that_cannot_be_replayed_says_which_of_three_things_it_lacks(tmp_path: Path) -> None:
+    split = moved_run(tmp_path / "split", -0.38, -1.9, all_chosen=np.nan, all_rejected=np.nan)
+    assert "record once more with --split-momentum and --metric-every N" in fixes(split)["none"]
+    tables = moved_tables(-0.38, -1.9, DEFAULT)
+    tables["pushes"] = tables["pushes"][tables["pushes"].step == 0]
+    one = load_trace(write_tables(tmp_path / "one", tables, manifest(DEFAULT)))
+    assert "two steps that were taken apart: record once more with --metric-every 1" in fixes(one)["none"]
+    past = moved_run(tmp_path / "past", -0.38, -1.9)
+    past.pairs["pull_rejected"] = -0.1
+    assert "the mean pull on a side is 0 or less" in fixes(past)["none"] and "--split" not in fixes(past)["none"]
 
 
 def test_a_run_of_trl_reads_trls_settings_first(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dyn_probe.report.first_screen.remedy_rows import REMEDIES, TRL_LOSSES, Chan
 from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.frames import Floats, finite, median, numbers, once
 from dyn_probe.report.push_parts import balance
-from dyn_probe.report.replay.kernels import Kernels, kernels
+from dyn_probe.report.replay.kernels import Kernels, kernels, lacks
 from dyn_probe.report.replay.pull_forms import FORMS
 from dyn_probe.report.replay.shape_forms import FITS
 from dyn_probe.report.replay.walk import ADAPTIVE, Method, Walk, walk
@@ -90,10 +90,7 @@ def why_none(trace: Trace) -> str:
         return "Nothing is estimated: these pairs were measured at checkpoints, and no training was recorded."
     if kernels(trace) is None:
         note = trace.about.pushes
-        why = (note.reason if note is not None else "") or (
-            "this needs the pushes of all chosen and all rejected responses: record once more with --split-momentum "
-            "(and --metric-every N above 0), with pulls that stay above 0"
-        )
+        why = (note.reason if note is not None else "") or lacks(trace)
         return f"No remedy was estimated ({why}). What has helped in trials is listed under Why?"
     table, moved = fix_table(trace), run_change(trace)
     if not table or moved is None:

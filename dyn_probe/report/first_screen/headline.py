@@ -12,7 +12,7 @@ from dyn_probe.report.changes import Change, run_change
 from dyn_probe.report.first_screen.own_steps import own_share
 from dyn_probe.report.first_screen.trouble import trouble
 from dyn_probe.report.frames import finite, half_errors, median, numbers, share
-from dyn_probe.report.push_parts import Balance, balance, means, of_side
+from dyn_probe.report.push_parts import Balance, balance, kept_apart, means, of_side
 from dyn_probe.report.verdicts.movement import STILL
 from dyn_probe.report.verdicts.verdict import percent, sig
 from dyn_probe.report.verdicts.what_moved import ERRORS
@@ -99,12 +99,19 @@ def moved_by(trace: Trace) -> str:
         )
     if found is None:
         says = f"{side.capitalize()} moved by {'+' if total > 0 else '−'}{sig(abs(total), DIGITS)} nats a step"
-        lacks = "; the pushes of all chosen and all rejected were not kept apart (--split-momentum)"
-        return f"{says}{f', mostly through {way}' if way else ''}{lacks}."
+        return f"{says}{f', mostly through {way}' if way else ''}; {_unbalanced(trace, side)}."
     if trouble(trace) and own_share(trace).get(side, 1.0) < BETWEEN:
         return _between(trace, side, found)
     came = f"; {side} moved mostly through {way}" if way and not against else ""
     return f"{_outweighs(found, side)}{came}."
+
+
+def _unbalanced(trace: Trace, side: str) -> str:
+    """Why there is no balance of the pushes of other pairs."""
+    if not kept_apart(trace):
+        return "the pushes of all chosen and all rejected were not kept apart (--split-momentum)"
+    does = "raise" if side == "chosen" else "lower"
+    return f"taken together, {side} pushes of other pairs do not {does} it"
 
 
 def _outweighs(found: Balance, side: str) -> str:

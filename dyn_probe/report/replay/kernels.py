@@ -14,7 +14,7 @@ import pandas as pd
 
 from dyn_probe.report.changes import start_rows
 from dyn_probe.report.frames import Floats, numbers
-from dyn_probe.report.push_parts import of_side
+from dyn_probe.report.push_parts import kept_apart, of_side
 from dyn_probe.report.replay.pull_forms import PairState
 
 if TYPE_CHECKING:
@@ -59,13 +59,12 @@ class Kernels:
 def kernels(trace: Trace, seed: int = 0) -> Kernels | None:
     """The run's kernels; None where pushes of all chosen and all rejected were not recorded, where a pull is not above
     0 on average somewhere (what a unit of it moves is then not known), or with fewer than two recorded steps."""
-    pushed = of_side(trace, "chosen")
-    if not len(pushed) or not np.isfinite(numbers(pushed, "all_chosen")).any():
+    if not kept_apart(trace):
         return None
     steps = numbers(trace.pairs, "step")
     total = int(max(steps.max(), numbers(trace.steps, "step").max(initial=0)) + 1 - steps.min())
     grid = _Grid(trace.pairs, total, seed)
-    if total < 2 or len(np.unique(numbers(pushed, "step"))) < 2:
+    if total < 2 or _steps_apart(trace) < 2:
         return None
     rows = {side: of_side(trace, side) for side in LETTERS}
     others, own, rest = {}, {}, {}
@@ -87,6 +86,23 @@ def kernels(trace: Trace, seed: int = 0) -> Kernels | None:
         {s: grid.mean(pairs, _uncertain(pairs, side)) for side, s in LETTERS.items()},
         grid.state(pairs), grid.picks,
     )  # fmt: skip
+
+
+def lacks(trace: Trace) -> str:
+    """What a run without kernels would have needed, in words."""
+    if not kept_apart(trace):
+        return (
+            "this needs the pushes of all chosen and all rejected responses: record once more with --split-momentum "
+            "and --metric-every N above 0"
+        )
+    if _steps_apart(trace) < 2:
+        return "this needs two steps that were taken apart: record once more with --metric-every 1"
+    return "this needs pulls that stay above 0, and in this run the mean pull on a side is 0 or less in some steps"
+
+
+def _steps_apart(trace: Trace) -> int:
+    """How many steps were taken apart."""
+    return len(np.unique(numbers(of_side(trace, "chosen"), "step")))
 
 
 def _inverse(values: Floats) -> Floats:
