@@ -37,6 +37,7 @@ class Assembly:
         coefficients: ``[rows]`` ``∂loss/∂(row log-probability)`` of the backward that is watched; the answers are
             those of the bare log-probabilities. None where the backward is of the log-probabilities themselves.
         hold: keep every use's factor in ``kept``, for products with other coefficients and directions.
+        products: whether the rows' products are wanted; False, with ``hold``: the answers are 0.
         totals: sums up the gradient of the loss, where autograd does not.
         knows: what is known of the parameters before the backward; ``weighed`` then has the products with it.
 
@@ -52,6 +53,7 @@ class Assembly:
         hold: bool = False,
         totals: Totals | None = None,
         knows: Knows | None = None,
+        products: bool = True,
     ) -> None:
         self.capture, self.full = capture, full
         pairs = capture.layout.responses // 2
@@ -59,7 +61,7 @@ class Assembly:
         self.weighed: Weighed | None = None
         self._weighing = None if knows is None else Weighing(knows, pairs, self.groups)
         self.kept: dict[str, list[Factor]] = {}
-        self._hold, self._totals = hold, totals
+        self._hold, self._products, self._totals = hold, products, totals
         self._answers: dict[str, Tensor] = {}
         self._stacked: list[tuple[Sequence[str], Tensor]] = []
         self._alone: dict[tuple[int, torch.dtype], list[tuple[Sequence[str], Tensor]]] = {}
@@ -120,6 +122,8 @@ class Assembly:
             if self.capture.survey.split:  # whole parameters are out of reach later
                 factor = factor.settled()
             self.kept.setdefault(name, []).append(factor)
+        if not self._products:
+            return False
         if self._weighing is not None:
             return self._take_weighed(name, factor, self._weighing)
         several = self._expected[name] > 1

@@ -46,6 +46,7 @@ class Recording:
         shield: around everything that runs in the model's forward and backward.
         survey: what is known of the model's parameters and modules.
         knows: metric and directions that are known before the backward; ``weighed`` has the products with them.
+        products: whether the products of rows are wanted; False, with ``hold``: all of them are 0.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class Recording:
         shield: Shield | None = None,
         survey: Survey | None = None,
         knows: Knows | None = None,
+        products: bool = True,
     ) -> None:
         self.coefficients: Tensor
+        self._products = products
         self.full, self.separate, self.hold, self.knows = full, separate, hold, knows
         self.capture = Capture(model, nobody, segments, shield, survey)
         self.logps: Tensor | None = None
@@ -136,7 +139,7 @@ class Recording:
             self._apart = self._measured_apart(self.hold, self._bad.repeat(2))
         if any_bad:
             usable = usable.masked_fill(self._bad.repeat(2), 0.0)
-        self._training = Assembly(self.capture, self.full, usable, self.hold, self._totals, self.knows)
+        self._training = Assembly(self.capture, self.full, usable, self.hold, self._totals, self.knows, self._products)
         self.capture.receiver = self._training.receive
 
     def _unusable(self, c: Tensor, unequal: Tensor) -> Tensor:
@@ -163,7 +166,7 @@ class Recording:
     def _measured_apart(self, hold: bool, rows: Tensor | None = None) -> Assembly:
         """A backward of bare log-probabilities: of ``rows``, inside the training backward, or of all, in its place."""
         assert self.logps is not None
-        found = Assembly(self.capture, self.full, hold=hold, knows=self.knows)
+        found = Assembly(self.capture, self.full, hold=hold, knows=self.knows, products=self._products)
         with self.quiet(), self.capture.receiving(found.receive), torch.enable_grad():
             loss = (self.logps if rows is None else self.logps[rows]).sum()
             backward_only(loss, self.capture, self.reentrant, retain=rows is not None)

@@ -71,10 +71,13 @@ class BatchInProgress:
         rate: float | None,
         segments: Tensor | None,
         responses: Tensor | None = None,
+        measure: bool = False,
     ) -> Iterator[None]:
-        """Around the forward and backward; see ``Probe.step``."""
+        """Around the forward and backward; see ``Probe.step``. Of a batch that is neither recorded nor measured, only
+        what follows the optimizer's step is kept: no product is computed."""
         full, hold = self.schedule.full_gram(step), self.following.holds(step)
         knows = self.following.knows(step) if self.armed else None
+        products = self.armed or measure or full or not self.check.done
         self.survey.renew()
         unused = all(p.grad is None for p in self.survey.trained.values())
         self.made = False
@@ -82,7 +85,7 @@ class BatchInProgress:
         seen = nullcontext() if hidden is None else hidden.seen(self.model, self.shield)
         try:
             with Recording(
-                self.model, full, self.separate, hold, segments, self.shield, self.survey, knows
+                self.model, full, self.separate, hold, segments, self.shield, self.survey, knows, products
             ) as recording:
                 self.recording = recording
                 with seen:

@@ -145,7 +145,7 @@ class Probe(Recorder):
             with self._outline.around(step, pair_ids, segments):
                 yield self
             return
-        with self._batch.around(step, pair_ids, self._rate(learning_rate), segments, responses):
+        with self._batch.around(step, pair_ids, self._rate(learning_rate), segments, responses, measure):
             yield self
 
     def pairs(

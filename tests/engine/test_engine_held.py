@@ -17,15 +17,16 @@ from dyn_probe.engine.recording import Recording
 pytestmark = pytest.mark.usefixtures("double_everywhere")
 
 
-def recorded(model, batch, weights=None):
+def recorded(model, batch, weights=None, products=True):
     """What one backward of a DPO loss leaves; with ``weights``, of ``Σ weights · log-probabilities``."""
-    with Recording(model, hold=True) as recording:
+    with Recording(model, hold=True, products=products) as recording:
         logps = sequence_logps(model, batch)
         recording.watch(logps)
         half = len(logps) // 2
         loss = -F.logsigmoid(0.1 * (logps[:half] - logps[half:])).mean() if weights is None else (logps * weights).sum()
         loss.backward()
-        recording.result()
+        answers = recording.result()
+        assert all(bool(one.any()) == products for one in answers.pair_entries().values())
         return recording.held()
 
 
@@ -52,6 +53,19 @@ def twin(family, tie):
 
 def close(got, wanted, limit=1e-10) -> bool:
     return bool((got - wanted).abs().max() <= limit * wanted.abs().max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_the_products_the_same_is_held(family):
+    held = []
+    for products in (True, False):
+        model, batch = make_model(family, tie_word_embeddings=True), make_batch()
+        held.append((recorded(model, batch, products=products), model))
+    (one, model), (other, _) = held
+    coefficients = torch.arange(1.0, one.rows + 1, dtype=torch.float64)
+    for name, parameter in model.named_parameters():
+        sums = [each.weighted(name, coefficients, parameter.shape) for each in (one, other)]
+        assert torch.equal(*sums) and torch.equal(one.gram(name, 1), other.gram(name, 1))
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -110,12 +110,14 @@ def test_both_sides_over_all_steps(tmp_path):
     assert np.allclose(both, wanted, rtol=1e-7, atol=1e-9 * float(wanted.abs().max()))
 
 
-def test_a_step_that_is_only_followed_multiplies_with_no_change_and_copies_no_weights(tmp_path, monkeypatch):
-    """Of steps between recorded ones the momentum takes both sides' gradients, each a sum over half of the rows."""
+def test_a_step_that_is_only_followed_multiplies_with_nothing_and_copies_no_weights(tmp_path, monkeypatch):
+    """Of steps between recorded ones the momentum takes both sides' gradients, each a sum over half of the rows; rows
+    are multiplied neither with the change of the weights nor with each other."""
+    from dyn_probe.engine import assembly
     from dyn_probe.engine.held import Held
     from dyn_probe.metric.watch import StepWatch
 
-    copied, sums, changes = [], [], []
+    copied, sums, changes, products = [], [], [], []
     begin, weighted, along = StepWatch.begin, Held.weighted, Held.along
 
     def begins(self):
@@ -131,6 +133,10 @@ def test_a_step_that_is_only_followed_multiplies_with_no_change_and_copies_no_we
         changes.append(len(copied))
         return along(self, name, direction)
 
+    for name in ("gram", "cross", "by_sum"):
+        made = getattr(assembly, name)
+        counted = lambda *given, made=made: (products.append(len(copied)), made(*given))[1]  # noqa: E731
+        monkeypatch.setattr(assembly, name, counted)
     monkeypatch.setattr(StepWatch, "begin", begins)
     monkeypatch.setattr(Held, "weighted", sums_up)
     monkeypatch.setattr(Held, "along", multiplies)
@@ -142,7 +148,7 @@ def test_a_step_that_is_only_followed_multiplies_with_no_change_and_copies_no_we
     assert [bool(n) for n in copied] == [True, False, False, True, False] and copied[0] == trained
     followed = [rows for step, rows in sums if step in (2, 3, 5)]
     assert len(followed) == 2 * 3 * trained and {(r.start, r.stop) for r in followed} == {(0, 3), (3, 6)}
-    assert set(changes) <= {1, 4}
+    assert set(changes) <= {1, 4} and set(products) == {0, 3}
     assert load_trace(tmp_path / "run").pushes["all_chosen"].notna().all()
 
 
