@@ -94,6 +94,10 @@ class Outer(RowGradients):
         """What the parameter's first dimension belongs to, and its second: ``(B, A)``, or ``(A, B)`` if transposed."""
         return (self.inputs, self.grads) if self.transposed else (self.grads, self.inputs)
 
+    def turned(self) -> Outer:
+        """The same of the transposed parameter."""
+        return replace(self, transposed=not self.transposed)
+
     def shared(self) -> Outer:
         return self if self.cut else replace(self, inputs=self.inputs[:1])
 

@@ -26,9 +26,8 @@ from dyn_probe.engine.arithmetic import HALF, as32, dots, matmul32
 from dyn_probe.engine.factors import ALL, Factor, Lookup, Outer, Vector, for_rows
 from dyn_probe.engine.heads.head_rows import HeadRows
 from dyn_probe.engine.routes.blocks import blocks_and_sum, by_blocks
-from dyn_probe.engine.routes.costs import cheaper_by_tokens, few, fused_is_dearer
+from dyn_probe.engine.routes.costs import by_prompt, cheaper_by_tokens, few, fused_is_dearer
 from dyn_probe.engine.routes.prefix import pairs_by_prefix
-from dyn_probe.engine.routes.rates import CPU, Rates
 
 AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Entries of a token Gram up to which all rows are compared at once, also those that symmetry would spare; elsewhere
@@ -81,8 +80,7 @@ def _linears(one: Outer, other: Outer, groups: int, metric: Tensor | None) -> Te
         return found[0]
     if not _by_tokens(one, other, groups):
         return by_blocks(one, other, groups)
-    pairs = one is other and 2 * groups == one.rows == len(one.inputs)
-    if pairs and len(one.spans) == groups and one.grads.device.type == "cpu":
+    if one is other and by_prompt(one, groups):
         return pairs_by_prefix(as32(one.inputs), as32(one.grads), one.spans)
     grads = _both(lambda outer: _grouped(outer.grads, groups), one, other)
     return _contract(matmul32, grads, _both(lambda outer: _inputs(outer, groups), one, other))
@@ -220,7 +218,7 @@ def gram_and_sum(factor: Factor, groups: int) -> tuple[Tensor, Tensor | None]:
         return gram(factor, groups), None
     if may_fuse(factor, groups) and (found := _fused(factor, groups, True)) is not None:
         return found
-    if _by_tokens(factor, factor, groups, CPU):
+    if _by_tokens(factor, factor, groups, True):
         return gram(factor, groups), None
     return blocks_and_sum(factor, groups)
 
@@ -231,10 +229,10 @@ def may_fuse(one: Outer, groups: int) -> bool:
     return pairs and one.inputs.is_cuda and one.inputs.dtype in HALF
 
 
-def _by_tokens(one: Outer, other: Outer, groups: int, rates: Rates | None = None) -> bool:
+def _by_tokens(one: Outer, other: Outer, groups: int, sum_up: bool = False) -> bool:
     """Whether token Grams are to be used, not blocks."""
     size = one.rows * one.grads.shape[-1] * one.inputs.shape[-1]
-    return not few(size, one.grads.device.type) and cheaper_by_tokens(one, other, groups, rates)
+    return not few(size, one.grads.device.type) and cheaper_by_tokens(one, other, groups, sum_up)
 
 
 def _fused(one: Outer, groups: int, sum_up: bool = False) -> tuple[Tensor, Tensor | None] | None:

@@ -77,7 +77,7 @@ class BatchInProgress:
         what follows the optimizer's step is kept: no product is computed."""
         full, hold = self.schedule.full_gram(step), self.following.holds(step)
         knows = self.following.knows(step) if self.armed else None
-        products = self.armed or measure or full or not self.check.done
+        products = self.armed or measure or not self.check.done
         self.survey.renew()
         unused = all(p.grad is None for p in self.survey.trained.values())
         self.made = False

@@ -11,6 +11,7 @@ from families import make_batch, make_model
 from dyn_probe import Probe, sequence_logps
 from dyn_probe.engine import products
 from dyn_probe.engine.factors import Outer
+from dyn_probe.engine.layout import Span
 from dyn_probe.engine.routes import costs, rates
 from dyn_probe.engine.routes.blocks import by_blocks
 from dyn_probe.engine.routes.rates import CPU, Rates
@@ -48,7 +49,28 @@ def test_rates_decide(gpu_rates, monkeypatch):
 
 def test_a_cpu_is_not_timed_so_that_a_run_takes_the_same_routes_again(monkeypatch):
     monkeypatch.setattr(rates, "USED", {})
-    assert rates.rates_of(torch.zeros(1)) is CPU and CPU.entry == 40
+    assert rates.rates_of(torch.zeros(1)) is CPU and round(CPU.entry) == 12
+
+
+def on_cpu(positions, p, q, spans=()):
+    """A use of four pairs."""
+    outputs, inputs = (torch.empty(8, positions, n) for n in (q, p))
+    return Outer(outputs, inputs, spans=spans)
+
+
+def test_a_shared_prompt_and_padding_make_token_grams_cheaper():
+    alone = on_cpu(512, 768, 3072)
+    half, same = (on_cpu(512, 768, 3072, (span,) * 4) for span in (Span(0, 512, 0, 512, 256), Span(0, 512, 0, 512, 0)))
+    padded = on_cpu(512, 768, 3072, (Span(256, 512, 256, 512, 0),) * 4)
+    cost = [costs.tokens_cost(one, one, 4, CPU.entry) for one in (alone, same, half, padded)]
+    assert cost[0] == cost[1] and cost[2] == pytest.approx(2 / 3 * cost[0]) and cost[3] == pytest.approx(cost[0] / 4)
+    assert [costs.cheaper_by_tokens(one, one, 4) for one in (alone, half, padded)] == [False, True, True]
+
+
+def test_where_the_sum_is_wanted_too_blocks_spare_its_product():
+    short, long = (on_cpu(n, 768, 3072, (Span(0, n, 0, n, n // 2),) * 4) for n in (128, 256))
+    assert costs.cheaper_by_tokens(short, short, 4) and costs.cheaper_by_tokens(long, long, 4)
+    assert costs.cheaper_by_tokens(short, short, 4, True) and not costs.cheaper_by_tokens(long, long, 4, True)
 
 
 @pytest.mark.parametrize("given", [None, Rates(1.0, 1e12)], ids=["the usual ones", "others"])

@@ -159,12 +159,49 @@ def test_both_routes_of_linear_uses(route, groups, monkeypatch):
 
 def test_small_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(products, "CHUNK", 8)
-    monkeypatch.setattr(blocks, "SLICE", 8)
+    monkeypatch.setattr(blocks, "SLICE", {"cpu": 8})
     monkeypatch.setitem(products.AT_ONCE, "cpu", 0)
     one, metric = outer(0), draw(*WIDTHS, seed=9).abs()
     for groups in (1, 3):
         assert torch.allclose(gram(one, groups), brute(one, one, groups), rtol=1e-12)
         assert torch.allclose(gram(one, groups, metric), brute(one, one, groups, metric), rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [8, 100, 1 << 22])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_slices_are_cut_along_either_side(transposed, groups, size, monkeypatch):
+    """The parameter is wider in its first dimension, its transpose in its second; a sum has the parameter's shape."""
+    monkeypatch.setattr(blocks, "SLICE", {"cpu": size})
+    one, other = (outer(seed, positions=9, transposed=transposed) for seed in (0, 5))
+    for a, b in ((one, other), (one.turned(), other.turned())):
+        assert torch.allclose(blocks.by_blocks(a, a, groups), brute(one, one, groups), rtol=1e-12)
+        assert torch.allclose(blocks.by_blocks(a, b, groups), brute(one, other, groups), rtol=1e-12)
+        seen = []
+        see = lambda *slice_and_rows, seen=seen: seen.append(slice_and_rows)  # noqa: E731
+        ways = (blocks.blocks_and_sum(a, groups), blocks.blocks_and_sum(a, groups, see))
+        wanted = dense(one).sum(0).view(WIDTHS)
+        for answers, total in ways:
+            assert torch.allclose(answers, brute(one, one, groups), rtol=1e-12) and total.is_contiguous()
+            assert torch.allclose(total, wanted if a is one else wanted.T, rtol=1e-12)
+        assert (len(seen) > 1) == (size <= 100)
+
+
+def test_a_cpu_writes_no_more_gradients_at_once_than_its_caches_hold():
+    """Slices beyond some ten MiB come fresh from the system each time, and are then slower to touch than to compute."""
+    use = Outer(torch.zeros(8, 4, 768), torch.zeros(8, 4, 3072))
+    largest = []
+    made = Outer.block
+
+    def block(self, entries, out=None):
+        largest.append(len(range(*entries.indices(self.sides[0].shape[-1]))) * self.rows * self.sides[1].shape[-1])
+        return made(self, entries, out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Outer, "block", block)
+        products.blocks_and_sum(use, 4)
+        blocks.by_blocks(use, use, 1)
+    assert len(largest) >= 2 * 5 and max(largest) <= 1 << 22
 
 
 @pytest.mark.parametrize("groups", [1, 3])

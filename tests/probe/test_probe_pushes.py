@@ -15,10 +15,10 @@ pytestmark = pytest.mark.usefixtures("double_everywhere")
 PARTS = ["own_chosen", "own_rejected", "others", "past", "decay", "rounding"]
 
 
-def train(model, optimizer, probe, steps=3, micro=1, clip=0.5, scaler=None, realised=True):
+def train(model, optimizer, probe, steps=3, micro=1, clip=0.5, scaler=None, realised=True, first=0):
     """A loop as people write it."""
     with probe:
-        for step in range(steps):
+        for step in range(first, first + steps):
             optimizer.zero_grad()
             batches = [make_batch(seed=10 * step + k) for k in range(micro)]
             for batch in batches:
@@ -150,6 +150,17 @@ def test_a_step_that_is_only_followed_multiplies_with_nothing_and_copies_no_weig
     assert len(followed) == 2 * 3 * trained and {(r.start, r.stop) for r in followed} == {(0, 3), (3, 6)}
     assert set(changes) <= {1, 4} and set(products) == {0, 3}
     assert load_trace(tmp_path / "run").pushes["all_chosen"].notna().all()
+
+
+def test_a_run_that_begins_between_recorded_steps_is_certified_all_the_same(tmp_path):
+    """The first step that is followed is compared with plain autograd, recorded or not."""
+    model = make_model("llama")
+    optimizer = adamw(model)
+    probe = Probe(model, tmp_path / "run", optimizer=optimizer, every=3, metric_every=3, split_momentum=True)
+    train(model, optimizer, probe, steps=3, realised=False, first=1)
+    assert probe.certificate is not None and not probe.certificate.wrong
+    trace = load_trace(tmp_path / "run")
+    assert sorted(trace.pairs["step"].unique()) == [3] and (trace.steps["law7_error"].dropna() <= 1e-10).all()
 
 
 def test_the_momentum_of_both_sides_is_a_snapshot(tmp_path):

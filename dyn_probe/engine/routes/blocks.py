@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dyn_probe.engine.arithmetic import dots
+from dyn_probe.engine.arithmetic import as32, dots
 from dyn_probe.engine.factors import ALL, Outer
 
-SLICE = 1 << 24
-"""Numbers of all rows in one slice (64 MiB in float32)."""
+SLICE = {"cpu": 1 << 22}
+"""Numbers of all rows in one slice: what caches hold, and what is in memory already. Elsewhere ``LARGE``."""
+LARGE = 1 << 24
 Seen = Callable[[slice, Tensor], None]
 """Called with the entries of a slice and the rows' gradients there, ``[R, entries, …]``."""
 
@@ -21,13 +22,17 @@ def by_blocks(one: Outer, other: Outer, groups: int, metric: Tensor | None = Non
 
     Args:
         metric: in the parameter's shape.
-        seen: looks at each slice of ``one``.
+        seen: looks at each slice of ``one``, which the next one overwrites.
     """
-    first, rest = (side.shape[-1] for side in one.sides)
-    width = max(1, SLICE // max(1, one.rows * rest))
-    slices = [slice(begin, min(begin + width, first)) for begin in range(0, first, width)] if first > width else [ALL]
-    found = [_block_products(one, other, groups, metric, entries, seen) for entries in slices]
-    return found[0] if len(found) == 1 else torch.stack(found).sum(0)
+    if metric is None and seen is None and _sliced_across(one):
+        turned = one.turned()
+        one, other = turned, turned if one is other else other.turned()
+    first, width = one.sides[0].shape[-1], _width(one)
+    if width >= first:
+        return _block_products(one, other, groups, metric, ALL, seen)
+    memory = as32(one.grads.new_empty(0)).new_empty(one.rows * width * one.sides[1].shape[-1])
+    slices = [slice(begin, min(begin + width, first)) for begin in range(0, first, width)]
+    return torch.stack([_block_products(one, other, groups, metric, s, seen, memory) for s in slices]).sum(0)
 
 
 def blocks_and_sum(factor: Outer, groups: int, seen: Seen | None = None) -> tuple[Tensor, Tensor]:
@@ -39,15 +44,35 @@ def blocks_and_sum(factor: Outer, groups: int, seen: Seen | None = None) -> tupl
         if seen is not None:
             seen(entries, block)
 
-    answers = by_blocks(factor, factor, groups, seen=see)
-    return answers, torch.cat(sums) if len(sums) > 1 else sums[0]
+    turned = seen is None and _sliced_across(factor)
+    one = factor.turned() if turned else factor
+    answers = by_blocks(one, one, groups, seen=see)
+    total = torch.cat(sums) if len(sums) > 1 else sums[0]
+    return answers, total.mT.contiguous() if turned else total
+
+
+def _width(one: Outer) -> int:
+    """Entries of the first dimension in one slice."""
+    return max(1, SLICE.get(one.grads.device.type, LARGE) // max(1, one.rows * one.sides[1].shape[-1]))
+
+
+def _sliced_across(one: Outer) -> bool:
+    """Whether slices are needed, and are cut out of the wider side: products are faster with the wider one whole."""
+    first, rest = (side.shape[-1] for side in one.sides)
+    return _width(one) < first > rest
 
 
 def _block_products(
-    one: Outer, other: Outer, groups: int, metric: Tensor | None, entries: slice, seen: Seen | None
+    one: Outer,
+    other: Outer,
+    groups: int,
+    metric: Tensor | None,
+    entries: slice,
+    seen: Seen | None,
+    memory: Tensor | None = None,
 ) -> Tensor:
-    """The part of some entries of the parameter's first dimension."""
-    left = one.block(entries)
+    """The part of some entries of the parameter's first dimension; ``memory`` may be used for ``one``'s."""
+    left = one.block(entries, memory)
     if seen is not None:
         seen(entries, left)
     right = left if one is other else other.block(entries)

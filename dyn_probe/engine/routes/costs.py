@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dyn_probe.engine.factors import Outer
-from dyn_probe.engine.routes.rates import Rates, rates_of
+from dyn_probe.engine.routes.prefix import pairs_work
+from dyn_probe.engine.routes.rates import CPU, rates_of
 
 FUSED = 1.5
 """How long a multiply-add of the fused kernel takes beside a library's (measured 1.3 to 1.8 on a GPU)."""
@@ -22,17 +23,19 @@ def few(numbers: int, device: str) -> bool:
     return numbers <= LAUNCHED.get(device, DEVICE)
 
 
-def cheaper_by_tokens(one: Outer, other: Outer, groups: int, rates: Rates | None = None) -> bool:
+def cheaper_by_tokens(one: Outer, other: Outer, groups: int, sum_up: bool = False) -> bool:
     """Whether token Grams cost less than blocks: multiply-adds, and entries moved at the device's rates.
 
     Args:
-        rates: others, where the training itself depends on the choice, which no clock may make.
+        sum_up: whether the sum of the rows is wanted too, which blocks have at hand and token Grams have not. It goes
+            by the rates of a CPU, since the training itself depends on the choice, which no clock may make.
     """
-    p, q = one.inputs.shape[-1], one.grads.shape[-1]
-    entry = (rates or rates_of(one.grads)).entry
-    multiplied = one.rows * other.rows // groups * p * q if groups == 1 else 0
-    blocks = one.rows * one.grads.shape[1] * p * q + multiplied + 3 * entry * one.rows * p * q
-    return tokens_cost(one, other, groups, entry) <= blocks
+    size = one.rows * one.inputs.shape[-1] * one.grads.shape[-1]
+    entry = (CPU if sum_up else rates_of(one.grads)).entry
+    product = size * one.grads.shape[1]
+    multiplied = size * other.rows // groups if groups == 1 else 0
+    blocks = product + multiplied + (3 + sum_up) * entry * size
+    return tokens_cost(one, other, groups, entry) + sum_up * product <= blocks
 
 
 def fused_is_dearer(one: Outer, groups: int) -> bool:
@@ -45,8 +48,16 @@ def fused_is_dearer(one: Outer, groups: int) -> bool:
 
 def tokens_cost(one: Outer, other: Outer, groups: int, entry: float) -> float:
     """Of two linear uses by token Grams, in multiply-adds."""
+    sizes = one.inputs.shape[-1] + one.grads.shape[-1] + entry
+    if one is other and by_prompt(one, groups):
+        return pairs_work(one.spans) / 2 * sizes
     n = one.rows // groups
     within = one.rows * other.rows // groups
     products = within * (n + 1) / (2 * n) if one is other else within
-    sizes = one.inputs.shape[-1] + one.grads.shape[-1] + entry
     return products * one.grads.shape[1] * other.grads.shape[1] * sizes
+
+
+def by_prompt(one: Outer, groups: int) -> bool:
+    """Whether token Grams of this use's pairs take what their rows share once, and leave out padding."""
+    pairs = 2 * groups == one.rows == len(one.inputs)
+    return pairs and len(one.spans) == groups and one.grads.device.type == "cpu"

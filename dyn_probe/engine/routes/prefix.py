@@ -28,9 +28,8 @@ def pairs_by_prefix(inputs: Tensor, outputs: Tensor, spans: tuple[Span, ...]) ->
         spans: one per pair; used only as far as the tensors agree.
     """
     half = len(spans)
-    whole = hull(spans)
-    if half * work(whole) <= TOGETHER * sum(work(span) for span in spans):
-        return _products(inputs, outputs, whole)
+    if together(spans):
+        return _products(inputs, outputs, hull(spans))
     return torch.cat([_products(inputs[i::half], outputs[i::half], span) for i, span in enumerate(spans)])
 
 
@@ -62,6 +61,16 @@ def hull(spans: Sequence[Span]) -> Span:
     shared = min(s.start_chosen + s.shared for s in spans) - start_chosen if aligned else 0
     ends = max(s.end_chosen for s in spans), max(s.end_rejected for s in spans)
     return Span(start_chosen, ends[0], start_rejected, ends[1], shared)
+
+
+def together(spans: Sequence[Span]) -> bool:
+    """Whether all pairs are taken at once, as if each were as long as their hull."""
+    return len(spans) * work(hull(spans)) <= TOGETHER * sum(work(span) for span in spans)
+
+
+def pairs_work(spans: Sequence[Span]) -> int:
+    """``work`` of all pairs, as they are taken."""
+    return len(spans) * work(hull(spans)) if together(spans) else sum(work(span) for span in spans)
 
 
 def work(span: Span) -> int:
