@@ -22,6 +22,14 @@ from dyn_probe.errors import BadInput, UnsupportedUse
 OUTSIDE = "; parameters are used outside the module that owns them"
 
 
+def check_gradient(logps: Tensor) -> None:
+    """Raise BadInput where the log-probabilities do not come out of a graph."""
+    if logps.grad_fn is None:
+        raise BadInput(
+            "wanted log-probabilities that carry a gradient; these are detached, or every parameter is frozen"
+        )
+
+
 def explained(capture: Capture, logps: Tensor) -> Graph:
     """See that every use behind ``logps`` is explained; returns the graph. What reentrant checkpoints hide is compared
     when the backward makes it, and refused by ``check_hidden``.
@@ -31,10 +39,7 @@ def explained(capture: Capture, logps: Tensor) -> Graph:
         UnsupportedUse: a use that no rule explains, one outside its module, or rows that are mixed; lists all of them.
     """
     capture.check()
-    if logps.grad_fn is None:
-        raise BadInput(
-            "wanted log-probabilities that carry a gradient; these are detached, or every parameter is frozen"
-        )
+    check_gradient(logps)
     graph = graph_behind(logps)
     refuse(_unexplained(capture, graph), OUTSIDE)
     _look_into(capture, graph.checkpoints)
@@ -139,7 +144,7 @@ def _check_rows(capture: Capture, logps: Tensor, reentrant: bool) -> None:
     flattened or ordered otherwise than it looks, or mixed between rows.
 
     Raises:
-        UnsupportedUse: listing every module whose rows are not apart.
+        UnsupportedUse: listing every module whose rows are not independent.
     """
     layout = capture.layout
     kind = layout.rows == layout.length
@@ -154,7 +159,7 @@ def _check_rows(capture: Capture, logps: Tensor, reentrant: bool) -> None:
 
     with capture.receiving(receive):
         backward_only(logps[-1], capture, reentrant, retain=True)
-    refuse(wrong, "; rows of the batch are not apart, or not the first dimension, in")
+    refuse(wrong, "; rows of the batch are not independent, or not the first dimension, in")
     _check_output(capture)
     _CHECKED.setdefault(capture.model, set()).add(kind)
 

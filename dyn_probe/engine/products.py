@@ -33,7 +33,7 @@ AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Entries of a token Gram up to which all rows are compared at once, also those that symmetry would spare; elsewhere
 ``CHUNK``."""
 CHUNK = 1 << 24
-"""Numbers of one slice of blocks or of one part of a token Gram (64 MiB in float32)."""
+"""Numbers of one part of a token Gram (64 MiB in float32)."""
 
 Sides = tuple[Tensor, Tensor]
 """The same of two factors; one and the same tensor where it is of a factor with itself."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dyn_probe.engine.answer import Products
 from dyn_probe.engine.assembly import Assembly, per_row
-from dyn_probe.engine.coverage import backward_only, check_hidden, explained
+from dyn_probe.engine.coverage import backward_only, check_gradient, check_hidden, explained
 from dyn_probe.engine.fetching import fetching
 from dyn_probe.engine.held import Held, add_weighted_gradients
 from dyn_probe.engine.routes.weighed import Knows, Weighed
@@ -89,6 +89,11 @@ class Recording:
         return Meanwhile(self, "_nested", True)
 
     @property
+    def ran(self) -> bool:
+        """Whether the backward has reached the log-probabilities."""
+        return self._training is not None
+
+    @property
     def weighed(self) -> tuple[Weighed, Tensor] | None:
         """Products with what was known before the backward, once ``fetching`` has been called, and ``[B]`` the pairs
         that have a row whose tokens do not share a coefficient; None where nothing was known."""
@@ -118,6 +123,7 @@ class Recording:
                 f"probe.pairs needs the [2B] sequence log-probabilities of the {rows} rows that the model was called "
                 f"with, B chosen and then B rejected; got {list(logps.shape)}"
             )
+        check_gradient(logps)
         self.logps = logps if mask is None else layout.by_response(logps * mask, 0).sum(1)
         self._mask = None if mask is None else layout.by_response(mask, 0).bool()
         with self.quiet():
@@ -198,6 +204,7 @@ class Recording:
         The graph is used up: no training backward follows, ``reweight`` stands in its place.
         """
         assert self.logps is not None
+        self._products = True
         self.coefficients = torch.ones_like(self.logps, dtype=torch.float64)
         self._bad = self._unequal = torch.zeros(len(self.logps) // 2, dtype=torch.bool, device=self.logps.device)
         self._training = self._measured_apart(hold=True)

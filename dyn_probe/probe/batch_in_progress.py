@@ -174,6 +174,8 @@ class BatchInProgress:
         if self.given is None or self.recording is None:
             return
         if (others := found.get("coefficients")) is not None:
+            if not self.recording.ran:
+                raise BadInput("coefficients add to those of the backward; call probe.complete once that has run")
             self.recording.coefficients = self.recording.coefficients + others.to(self.recording.coefficients)
         self.given = self.given.completed(loss_scale, {n: v for n, v in found.items() if n != "coefficients"})
 

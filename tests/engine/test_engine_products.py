@@ -171,7 +171,8 @@ def test_small_chunks_change_nothing(monkeypatch):
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_slices_are_cut_along_either_side(transposed, groups, size, monkeypatch):
-    """The parameter is wider in its first dimension, its transpose in its second; a sum has the parameter's shape."""
+    """The parameter is wider in its first dimension, its transpose in its second; a sum has the parameter's shape, and
+    what is cut is the wider one."""
     monkeypatch.setattr(blocks, "SLICE", {"cpu": size})
     one, other = (outer(seed, positions=9, transposed=transposed) for seed in (0, 5))
     for a, b in ((one, other), (one.turned(), other.turned())):
@@ -185,6 +186,33 @@ def test_slices_are_cut_along_either_side(transposed, groups, size, monkeypatch)
             assert torch.allclose(answers, brute(one, one, groups), rtol=1e-12) and total.is_contiguous()
             assert torch.allclose(total, wanted if a is one else wanted.T, rtol=1e-12)
         assert (len(seen) > 1) == (size <= 100)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_wider_side_is_cut_whatever_the_parameter_looks_like(turned, monkeypatch):
+    monkeypatch.setattr(blocks, "SLICE", {"cpu": 8})
+    cut, made = set(), Outer.block
+    monkeypatch.setattr(
+        Outer, "block", lambda self, s, out=None: (cut.add(self.sides[0].shape[-1]), made(self, s, out))[1]
+    )
+    one = outer().turned() if turned else outer()
+    blocks.by_blocks(one, one, 3)
+    blocks.blocks_and_sum(one, 3)
+    assert cut == {max(WIDTHS)}
+
+
+def test_half_precision_on_a_cpu_is_not_cut_finely(monkeypatch):
+    """Each slice would have the whole of the other side turned into float32 once more."""
+    one, count, made = outer(dtype=torch.bfloat16), [], Outer.block
+    monkeypatch.setattr(Outer, "block", lambda self, s, out=None: (count.append(out), made(self, s, out))[1])
+    monkeypatch.setattr(blocks, "SLICE", {"cpu": 8})
+    wide = Outer(one.grads.double(), one.inputs.double())
+    wanted = brute(wide, wide, 3)
+    assert torch.allclose(blocks.by_blocks(one, one, 3), wanted, rtol=1e-5)
+    assert count == [None]
+    monkeypatch.setattr(blocks, "LARGE", 100)
+    assert torch.allclose(blocks.by_blocks(one, one, 3), wanted, rtol=1e-5)
+    assert count == [None] * 4
 
 
 def test_a_cpu_writes_no_more_gradients_at_once_than_its_caches_hold():

@@ -163,6 +163,20 @@ def test_a_run_that_begins_between_recorded_steps_is_certified_all_the_same(tmp_
     assert sorted(trace.pairs["step"].unique()) == [3] and (trace.steps["law7_error"].dropna() <= 1e-10).all()
 
 
+def test_norms_that_are_asked_for_in_a_step_that_is_only_followed_are_measured():
+    """Also by a loop that did not say so when it entered the step."""
+    norms = []
+    for split in (False, True):
+        model, batch = make_model("llama"), make_batch()
+        optimizer = adamw(model)
+        probe = Probe(model, optimizer=optimizer, every=2, metric_every=2, split_momentum=split)
+        train(model, optimizer, probe, steps=1, realised=False)
+        with probe.step(1, batch.ids, measure=not split):
+            norms.append(torch.cat(probe.measure(sequence_logps(model, batch))))
+            probe.backward(torch.ones(len(norms[0]), dtype=torch.float64))
+    assert torch.equal(*norms) and (norms[0] > 0).all()
+
+
 def test_the_momentum_of_both_sides_is_a_snapshot(tmp_path):
     """What was read for a checkpoint, and what was loaded from one, does not change with later steps."""
     model = make_model("llama")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from families import make_batch, make_model
 
-from dyn_probe import BadInput, Probe, load_trace
+from dyn_probe import BadInput, Probe, load_trace, sequence_logps
 from dyn_probe.probe import following
 from dyn_probe.probe.following import Following
 from dyn_probe.probe.run_rows import RunRows
@@ -91,3 +91,23 @@ def test_nothing_is_said_where_it_is_there_or_was_not_wanted(tmp_path, every):
     trace = recorded(tmp_path / "run", every=every)
     assert trace.pairs["batch_delta_chosen"].notna().all() == bool(every)
     assert "batch_delta" not in trace.manifest
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["sums", "token by token"])
+def test_a_leaf_that_wants_a_gradient_is_no_graph(tokens):
+    """Loops that cache gradients cut the graph so; what stands behind it is then out of sight."""
+    model, batch = make_model("llama"), make_batch()
+    said = batch.response_mask[:, 1:]
+    with pytest.raises(BadInput, match="detached"), Probe(model, certify=False).step(0, batch.ids) as probe:
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
+        found = logits.log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
+        cut = (found if tokens else (found * said).sum(1)).detach().requires_grad_()
+        probe.pairs(cut, mask=said if tokens else None)
+
+
+def test_coefficients_of_other_terms_come_after_the_backward():
+    model, batch = make_model("llama"), make_batch()
+    with pytest.raises(BadInput, match="once that has run"), Probe(model).step(0, batch.ids) as probe:
+        logps = sequence_logps(model, batch)
+        probe.pairs(logps)
+        probe.complete(coefficients=torch.ones(len(logps)))

@@ -105,16 +105,19 @@ def test_a_run_without_pushes_says_what_it_lacks(tmp_path: Path) -> None:
     assert "not known" in headline(once)[0] and fixes(once)["none"]
 
 
-def test_a_run_that_cannot_be_replayed_says_which_of_three_things_it_lacks(tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_replayed_says_what_it_lacks(tmp_path: Path) -> None:
     split = moved_run(tmp_path / "split", -0.38, -1.9, all_chosen=np.nan, all_rejected=np.nan)
     assert "record once more with --split-momentum and --metric-every N" in fixes(split)["none"]
     tables = moved_tables(-0.38, -1.9, DEFAULT)
     tables["pushes"] = tables["pushes"][tables["pushes"].step == 0]
     one = load_trace(write_tables(tmp_path / "one", tables, manifest(DEFAULT)))
-    assert "two steps that were taken apart: record once more with --metric-every 1" in fixes(one)["none"]
+    assert "two steps that were taken apart: record a longer run, or with --metric-every 1" in fixes(one)["none"]
     past = moved_run(tmp_path / "past", -0.38, -1.9)
     past.pairs["pull_rejected"] = -0.1
     assert "the mean pull on a side is 0 or less" in fixes(past)["none"] and "--split" not in fixes(past)["none"]
+    weighted = moved_run(tmp_path / "weighted", -0.38, -1.9)
+    weighted.pairs["pull_rejected"] = np.nan
+    assert "which were not recorded" in fixes(weighted)["none"]
 
 
 def test_a_run_of_trl_reads_trls_settings_first(tmp_path: Path) -> None:

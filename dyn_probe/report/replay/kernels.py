@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dyn_probe.report.changes import start_rows
-from dyn_probe.report.frames import Floats, numbers
+from dyn_probe.report.frames import Floats, finite, numbers
 from dyn_probe.report.push_parts import kept_apart, of_side
 from dyn_probe.report.replay.pull_forms import PairState
 
@@ -96,8 +96,13 @@ def lacks(trace: Trace) -> str:
             "and --metric-every N above 0"
         )
     if _steps_apart(trace) < 2:
-        return "this needs two steps that were taken apart: record once more with --metric-every 1"
-    return "this needs pulls that stay above 0, and in this run the mean pull on a side is 0 or less in some steps"
+        return "this needs two steps that were taken apart: record a longer run, or with --metric-every 1"
+    if not all(len(finite(numbers(trace.pairs, f"pull_{side}"))) for side in LETTERS):
+        return "this needs the pulls of the objective, which were not recorded"
+    return (
+        "this needs pulls that stay above 0, and in this run, or in a resample of its pairs, the mean pull on a side "
+        "is 0 or less at some time"
+    )
 
 
 def _steps_apart(trace: Trace) -> int:

@@ -2,9 +2,10 @@
 
 Every piece that can be tried was tried: trained on the built-in model with the built-in data, against plain DPO with
 the same seeds (AdamW, one pass over the pairs). What was found stands behind the rows, in general words; advice that
-did not help is gone. The trials on pulls are repeated by ``dyn-probe grid --seeds 2 --steps 40`` with ``--methods``
-dpo, dpo:beta=0.3, dpo:beta=1, dpo:nll=0.1, dpop, cal_dpo, dpo+adadpo, dpo_shift, dpo+gate-seq, dpo+gate-q10 and
-dpo+pairwise-normalised, whose table says what became of chosen. Two findings shape what verdicts suggest:
+did not help is gone. The trials on pulls are repeated by ``dyn-probe grid --seeds 2 --steps 40 --lr 2e-4`` with
+``--methods`` dpo, dpo:beta=0.3, dpo:beta=1, dpo:nll=0.1, dpop, cal_dpo, dpo+adadpo, dpo_shift, dpo+gate-seq,
+dpo+gate-q10 and dpo+pairwise-normalised, whose table says what became of chosen. Two findings shape what
+verdicts suggest:
 
 - Changing the pulls of *every* pair also removes the falls that other pairs cause, so such advice holds whether or not
   a fall is predicted from the pair alone.
