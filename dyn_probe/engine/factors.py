@@ -105,11 +105,7 @@ class Outer(RowGradients):
         return Outer(self.grads[rows], for_rows(self.inputs, self.rows)[rows], self.transposed)
 
     def block(self, entries: slice, out: Tensor | None = None) -> Tensor:
-        """``[R, entries, …]``: the gradients of some entries of the parameter's first dimension.
-
-        Args:
-            out: memory that may be used for it.
-        """
+        """``[R, entries, …]``: the gradients of some entries of the first dimension; memory ``out`` may be used."""
         left, right = self.sides
         left = (left if entries is ALL else left[:, :, entries]).mT
         left, right = for_rows(left, self.rows), for_rows(right, self.rows)
