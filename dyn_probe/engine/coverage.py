@@ -45,6 +45,7 @@ def explained(capture: Capture, logps: Tensor) -> Graph:
     _look_into(capture, graph.checkpoints)
     if not capture.survey.split:
         _check_rows(capture, logps, graph.reentrant)
+    capture.entry = capture.output = None  # logits are large, and their memory is wanted in the backward
     return graph
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dyn_probe.engine.arithmetic import as32, matmul32
 from dyn_probe.engine.layout import Span
+from dyn_probe.engine.routes.merged import merged
 from dyn_probe.engine.routes.prefix import along_by_prefix
 
 ALL = slice(None)
@@ -145,7 +146,8 @@ class Outer(RowGradients):
 
     def product(self, grads: Tensor) -> Tensor:
         """The sum of all rows' gradients with ``grads`` for ``B``, in the parameter's shape."""
-        grads, inputs = grads.flatten(0, 1), for_rows(self.inputs, self.rows).flatten(0, 1)
+        found = merged(self.inputs, grads, self.spans) if self.spans and not grads.is_cuda else None
+        inputs, grads = found or (for_rows(self.inputs, self.rows).flatten(0, 1), grads.flatten(0, 1))
         left, right = (inputs, grads) if self.transposed else (grads, inputs)
         return matmul32(left.T, right)
 

@@ -68,9 +68,15 @@ def test_a_shared_prompt_and_padding_make_token_grams_cheaper():
 
 
 def test_where_the_sum_is_wanted_too_blocks_spare_its_product():
-    short, long = (on_cpu(n, 768, 3072, (Span(0, n, 0, n, n // 2),) * 4) for n in (128, 256))
+    short, long = (on_cpu(n, 768, 3072, (Span(0, n, 0, n, n // 2),) * 4) for n in (128, 512))
     assert costs.cheaper_by_tokens(short, short, 4) and costs.cheaper_by_tokens(long, long, 4)
     assert costs.cheaper_by_tokens(short, short, 4, True) and not costs.cheaper_by_tokens(long, long, 4, True)
+
+
+def test_a_shared_prompt_makes_the_sum_beside_token_grams_cheaper():
+    shared, alone = (on_cpu(256, 768, 3072, (Span(0, 256, 0, 256, s),) * 4) for s in (128, 0))
+    assert costs.sum_cost(shared) == 0.75 * costs.sum_cost(alone) == 0.75 * costs.sum_cost(on_cpu(256, 768, 3072))
+    assert costs.cheaper_by_tokens(shared, shared, 4, True) and not costs.cheaper_by_tokens(alone, alone, 4, True)
 
 
 @pytest.mark.parametrize("given", [None, Rates(1.0, 1e12)], ids=["the usual ones", "others"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dyn_probe.engine.factors import Outer
+from dyn_probe.engine.routes.merged import fewer
 from dyn_probe.engine.routes.prefix import pairs_work
 from dyn_probe.engine.routes.rates import CPU, rates_of
 
@@ -35,7 +36,7 @@ def cheaper_by_tokens(one: Outer, other: Outer, groups: int, sum_up: bool = Fals
     product = size * one.grads.shape[1]
     multiplied = size * other.rows // groups if groups == 1 else 0
     blocks = product + multiplied + (3 + sum_up) * entry * size
-    return tokens_cost(one, other, groups, entry) + sum_up * product <= blocks
+    return tokens_cost(one, other, groups, entry) + (sum_cost(one) if sum_up else 0) <= blocks
 
 
 def fused_is_dearer(one: Outer, groups: int) -> bool:
@@ -55,6 +56,13 @@ def tokens_cost(one: Outer, other: Outer, groups: int, entry: float) -> float:
     within = one.rows * other.rows // groups
     products = within * (n + 1) / (2 * n) if one is other else within
     return products * one.grads.shape[1] * other.grads.shape[1] * sizes
+
+
+def sum_cost(one: Outer) -> float:
+    """Of the sum of all rows, where no block is at hand, in multiply-adds."""
+    inputs, outputs, length = one.inputs.shape[-1], one.grads.shape[-1], one.grads.shape[1]
+    merging = by_prompt(one, len(one.spans))
+    return inputs * outputs * (fewer(one.spans, length, inputs, outputs) if merging else one.rows * length)
 
 
 def by_prompt(one: Outer, groups: int) -> bool:
