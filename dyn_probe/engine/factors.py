@@ -146,7 +146,7 @@ class Outer(RowGradients):
 
     def product(self, grads: Tensor) -> Tensor:
         """The sum of all rows' gradients with ``grads`` for ``B``, in the parameter's shape."""
-        found = merged(self.inputs, grads, self.spans) if self.spans and not grads.is_cuda else None
+        found = merged(self.inputs, grads, self.spans) if self.spans and grads.device.type == "cpu" else None
         inputs, grads = found or (for_rows(self.inputs, self.rows).flatten(0, 1), grads.flatten(0, 1))
         left, right = (inputs, grads) if self.transposed else (grads, inputs)
         return matmul32(left.T, right)

@@ -33,7 +33,7 @@ AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Entries of a token Gram up to which all rows are compared at once, also those that symmetry would spare; elsewhere
 ``CHUNK``."""
 COPIED = 1 << 20
-"""Numbers up to which a CPU copies the rows of pairs to lie together, so that they may be compared at once."""
+"""Numbers of one side of a pairwise product up to which a CPU copies all rows together, to compare them at once."""
 CHUNK = 1 << 24
 """Numbers of one part of a token Gram (64 MiB in float32)."""
 
@@ -172,12 +172,12 @@ def _contract(meet: Callable[[Tensor, Tensor], Tensor], first: Sides, second: Si
     ``v'`` likewise; of a factor with itself (``u`` is ``u'``) the half that symmetry does not give."""
     one, other = second
     (n, groups, positions), (m, _, others), symmetric = one.shape[:3], other.shape[:3], first[0] is first[1]
-    copied = 0 if groups == 1 or one.is_cuda else max(side.numel() for side in (*first, *second))
-    if groups * n * positions * m * others <= AT_ONCE.get(one.device.type, CHUNK) and copied <= COPIED:
+    apart = groups > 1 and (one.is_cuda or (n == m == 2 and _wide(*first, *second)))
+    if groups * n * positions * m * others <= AT_ONCE.get(one.device.type, CHUNK) and (one.is_cuda or not apart):
         return _contracted(meet, first, second, ALL, ALL)
     answer = one.new_zeros(groups, n, m, dtype=torch.float64)
     step = max(1, CHUNK // max(1, groups * positions * others))
-    step = 1 if groups > 1 else step  # a pair's own rows are where they are: nothing is copied
+    step = 1 if apart else step  # a pair's own rows are where they are: nothing is copied
     for i in range(n):
         for j in range(i if symmetric else 0, m, step):
             row, some = slice(i, i + 1), slice(j, min(j + step, m))
@@ -186,6 +186,11 @@ def _contract(meet: Callable[[Tensor, Tensor], Tensor], first: Sides, second: Si
             if symmetric:
                 answer[:, some, row] = found.mT
     return answer
+
+
+def _wide(*sides: Tensor) -> bool:
+    """Whether copying rows to lie together takes long (half precision is copied to float32 anyway)."""
+    return not any(side.dtype in HALF for side in sides) and max(side.numel() for side in sides) > COPIED
 
 
 def _contracted(
@@ -206,7 +211,7 @@ def _tokens(sides: Sides, rows: slice, others: slice) -> Sides:
 
     one, other = sides
     left = some(one, rows)
-    return left, (left if one is other and rows is others else some(other, others)).mT
+    return left, (left if one is other and rows == others else some(other, others)).mT
 
 
 def _through(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:

@@ -74,8 +74,10 @@ def test_where_the_sum_is_wanted_too_blocks_spare_its_product():
 
 
 def test_a_shared_prompt_makes_the_sum_beside_token_grams_cheaper():
-    shared, alone = (on_cpu(256, 768, 3072, (Span(0, 256, 0, 256, s),) * 4) for s in (128, 0))
-    assert costs.sum_cost(shared) == 0.75 * costs.sum_cost(alone) == 0.75 * costs.sum_cost(on_cpu(256, 768, 3072))
+    shared, alone = (on_cpu(192, 768, 3072, (Span(0, 192, 0, 192, s),) * 4) for s in (96, 0))
+    products = 8 * 192 * 768 * 3072
+    assert costs.sum_cost(alone) == costs.sum_cost(on_cpu(192, 768, 3072)) == products
+    assert costs.sum_cost(shared) == 0.75 * (products + CPU.entry * 8 * 192 * (768 + 3072))
     assert costs.cheaper_by_tokens(shared, shared, 4, True) and not costs.cheaper_by_tokens(alone, alone, 4, True)
 
 

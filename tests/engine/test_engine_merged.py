@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,13 @@ from exactness import take_alone
 from families import make_model
 from test_engine_one_pass import autograd, error, one_pass
 from test_engine_prefix import long_prompts
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from dyn_probe import PairBatch, sequence_logps
 from dyn_probe.engine import factors, products
 from dyn_probe.engine.factors import Outer
 from dyn_probe.engine.layout import Span
+from dyn_probe.engine.recording import Recording
 from dyn_probe.engine.routes import merged
 from dyn_probe.engine.routes.rates import Rates
 
@@ -63,20 +67,24 @@ def test_the_sum_is_that_of_every_position(transposed, gathering_costs_nothing):
 
 def test_the_shorter_sum_would_be_caught(gathering_costs_nothing, monkeypatch):
     one = use()
-    honest = merged.merged
-    monkeypatch.setattr(factors, "merged", lambda a, b, spans: (honest(a, b, spans)[0] * 1.01, honest(a, b, spans)[1]))
+    honest = merged.positions(SPANS, 12)
+    monkeypatch.setattr(merged, "positions", lambda *_: replace(honest, at=honest.at + 1))
     assert float((one.product(one.grads) - plain(one)).norm() / plain(one).norm()) > 5e-3
 
 
-@pytest.mark.parametrize("broken", ["a prompt's inputs", "a gradient in the padding"])
-def test_what_the_tensors_deny_is_not_done(broken, gathering_costs_nothing):
+@pytest.mark.parametrize("other", ["a prompt's inputs", "a gradient in the padding", "an infinite input there"])
+def test_every_position_is_taken_where_the_tensors_are_not_as_the_spans_say(other, gathering_costs_nothing):
     one = use()
-    if broken == "a prompt's inputs":
+    if other == "a prompt's inputs":
         one.inputs[3, 4] += 1e-9
-    else:
+    elif other == "a gradient in the padding":
         one.grads[0, 10] = 1e-9
+    else:
+        one.inputs[0, 10, 2] = float("inf")
     assert merged.merged(one.inputs, one.grads, one.spans) is None
-    torch.testing.assert_close(one.product(one.grads), plain(one), rtol=1e-13, atol=1e-13)
+    found = one.product(one.grads)
+    assert bool(found.isfinite().all()) == (other != "an infinite input there")
+    torch.testing.assert_close(found, plain(one), rtol=1e-13, atol=1e-13, equal_nan=True)
 
 
 def test_where_gathering_costs_more_than_it_saves_every_position_is_taken():
@@ -105,22 +113,73 @@ def test_rows_that_are_no_pairs_are_left_alone(gathering_costs_nothing):
     assert merged.merged(one.inputs[:4], one.grads[:4], one.spans) is None
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_training_in_one_pass_takes_it(family, side, gathering_costs_nothing, monkeypatch):
+@pytest.fixture
+def lengths(gathering_costs_nothing, monkeypatch):
+    """Positions of every sum; None where all were taken."""
     take_alone(monkeypatch)
     monkeypatch.setattr(products, "cheaper_by_tokens", lambda *_: True)
-    lengths, honest = [], merged.merged
+    seen, honest = [], merged.merged
 
     def counted(inputs, outputs, spans):
         found = honest(inputs, outputs, spans)
-        lengths.append(None if found is None else len(found[0]))
+        seen.append(None if found is None else len(found[0]))
         return found
 
     monkeypatch.setattr(factors, "merged", counted)
+    return seen
+
+
+def needed(side="right") -> int:
+    """Tokens of ``long_prompts``, prompts once where a pair's begin at one position."""
+    tokens, prompts = int(long_prompts(side).attention_mask.sum()), 20 + 22 + 24
+    return tokens - (prompts if side == "right" else 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"gram_every": 1}], ids=["pairs", "full Gram"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_training_in_one_pass_takes_it(family, side, options, lengths):
     model, batch = make_model(family), long_prompts(side)
     wanted = autograd(model, batch)
-    assert error(one_pass(model, batch)[0], wanted) <= 1e-12
-    tokens, prompts = int(batch.attention_mask.sum()), 20 + 22 + 24
-    aligned = side == "right"  # with padding on the left, a pair's prompts begin at different positions
-    assert lengths.count(tokens - aligned * prompts) > 5
+    assert error(one_pass(model, batch, **options)[0], wanted) <= 1e-12
+    assert lengths.count(needed(side)) > 5
+
+
+def test_dropout_makes_prompts_differ(lengths):
+    """Each row has inputs of its own then, and padding that is dropped out all the same adds nothing."""
+    torch.manual_seed(0)
+    one_pass(make_model("gpt2", embd_pdrop=0.3), long_prompts())
+    assert lengths and set(lengths) == {None}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_weighted_sums_of_measured_rows_take_it(family, lengths):
+    """What a pairwise-normalised update adds up, against plain autograd of the same weighted loss."""
+    model, batch = make_model(family), long_prompts()
+    weights = torch.linspace(-1, 2, 6, dtype=torch.float64)
+    twin = copy.deepcopy(model)
+    (sequence_logps(twin, batch) * weights).sum().backward()
+    with Recording(model) as recording:
+        recording.watch(sequence_logps(model, batch))
+        recording.measure()
+        recording.reweight(weights)
+    found, wanted = ({name: p.grad for name, p in m.named_parameters()} for m in (model, twin))
+    assert error(found, wanted) <= 1e-12
+    assert lengths.count(needed()) > 5
+
+
+def test_a_step_of_usual_size_chooses_it_by_its_cost(monkeypatch):
+    """Nothing is forced here: prompts of 48 tokens and answers of 16, a width of 384."""
+    seen, honest = [], merged.merged
+    monkeypatch.setattr(factors, "merged", lambda *given: seen.append(honest(*given)) or seen[-1])
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=384, intermediate_size=768, num_attention_heads=4, num_key_value_heads=4)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=96, num_hidden_layers=2, **sizes)).float()
+    ids = torch.randint(5, 90, (8, 64))
+    ids[4:, :48] = ids[:4, :48]
+    response = torch.zeros_like(ids)
+    response[:, 48:] = 1
+    batch = PairBatch(ids, torch.ones_like(ids), response)
+    wanted = autograd(model, batch)
+    assert error(one_pass(model, batch)[0], wanted) <= 1e-5
+    assert [len(one[0]) for one in seen if one is not None].count(4 * (48 + 16 + 16)) > 3

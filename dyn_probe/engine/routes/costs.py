@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dyn_probe.engine.factors import Outer
-from dyn_probe.engine.routes.merged import fewer
+from dyn_probe.engine.routes.merged import fewer, gathering
 from dyn_probe.engine.routes.prefix import pairs_work
 from dyn_probe.engine.routes.rates import CPU, rates_of
 
@@ -61,8 +61,9 @@ def tokens_cost(one: Outer, other: Outer, groups: int, entry: float) -> float:
 def sum_cost(one: Outer) -> float:
     """Of the sum of all rows, where no block is at hand, in multiply-adds."""
     inputs, outputs, length = one.inputs.shape[-1], one.grads.shape[-1], one.grads.shape[1]
-    merging = by_prompt(one, len(one.spans))
-    return inputs * outputs * (fewer(one.spans, length, inputs, outputs) if merging else one.rows * length)
+    everything = one.rows * length
+    needed = fewer(one.spans, length, inputs, outputs) if by_prompt(one, len(one.spans)) else everything
+    return needed * inputs * outputs + (gathering(needed, inputs, outputs) if needed < everything else 0)
 
 
 def by_prompt(one: Outer, groups: int) -> bool:

@@ -39,8 +39,7 @@ class Positions:
 @lru_cache(maxsize=8)
 def positions(spans: tuple[Span, ...], length: int) -> Positions:
     """Those of a batch with one span per pair, all of whose rows have ``length`` positions."""
-    chosen, rejected = (torch.zeros(len(spans), length, dtype=torch.bool) for _ in range(2))
-    shared = torch.zeros(len(spans), length, dtype=torch.bool)
+    chosen, rejected, shared = torch.zeros(3, len(spans), length, dtype=torch.bool, device="cpu")
     for i, span in enumerate(spans):
         chosen[i, span.start_chosen : span.end_chosen] = True
         rejected[i, span.start_rejected : span.end_rejected] = True
@@ -54,15 +53,18 @@ def positions(spans: tuple[Span, ...], length: int) -> Positions:
 
 def fewer(spans: tuple[Span, ...], length: int, inputs: int, outputs: int) -> int:
     """How many positions of a ``[outputs, inputs]`` use are taken; all of them where gathering would cost too much."""
-    everything = 2 * len(spans) * length
-    needed = len(positions(spans, length).once)
-    gathering = CPU.entry * needed * (inputs + outputs)
-    return needed if gathering < (everything - needed) * inputs * outputs else everything
+    everything, needed = 2 * len(spans) * length, len(positions(spans, length).once)
+    return needed if gathering(needed, inputs, outputs) < (everything - needed) * inputs * outputs else everything
+
+
+def gathering(needed: int, inputs: int, outputs: int) -> float:
+    """What it costs to compare and gather so many positions, in multiply-adds."""
+    return CPU.entry * needed * (inputs + outputs)
 
 
 def merged(inputs: Tensor, outputs: Tensor, spans: tuple[Span, ...]) -> tuple[Tensor, Tensor] | None:
-    """``(A [T, p], B [T, q])`` with the sum of all rows' gradients ``Σ_t B[t] ⊗ A[t]``; None where fewer positions
-    would not do or save nothing.
+    """``(A [T, p], B [T, q])`` with the sum of all rows' gradients ``Σ_t B[t] ⊗ A[t]``; None where every position is
+    needed: something flows to the padding or is not finite there, a pair's prompts differ, or too little is saved.
 
     Args:
         inputs: ``A [2B, P, p]``, on a CPU.
@@ -76,8 +78,14 @@ def merged(inputs: Tensor, outputs: Tensor, spans: tuple[Span, ...]) -> tuple[Te
         return None
     own = positions(spans, length)
     a, b = inputs.flatten(0, 1), outputs.flatten(0, 1)
-    flows = len(own.rest) and b.index_select(0, own.rest).any()
-    if flows or not torch.equal(a.index_select(0, own.first), a.index_select(0, own.again)):
+    if len(own.rest) and not _nothing_comes_of(a.index_select(0, own.rest), b.index_select(0, own.rest)):
+        return None
+    if not torch.equal(a.index_select(0, own.first), a.index_select(0, own.again)):
         return None
     needed, again = (as32(b.index_select(0, where)) for where in (own.once, own.again))
     return a.index_select(0, own.once), needed.index_add_(0, own.at, again)
+
+
+def _nothing_comes_of(inputs: Tensor, outputs: Tensor) -> bool:
+    """Whether these positions add 0 to the sum (infinity times 0 is not a number, which a training must see)."""
+    return not outputs.any() and bool(inputs.sum().isfinite())
