@@ -172,12 +172,12 @@ def _contract(meet: Callable[[Tensor, Tensor], Tensor], first: Sides, second: Si
     ``v'`` likewise; of a factor with itself (``u`` is ``u'``) the half that symmetry does not give."""
     one, other = second
     (n, groups, positions), (m, _, others), symmetric = one.shape[:3], other.shape[:3], first[0] is first[1]
-    apart = groups > 1 and (one.is_cuda or (n == m == 2 and _wide(*first, *second)))
-    if groups * n * positions * m * others <= AT_ONCE.get(one.device.type, CHUNK) and (one.is_cuda or not apart):
+    wide = groups > 1 and n == m == 2 and not one.is_cuda and _wide(*first, *second)
+    if not wide and groups * n * positions * m * others <= AT_ONCE.get(one.device.type, CHUNK):
         return _contracted(meet, first, second, ALL, ALL)
     answer = one.new_zeros(groups, n, m, dtype=torch.float64)
     step = max(1, CHUNK // max(1, groups * positions * others))
-    step = 1 if apart else step  # a pair's own rows are where they are: nothing is copied
+    step = 1 if wide or (one.is_cuda and groups > 1) else step  # rows of pairs are where they are: nothing is copied
     for i in range(n):
         for j in range(i if symmetric else 0, m, step):
             row, some = slice(i, i + 1), slice(j, min(j + step, m))

@@ -46,14 +46,17 @@ def test_large_rows_of_pairs_stay_where_they_are(copied, dtype, monkeypatch):
     g = torch.Generator().manual_seed(0)
     one = Outer(torch.randn(6, 9, 5, generator=g).to(dtype), torch.randn(6, 9, 7, generator=g).to(dtype))
     there = {one.grads.untyped_storage().data_ptr(), one.inputs.untyped_storage().data_ptr()}
-    calls, honest = [], products.matmul32
+    calls, shared, honest = [], [], products.matmul32
 
     def multiplied(left, right):
-        calls.append({t.untyped_storage().data_ptr() for t in (left, right)} <= there)
+        found = {t.untyped_storage().data_ptr() for t in (left, right)}
+        calls.append(found <= there)
+        shared.append(len(found) == 1)
         return honest(left, right)
 
     monkeypatch.setattr(products, "matmul32", multiplied)
     found = gram(one, 3)
     assert calls == ([True] * 6 if not copied and dtype == torch.float32 else [False] * 2)
+    assert all(shared)  # rows with themselves: what is copied is copied once for both sides
     rows = torch.einsum("rtq,rtp->rqp", one.grads.double(), one.inputs.double()).flatten(1).unflatten(0, (2, 3))
     torch.testing.assert_close(found, torch.einsum("ngk,mgk->gnm", rows, rows), rtol=1e-5, atol=1e-4)
