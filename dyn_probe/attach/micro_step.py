@@ -102,8 +102,8 @@ class MicroStep:
             columns = {}
             if self.probe.recording:
                 columns = difference_columns(torch.nn.functional.pad(tokens.detach() * said, (1, 0)), self.called)
-            alone = self.found.unpaired == 0
-            self.probe.pairs(tokens, mask=said, lengths=self.batch.lengths, alone=alone, **columns)  # type: ignore[arg-type]
+            given: dict[str, Any] = {"mask": said, "lengths": self.batch.lengths, "alone": self.found.unpaired == 0}
+            self.probe.pairs(tokens, vanishing=self.kind.vanishing(self.args), **given, **columns)  # type: ignore[arg-type]
             self._watched, self.dtype = True, tokens.dtype
         elif self._watched and self._wanted and not tokens.requires_grad and self._are_ours(ids):
             said = self.called.response_mask[:, 1:]

@@ -39,6 +39,7 @@ class TrainerKind:
         logs_means: whether its ``logps/…`` and ``rewards/…`` are means per token.
         logs_rewards: whether its ``rewards/…`` are β times what its log-probabilities say.
         single: whether it trains on single responses, of which two to one prompt are a pair.
+        vanishing: whether a pull can be 0, or differ between the tokens of a response.
     """
 
     batch: Callable[[Mapping[str, Any]], TrainerBatch]
@@ -51,6 +52,7 @@ class TrainerKind:
     logs_means: Callable[[Args], bool]
     logs_rewards: Callable[[Args], bool]
     single: bool = False
+    vanishing: Callable[[Args], bool] = lambda args: True
 
 
 def dpo_terms(args: Args) -> dict[str, float]:
@@ -94,6 +96,13 @@ def _changes_of_dpo(args: Args) -> list[str]:
     ]
 
 
+def dpo_vanishes(args: Args) -> bool:
+    """False of the plain sigmoid loss, alone or with a term ``sft``, which pulls chosen only further up."""
+    terms = dpo_terms(args)
+    steady = terms.get("sigmoid", 0) > 0 and terms.keys() <= {"sigmoid", "sft"} and min(terms.values()) >= 0
+    return not steady or bool(_changes_of_dpo(args) or getattr(args, "label_smoothing", 0))
+
+
 def cpo_name(args: Args) -> str:
     """CPO's own loss, SimPO, or its parts."""
     if args.loss_type == "sigmoid" and args.cpo_alpha == 1:
@@ -105,7 +114,7 @@ KINDS: Mapping[str, TrainerKind] = {
     "DPOTrainer": TrainerKind(
         one_tensor, dpo_terms, lambda args: 0.0, sft_from_logits, dpo_name,
         lambda args: MEAN_LOG_RATIO if dpo_terms(args).keys() <= set(PER_TOKEN) else LOG_RATIO,
-        reference=True, logs_means=lambda args: False, logs_rewards=lambda args: True,
+        reference=True, logs_means=lambda args: False, logs_rewards=lambda args: True, vanishing=dpo_vanishes,
     ),
     "CPOTrainer": TrainerKind(
         joined_sides, lambda args: {args.loss_type: 1.0},

@@ -196,8 +196,9 @@ class Assembly:
             self._add(name, by_sum(factors, self.groups))
         self._alone, self._summed = {}, {}
 
-    def finish(self) -> dict[str, Tensor]:
-        """The answers by parameter, after the backward; a trained parameter without a gradient has zeros."""
+    def finish(self) -> tuple[list[str], Tensor]:
+        """The parameters' names and their answers, ``[P, pairs, 3]`` or ``[P, rows, rows]``, after the backward; a
+        trained parameter without a gradient has zeros."""
         with exact_products(self.capture.anchor.device.type):
             self._together.finish()
             self._reduce_alone()
@@ -209,9 +210,7 @@ class Assembly:
             if self.row_scale is not None:
                 weights = self.row_scale.unflatten(0, (-1, self.groups)).T[:, None]
                 answers = answers * weights[..., None] * weights[..., None, :]
-            found = answers[0].unbind(0) if self.full else pair_columns(answers).unbind(1)
-        by_name = dict(zip(names, found, strict=True))
-        return {name: by_name[name] for use in self.capture.uses for name in use.parameters.values()}
+            return names, answers[0] if self.full else pair_columns(answers).transpose(0, 1)
 
     def _all_answers(self) -> tuple[Tensor, list[str]]:
         """``[G, parameters, n, n]`` and the parameters' names."""

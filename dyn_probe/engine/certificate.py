@@ -184,10 +184,10 @@ class SelfCheck:
             return None
         model, autocast = recording.capture.model, recording.capture.autocast
         tolerance = tolerance_for(model, autocast) if self.tolerance is None else self.tolerance
-        first = {name: value[0] for name, value in products.pair_entries().items()}
-        if not torch.stack(list(first.values())).isfinite().all() and not made and overflowed(model):
+        first = products.entries[:, 0]
+        if not first.isfinite().all() and not made and overflowed(model):
             self._plain = None
             return None
-        found, self._plain = compare(first, self._plain, tolerance), None
+        found, self._plain = compare(dict(zip(products.names, first, strict=True)), self._plain, tolerance), None
         self.done = not found.wrong
         return found

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from dyn_probe.engine.uses import Use
+
+Values = TypeVar("Values", np.ndarray, Tensor)
 
 _BLOCK = re.compile(r"\.(\d+)\.")
 
@@ -45,10 +49,14 @@ def layers_of(names: Sequence[str], uses: Sequence[Use]) -> dict[str, Layer]:
     return layers
 
 
-def sum_layers(by_parameter: Mapping[str, Tensor], layers: Mapping[str, Layer]) -> dict[Layer, Tensor]:
-    """Sums over the parameters of each layer, in order of depth."""
-    sums: dict[Layer, Tensor] = {}
-    for name, values in by_parameter.items():
-        layer = layers[name]
-        sums[layer] = sums[layer] + values if layer in sums else values
-    return dict(sorted(sums.items(), key=lambda item: item[0].depth))
+def sum_layers(values: Values, layers: Sequence[Layer]) -> dict[Layer, Values]:
+    """Sums over the parameters of each layer, in order of depth.
+
+    Args:
+        values: ``[P, …]``, by parameter.
+        layers: of each of the ``P`` parameters.
+    """
+    places: dict[Layer, list[int]] = {}
+    for place, layer in enumerate(layers):
+        places.setdefault(layer, []).append(place)
+    return {layer: values[places[layer]].sum(0) for layer in sorted(places, key=lambda layer: layer.depth)}

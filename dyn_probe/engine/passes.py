@@ -58,7 +58,8 @@ class PairGradients:
 
     def by_layer(self) -> dict[Layer, Tensor]:
         """Layer → ``[B, 3]``, from input to output."""
-        return sum_layers(self.by_parameter, self.layers)
+        layers = [self.layers[name] for name in self.by_parameter]
+        return sum_layers(torch.stack(list(self.by_parameter.values())), layers)
 
 
 def pair_gradients(model: nn.Module, batch: PairBatch) -> PairGradients:
@@ -99,4 +100,6 @@ def measured(
         graph = explained(capture, logps)
         assembly = Assembly(capture, full)
         backward_only(logps.sum(), capture, graph.reentrant)
-    return assembly.finish(), logps.detach(), capture, graph
+    by_name = dict(zip(*assembly.finish(), strict=True))
+    names = [name for use in capture.uses for name in use.parameters.values()]
+    return {name: by_name[name] for name in names}, logps.detach(), capture, graph

@@ -3,13 +3,15 @@
 A tensor hook on the log-probabilities catches ``c = ∂loss/∂(row log-probability)``. What the taps then see of row i is
 ``c_i`` times the gradient of its log-probability, so the answers are divided by ``c_i c_j``. Where ``c_i`` is zero or
 too small to divide by, or differs between a row's tokens, that pair is measured by a separate backward, started before
-the training backward goes on.
+the training backward goes on. Whether there is such a pair has to be read off the device; a loss whose pulls do not
+vanish is not asked, and a pair that turns out to be one is lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -70,9 +72,10 @@ class Recording:
         self._mask: Tensor | None = None
         self._training: Assembly | None = None
         self._apart: Assembly | None = None
-        self._found: dict[str, Tensor] | None = None
+        self._found: tuple[list[str], Tensor] | None = None
         self._totals: Totals | None = None
         self._smallest = 0.0
+        self._asks = True
         self._bad: Tensor
         self._unequal: Tensor
 
@@ -96,19 +99,24 @@ class Recording:
     @property
     def weighed(self) -> tuple[Weighed, Tensor] | None:
         """Products with what was known before the backward, once ``fetching`` has been called, and ``[B]`` the pairs
-        that have a row whose tokens do not share a coefficient; None where nothing was known."""
+        that have none: a row's tokens do not share a coefficient, or it is lost; None where nothing was known."""
         found = None if self._training is None else self._training.weighed
         apart = None if self._apart is None else self._apart.weighed
         if found is None:
             return None
+        if not self._asks:
+            return found, self._bad
         return (found if apart is None else apart.where(self._bad, found)), self._unequal
 
-    def watch(self, logps: Tensor, mask: Tensor | None = None) -> None:
+    def watch(self, logps: Tensor, mask: Tensor | None = None, vanishing: bool = True) -> None:
         """Take the very log-probabilities that the loss is computed from.
 
         Args:
             logps: ``[2B]`` sums over response tokens, or ``[rows, L]`` token by token, as the model's rows are.
             mask: ``[rows, L]`` response tokens, with ``logps [rows, L]``.
+            vanishing: whether a coefficient of this loss can be 0 or differ between a row's tokens: that is read
+                before the backward goes on. Without, it is read only where the recording stops the device anyway, and
+                in float16, whose coefficients underflow early; ``Products.lost`` says which pairs have no answer.
 
         Raises:
             BadInput: they have another shape or carry no gradient.
@@ -128,7 +136,10 @@ class Recording:
         self._mask = None if mask is None else layout.by_response(mask, 0).bool()
         with self.quiet():
             graph = explained(self.capture, self.logps)
-        self.reentrant, self._smallest = graph.reentrant, self._smallest_of(graph.dtypes)
+        self.reentrant, found = graph.reentrant, self._computed_in(graph.dtypes)
+        self._smallest = max(SMALLEST.get(dtype, 1e-3) for dtype in found)
+        stops = self.full or self.hold or self.separate or self.capture.survey.split
+        self._asks = vanishing or stops or torch.float16 in found
         self.capture.undo(logps.register_hook(self.capture.shield.around(self._on_gradient)).remove)
 
     def _on_gradient(self, gradient: Tensor) -> None:
@@ -140,8 +151,8 @@ class Recording:
         gradient = gradient if self._mask is None else self.capture.layout.by_response(gradient, 0)
         usable, self._unequal = per_row(gradient, self._mask)
         self.coefficients, self._bad = usable, self._unusable(usable, self._unequal)
-        any_bad = bool(self._bad.any())
-        if self._anywhere(any_bad):
+        any_bad = self._asks and bool(self._bad.any())
+        if self._asks and self._anywhere(any_bad):
             self._apart = self._measured_apart(self.hold, self._bad.repeat(2))
         if any_bad:
             usable = usable.masked_fill(self._bad.repeat(2), 0.0)
@@ -155,11 +166,11 @@ class Recording:
         everything = self.separate or (self.full and bool(pairs.any()))
         return torch.ones_like(pairs) if everything else pairs
 
-    def _smallest_of(self, dtypes: Iterable[torch.dtype]) -> float:
-        """The smallest coefficient that may be divided by, where gradients are computed in ``dtypes``. What reentrant
-        checkpoints hide is judged by what its modules put out."""
+    def _computed_in(self, dtypes: Iterable[torch.dtype]) -> set[torch.dtype]:
+        """The types that gradients are computed in, those of the graph being ``dtypes``. What reentrant checkpoints
+        hide is judged by what its modules put out."""
         parameters = {p.dtype for p in self.capture.survey.trained.values()}
-        return max(SMALLEST.get(d, 1e-3) for d in {*dtypes, *self.capture.dtypes, *parameters} if d.is_floating_point)
+        return {d for d in (*dtypes, *self.capture.dtypes, *parameters) if d.is_floating_point}
 
     def _anywhere(self, wanted: bool) -> bool:
         """Whether any process wants it, where parameters are split: then all must run the same backwards."""
@@ -259,16 +270,21 @@ class Recording:
             if self.reentrant:
                 check_hidden(self.capture)
             self._found = self._training.finish()
-        found = self._found
+        names, values = self._found
         if self._apart is not None:
-            apart = self._apart.finish()
+            others, apart = self._apart.finish()
             keep = self._bad.any() if self.full else self._bad[:, None]
-            found = {name: torch.where(keep, apart[name], value) for name, value in found.items()}
-        stacked, full = torch.stack(list(found.values())), self.full
-        fetched = fetching([stacked, self.coefficients, self._bad, self._unequal])
+            values = torch.where(keep, apart[[others.index(name) for name in names]], values)
+        used = list(dict.fromkeys(name for use in self.capture.uses for name in use.parameters.values()))
+        places = {name: place for place, name in enumerate(names)}
+        order, full, asked = [places[name] for name in used], self.full, self._asks
+        fetched = fetching([values, self.coefficients, self._bad, self._unequal])
 
         def products() -> Products:
-            values, coefficients, separate, unequal = fetched()
-            return Products(dict(zip(found, values, strict=True)), coefficients, separate, full, unequal)
+            arrived, coefficients, flags, unequal = fetched()
+            found, bad = arrived.numpy()[order], flags.numpy()
+            if not asked:
+                found[:, bad] = np.nan
+            return Products(used, torch.from_numpy(found), coefficients, bad & asked, full, unequal, bad & (not asked))
 
         return products

@@ -20,6 +20,7 @@ from dyn_probe.objectives.table import Objective
 _ROWS = (
     Objective(
         "dpo", formulas.dpo, {"beta": 0.1, "label_smoothing": 0.0}, True, scores.LOG_RATIO,
+        vanishing=lambda p: p["label_smoothing"] > 0,
         formula="−log σ(β(h_w − h_l))",
         paper="Rafailov et al. 2023 (arXiv 2305.18290); label smoothing: Mitchell 2023 (cDPO)",
         when="The baseline for every comparison. Label smoothing if labels are noisy.",
@@ -86,6 +87,7 @@ _ROWS = (
     ),
     Objective(
         "dpop", formulas.dpop, {"beta": 0.1, "lambda": 50.0}, True, scores.LOG_RATIO, changes=("chosen",),
+        vanishing=lambda p: False,
         formula="−log σ(β(h_w − h_l − λ max(0, −h_w)))",
         paper="Pal et al. 2024 (arXiv 2402.13228)",
         when="Pairs with few differing tokens, where plain DPO lowers the chosen response.",
@@ -95,6 +97,7 @@ _ROWS = (
     Objective(
         "kto", formulas.kto, {"beta": 0.1, "lambda_w": 1.0, "lambda_l": 1.0}, True, scores.LOG_RATIO,
         terms=("kl",), columns={"kl": lambda t, p: t.need("kl")},
+        vanishing=lambda p: min(p["lambda_w"], p["lambda_l"]) == 0,
         formula="λ_w(1 − σ(βh_w − z)) + λ_l(1 − σ(z − βh_l)), z = β·max(0, KL)",
         paper="Ethayarajh et al. 2024 (arXiv 2402.01306)",
         when="Feedback on single responses, or unreliable pairing.",
@@ -143,7 +146,7 @@ _ROWS = (
     ),
     Objective(
         "dpo_shift", formulas.dpo_shift, {"beta": 0.1, "lambda": 0.5, "schedule": False}, True, scores.LOG_RATIO,
-        changes=("rejected",),
+        changes=("rejected",), vanishing=lambda p: False,
         terms_if={"schedule": ("progress",)}, columns={"shift": formulas.shift},
         formula="−log σ(β(h_w − λh_l)); schedule=true: λ rises linearly to 1 over training",
         paper="Yang et al. 2025 (arXiv 2502.07599)",

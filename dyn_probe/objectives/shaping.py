@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from dyn_probe.errors import BadInput, unknown
 from dyn_probe.objectives.calibrate import calibrate, observe, remember
@@ -55,10 +56,15 @@ _MASK_NOTES = (
 )
 
 
-def _lowest_gate(options: Mapping[str, Value]) -> str:
-    """g at s = 0, in words."""
-    x = -float(options["alpha"]) * float(options["tau"])
-    return f"σ(−ατ) = {1 / (1 + math.exp(-x)):.3f}"
+def _lowest_gate(options: Mapping[str, Any]) -> float:
+    """g at s = 0, σ(−ατ)."""
+    x = float(options["alpha"]) * float(options["tau"])
+    return math.exp(-x) / (1 + math.exp(-x))
+
+
+def _closing(options: Mapping[str, Any]) -> bool:
+    """Whether the gate can take the push on rejected out of reach of float32's squares."""
+    return _lowest_gate(options) < 1e-9
 
 
 _ROWS = (
@@ -67,7 +73,7 @@ _ROWS = (
         formula="h_l → g·h_l, g = σ(α(s − τ)) detached, s = e^b̄",
         paper="Mouiche 2026, Gate-DPO (arXiv 2605.02626)",
         when="When rejected responses become very improbable and chosen falls with them.",
-        dynamics=_GATE_DYNAMICS, notes=_GATE_NOTES, changes=("rejected",),
+        dynamics=_GATE_DYNAMICS, notes=_GATE_NOTES, changes=("rejected",), vanishing=_closing,
     ),
     Shaping(
         "gate-q10", gate_q10, _Q10, ("gate", "gate_statistic"),
@@ -76,8 +82,8 @@ _ROWS = (
         paper="Mouiche 2026, Gate-DPO (arXiv 2605.02626)",
         when="As gate-seq, if a few very improbable tokens matter more than the average.",
         dynamics=_GATE_DYNAMICS,
-        notes=f"{_GATE_NOTES} By default g cannot fall below {_lowest_gate(_Q10)}.",
-        needs=("token_logps", "response_mask"), changes=("rejected",),
+        notes=f"{_GATE_NOTES} By default g cannot fall below σ(−ατ) = {_lowest_gate(_Q10):.3f}.",
+        needs=("token_logps", "response_mask"), changes=("rejected",), vanishing=_closing,
     ),
     Shaping(
         "adadpo", adadpo, {"space": "auto", "stable": True, "ceiling": 2.0}, ("rho",),
@@ -90,7 +96,7 @@ _ROWS = (
         notes="On objectives other than dpo the same principle is a reconstruction; if the loss averages per token, "
         "the balance holds for the pulls on the averages. For orpo, u is the log-odds.",
         fits=lambda objective: objective.name in _BALANCED, misfit=adadpo_misfit,
-        changes=("chosen",),
+        changes=("chosen",), vanishing=lambda options: not options["stable"],
     ),
     Shaping(
         "pairwise-normalised", None, {"metric": "plain"}, ("normaliser_chosen", "normaliser_rejected"),

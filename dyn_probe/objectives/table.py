@@ -40,6 +40,7 @@ class Objective:
         balance: ``u_w, u_l`` that adadpo balances, where they are no log-ratios or log-probabilities.
         likelihood: whether the loss has a likelihood term on chosen besides its pair term.
         reads_rejected: whether the rejected response enters.
+        vanishing: ``hyper -> whether a pull can be 0``: pairs whose pull is 0 are looked for then.
         changes: what it changes of a pair's pulls beside dpo, of CHANGES; advice to do so is not given to its runs.
         stage: whether it is a warm-up stage (--sft-objective) rather than an objective of preference training.
         when, dynamics, notes: for the reader: when to use it, how its pulls behave, and choices that we made.
@@ -63,6 +64,7 @@ class Objective:
     balance: Callable[[Terms], tuple[Tensor, Tensor]] | None = None
     likelihood: bool = False
     reads_rejected: bool = True
+    vanishing: Callable[[Options], bool] = lambda hyper: True
     changes: tuple[str, ...] = ()
     stage: bool = False
 
@@ -148,6 +150,7 @@ class Shaping:
         penalty: ``(terms, columns, options, pull) -> [B]`` that is added to the loss; ``pull`` ``[B]`` is the mean size
             of the pair's two pulls.
         misfit: ``(objective, options) -> why the options do not fit the objective``; empty where they do.
+        vanishing: ``options -> whether it can make a pull 0`` that the objective's would not be.
         changes: what it changes of a pair's pulls, of CHANGES.
         meets_conditions: ``options -> whether theory says that no pair lowers its chosen response by itself``.
         when, dynamics, notes: as for an objective.
@@ -172,6 +175,7 @@ class Shaping:
     reference_needs: tuple[str, ...] = ()
     module_rate: Callable[[Options], float] = lambda options: 0.0
     misfit: Callable[[Objective, Options], str] = lambda objective, options: ""
+    vanishing: Callable[[Options], bool] = lambda options: True
     changes: tuple[str, ...] = ()
     meets_conditions: Callable[[Options], bool] = lambda options: False
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dyn_probe.engine.answer import Products
@@ -28,6 +27,12 @@ from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
 from dyn_probe.probe.trace_rows import BatchRecord, ids_of
 
+NULL_GRADIENTS = (
+    "the pull was 0, too small to divide by, or differed between the tokens of a response, which the loss had declared "
+    "that it would not be (vanishing=False); since this was seen, in a batch of step {step}, such pairs are measured "
+    "in a separate backward"
+)
+
 
 @dataclass
 class BatchInProgress:
@@ -40,6 +45,7 @@ class BatchInProgress:
         armed: whether the step in progress is recorded, or only measured.
         made: whether its gradients were made here, and not by autograd.
         given: what the loop has said of the batch; None outside ``around``.
+        asks: whether every batch is asked for pulls that vanish, since one has been lost.
     """
 
     model: nn.Module
@@ -56,6 +62,7 @@ class BatchInProgress:
     armed: bool = False
     made: bool = False
     certificate: Certificate | None = None
+    asks: bool = False
     recording: Recording | None = None
     given: Told | None = None
     survey: Survey = field(init=False)
@@ -135,6 +142,9 @@ class BatchInProgress:
     ) -> None:
         """The batch's numbers have arrived; ``ids`` is None where it is not recorded."""
         products, record = measured(), None
+        if products.lost.any() and not self.asks:
+            self.asks = True
+            self.rows.manifest(null_gradients=NULL_GRADIENTS.format(step=step))
         self._certify(recording, products)
         if ids is not None:
             given = said()
@@ -153,10 +163,12 @@ class BatchInProgress:
             found.require()  # one that fails is not kept: the next step is checked again
             self.certificate = found
 
-    def say(self, logps: Tensor, mask: Tensor | None, columns: Mapping[str, Tensor], **given: Any) -> None:
+    def say(
+        self, logps: Tensor, mask: Tensor | None, columns: Mapping[str, Tensor], vanishing: bool, **given: Any
+    ) -> None:
         """What the loop says before the backward; see ``Probe.pairs``."""
         assert self.recording is not None
-        self.recording.watch(logps, mask)
+        self.recording.watch(logps, mask, vanishing or self.asks or not self.check.done)
         assert self.recording.logps is not None
         if self.following.of_changes and not given["predict"]:
             raise BadInput(
@@ -189,7 +201,7 @@ class BatchInProgress:
     def norms(self, logps: Tensor) -> tuple[Tensor, Tensor]:
         """``(‖g_w‖, ‖g_l‖)``, ``[B]`` each, measured before the training backward; see ``Probe.measure``."""
         assert self.recording is not None
-        entries = torch.stack(list(self.recording.measure().pair_entries().values())).sum(0).clamp(min=0).sqrt()
+        entries = self.recording.measure().entries.sum(0).clamp(min=0).sqrt()
         return entries[:, 0].to(logps.device), entries[:, 1].to(logps.device)
 
     def metric_norms(self, logps: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -32,7 +32,9 @@ class Outline:
         finally:
             self.open, self._told, self._segments = False, None, None
 
-    def say(self, logps: Tensor, mask: Tensor | None, columns: Mapping[str, Tensor], **given: Any) -> None:
+    def say(
+        self, logps: Tensor, mask: Tensor | None, columns: Mapping[str, Tensor], vanishing: bool, **given: Any
+    ) -> None:
         """What the loop says before the backward; see ``Probe.pairs``."""
         rows = logps if mask is None else sums_by_segment(logps.detach() * mask, self._segments)
         self._told = Told.of(rows, columns=columns, **given)

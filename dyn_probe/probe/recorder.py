@@ -44,8 +44,8 @@ class Probe(Recorder):
             recorded step that is not taken apart; with ``optimizer``, in one process.
         split_momentum: also tell all chosen from all rejected pushes of the present and past steps: every step is held
             then, and two more buffers of the model's size are kept.
-        layers: also write the ``layers`` table.
-        certify: on the first recorded step, recompute one pair by plain autograd and stop if it disagrees.
+        layers, certify: also write the ``layers`` table; on the first recorded step, recompute one pair by plain
+            autograd and stop if it disagrees.
         tolerance: largest relative error of that check (default: by dtype, ``certificate.TOLERANCES``).
         separate: always measure in a separate backward pass: for losses that also reach the model in other ways.
         update: also record ``update_delta_*``, the first-order change under the optimizer's real step, at every
@@ -53,9 +53,7 @@ class Probe(Recorder):
         micro_batches: recorded forwards that share one optimizer step. With several, or in several processes, the batch
             prediction needs ``before_update``.
         averaged: over how many processes the gradients are averaged before the step (default: read off the wrapper).
-        manifest: entries of ``run.json``.
-        rank: this process's number.
-        force: replace an existing trace at ``out``.
+        manifest, rank, force: entries of ``run.json``; this process's number; replace an existing trace at ``out``.
         strict: stop where the trace cannot be written (full disk, file-size limit); else that is said once.
         keep_rows: keep all recorded rows in ``probe.rows`` (300 to 400 bytes each); False: one step's alone.
         shielded: an error in hooks inside the model's forward and backward and the optimizer's step never leaves them:
@@ -158,6 +156,7 @@ class Probe(Recorder):
         predict: bool = True,
         mask: Tensor | None = None,
         alone: bool = True,
+        vanishing: bool = True,
         **columns: Tensor,
     ) -> None:
         """Tell the probe about the batch: inside ``probe.step``, before the backward.
@@ -166,8 +165,7 @@ class Probe(Recorder):
             logps: ``[2B]`` sequence log-probabilities (nats), the very tensor that the loss is computed from; or, where
                 the loss sums over tokens itself, the ``[2B, L]`` log-probabilities of the tokens, with their ``mask``
                 (``[rows, L]`` where rows are packed), at the last ``L`` positions.
-            reference: ``[2B]`` reference log-probabilities.
-            lengths: ``[2B]`` response lengths in tokens.
+            reference, lengths: ``[2B]`` reference log-probabilities; response lengths in tokens.
             losses: ``[B]`` loss of each pair.
             loss_scale: factor between the loss that is backpropagated and the mean over the ``B`` pairs
                 (``1 / accumulation steps``, a gradient scaler's scale).
@@ -177,12 +175,14 @@ class Probe(Recorder):
             mask: ``[2B, L]`` response tokens, with ``logps [2B, L]``. Pulls and predictions are null for pairs whose
                 loss weights the tokens of one response differently.
             alone: whether the loss has no other rows than these pairs' (responses without a partner).
+            vanishing: whether a pull of this loss can be 0, or differ between a response's tokens: such pairs are then
+                looked for (one read in a step) and measured separately; with False their gradients are null.
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
         given: dict[str, Any] = {"reference": reference, "lengths": lengths, "losses": losses, "scale": loss_scale}
         if self.recording or self._outline.open:
             taker = self._batch if self.recording else self._outline
-            taker.say(logps, mask, columns, **given, predict=predict, alone=alone)
+            taker.say(logps, mask, columns, **given, predict=predict, alone=alone, vanishing=vanishing)
 
     def complete(self, loss_scale: float | Tensor | None = None, **found: Tensor) -> None:
         """Inside ``probe.step``, after ``pairs``: what was not known there yet, also once the backward has run.

@@ -16,7 +16,7 @@ from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.uses import Use
 from dyn_probe.probe.given import Told
 from dyn_probe.probe.row_store import Row, RowStore
-from dyn_probe.probe.trace_rows import BatchRecord, ids_of, layer_rows, outlined, step_means
+from dyn_probe.probe.trace_rows import BatchRecord, ids_of, layer_columns, outlined, step_means
 from dyn_probe.trace.schema import UNDEFINED
 from dyn_probe.trace.writer import TraceWriter
 
@@ -46,7 +46,9 @@ class RunRows:
         self.floor: float | None = None
         """Change (nats) of a log-probability that numerics alone can make."""
         self._steps: dict[int, Row] = {}
-        self._layers: dict[str, Layer] = {}
+        self._named: Sequence[str] = ()
+        self._layers: list[Layer] = []
+        """Of the parameters that are ``_named``."""
         self._realised: set[bool] = set()
         self._store = RowStore(keep)
 
@@ -93,12 +95,13 @@ class RunRows:
         self._flush_due()
         self._batches.append(record)
         if uses is not None and self.writer is not None:
-            entries = products.pair_entries()
-            self._layers = self._layers or layers_of(list(entries), uses)
-            self.writer.add("layers", layer_rows(record.step, record.ids, sum_layers(entries, self._layers)))
+            if products.names != self._named:
+                self._named, self._layers = products.names, list(layers_of(products.names, uses).values())
+            found = sum_layers(products.entries.numpy(), self._layers)
+            self.writer.add_columns("layers", layer_columns(record.step, record.ids, found, products.lost))
         row = self.step(record.step)
         row.setdefault("learning_rate", record.rate)
-        row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.numpy().sum())
+        row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.sum())
 
     def write(self, table: str, rows: Sequence[Row]) -> None:
         """Rows of another table, at once."""

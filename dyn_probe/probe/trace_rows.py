@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dyn_probe import entanglement
@@ -21,15 +20,19 @@ from dyn_probe.probe.given import Given, numbers
 from dyn_probe.trace.schema import SCORED
 
 Row = dict[str, Any]
+Columns = dict[str, Sequence[Any] | np.ndarray]
 
 
-OF_PULLS = (
-    *(f"{name}_{side}" for name in ("pull", "predicted_delta", "batch_delta") for side in ("chosen", "rejected")),
+PREDICTED = (
+    *(f"{name}_{side}" for name in ("predicted_delta", "batch_delta") for side in ("chosen", "rejected")),
     "case_plain",
     "band_slack",
     "band_slack_metric",
 )
+OF_PULLS = ("pull_chosen", "pull_rejected", *PREDICTED)
 """Columns that say something of one pull on the whole response: null where a row's tokens are pulled differently."""
+OF_GRADIENTS = ("grad_norm_chosen", "grad_norm_rejected", "grad_inner", "grad_cosine", *PREDICTED)
+"""Columns that say something of a pair's gradients: null where these are lost."""
 
 
 @dataclass(eq=False)
@@ -63,8 +66,11 @@ class BatchRecord:
             rate: η of the predictions; None leaves them out.
             whole: whether the batch is all that the optimizer's step is made of.
         """
-        unequal = products.unequal.numpy()
-        known = dict.fromkeys(OF_PULLS, ~unequal) if unequal.any() else {}
+        without = ((OF_PULLS, products.unequal.numpy()), (OF_GRADIENTS, products.lost))
+        known: dict[str, np.ndarray] = {}
+        for names, pairs in without:
+            if pairs.any():
+                known |= {name: ~pairs & known.get(name, True) for name in names}
         columns = pair_columns(given, products, rate, whole)
         return BatchRecord(step, rank, ids, columns, known, rate, products.coefficients)
 
@@ -135,17 +141,21 @@ def ids_of(step: int, rank: int, ids: Sequence[str] | None, pairs: int) -> list[
     return found
 
 
-def layer_rows(step: int, ids: Sequence[str], layers: Mapping[Layer, Tensor]) -> list[Row]:
-    """Rows of the ``layers`` table, from ``[B, 3]`` per layer."""
-    rows = []
-    for layer, values in layers.items():
-        norms, inner = values[:, :2].clamp(min=0).sqrt().tolist(), values[:, 2].tolist()
-        for i, pair in enumerate(ids):
-            row = {"step": step, "pair_id": pair, "layer": layer.label, "depth": layer.depth}
-            rows.append(
-                row | {"grad_norm_chosen": norms[i][0], "grad_norm_rejected": norms[i][1], "grad_inner": inner[i]}
-            )
-    return rows
+def layer_columns(step: int, ids: Sequence[str], layers: Mapping[Layer, np.ndarray], lost: np.ndarray) -> Columns:
+    """Columns of the ``layers`` table, one layer after another, from ``[B, 3]`` per layer; no rows of pairs that are
+    ``lost``."""
+    there = np.flatnonzero(~lost).tolist()
+    values = np.concatenate([found[there] for found in layers.values()])
+    chosen, rejected = np.sqrt(np.maximum(values[:, :2], 0.0)).T
+    return {
+        "step": [step] * len(values),
+        "pair_id": [ids[i] for i in there] * len(layers),
+        "layer": [layer.label for layer in layers for _ in there],
+        "depth": [layer.depth for layer in layers for _ in there],
+        "grad_norm_chosen": chosen,
+        "grad_norm_rejected": rejected,
+        "grad_inner": np.ascontiguousarray(values[:, 2]),
+    }
 
 
 def pair_columns(given: Given, products: Products, rate: float | None, whole: bool = True) -> dict[str, Any]:
@@ -156,7 +166,7 @@ def pair_columns(given: Given, products: Products, rate: float | None, whole: bo
         whole: whether the batch is all that the optimizer's step is made of.
     """
     half = len(given.logps) // 2
-    entries = torch.stack(list(products.pair_entries().values())).sum(0).numpy()
+    entries = products.entries.sum(0).numpy()
     norm_w, norm_l = np.sqrt(np.maximum(entries[:, 0], 0)), np.sqrt(np.maximum(entries[:, 1], 0))
     pull = products.coefficients.numpy() * half / given.scale
     d_w, d_l = -pull[:half], pull[half:]
@@ -170,7 +180,7 @@ def pair_columns(given: Given, products: Products, rate: float | None, whole: bo
         "grad_cosine": entanglement.cosine(norm_w, norm_l, entries[:, 2]),
         "case_plain": entanglement.cases(up, down),
         "band_slack": entanglement.band_slack(d_w, d_l, norm_w, norm_l, entries[:, 2]),
-        "separate_backward": products.separate.numpy(),
+        "separate_backward": products.separate,
         **told_columns(given),
     }
     if not given.predict:
@@ -226,7 +236,8 @@ def known_rows(step: int, rank: int, ids: Sequence[str], parts: Tensor, undefine
 
     Args:
         parts: ``[4, 2B]`` ``KNOWN_BEFORE``.
-        undefined: ``[B]`` pairs that have a row whose tokens are pulled differently: they have no rows here.
+        undefined: ``[B]`` pairs that have no rows here: those with a row whose tokens are pulled differently, or whose
+            gradients are lost.
     """
     values = numbers(parts)
     return [

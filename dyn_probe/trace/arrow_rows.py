@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from types import NoneType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -111,8 +113,39 @@ def record_batch(table: Table, rows: Iterable[Mapping[str, object]], fill: Mappi
         TraceError: columns that do not exist, values of a wrong type, required values left out: all of them.
     """
     rows = list(rows)
-    problems = list(_misnamed(table, rows))
-    arrays = [_array(column, [_look_up(row, column.name, fill) for row in rows], problems) for column in table.columns]
+    mappings = [row if isinstance(row, dict | Mapping) else {} for row in rows]
+    columns = {name: [row.get(name) for row in mappings] for name in {name: None for row in mappings for name in row}}
+    return _batch(table, columns, len(rows), fill, _misnamed(table, rows))
+
+
+def batch_of_columns(
+    table: Table, columns: Mapping[str, Sequence[object] | np.ndarray], fill: Mapping[str, object]
+) -> pa.RecordBatch:
+    """The same, where the rows are at hand as columns.
+
+    Args:
+        columns: name → a value per row.
+    """
+    count = len(next(iter(columns.values()), ()))
+    other = [name for name, values in columns.items() if len(values) != count]
+    if other:
+        raise TraceError(f"table {table.name!r}: wanted {count} values in every column, got others in {other[0]}")
+    return _batch(table, columns, count, fill, _misnamed(table, [dict.fromkeys(columns)] if count else []))
+
+
+def _batch(
+    table: Table,
+    columns: Mapping[str, Sequence[object] | np.ndarray],
+    rows: int,
+    fill: Mapping[str, object],
+    misnamed: Iterable[str],
+) -> pa.RecordBatch:
+    problems = list(misnamed)
+    none = [None] * rows
+    arrays = [
+        _array(column, _filled(columns.get(column.name, none), fill.get(column.name)), problems)
+        for column in table.columns
+    ]
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise TraceError(
@@ -121,19 +154,19 @@ def record_batch(table: Table, rows: Iterable[Mapping[str, object]], fill: Mappi
     return pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(table))
 
 
-def _look_up(row: object, name: str, fill: Mapping[str, object]) -> object:
-    value = row.get(name) if isinstance(row, Mapping) else None
-    return fill.get(name) if value is None else value
+def _filled(values: Sequence[object] | np.ndarray, default: object) -> Sequence[object] | np.ndarray:
+    return values if default is None else [default if value is None else value for value in values]
 
 
 def _misnamed(table: Table, rows: list[Mapping[str, object]]) -> Iterator[str]:
     """A sentence for each column name that the schema does not have, and for rows that are not mappings."""
     unknown: dict[str, int] = {}
+    known = set(table.names)
     for number, row in enumerate(rows):
-        if not isinstance(row, Mapping):
+        if not isinstance(row, dict | Mapping):
             yield f"row {number}: wanted a mapping of column name to value, got {_show(row)}"
             continue
-        for name in row.keys() - set(table.names):
+        for name in row.keys() - known:
             unknown[name] = unknown.get(name, 0) + 1
     for name, count in sorted(unknown.items(), key=str):
         near = nearest(name, table.names)
@@ -141,24 +174,28 @@ def _misnamed(table: Table, rows: list[Mapping[str, object]]) -> Iterator[str]:
         yield f"column {name!r} does not exist (in {count} of {len(rows)} rows){hint}"
 
 
-def _array(column: Column, values: list[object], problems: list[str]) -> pa.Array | None:
+def _array(column: Column, values: Sequence[object] | np.ndarray, problems: list[str]) -> pa.Array | None:
     """The column as an Arrow array; or None, and what is wrong with it appended to ``problems``."""
-    convert = _converter(column.type)
-    plain = []
-    for number, value in enumerate(values):
-        try:
-            plain.append(convert(value))
-        except (ValueError, OverflowError):
-            problems.append(f"column {column.name!r}: wanted {column.type}, got {_show(value)} in row {number}")
-            return None
-    if column.required and None in plain:
-        problems.append(f"column {column.name!r}: wanted a value in every row, got none in row {plain.index(None)}")
-        return None
+    plain: Any = values
+    as_it_is = isinstance(values, np.ndarray) and values.dtype == column.type
+    if not as_it_is and not {_EXACT.get(column.type), NoneType}.issuperset(map(type, values)):
+        convert, plain = _converter(column.type), []
+        for number, value in enumerate(values):
+            try:
+                plain.append(convert(value))
+            except (ValueError, OverflowError):
+                problems.append(f"column {column.name!r}: wanted {column.type}, got {_show(value)} in row {number}")
+                return None
     try:
-        return pa.array(plain, arrow_type(column.type))
+        found = pa.array(plain, arrow_type(column.type), from_pandas=True)  # NaN is null
     except (pa.ArrowException, ValueError, OverflowError) as error:
         problems.append(f"column {column.name!r}: wanted {column.type}, but {error}")
         return None
+    if column.required and found.null_count:
+        row = found.is_null().index(True).as_py()
+        problems.append(f"column {column.name!r}: wanted a value in every row, got none in row {row}")
+        return None
+    return found
 
 
 def _show(value: object) -> str:
@@ -230,6 +267,9 @@ def _to_bool(value: object) -> bool:
         raise ValueError("not a truth value")
     return value
 
+
+_EXACT: dict[str, type] = {"int64": int, "int32": int, "float64": float, "string": str, "bool": bool}
+"""Type of a column → the Python type that Arrow takes as it is."""
 
 _CONVERTERS: dict[str, Callable[[Any], object]] = {
     "int64": _to_int,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from dyn_probe.errors import TraceError, WriteFailed
-from dyn_probe.trace.arrow_rows import arrow_schema, find_table, record_batch
+from dyn_probe.trace.arrow_rows import arrow_schema, batch_of_columns, find_table, record_batch
 from dyn_probe.trace.failures import Failures
 from dyn_probe.trace.run_folder import STREAMS, StreamName
-from dyn_probe.trace.schema import RANK
+from dyn_probe.trace.schema import RANK, Table
 from dyn_probe.trace.streams import StreamFile
 
 KEPT_BYTES = 64 * 2**20
@@ -66,8 +67,16 @@ class Buffer:
 
     def add(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
         table = find_table(name)
-        fill = {RANK.name: self._rank} if RANK in table.columns else {}
-        batch = record_batch(table, rows, fill)
+        self._add(name, record_batch(table, rows, self._fill(table)))
+
+    def add_columns(self, name: str, columns: Mapping[str, Sequence[object] | np.ndarray]) -> None:
+        table = find_table(name)
+        self._add(name, batch_of_columns(table, columns, self._fill(table)))
+
+    def _fill(self, table: Table) -> dict[str, object]:
+        return {RANK.name: self._rank} if RANK in table.columns else {}
+
+    def _add(self, name: str, batch: pa.RecordBatch) -> None:
         self._refuse()
         with self._lock:
             if batch.num_rows:

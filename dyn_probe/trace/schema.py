@@ -70,7 +70,12 @@ PAIRS = Table(
         real("score_rejected", "nats", "the same of rejected; the pair is ordered right where chosen has more"),
         real("pull_chosen", "1", "d_w = −∂ℓ/∂a"),
         real("pull_rejected", "1", "d_l = ∂ℓ/∂b"),
-        real("grad_norm_chosen", GRAD, "‖g_w‖, g_w = ∇a over all trained parameters"),
+        real(
+            "grad_norm_chosen",
+            GRAD,
+            "‖g_w‖, g_w = ∇a over all trained parameters; null, as all that follows from it, where the pull vanished "
+            "in a loss that had declared that it does not (null_gradients in run.json)",
+        ),
         real("grad_norm_rejected", GRAD, "‖g_l‖, g_l = ∇b over all trained parameters"),
         real("grad_inner", INNER, "⟨g_w, g_l⟩"),
         real("grad_cosine", "1", "⟨g_w, g_l⟩ / (‖g_w‖‖g_l‖)"),

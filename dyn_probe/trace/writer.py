@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import numpy as np
 
 from dyn_probe.errors import TraceError, WriteFailed
 from dyn_probe.trace.buffer import Buffer
@@ -103,6 +105,15 @@ class TraceWriter:
             TraceError: unknown table or columns, or values of a wrong type: all of them are listed.
         """
         self._buffer.add(table, rows)
+
+    def add_columns(self, table: str, columns: Mapping[str, Sequence[object] | np.ndarray]) -> None:
+        """``add``, where the rows are at hand as columns: name → a value per row, in lists of plain Python values or
+        arrays.
+
+        Raises:
+            TraceError: as ``add``.
+        """
+        self._buffer.add_columns(table, columns)
 
     def flush(self) -> None:
         """Hand all rows to the operating system now: from then on they survive the end of this process."""

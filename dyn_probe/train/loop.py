@@ -195,7 +195,8 @@ def micro_step(run: Run, step: int, batch: PairBatch, whole: list[EncodedPair], 
             return losses.detach()
         if method.rows:  # other rows are recorded; the trace's logp_* stay those of the responses
             columns |= dict(zip(("logp_chosen", "logp_rejected"), out.logps.detach().chunk(2), strict=True))
-        probe.pairs(out.rows, predict=not method.rows, **given, **columns)  # type: ignore[arg-type]
+        given |= {"predict": not method.rows, "vanishing": method.vanishing}
+        probe.pairs(out.rows, **given, **columns)  # type: ignore[arg-type]
         total = losses.mean() * scale
         if run.config.one_pass:
             probe.one_pass(total)

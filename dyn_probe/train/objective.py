@@ -48,6 +48,7 @@ class Method:
         learned: the shaping whose module is learned together with the policy.
         rows: name of the term whose gradients are recorded; empty where it is the responses' own log-probabilities.
         around: whether the loss reaches the model other than through the recorded log-probabilities.
+        vanishing: whether a pull can be 0.
     """
 
     objective: Objective
@@ -59,6 +60,7 @@ class Method:
     learned: ChosenShaping | None
     rows: str
     around: bool
+    vanishing: bool
 
     @staticmethod
     def of(config: RunConfig) -> Method:
@@ -96,6 +98,7 @@ class Method:
             learned=next((one for one in shapings if one.shaping.module is not None), None),
             rows=rows,
             around=any(one.shaping.around(one.options) for one in shapings),
+            vanishing=row.vanishing(hyper) or any(one.shaping.vanishing(one.options) for one in shapings),
         )  # fmt: skip
 
     @property

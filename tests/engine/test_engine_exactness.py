@@ -29,7 +29,7 @@ def check(family: str, setting: str, model, batch, dtype=torch.float64, autocast
     """The full Gram and the pair entries, from a training backward, against the slow twin."""
     wanted = true_gram(model, batch)
     full = relative_error(record(model, batch, True, autocast).gram, wanted)
-    pairs = torch.stack(list(record(model, batch, False, autocast).by_parameter.values())).sum(0)
+    pairs = record(model, batch, False, autocast).values.sum(0)
     entries = pair_entries(wanted)
     scale = torch.stack([entries[:, 0], entries[:, 1], (entries[:, 0] * entries[:, 1]).sqrt()], 1)
     error = max(full, float(((pairs - entries).abs() / scale).nan_to_num(float("inf")).max()))

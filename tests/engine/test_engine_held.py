@@ -26,7 +26,7 @@ def recorded(model, batch, weights=None, products=True):
         loss = -F.logsigmoid(0.1 * (logps[:half] - logps[half:])).mean() if weights is None else (logps * weights).sum()
         loss.backward()
         answers = recording.result()
-        assert all(bool(one.any()) == products for one in answers.pair_entries().values())
+        assert all(bool(one.any()) == products for one in answers.entries)
         return recording.held()
 
 

@@ -42,7 +42,7 @@ class Case:
 
     def entries(self, **batch) -> torch.Tensor:
         found = self.products(False, **batch) if batch else self.paired
-        return torch.stack(list(found.by_parameter.values())).sum(0)
+        return found.values.sum(0)
 
     @cached_property
     def full(self) -> tuple[Products, float]:
@@ -97,9 +97,10 @@ def test_law_1_gram_gives_the_norm_of_the_loss_gradient(case):
 @every_row
 @every_family
 def test_law_3_inner_products_add_up_over_parameters_and_layers(case):
-    found, whole = case.paired.by_parameter, pair_entries(case.full[0].gram)
-    assert set(found) == {n for n, p in case.model.named_parameters() if p.requires_grad}
-    layers = sum_layers(found, layers_of(list(found), find_uses(case.model)))
+    found, whole = case.paired, pair_entries(case.full[0].gram)
+    assert set(found.names) == {n for n, p in case.model.named_parameters() if p.requires_grad}
+    of_names = layers_of(found.names, find_uses(case.model))
+    layers = sum_layers(found.values, [of_names[name] for name in found.names])
     assert case.same(torch.stack(list(layers.values())).sum(0), whole)
 
 

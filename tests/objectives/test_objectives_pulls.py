@@ -34,6 +34,34 @@ def test_pulls_equal_the_closed_form(name: str, data: st.DataObject, terms: Term
     assert_pulls(name, terms, data.draw(hypers(name)), CLOSED[name])
 
 
+@pytest.mark.parametrize("name", [row.name for row in OBJECTIVES.values() if not row.vanishing(row.defaults)])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), terms=all_terms(), reach=st.floats(0.1, 15))
+def test_pulls_that_are_declared_never_to_vanish_do_not(
+    name: str, data: st.DataObject, terms: Terms, reach: float
+) -> None:
+    """In float32, over log-ratios of ±15/β: no pull changes its sign, and no square of one underflows."""
+    hyper = data.draw(hypers(name))
+    if OBJECTIVES[name].vanishing(hyper):
+        return
+    assert terms.r_w is not None and terms.r_l is not None
+    ratios = (torch.rand(2, len(terms.a)) * 2 - 1) * reach / hyper["beta"]
+    a, b = (terms.r_w + ratios[0]).float(), (terms.r_l + ratios[1]).float()
+    for shapings in ([], ["gate-seq"], ["gate-q10"]):
+        d_w, d_l = pulls(name, replace(terms, a=a, b=b, r_w=terms.r_w.float(), r_l=terms.r_l.float()), hyper, shapings)
+        assert bool((d_w > 1e-18).all()) and bool((d_l > 1e-18).all())
+
+
+def test_pulls_may_vanish_unless_that_was_denied() -> None:
+    """A new row is asked; of ours these deny it, and shapings that can close do not."""
+    denied = {row.name for row in OBJECTIVES.values() if not row.vanishing(row.defaults)}
+    assert denied == {"dpo", "dpop", "kto", "dpo_shift"}
+    assert OBJECTIVES["dpo"].vanishing({**OBJECTIVES["dpo"].defaults, "label_smoothing": 0.1})
+    assert OBJECTIVES["kto"].vanishing({**OBJECTIVES["kto"].defaults, "lambda_l": 0.0})
+    gate, steep = (parse_shaping(f"gate-seq:alpha={alpha}") for alpha in (50, 1000))
+    assert not gate.shaping.vanishing(gate.options) and steep.shaping.vanishing(steep.options)
+
+
 def shaped_pulls(shaping: str, terms: Terms, beta: float, norms: tuple[Any, Any]) -> tuple[Any, Any]:
     """DPO's pulls under a shaping, reweighted where the shaping does that after the loss."""
     d_w, d_l = pulls("dpo", terms, {"beta": beta}, [shaping])

@@ -42,7 +42,7 @@ def loss_of(logps: torch.Tensor) -> torch.Tensor:
     return -F.logsigmoid(0.1 * (chosen - rejected)).mean()
 
 
-def calls_of_a_step(model, probe: Probe | None) -> Calls:
+def calls_of_a_step(model, probe: Probe | None, vanishing: bool = False) -> Calls:
     """Of the second step; the first one also looks into the modules."""
     optimizer, pairs = torch.optim.AdamW(model.parameters(), lr=1e-6, foreach=True), batch()
     for step in range(2):
@@ -52,7 +52,7 @@ def calls_of_a_step(model, probe: Probe | None) -> Calls:
             else:
                 with probe.step(step, pairs.ids, learning_rate=1e-6):
                     logps = sequence_logps(model, pairs)
-                    probe.pairs(logps)
+                    probe.pairs(logps, vanishing=vanishing)
                     loss_of(logps).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -73,9 +73,18 @@ def test_a_recorded_step_launches_little_more_than_the_plain_one(counted):
     assert recorded <= MOST * plain, (counted[1].counted - counted[0].counted).most_common(12)
 
 
-def test_a_recorded_step_reads_one_answer_before_its_end(counted):
-    """Whether any pull is too small to divide by; random states are compared on the host."""
-    plain, recorded = counted
+def reads_beyond(plain: Calls, recorded: Calls) -> int:
+    """Answers that the host waits for; random states are the host's own, and compared there."""
     random_state = recorded.counted["equal.default"] - plain.counted["equal.default"]
     assert random_state == 1
-    assert recorded.reads - plain.reads - random_state == 1, recorded.counted
+    return recorded.reads - plain.reads - random_state
+
+
+def test_a_recorded_step_reads_nothing_before_its_end(counted):
+    assert reads_beyond(*counted) == 0, counted[1].counted
+
+
+def test_one_answer_is_read_where_the_loss_may_have_a_pull_that_vanishes(counted):
+    """Whether any pull is too small to divide by."""
+    model = llama().bfloat16().train()
+    assert reads_beyond(calls_of_a_step(model, None), calls_of_a_step(model, Probe(model, certify=False), True)) == 1

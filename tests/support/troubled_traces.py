@@ -69,6 +69,12 @@ def rows_needed_a_second_backward(run: Run, past: bool) -> None:
     run.pairs.loc[run.pairs.index[:3], "separate_backward"] = True
 
 
+@trouble("status.null_gradients", "note", threshold=False)
+def a_pull_vanished_unasked(run: Run, past: bool) -> None:
+    run.about["null_gradients"] = "the pull was 0"
+    run.pairs.loc[run.pairs.index[:3], ["grad_norm_chosen", "grad_norm_rejected", "grad_inner"]] = math.nan
+
+
 def skipped(run: Run, rows: int) -> None:
     """So many of 100 rows were left out."""
     run.about["skipped_rows"] = [{"source": f"data.jsonl:{n}", "reason": "no chosen response"} for n in range(rows)]

@@ -98,6 +98,7 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
         status.not_finite,
         status.precision,
         status.fallbacks,
+        status.null_gradients,
         data_read.left_out,
         data_read.tokens,
         status.torn,

@@ -234,6 +234,20 @@ def fallbacks(trace: Trace) -> list[Verdict]:
     )
 
 
+def null_gradients(trace: Trace) -> list[Verdict]:
+    """Rows whose gradients could not be told from the training's own backward, and were not looked for."""
+    reason = trace.about.null_gradients
+    if not reason:
+        return []
+    rows = int(np.isnan(numbers(trace.pairs, "grad_norm_chosen")).sum())
+    return say(
+        "note",
+        f"{count(rows, 'pair row')} {'has' if rows == 1 else 'have'} no gradients: {reason}.",
+        "grad_norm_chosen in the table pairs; null_gradients in run.json",
+        Number("null_gradients", "rows without gradients", rows, "rows"),
+    )
+
+
 def torn(trace: Trace) -> list[Verdict]:
     """Streams whose last batch was lost in a crash."""
     lost = len(trace.torn)
