@@ -73,6 +73,8 @@ class Assembly:
         early = coefficients is not None and _extreme(coefficients)
         self._early = inverse if early else None
         self.row_scale = None if early else inverse
+        self._waits = not (hold or early or knows is not None)
+        self._shared = {name for name, calls in self._expected.items() if calls != 1}
 
     def receive(self, call: Call, saved: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Take one use from the backward.
@@ -94,8 +96,7 @@ class Assembly:
 
     def _may_wait(self, call: Call) -> bool:
         """Whether nothing but the products of this one use is wanted of it."""
-        alone = self._hold or self._early is not None or self._weighing is not None
-        return not alone and all(self._expected[name] == 1 for name in call.use.parameters.values())
+        return self._waits and self._shared.isdisjoint(call.use.parameters.values())
 
     def _factors(self, arrived: Arrived) -> dict[str, Factor]:
         call = arrived[0]

@@ -109,6 +109,7 @@ class Capture:
         self.entry: tuple[Any, Any, Tensor] | None = None
         self.output: Any = None
         self.anchor: Tensor
+        self._device: str
         self._inside = self.busy = False
         self._forwards = 0
         self._random_states: list[Any] = []
@@ -118,7 +119,7 @@ class Capture:
         if not self.uses:
             raise BadInput("the model has no trained parameter (requires_grad is False everywhere)")
         device = next(iter(self.survey.trained.values())).device
-        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.anchor, self._device = torch.zeros((), device=device, requires_grad=True), device.type
         around = self.shield.around
         with self._hooks as hooks:  # gone at once if one of them cannot be placed
             self._add(self.model.register_forward_pre_hook(around(self._enter_model), with_kwargs=True))
@@ -174,15 +175,16 @@ class Capture:
             return None
         for local, name in use.parameters.items():  # FSDP2 puts whole parameters in place for the forward
             self.leaves[id(module._parameters[local])] = name
-        leaves, spec = pytree.tree_flatten(output)
+        leaves, spec = ([output], None) if isinstance(output, Tensor) else pytree.tree_flatten(output)
         if self._inside:
             self.calls[module] = self.calls.get(module, 0) + 1
-            self.autocast |= torch.is_autocast_enabled(self.anchor.device.type)
-            for one in filter(torch.is_tensor, leaves):
-                self.dtypes.setdefault(one.dtype, set()).add(use.name)
+            self.autocast = self.autocast or torch.is_autocast_enabled(self._device)
+            for one in leaves:
+                if isinstance(one, Tensor):
+                    self.dtypes.setdefault(one.dtype, set()).add(use.name)
         if not torch.is_grad_enabled() or not self._tap(use, args, kwargs, leaves):
             return None
-        return pytree.tree_unflatten(leaves, spec)
+        return leaves[0] if spec is None else pytree.tree_unflatten(leaves, spec)
 
     def _enter_head(self, head: FusedHead, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._inside and not self.busy and torch.is_grad_enabled():

@@ -49,6 +49,7 @@ class Together:
     device: str
     reduce: Callable[[Arrived, Sequence[Call]], None]
     _waiting: dict[Key, list[Arrived]] = field(default_factory=dict)
+    _numbers: int = 0
 
     def add(self, arrived: Arrived) -> bool:
         """Whether the use is small and of a kind that can wait; else nothing is done."""
@@ -56,9 +57,9 @@ class Together:
         if key is None or key[0] > limits.use:
             return False
         self._waiting.setdefault(key, []).append(arrived)
-        numbers = {key: key[0] * len(uses) for key, uses in self._waiting.items()}
-        if sum(numbers.values()) > limits.waiting:
-            self._reduce(max(numbers, key=lambda key: numbers[key]))
+        self._numbers += key[0]
+        if self._numbers > limits.waiting:
+            self._reduce(max(self._waiting, key=lambda key: key[0] * len(self._waiting[key])))
         return True
 
     def finish(self) -> None:
@@ -68,6 +69,7 @@ class Together:
 
     def _reduce(self, key: Key) -> None:
         uses = self._waiting.pop(key)
+        self._numbers -= key[0] * len(uses)
         self.reduce(_stacked(uses) if len(uses) > 1 else uses[0], [call for call, _, _ in uses])
 
 
@@ -78,10 +80,13 @@ def _key(arrived: Arrived) -> Key | None:
     if alike is None or call.layout.places is not None:
         return None
     for tensor in (*saved, *grads):
-        if tensor is None or tensor.dim() < 2 or len(tensor) != call.layout.rows:  # rows and positions flattened
+        if tensor is None:
             return None
-        numbers += tensor.numel()
-        tensors.append((tensor.shape, tensor.dtype))
+        shape = tensor.shape
+        if len(shape) < 2 or shape[0] != call.layout.rows:  # rows and positions flattened
+            return None
+        numbers += shape.numel()
+        tensors.append((shape, tensor.dtype))
     return numbers, call.kind.name, alike, call.trained, *tensors
 
 

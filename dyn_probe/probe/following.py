@@ -25,7 +25,8 @@ from dyn_probe.metric.whole import averaged_over
 from dyn_probe.probe.given import Given, numbers
 from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
-from dyn_probe.probe.trace_rows import BatchRecord, gram_rows, known_rows, push_rows, step_facts
+from dyn_probe.probe.step_rows import step_facts
+from dyn_probe.probe.trace_rows import BatchRecord, gram_rows, known_rows, push_rows
 
 NO_GRADIENT = (
     "not recorded: the step's batch is more than one recorded forward (several processes, or micro-batches), and "

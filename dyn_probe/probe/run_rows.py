@@ -16,7 +16,8 @@ from dyn_probe.engine.layers import Layer, layers_of, sum_layers
 from dyn_probe.engine.uses import Use
 from dyn_probe.probe.given import Told
 from dyn_probe.probe.row_store import Row, RowStore
-from dyn_probe.probe.trace_rows import BatchRecord, ids_of, layer_columns, outlined, step_means
+from dyn_probe.probe.step_rows import step_means
+from dyn_probe.probe.trace_rows import BatchRecord, ids_of, layer_columns, outlined
 from dyn_probe.trace.schema import UNDEFINED
 from dyn_probe.trace.writer import TraceWriter
 

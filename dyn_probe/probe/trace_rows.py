@@ -15,7 +15,6 @@ from dyn_probe.engine.layers import Layer
 from dyn_probe.errors import BadInput
 from dyn_probe.metric.previous import KNOWN_BEFORE
 from dyn_probe.metric.pushes import Pushes
-from dyn_probe.metric.step_facts import StepFacts
 from dyn_probe.probe.given import Given, numbers
 from dyn_probe.trace.schema import SCORED
 
@@ -212,9 +211,6 @@ def told_columns(given: Given) -> dict[str, Any]:
     return columns if given.losses is None else {**columns, "loss": given.losses}
 
 
-OTHER_TERMS = 1e-4
-"""Share of the squared gradient from which on the loss has other terms, so that ``‖G‖² = κ²cᵀKc`` is no law."""
-
 PUSHES = ("own_chosen", "own_rejected", "others", "all_chosen", "all_rejected", "past", "decay", "rounding", "total")
 """Columns of the ``pushes`` table that are pushes."""
 
@@ -254,56 +250,6 @@ def gram_rows(record: BatchRecord, gram: Tensor, metric: Tensor | None = None) -
     row: Row = {"step": record.step, "rank": record.rank, "pair_ids": list(record.ids)}
     row["gram"] = numbers(gram).ravel().tolist()
     return [row if metric is None else row | {"gram_metric": numbers(metric).ravel().tolist()}]
-
-
-ABOUT_STEP = ("law7_error", "lost_share", "law7_share", "unmoved_share", "other_terms")
-"""Fields of ``StepFacts`` that the table has as they are."""
-
-
-def step_facts(facts: StepFacts, products: Products | None) -> Row:
-    """Columns of the ``steps`` table about a step that was taken apart.
-
-    Args:
-        products: those of the step's only batch, where it has one.
-    """
-    row: Row = {name: getattr(facts, name) for name in ABOUT_STEP}
-    row["pushes_seconds"] = facts.seconds
-    row["pushes_mib"] = None if facts.held is None else facts.held / 2**20
-    if facts.other_terms is None or facts.other_terms > OTHER_TERMS:
-        return row
-    if products is not None and products.gram is not None and facts.factor is not None and facts.gradient_squared:
-        c = products.coefficients
-        predicted = facts.factor**2 * float(c @ products.gram @ c)
-        row["kappa_error"] = abs(predicted - facts.gradient_squared) / facts.gradient_squared
-    return row
-
-
-def step_means(rows: Sequence[Row]) -> Row:
-    """The ``steps`` columns that are means over a step's pair rows."""
-    if not rows:
-        return {}
-    a, b = (np.array([r[f"logp_{side}"] for r in rows]) for side in ("chosen", "rejected"))
-    margin = margins(rows)
-    losses = [r["loss"] for r in rows if r.get("loss") is not None]
-    return {
-        "pairs": len(rows),
-        "logp_chosen": float(a.mean()),
-        "logp_rejected": float(b.mean()),
-        "margin": float(margin.mean()),
-        "accuracy": float((margin > 0).mean()),
-        **({"loss": float(np.mean(losses))} if losses else {}),
-    }
-
-
-def margins(rows: Sequence[Row]) -> np.ndarray:
-    """Margin of every row of the ``pairs`` table: between the scores where they are recorded, else between the
-    log-ratios, or the log-probabilities where there is no reference."""
-    sides = ("chosen", "rejected")
-    if all(r.get(f"score_{side}") is not None for r in rows for side in sides):
-        won, lost = (np.array([r[f"score_{side}"] for r in rows]) for side in sides)
-    else:
-        won, lost = (np.array([r[f"logp_{s}"] - (r.get(f"ref_logp_{s}") or 0.0) for r in rows]) for s in sides)
-    return won - lost
 
 
 def _item(value: Any) -> Any:

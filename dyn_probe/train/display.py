@@ -16,7 +16,7 @@ from rich.text import Text
 from dyn_probe.data.printing import STYLES
 from dyn_probe.data.records import visible
 from dyn_probe.data.saying import Line
-from dyn_probe.probe.trace_rows import margins
+from dyn_probe.probe.step_rows import margins
 from dyn_probe.train.log_lines import stage_lines
 
 
