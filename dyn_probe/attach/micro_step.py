@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dyn_probe.attach.collated import TrainerBatch
 from dyn_probe.attach.pair_losses import Means
 from dyn_probe.attach.token_logps import seen
-from dyn_probe.attach.trainer_kinds import TrainerKind
+from dyn_probe.attach.trainer_kinds import TrainerKind, vanishes
 from dyn_probe.errors import BadInput
 from dyn_probe.pairs import sums_by_segment
 from dyn_probe.probe import Probe
@@ -69,6 +69,7 @@ class MicroStep:
             model: what the trainer calls with gradients.
             plain_reference: whether given reference log-probabilities are plain sums over tokens.
         """
+        self._vanishing = vanishes(trainer, self.kind)
         if not plain_reference:
             self._found.pop("reference", None)
         self._wanted = plain_reference and self.kind.reference and "reference" not in self._found
@@ -103,7 +104,7 @@ class MicroStep:
             if self.probe.recording:
                 columns = difference_columns(torch.nn.functional.pad(tokens.detach() * said, (1, 0)), self.called)
             given: dict[str, Any] = {"mask": said, "lengths": self.batch.lengths, "alone": self.found.unpaired == 0}
-            self.probe.pairs(tokens, vanishing=self.kind.vanishing(self.args), **given, **columns)  # type: ignore[arg-type]
+            self.probe.pairs(tokens, vanishing=self._vanishing, **given, **columns)  # type: ignore[arg-type]
             self._watched, self.dtype = True, tokens.dtype
         elif self._watched and self._wanted and not tokens.requires_grad and self._are_ours(ids):
             said = self.called.response_mask[:, 1:]

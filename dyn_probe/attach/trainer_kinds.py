@@ -99,7 +99,9 @@ def _changes_of_dpo(args: Args) -> list[str]:
 def dpo_vanishes(args: Args) -> bool:
     """False of the plain sigmoid loss, alone or with a term ``sft``, which pulls chosen only further up."""
     terms = dpo_terms(args)
-    steady = terms.get("sigmoid", 0) > 0 and terms.keys() <= {"sigmoid", "sft"} and min(terms.values()) >= 0
+    types = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
+    known = terms.keys() <= {"sigmoid", "sft"} and len(types) == len(terms)
+    steady = known and terms.get("sigmoid", 0) > 0 and min(terms.values()) >= 0 and args.beta > 0
     return not steady or bool(_changes_of_dpo(args) or getattr(args, "label_smoothing", 0))
 
 
@@ -150,6 +152,17 @@ UNPAIRED: Mapping[str, str] = {
 def kind_of(trainer: Any) -> TrainerKind | None:
     """What is known of the trainer's class; None where it is none of ``KINDS``."""
     return next((KINDS[name] for name in _names(trainer) if name in KINDS), None)
+
+
+LOSS = ("compute_loss", "_compute_loss", "get_batch_loss_metrics", "dpo_loss")
+"""Methods in which TRL's trainers compute their loss."""
+
+
+def vanishes(trainer: Any, kind: TrainerKind) -> bool:
+    """Whether a pull of this trainer can be 0, or differ between the tokens of a response: so it is taken to be where a
+    class made from TRL's has a loss of its own."""
+    own = [one for one in type(trainer).__mro__ if not one.__module__.startswith(("trl.", "transformers."))]
+    return kind.vanishing(trainer.args) or any(name in vars(one) for one in own for name in LOSS)
 
 
 def unpaired(trainer: Any) -> str:

@@ -93,9 +93,9 @@ def _unexplained(capture: Capture, graph: Graph) -> list[str]:
     names = {id(p): name for name, p in trained.items()} | capture.leaves
     counted: Counter[str] = Counter()
     complaints = []
-    for leaf, count in graph.uses.items():
-        if id(leaf) in names:
-            counted[names[id(leaf)]] += count
+    for key, (leaf, count) in graph.uses.items():
+        if key in names:
+            counted[names[key]] += count
         elif capture.survey.split and isinstance(leaf, nn.Parameter):  # FSDP2 has put it in the place of its pieces
             complaints.append(f"a parameter of shape {list(leaf.shape)}: used without its own module being called")
     for name in trained:

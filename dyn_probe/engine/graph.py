@@ -29,10 +29,10 @@ puts a coarse type there, a cast, a module or a parameter, is asked all the same
 
 @dataclass(eq=False)
 class Graph:
-    """What stands behind a tensor: how often each leaf is used, the tapped calls, the types that gradients are computed
-    in beside those of the leaves, the reentrant checkpoints."""
+    """What stands behind a tensor: each leaf and how often it is used, by its ``id``; the tapped calls; the types that
+    gradients are computed in beside those of the leaves; the reentrant checkpoints."""
 
-    uses: Counter[Tensor] = field(default_factory=Counter)
+    uses: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     calls: set[Call] = field(default_factory=set)
     dtypes: set[torch.dtype] = field(default_factory=set)
     checkpoints: list[Any] = field(default_factory=list)
@@ -41,28 +41,52 @@ class Graph:
     def reentrant(self) -> bool:
         return bool(self.checkpoints)
 
+    def used(self, leaf: Tensor) -> int:
+        """How often the leaf is used."""
+        return self.uses.get(id(leaf), (leaf, 0))[1]
+
+
+LEAF, FUNCTION, PLAIN, ASKED = range(4)
+"""What the walk does at a node: count the use of a leaf, see whether it is a tap, go on, or ask for its types."""
+
+
+class _Flavours(dict[type, int]):
+    """By the type of the node: thousands of nodes are asked in every recorded step, of a few dozen types."""
+
+    def __missing__(self, kind: type) -> int:
+        name = kind.__name__
+        found = LEAF if name == "AccumulateGrad" else PLAIN if name in AS_GIVEN else ASKED
+        self[kind] = FUNCTION if issubclass(kind, BackwardCFunction) else found
+        return self[kind]
+
+
+_FLAVOURS = _Flavours()
+
 
 def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
     """Walk the autograd graph behind ``roots``, and no further than the tensors ``until``."""
-    seen: set[Any] = {tensor.grad_fn for tensor in until}
-    graph = Graph()
-    stack: list[Any] = [root.grad_fn for root in roots]
+    seen: set[Any] = {tensor.grad_fn for tensor in until} | {None}
+    graph, used = Graph(), []
+    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn not in seen]
+    seen.update(stack)
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        kind = type(node).__name__
-        call = getattr(node, "call", None) if isinstance(node, BackwardCFunction) else None
-        if isinstance(call, Call):  # a tap, which gives what its module gave
-            graph.calls.add(call)
-        elif kind not in AS_GIVEN:
+        flavour = _FLAVOURS[type(node)]
+        if flavour == FUNCTION and isinstance(call := getattr(node, "call", None), Call):
+            graph.calls.add(call)  # a tap, which gives what its module gave
+        elif flavour != PLAIN:
             graph.dtypes.update([output.dtype for output in node._input_metadata])
-            if "CheckpointFunction" in kind:
+            if "CheckpointFunction" in type(node).__name__:
                 graph.checkpoints.append(node)
         for following, _ in node.next_functions:
-            if type(following).__name__ == "AccumulateGrad":
-                graph.uses[following.variable] += 1
-            else:
+            if following is None:
+                continue
+            if _FLAVOURS[type(following)] == LEAF:
+                used.append(following)
+            elif following not in seen:
+                seen.add(following)
                 stack.append(following)
+    for node, count in Counter(used).items():
+        leaf = node.variable
+        graph.uses[id(leaf)] = leaf, count + graph.used(leaf)
     return graph

@@ -136,10 +136,9 @@ class Recording:
         self._mask = None if mask is None else layout.by_response(mask, 0).bool()
         with self.quiet():
             graph = explained(self.capture, self.logps)
-        self.reentrant, found = graph.reentrant, self._computed_in(graph.dtypes)
-        self._smallest = max(SMALLEST.get(dtype, 1e-3) for dtype in found)
+        self.reentrant, self._smallest = graph.reentrant, self._smallest_of(graph.dtypes)
         stops = self.full or self.hold or self.separate or self.capture.survey.split
-        self._asks = vanishing or stops or torch.float16 in found
+        self._asks = vanishing or stops or self._smallest > SMALLEST[torch.float32]
         self.capture.undo(logps.register_hook(self.capture.shield.around(self._on_gradient)).remove)
 
     def _on_gradient(self, gradient: Tensor) -> None:
@@ -166,11 +165,11 @@ class Recording:
         everything = self.separate or (self.full and bool(pairs.any()))
         return torch.ones_like(pairs) if everything else pairs
 
-    def _computed_in(self, dtypes: Iterable[torch.dtype]) -> set[torch.dtype]:
-        """The types that gradients are computed in, those of the graph being ``dtypes``. What reentrant checkpoints
-        hide is judged by what its modules put out."""
+    def _smallest_of(self, dtypes: Iterable[torch.dtype]) -> float:
+        """The smallest coefficient that may be divided by, where gradients are computed in ``dtypes``. What reentrant
+        checkpoints hide is judged by what its modules put out."""
         parameters = {p.dtype for p in self.capture.survey.trained.values()}
-        return {d for d in (*dtypes, *self.capture.dtypes, *parameters) if d.is_floating_point}
+        return max(SMALLEST.get(d, 1e-3) for d in {*dtypes, *self.capture.dtypes, *parameters} if d.is_floating_point)
 
     def _anywhere(self, wanted: bool) -> bool:
         """Whether any process wants it, where parameters are split: then all must run the same backwards."""

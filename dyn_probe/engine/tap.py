@@ -22,7 +22,7 @@ from dyn_probe.engine.layout import Layout
 from dyn_probe.engine.randomness import have_moved, random_states
 from dyn_probe.engine.shield import Shield
 from dyn_probe.engine.survey import Survey
-from dyn_probe.engine.uses import Call, Use, explain, refuse
+from dyn_probe.engine.uses import Call, Use, explain, kept, refuse
 from dyn_probe.errors import BadInput, UnsupportedUse
 
 Receiver = Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], None]
@@ -114,6 +114,7 @@ class Capture:
         self._forwards = 0
         self._random_states: list[Any] = []
         self._hooks = ExitStack()
+        self._handles: list[Any] = []
 
     def __enter__(self) -> Capture:
         if not self.uses:
@@ -122,6 +123,7 @@ class Capture:
         self.anchor, self._device = torch.zeros((), device=device, requires_grad=True), device.type
         around = self.shield.around
         with self._hooks as hooks:  # gone at once if one of them cannot be placed
+            self.undo(self._remove)
             self._add(self.model.register_forward_pre_hook(around(self._enter_model), with_kwargs=True))
             for use in self.uses:
                 hook = around(partial(self._used, use), True)
@@ -139,7 +141,11 @@ class Capture:
         self.receiver = nobody  # it may hold what it has received
 
     def _add(self, handle: Any) -> None:
-        self.undo(handle.remove)
+        self._handles.append(handle)
+
+    def _remove(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
 
     def undo(self, step: Callable[[], Any]) -> None:
         """Call ``step`` when the capture is left."""
@@ -216,9 +222,11 @@ class Capture:
             return False
         call = Call(use, self.layout, args, kwargs, tuple([leaves[i] for i in places]), places)
         claims = self.survey.claims
+        known = claims.get(use.module)
         try:
-            with self.quiet(), torch.no_grad():
-                claims[use.module] = explain(call, KINDS, claims.get(use.module))
+            if known is None or known.kind.computes or not kept(call, known):
+                with self.quiet(), torch.no_grad():
+                    claims[use.module] = explain(call, KINDS, known)
         except UnsupportedUse as error:
             self.complaints.append(str(error))
             return False

@@ -30,6 +30,7 @@ class Kind:
         factors: ``(call, saved, output gradients) -> {local parameter name: factor}``.
         alike: ``(call) -> key``: calls with equal keys, whose tensors have the same shapes, may be stacked along their
             rows and given to ``factors`` as one call of any of their modules; None: this call may not.
+        computes: whether ``keep`` computes with tensors or runs modules.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Kind:
     keep: Callable[[Call], bool]
     factors: Callable[[Call, Sequence[Tensor], Sequence[Tensor | None]], dict[str, Any]]
     alike: Callable[[Call], Hashable | None] = lambda call: None
+    computes: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +137,15 @@ def refuse(complaints: Collection[str], why: str = "") -> None:
         raise UnsupportedUse(f"cannot record this model exactly{why}:\n  " + "\n  ".join(complaints))
 
 
+def kept(call: Call, known: Claim) -> bool:
+    """Whether what was found out about the module before holds for this call too; what it needs then lies in
+    ``call.saved``."""
+    if known.mode != call.mode:
+        return False
+    call.claim = known
+    return known.kind.keep(call)
+
+
 def explain(call: Call, kinds: Iterable[Kind], known: Claim | None = None) -> Claim:
     """The claim of the first kind that takes the call; what it needs then lies in ``call.saved``.
 
@@ -144,10 +155,8 @@ def explain(call: Call, kinds: Iterable[Kind], known: Claim | None = None) -> Cl
     Raises:
         UnsupportedUse: no kind takes it; says what went wrong.
     """
-    if known is not None and known.mode == call.mode:
-        call.claim = known
-        if known.kind.keep(call):
-            return known
+    if known is not None and kept(call, known):
+        return known
     failed = "no rule explains this use"
     for kind in kinds:
         call.claim, call.notes = Claim(kind, call.mode), {}

@@ -97,7 +97,6 @@ _ROWS = (
     Objective(
         "kto", formulas.kto, {"beta": 0.1, "lambda_w": 1.0, "lambda_l": 1.0}, True, scores.LOG_RATIO,
         terms=("kl",), columns={"kl": lambda t, p: t.need("kl")},
-        vanishing=lambda p: min(p["lambda_w"], p["lambda_l"]) == 0,
         formula="λ_w(1 − σ(βh_w − z)) + λ_l(1 − σ(z − βh_l)), z = β·max(0, KL)",
         paper="Ethayarajh et al. 2024 (arXiv 2402.01306)",
         when="Feedback on single responses, or unreliable pairing.",

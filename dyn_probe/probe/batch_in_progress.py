@@ -27,12 +27,6 @@ from dyn_probe.probe.run_rows import RunRows
 from dyn_probe.probe.schedule import Schedule
 from dyn_probe.probe.trace_rows import BatchRecord, ids_of
 
-NULL_GRADIENTS = (
-    "the pull was 0, too small to divide by, or differed between the tokens of a response, which the loss had declared "
-    "that it would not be (vanishing=False); since this was seen, in a batch of step {step}, such pairs are measured "
-    "in a separate backward"
-)
-
 
 @dataclass
 class BatchInProgress:
@@ -142,9 +136,7 @@ class BatchInProgress:
     ) -> None:
         """The batch's numbers have arrived; ``ids`` is None where it is not recorded."""
         products, record = measured(), None
-        if products.lost.any() and not self.asks:
-            self.asks = True
-            self.rows.manifest(null_gradients=NULL_GRADIENTS.format(step=step))
+        self.asks = self.asks or bool(products.lost.any())
         self._certify(recording, products)
         if ids is not None:
             given = said()

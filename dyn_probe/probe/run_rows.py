@@ -102,7 +102,8 @@ class RunRows:
             self.writer.add_columns("layers", layer_columns(record.step, record.ids, found, products.lost))
         row = self.step(record.step)
         row.setdefault("learning_rate", record.rate)
-        row["separate_rows"] = row.get("separate_rows", 0) + 2 * int(products.separate.sum())
+        for name, pairs in (("separate_rows", products.separate), ("lost_rows", products.lost)):
+            row[name] = row.get(name, 0) + 2 * int(pairs.sum())
 
     def write(self, table: str, rows: Sequence[Row]) -> None:
         """Rows of another table, at once."""

@@ -266,7 +266,6 @@ class Manifest:
     scan: ScanInfo | None = entry("with `dyn-probe scan`: the checkpoints")
     realised_change: str | None = entry("what `realised_delta_*` compares")
     batch_delta: str | None = entry("why `batch_delta_*` is empty")
-    null_gradients: str | None = entry("why some pairs' gradients are null")
     pushes: PushesInfo | None = entry("what stands in the way of `pushes`")
     thinned: ThinnedInfo | None = entry("what `--every auto` came to")
     rates: dict[str, RatesInfo] = entry("kind of device and type → the rates by which routes were chosen", factory=dict)

@@ -74,7 +74,7 @@ PAIRS = Table(
             "grad_norm_chosen",
             GRAD,
             "‖g_w‖, g_w = ∇a over all trained parameters; null, as all that follows from it, where the pull vanished "
-            "in a loss that had declared that it does not (null_gradients in run.json)",
+            "and nobody had said that it could (lost_rows in the table steps)",
         ),
         real("grad_norm_rejected", GRAD, "‖g_l‖, g_l = ∇b over all trained parameters"),
         real("grad_inner", INNER, "⟨g_w, g_l⟩"),
@@ -224,6 +224,13 @@ STEPS = Table(
             "numbers of the step and of its pairs that came out as NaN or infinite; null stands where NaN came",
         ),
         Column("separate_rows", "int32", "rows", "rows whose gradients needed a separate backward pass"),
+        Column(
+            "lost_rows",
+            "int32",
+            "rows",
+            "rows that would have needed one and have no gradients: the pull was 0, too small, not finite or differed "
+            "between a response's tokens, in a loss that was said to have no such pulls (vanishing=False)",
+        ),
         real("unmoved_share", "share", "share of the trained weights that the step left as they were"),
         real(
             "noise_floor",
@@ -242,7 +249,8 @@ STEPS = Table(
 
 LAYERS = Table(
     "layers",
-    "one layer of one pair at one recorded step; squared norms and inner products add up to the pair's",
+    "one layer of one pair at one recorded step; squared norms and inner products add up to the pair's; no rows of a "
+    "pair without gradients (lost_rows in the table steps)",
     (
         STEP,
         PAIR,

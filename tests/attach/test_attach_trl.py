@@ -11,9 +11,11 @@ import torch
 pytest.importorskip("trl", reason="needs trl")
 import attach_runs as runs
 from attach_checks import check_against_autograd, check_against_logs
+from trl import DPOConfig, DPOTrainer
 
-from dyn_probe import load_trace
-from dyn_probe.attach.trainer_kinds import FUSED, trl_version
+from dyn_probe import Probe, load_trace
+from dyn_probe.attach.trainer_kinds import FUSED, KINDS, trl_version
+from dyn_probe.attach.trl import ProbeCallback
 
 LOSSES = {
     **{
@@ -50,6 +52,52 @@ def test_every_loss_is_recorded_exactly(tmp_path, capfd, loss):
     assert bool(separate.all()) == (loss == "sft" or beside) or loss == "hinge"
     assert (trace.steps["law1_error"].dropna() < 1e-4).all()
     assert runs.same_weights(trainer, runs.plain(tmp_path, model, **options))
+
+
+VANISHING: dict[str, tuple[bool, dict[str, Any]]] = {
+    "plain": (False, {}),
+    "with a likelihood term": (False, dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.3])),
+    "hinge": (True, dict(loss_type=["hinge"])),
+    "ipo": (True, dict(loss_type=["ipo"])),
+    "two": (True, dict(loss_type=["sigmoid", "hinge"])),
+    "against itself": (True, dict(loss_type=["sigmoid", "sigmoid"], loss_weights=[-1.0, 1.0])),
+    "turned": (True, dict(loss_type=["sigmoid"], loss_weights=[-1.0])),
+    "no beta": (True, dict(beta=0.0)),
+    "smoothed": (True, dict(label_smoothing=0.1)),
+    "long": (True, dict(ld_alpha=0.5)),
+    "divergence": (True, dict(f_divergence_type="js_divergence")),
+    "weighted": (True, dict(use_weighting=True)),
+}
+
+
+@pytest.mark.parametrize("setting", VANISHING)
+def test_which_losses_have_pulls_that_vanish(tmp_path, setting):
+    wanted, options = VANISHING[setting]
+    args = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
+    assert KINDS["DPOTrainer"].vanishing(args) is wanted
+    assert KINDS["CPOTrainer"].vanishing(args)
+
+
+class OwnLoss(DPOTrainer):
+    def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._compute_loss(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("kind", "asked"), [(DPOTrainer, False), (OwnLoss, True)])
+def test_a_pull_is_asked_for_where_it_can_vanish(tmp_path, monkeypatch, kind, asked):
+    """Of a class with a loss of its own nothing is known."""
+    said, pairs = [], Probe.pairs
+
+    def see(*args: Any, vanishing: bool = True, **kwargs: Any) -> None:
+        said.append(vanishing)
+        pairs(*args, vanishing=vanishing, **kwargs)
+
+    monkeypatch.setattr(Probe, "pairs", see)
+    trainer = runs.trainer_of(tmp_path, callbacks=[ProbeCallback(tmp_path / "run")], kind=kind)
+    trainer.train()
+    assert said == [asked] * 2
+    pairs = load_trace(tmp_path / "run").pairs
+    assert pairs[["grad_inner", "pull_chosen"]].notna().all(axis=None) and not pairs["separate_backward"].any()
 
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,6 @@ from dyn_probe import (
     PairBatch,
     Probe,
     UnsupportedUse,
-    load_trace,
     row_gram,
     sequence_logps,
     token_logps,
@@ -192,53 +191,6 @@ def test_zero_and_tiny_pulls(factor, reentrant):
         assert abs(row["grad_inner"] - float(wanted[i, i + 3])) <= 1e-5 * scale
         assert row["grad_norm_chosen"] == pytest.approx(float(wanted[i, i].sqrt()), rel=1e-5)
         assert row["separate_backward"] == (factor in (0.0, 1e-30) and i in (1, 2))
-
-
-@pytest.mark.parametrize("later", [False, True])
-def test_a_pull_that_vanishes_in_a_loss_that_declared_none_is_lost_alone(later, tmp_path):
-    """Its numbers are null, with the reason, and so in the step that had begun when they arrived; from then on such
-    pairs are looked for. Others are as they were."""
-    model, batch = make_model("llama", torch.float32), make_batch()
-    wanted = gram_of(sequence_logps(model, batch), model)
-    weights = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
-    with Probe(model, tmp_path / "run", certify=False) as probe:
-        for step in range(4):
-            with probe.step(step, batch.ids, learning_rate=1e-3):
-                logps = sequence_logps(model, batch)
-                probe.pairs(logps, vanishing=False)
-                (logps * (weights if step >= later else 1.0)).mean().backward()
-            model.zero_grad()
-    trace = load_trace(tmp_path / "run")
-    pairs, layers = trace.pairs, trace.layers
-    lost = pairs["step"].between(later, later + 1) & (pairs["pair_id"] == batch.ids[1])
-    nulls = ["grad_norm_chosen", "grad_norm_rejected", "grad_inner", "grad_cosine", "case_plain", "band_slack"]
-    nulls += ["predicted_delta_chosen", "predicted_delta_rejected"]
-    assert pairs.loc[lost, nulls].isna().all(axis=None) and pairs.loc[~lost, nulls[:4]].notna().all(axis=None)
-    assert pairs.loc[lost, ["pull_chosen", "pull_rejected", "logp_chosen"]].notna().all(axis=None)
-    for row in pairs[~lost].itertuples():
-        i = batch.ids.index(row.pair_id)
-        scale = float((wanted[i, i] * wanted[i + 3, i + 3]).sqrt())
-        assert abs(row.grad_inner - float(wanted[i, i + 3])) <= 1e-5 * scale
-        assert row.grad_norm_chosen == pytest.approx(float(wanted[i, i].sqrt()), rel=1e-5)
-        assert row.separate_backward == (row.step > later + 1 and i == 1)
-    of_lost = layers["step"].between(later, later + 1) & (layers["pair_id"] == batch.ids[1])
-    assert not of_lost.any() and len(layers) and layers[["grad_norm_chosen", "grad_inner"]].notna().all(axis=None)
-    assert f"in a batch of step {int(later)}" in trace.about.null_gradients
-    assert trace.steps["not_finite"].fillna(0).sum() == 0
-
-
-@pytest.mark.parametrize("how", [{"gram_every": 1}, {"separate": True}, {"certify": True}, {"half": True}], ids=str)
-def test_where_the_device_stops_anyway_no_pair_is_lost(how):
-    half = how.pop("half", False)
-    model, batch = make_model("llama", torch.float16 if half else torch.float32), make_batch()
-    weights = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0]).to(torch.float16 if half else torch.float32)
-    probe = Probe(model, **{"certify": False} | how)
-    with probe.step(0, batch.ids):
-        logps = sequence_logps(model, batch)
-        probe.pairs(logps, vanishing=False)
-        (logps * weights).sum().backward()
-    probe.close()
-    assert probe.rows[1]["separate_backward"] and all("grad_inner" in row for row in probe.rows)
 
 
 def test_errors_of_use_say_what_to_do():

@@ -36,11 +36,11 @@ def test_pulls_equal_the_closed_form(name: str, data: st.DataObject, terms: Term
 
 @pytest.mark.parametrize("name", [row.name for row in OBJECTIVES.values() if not row.vanishing(row.defaults)])
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), terms=all_terms(), reach=st.floats(0.1, 15))
+@given(data=st.data(), terms=all_terms(), reach=st.floats(0.1, 17))
 def test_pulls_that_are_declared_never_to_vanish_do_not(
     name: str, data: st.DataObject, terms: Terms, reach: float
 ) -> None:
-    """In float32, over log-ratios of ±15/β: no pull changes its sign, and no square of one underflows."""
+    """In float32, over log-ratios of ±17/β: no pull changes its sign, and no square of one underflows."""
     hyper = data.draw(hypers(name))
     if OBJECTIVES[name].vanishing(hyper):
         return
@@ -55,9 +55,8 @@ def test_pulls_that_are_declared_never_to_vanish_do_not(
 def test_pulls_may_vanish_unless_that_was_denied() -> None:
     """A new row is asked; of ours these deny it, and shapings that can close do not."""
     denied = {row.name for row in OBJECTIVES.values() if not row.vanishing(row.defaults)}
-    assert denied == {"dpo", "dpop", "kto", "dpo_shift"}
+    assert denied == {"dpo", "dpop", "dpo_shift"}
     assert OBJECTIVES["dpo"].vanishing({**OBJECTIVES["dpo"].defaults, "label_smoothing": 0.1})
-    assert OBJECTIVES["kto"].vanishing({**OBJECTIVES["kto"].defaults, "lambda_l": 0.0})
     gate, steep = (parse_shaping(f"gate-seq:alpha={alpha}") for alpha in (50, 1000))
     assert not gate.shaping.vanishing(gate.options) and steep.shaping.vanishing(steep.options)
 

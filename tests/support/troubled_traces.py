@@ -69,10 +69,9 @@ def rows_needed_a_second_backward(run: Run, past: bool) -> None:
     run.pairs.loc[run.pairs.index[:3], "separate_backward"] = True
 
 
-@trouble("status.null_gradients", "note", threshold=False)
+@trouble("status.lost_rows", "note")
 def a_pull_vanished_unasked(run: Run, past: bool) -> None:
-    run.about["null_gradients"] = "the pull was 0"
-    run.pairs.loc[run.pairs.index[:3], ["grad_norm_chosen", "grad_norm_rejected", "grad_inner"]] = math.nan
+    run.steps.loc[3, "lost_rows"] = 2 if past else 0
 
 
 def skipped(run: Run, rows: int) -> None:

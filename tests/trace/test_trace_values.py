@@ -49,6 +49,34 @@ def test_columns_and_dtypes_are_the_schemas(tmp_path: Path, table: Table, rows: 
     assert len(frame) == rows
 
 
+@each_table
+def test_rows_and_their_columns_give_the_same(tmp_path: Path, table: Table) -> None:
+    rows = sample_rows(table, 7)
+    columns = {name: [row[name] for row in rows] for name in table.names}
+    as_arrays = {c.name: np.array(columns[c.name]) for c in table.columns if c.required and c.type in DTYPES}
+    for number, given in enumerate((columns, columns | as_arrays)):
+        with TraceWriter(tmp_path / str(number), {}) as writer:
+            writer.add_columns(table.name, given)
+        assert as_values(load_trace(tmp_path / str(number)).table(table.name)[list(table.names)]) == rows
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"step": [0, 1], "loss": [0.5]}, "as many values in every column; got step: 2, loss: 1"),
+        ({"step": [0, 1], "loss": 0.5}, "step: 2, loss: no sequence"),
+        ({"step": [0, 1], "lost": [0.5, 0.5]}, r"'lost' does not exist \(in 2 of 2 rows\)"),
+        ({"step": [0, None]}, "'step': wanted a value in every row, got none in row 1"),
+        ({"step": [0, 1], "loss": ["a", 0.5]}, "'loss': wanted float64, got 'a'"),
+        ({"step": np.array([0.5, 1.0])}, "'step': wanted int64, got"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(tmp_path: Path, columns: dict[str, object], complaint: str) -> None:
+    with TraceWriter(tmp_path / "run", {}) as writer, pytest.raises(TraceError, match=complaint):
+        writer.add_columns("steps", columns)  # type: ignore[arg-type]
+    assert not len(load_trace(tmp_path / "run").steps)
+
+
 def test_a_table_is_read_once(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "run", {}) as writer:
         writer.add("pairs", [{"step": 0}])

@@ -12,8 +12,8 @@ from dyn_probe.engine.kinds import embedding, generic, linear, scale
 from dyn_probe.engine.uses import Kind
 
 KINDS: tuple[Kind, ...] = (
-    Kind("linear", linear.claims, linear.check, linear.keep, linear.factors, linear.alike),
+    Kind("linear", linear.claims, linear.check, linear.keep, linear.factors, linear.alike, computes=False),
     Kind("embedding", embedding.claims, embedding.check, embedding.keep, embedding.factors),
-    Kind("scale", scale.claims, scale.check, scale.keep, scale.factors, scale.alike),
+    Kind("scale", scale.claims, scale.check, scale.keep, scale.factors, scale.alike, computes=False),
     Kind("generic", generic.claims, generic.check, generic.keep, generic.factors),
 )

@@ -65,11 +65,12 @@ def check(call: Call) -> bool:
         UnsupportedUse: the module reaches its parameter by another way than its name, so that no copy can replace it.
     """
     _take_arguments(call)
-    trained = {p for n, p in call.module._parameters.items() if n in call.trained}
+    trained = [p for n, p in call.module._parameters.items() if n in call.trained]
     own = {name: p.requires_grad_() for name, p in _own(call).items()}
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # not a checkpoint's
         outputs = _rerun(call, own, [t.detach().clone() for t in call.saved])
-    if trained & graph_behind(*outputs).uses.keys():
+    graph = graph_behind(*outputs)
+    if any(graph.used(parameter) for parameter in trained):
         raise UnsupportedUse(f"{call}: it holds its parameter by a second name")
     return True
 
@@ -90,8 +91,9 @@ def keep(call: Call) -> bool:
                 f"{call}: one row alone gives other outputs than in the batch (rows are mixed, or random numbers are "
                 "drawn), so its per-row gradient is not defined"
             )
-    uses = graph_behind(*call.outputs, until=call.saved).uses  # what the whole graph has beyond these is used elsewhere
-    call.notes["uses"] = {name: uses[call.module._parameters[local]] for local, name in call.use.parameters.items()}
+    graph = graph_behind(*call.outputs, until=call.saved)  # what the whole graph has beyond this is used elsewhere
+    own = call.module._parameters
+    call.notes["uses"] = {name: graph.used(own[local]) for local, name in call.use.parameters.items()}
     return True
 
 

@@ -98,7 +98,7 @@ VERDICTS: dict[str, tuple[Callable[[Trace], list[Verdict]], ...]] = {
         status.not_finite,
         status.precision,
         status.fallbacks,
-        status.null_gradients,
+        status.lost_rows,
         data_read.left_out,
         data_read.tokens,
         status.torn,

@@ -234,17 +234,18 @@ def fallbacks(trace: Trace) -> list[Verdict]:
     )
 
 
-def null_gradients(trace: Trace) -> list[Verdict]:
+def lost_rows(trace: Trace) -> list[Verdict]:
     """Rows whose gradients could not be told from the training's own backward, and were not looked for."""
-    reason = trace.about.null_gradients
-    if not reason:
+    rows = int(np.nansum(numbers(trace.steps, "lost_rows")))
+    if not rows:
         return []
-    rows = int(np.isnan(numbers(trace.pairs, "grad_norm_chosen")).sum())
     return say(
         "note",
-        f"{count(rows, 'pair row')} {'has' if rows == 1 else 'have'} no gradients: {reason}.",
-        "grad_norm_chosen in the table pairs; null_gradients in run.json",
-        Number("null_gradients", "rows without gradients", rows, "rows"),
+        f"{count(rows, 'response')} {'has' if rows == 1 else 'have'} no gradients: the pull was zero, too small to "
+        "divide by or not finite, or differed between the tokens of a response, in a loss that was said to have no "
+        "such pulls (vanishing=False). Once one had been seen, such pairs were looked for.",
+        "lost_rows in the table steps",
+        Number("lost_rows", "responses without gradients", rows, "responses"),
     )
 
 
