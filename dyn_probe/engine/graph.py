@@ -88,5 +88,5 @@ def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
                 stack.append(following)
     for node, count in Counter(used).items():
         leaf = node.variable
-        graph.uses[id(leaf)] = leaf, count + graph.used(leaf)
+        graph.uses[id(leaf)] = leaf, count
     return graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from families import make_batch, make_model
@@ -116,3 +117,20 @@ def test_where_the_device_stops_anyway_no_pair_is_lost(how):
         (logps * pulled(batch, 0.0).to(half)).sum().backward()
     probe.close()
     assert probe.rows[LOST]["separate_backward"] and all("grad_inner" in row for row in probe.rows)
+
+
+def test_a_separate_backward_finds_its_parameters_again(tmp_path):
+    """It may take them in another order than the training's, here since that one has small coefficients."""
+    model, batch = make_model("gpt2", torch.float32), make_batch()
+    with Probe(model, tmp_path / "plain", certify=False) as probe:
+        train(probe, model, batch, [torch.ones(2 * batch.pairs)], "sums")
+    few = torch.full((2 * batch.pairs,), 1e-8)
+    few[LOST] = 0.0
+    with Probe(model, tmp_path / "run", certify=False) as probe, probe.step(0, batch.ids):
+        rows = sequence_logps(model, batch)
+        probe.pairs(rows)
+        (rows * few).mean().backward()
+    plain, found = (load_trace(tmp_path / name).layers for name in ("plain", "run"))
+    assert load_trace(tmp_path / "run").steps["separate_rows"].tolist() == [2] and len(plain) == len(found) > 3
+    numbers = ["grad_norm_chosen", "grad_norm_rejected", "grad_inner"]
+    np.testing.assert_allclose(found[numbers], plain[numbers], rtol=1e-4, atol=1e-4)

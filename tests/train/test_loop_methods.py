@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_runs import BARE, COMPOSED, TRAINED, pulls_seen, run
 
+from dyn_probe import Probe
 from dyn_probe.data.built_in import built_in_model
 from dyn_probe.errors import BadInput
 from dyn_probe.objectives import SHAPINGS
@@ -55,6 +56,29 @@ def test_every_composition_trains(objective, shaping, tmp_path, monkeypatch):
     for column in SHAPINGS[shaping].columns:
         assert trace.pairs[column].notna().all()
     check_rows(trace, seen, "normaliser_chosen" in SHAPINGS[shaping].columns, shaping == "token-mask")
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (dict(objective="dpo"), False),
+        (dict(objective="dpo:label_smoothing=0.1"), True),
+        (dict(objective="slic_hf"), True),
+        (dict(objective="dpo_shift", shaping=("gate-seq",)), False),
+        (dict(objective="dpo", shaping=("gate-seq:alpha=1000",)), True),
+        (dict(objective="dpo", shaping=("adadpo:stable=false",)), True),
+    ],
+)
+def test_a_pull_is_asked_for_where_it_can_vanish(options, asked, tmp_path, monkeypatch):
+    said, pairs = [], Probe.pairs
+
+    def see(*args, vanishing=True, **kwargs):
+        said.append(vanishing)
+        pairs(*args, vanishing=vanishing, **kwargs)
+
+    monkeypatch.setattr(Probe, "pairs", see)
+    run(tmp_path / "run", steps=2, gram_every=0, metric_every=0, split_momentum=False, realised=False, **options)
+    assert said == [asked] * 2
 
 
 def test_wrong_pulls_are_seen(tmp_path, monkeypatch):
