@@ -195,11 +195,10 @@ def pushes_of(
         steps: parameter → ``KnownStep.scalars``.
         coefficients: ``c [2B]``.
     """
-    device, rows = coefficients.device, len(coefficients)
-    scalars = _on_device([steps[name] for name in weighed.entries], device)  # [parameters, 4]
-    entries = (torch.stack(list(weighed.entries.values())) * scalars[:, :1, None]).sum(0)  # [B, 3]
-    zero = torch.zeros(rows, dtype=torch.float64, device=device)
-    along = [torch.stack([weighed.along.get(n, {}).get(d, zero) for n in weighed.entries]) for d in DIRECTIONS]
+    scalars = _on_device([steps[name] for name in weighed.names], coefficients.device)  # [P, 4]
+    entries = (weighed.entries * scalars[:, :1, None]).sum(0)  # [B, 3]
+    none = coefficients.new_zeros(1, len(coefficients), dtype=torch.float64)
+    along = [weighed.along.get(direction, none) for direction in DIRECTIONS]
     past, decay, coupled = (-(products * scalars[:, k + 1, None]).sum(0) for k, products in enumerate(along))
     gram = torch.stack([entries[:, [0, 2]], entries[:, [2, 1]]], 1)  # [B, 2, 2]
     return torch.cat([own_parts(gram, coefficients), past[None], (decay + coupled)[None]])

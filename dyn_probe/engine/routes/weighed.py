@@ -6,7 +6,7 @@ Where a row's gradient of a parameter stands in memory anyway, a slice at a time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,23 +36,21 @@ class Weighed:
     """What one backward gave, on its device in float64, of bare log-probabilities.
 
     Args:
-        entries: parameter → ``[B, 3]``: ``⟨g_w, P g_w⟩``, ``⟨g_l, P g_l⟩``, ``⟨g_w, P g_l⟩``.
-        along: parameter → direction → ``[2B]`` ``⟨g_i, D⟩``.
+        names: the ``P`` parameters.
+        entries: ``[P, B, 3]``: ``⟨g_w, P g_w⟩``, ``⟨g_l, P g_l⟩``, ``⟨g_w, P g_l⟩``.
+        along: direction → ``[P, 2B]`` ``⟨g_i, D⟩``, 0 of parameters that do not have it.
     """
 
-    entries: Mapping[str, Tensor]
-    along: Mapping[str, Mapping[str, Tensor]]
+    names: Sequence[str]
+    entries: Tensor
+    along: Mapping[str, Tensor]
 
     def where(self, pairs: Tensor, other: Weighed) -> Weighed:
-        """This one's numbers for ``pairs [B]``, the other's for the rest."""
+        """This one's numbers for ``pairs [B]``, the other's for the rest; of the same parameters and directions."""
+        order = [self.names.index(name) for name in other.names]
         rows = pairs.repeat(2)
-        return Weighed(
-            {name: torch.where(pairs[:, None], found, other.entries[name]) for name, found in self.entries.items()},
-            {
-                name: {d: torch.where(rows, found, other.along[name][d]) for d, found in directions.items()}
-                for name, directions in self.along.items()
-            },
-        )
+        along = {d: torch.where(rows, self.along[d][order], found) for d, found in other.along.items()}
+        return Weighed(other.names, torch.where(pairs[:, None], self.entries[order], other.entries), along)
 
 
 class Weighing:
@@ -132,14 +130,29 @@ class Weighing:
         Args:
             inverse: ``[2B]`` by which each row is to be multiplied; None for 1.
         """
-        found = {n: torch.stack([g[:, 0, 0], g[:, 1, 1], g[:, 0, 1]], 1) for n, g in self._grams.items()}
-        along = self._along
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for name in self._grams:
+            alike.setdefault(self._directions.get(name, ()), []).append(name)
+        names = [name for some in alike.values() for name in some]
+        grams = torch.stack([self._grams[name] for name in names])
+        entries = torch.cat([grams.diagonal(dim1=2, dim2=3), grams[..., 0, 1:]], -1)
+        along = {d: self._along_all(d, alike) for d in dict.fromkeys(d for some in alike for d in some)}
         if inverse is not None:
             chosen, rejected = inverse.chunk(2)
-            of_pairs = torch.stack([chosen * chosen, rejected * rejected, chosen * rejected], 1)
-            found = {n: g * of_pairs for n, g in found.items()}
-            along = {n: values * inverse for n, values in along.items()}
-        return Weighed(found, {n: dict(zip(self._directions[n], v.unbind(0), strict=True)) for n, v in along.items()})
+            entries = entries * torch.stack([chosen * chosen, rejected * rejected, chosen * rejected], 1)
+            along = {d: values * inverse for d, values in along.items()}
+        return Weighed(names, entries, along)
+
+    def _along_all(self, direction: str, alike: Mapping[tuple[str, ...], Sequence[str]]) -> Tensor:
+        """``[P, 2B]`` of one direction, the parameters by the directions that they have."""
+        parts = []
+        for directions, names in alike.items():
+            if direction in directions:
+                place = directions.index(direction)
+                parts.append(torch.stack([self._along[name] for name in names])[:, place])
+            else:
+                parts.append(self._grams[names[0]].new_zeros(len(names), 2 * self.pairs))
+        return torch.cat(parts)
 
     def _add(self, name: str, found: Tensor) -> None:
         """Products ``[B, 2, 2]`` of pairs, or ``[1, 2B, 2B]`` of all rows."""
