@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -124,9 +125,17 @@ def stored_decay(rate: Scalar, data: StepData) -> Scalar:
     if data.group.get("fused") and device == "cuda":
         return exact(rate)
     own = kind == torch.float64 or (data.group.get("foreach") and device == "cpu")
-    factor = 1 - rate if isinstance(rate, Tensor) else torch.tensor(1 - rate, dtype=torch.float64)
-    decay = 1 - factor.to(kind if own else torch.float32).double()
+    stored = kind if own else torch.float32
+    if not isinstance(rate, Tensor):
+        return _stored(rate, stored)
+    decay = 1 - (1 - rate).to(stored).double()
     return decay.item() if decay.device.type == "cpu" else decay
+
+
+@lru_cache(maxsize=64)
+def _stored(rate: float, kind: torch.dtype) -> float:
+    """The same of a number: a model's parameters have few rates, and every one of them is asked in every step."""
+    return (1 - torch.tensor(1 - rate, dtype=torch.float64).to(kind).double()).item()
 
 
 def either_decay(data: StepData, direct: Scalar, metric: Metric, momentum: Momentum, stores: Stores) -> AppliedStep:

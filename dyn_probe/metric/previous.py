@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from dyn_probe.engine.fetching import fetching
 from dyn_probe.engine.routes.weighed import Weighed
 from dyn_probe.engine.shield import Shield
-from dyn_probe.engine.uses import trained_parameters
 from dyn_probe.errors import BadInput
 from dyn_probe.metric.applied import AppliedStep, RankOne, Scalar, wide
 from dyn_probe.metric.clip_factor import Compared
@@ -108,14 +107,14 @@ class _Waiting:
 
 
 class PreviousPushes:
-    """Follows one optimizer of one model for pushes in its last step's metric; ``close`` when the training is over.
+    """Follows one optimizer for pushes in its last step's metric; ``close`` when the training is over.
 
     Raises:
         BadInput: the optimizer's coming step is not known before its gradient is.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Any, shield: Shield | None = None) -> None:
-        self.model, self.optimizer = model, optimizer
+    def __init__(self, optimizer: Any, shield: Shield | None = None) -> None:
+        self.optimizer = optimizer
         check_coming(optimizer)
         self._steps: dict[str, tuple[Scalar, Scalar, Scalar, Scalar]] = {}
         self._last: dict[str, KnownStep] = {}
@@ -123,9 +122,9 @@ class PreviousPushes:
         self._reader = StepReader(optimizer, begins=self._begins, wanted=lambda: bool(self._waiting), shield=shield)
         self._reader.__enter__()
 
-    def before_backward(self) -> Callable[[str], KnownStep]:
+    def before_backward(self, trained: Mapping[str, nn.Parameter]) -> Callable[[str], KnownStep]:
         """Asked use by use in the coming backward: what is known of a parameter."""
-        trained, steps, last = trained_parameters(self.model), self._steps, self._last
+        steps, last = self._steps, self._last
         steps.clear()
         last.clear()
 

@@ -213,8 +213,9 @@ def _standing(optimizer: Any, parameter: Tensor) -> tuple[Family, StepData]:
     if family is None:
         raise UnsupportedUse(reason)
     for group in inner.param_groups:
-        if any(parameter is own for own in group["params"]):
-            return family, StepData(inner, parameter, group, inner.state.get(parameter, {}))
+        for own in group["params"]:
+            if own is parameter:
+                return family, StepData(inner, parameter, group, inner.state.get(parameter, {}))
     raise UnsupportedUse("the parameter is in none of the optimizer's groups")
 
 

@@ -77,9 +77,9 @@ class BatchInProgress:
         """Around the forward and backward; see ``Probe.step``. Of a batch that is neither recorded nor measured, only
         what follows the optimizer's step is kept: no product is computed."""
         full, hold = self.schedule.full_gram(step), self.following.holds(step)
-        knows = self.following.knows(step) if self.armed else None
         products = self.armed or measure or not self.check.done
         self.survey.renew()
+        knows = self.following.knows(step, self.survey.trained) if self.armed else None
         unused = all(p.grad is None for p in self.survey.trained.values())
         self.made = False
         hidden = None if responses is None else HeadInputs(responses, segments)

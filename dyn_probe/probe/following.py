@@ -111,7 +111,7 @@ class Following:
         averaged = averaged_over(model) if averaged is None else averaged
         wanted = bool(schedule.metric_every or split or update) or (schedule.gram_every > 0 and in_parts)
         self._watch = StepWatch(model, optimizer, split, averaged, shield) if wanted else None
-        self._previous = PreviousPushes(model, optimizer, shield) if metric == "previous" else None
+        self._previous = PreviousPushes(optimizer, shield) if metric == "previous" else None
 
     @property
     def of_changes(self) -> bool:
@@ -148,11 +148,11 @@ class Following:
         if changes and not self._watch.hooked:
             self._watch.begin()
 
-    def knows(self, step: int) -> Knows | None:
-        """What is known of the parameters before the backward of this step, where pushes are taken of it."""
+    def knows(self, step: int, trained: Mapping[str, nn.Parameter]) -> Knows | None:
+        """What is known of the ``trained`` parameters before this step's backward, where pushes are taken of it."""
         if self._previous is None or not self.schedule.records(step) or self.schedule.takes_apart(step):
             return None
-        return self._previous.before_backward()
+        return self._previous.before_backward(trained)
 
     def expect_known(self, step: int, ids: Sequence[str], recording: Recording) -> None:
         """Have the optimizer's beginning write a batch's pushes in the last step's metric, where they were taken."""
