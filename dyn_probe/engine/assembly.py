@@ -22,6 +22,8 @@ from dyn_probe.errors import UnsupportedUse
 SAFE = (1e-6, 1e6)
 """Row coefficients in this range are divided out of the answers; outside it, out of the gradients themselves, so that
 products of small numbers do not underflow."""
+SMALL = 1 << 20
+"""Numbers of a parameter's gradients of all rows up to which they are kept to be reduced together with others."""
 UNEQUAL = 1e-5
 """A row's tokens have one coefficient if they differ by no more than this share of it."""
 
@@ -146,6 +148,10 @@ class Assembly:
         """The same, with what is known of the parameter."""
         if self._expected[name] > 1:
             self._combine(name, factor)
+        elif type(factor) is Vector and factor.grads.numel() <= SMALL:
+            self._wait([name], factor.grads.unsqueeze(1))
+            weighing.wait(name, factor)
+            return False
         elif type(factor) is Outer and len(factor.inputs) == factor.rows:
             totals = self._totals if self._early is None else None
             answers, total = weighing.in_one_pass(name, factor, totals is not None)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dyn_probe.engine.arithmetic import dots, matmul32
-from dyn_probe.engine.factors import ALL, Factor, Outer
+from dyn_probe.engine.factors import ALL, Factor, Outer, Vector
 from dyn_probe.engine.products import cross, gram, may_fuse
 from dyn_probe.engine.routes.blocks import blocks_and_sum
 
@@ -67,6 +67,7 @@ class Weighing:
         self._grams: dict[str, Tensor] = {}
         self._along: dict[str, Tensor] = {}
         self._directions: dict[str, tuple[str, ...]] = {}
+        self._waiting: dict[tuple[int, bool, tuple[str, ...]], list[tuple[str, Tensor, list[Tensor]]]] = {}
 
     def in_one_pass(self, name: str, factor: Outer, sum_up: bool) -> tuple[Tensor, Tensor | None]:
         """A parameter's only use: its plain products ``[G, n, n]`` and, if wanted, the sum of its rows."""
@@ -118,6 +119,31 @@ class Weighing:
         if directions:
             self._add_along(name, directions, torch.stack([factor.along(d) for d in directions.values()]).double())
 
+    def wait(self, name: str, factor: Vector) -> None:
+        """A small gradient ``[2B, n]``: all of one size are reduced together. What is known of the parameter is copied,
+        since it may have changed in place by then."""
+        metric, directions = self.knows(name).of(ALL)
+        known = [*directions.values()] if metric is None else [metric, *directions.values()]
+        copies = [one.flatten().to(torch.float64, copy=True) for one in known]
+        key = (factor.grads.shape[1], metric is None, tuple(directions))
+        self._waiting.setdefault(key, []).append((name, factor.grads, copies))
+
+    def _reduce(self) -> None:
+        """Those that wait: ``k`` of one size as ``k`` times as many pairs."""
+        for (_, plain, directions), waiting in self._waiting.items():
+            rows = torch.stack([grads for _, grads, _ in waiting], 1).double()  # [2B, k, n]
+            known = [torch.stack(some) for some in zip(*(copies for _, _, copies in waiting), strict=True)]  # [k, n]
+            pairs = rows.unflatten(0, (2, self.pairs))
+            weighed = pairs if plain else pairs * known.pop(0)
+            flat = pairs.flatten(1, 2)
+            found = dots(flat if plain else weighed.flatten(1, 2), flat).unflatten(0, (self.pairs, -1))  # [B, k, 2, 2]
+            along = torch.stack([(rows * direction).sum(-1) for direction in known]) if known else None  # [D, 2B, k]
+            for k, (name, _, _) in enumerate(waiting):
+                self._add(name, found[:, k])
+                if along is not None:
+                    self._add_along(name, directions, along[..., k])
+        self._waiting = {}
+
     def meet(self, name: str, earlier: Factor, factor: Factor) -> None:
         """Two uses of one parameter: what their rows have in common."""
         metric, _ = self.knows(name).of(ALL)
@@ -130,6 +156,7 @@ class Weighing:
         Args:
             inverse: ``[2B]`` by which each row is to be multiplied; None for 1.
         """
+        self._reduce()
         alike: dict[tuple[str, ...], list[str]] = {}
         for name in self._grams:
             alike.setdefault(self._directions.get(name, ()), []).append(name)
