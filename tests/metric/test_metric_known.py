@@ -294,3 +294,19 @@ def test_a_gpu_does_not_thin_what_is_asked_of_every_step():
     assert AttachOptions(metric="previous").on("cuda", 1).every == 1
     assert AttachOptions().on("cuda", 1).every == "auto"
     assert RunConfig(model="other", metric="previous").with_model_defaults(True).every == 1
+
+
+def test_numbers_of_two_backwards_are_put_together_by_name() -> None:
+    one, other = (
+        weighed.Weighed(names, torch.rand(2, 3, 3), {"momentum": torch.rand(2, 6)})
+        for names in (["a", "b"], ["b", "a"])
+    )
+    chosen = torch.tensor([True, False, True])
+    found = one.where(chosen, other)
+    for name in found.names:
+        k, i, j = (each.names.index(name) for each in (found, one, other))
+        assert torch.equal(found.entries[k, chosen], one.entries[i, chosen])
+        assert torch.equal(found.entries[k, ~chosen], other.entries[j, ~chosen])
+        rows = chosen.repeat(2)
+        assert torch.equal(found.along["momentum"][k, rows], one.along["momentum"][i, rows])
+        assert torch.equal(found.along["momentum"][k, ~rows], other.along["momentum"][j, ~rows])
