@@ -50,43 +50,45 @@ LEAF, FUNCTION, PLAIN, ASKED = range(4)
 """What the walk does at a node: count the use of a leaf, see whether it is a tap, go on, or ask for its types."""
 
 
-class _Flavours(dict[type, int]):
-    """By the type of the node: thousands of nodes are asked in every recorded step, of a few dozen types."""
+class _Kinds(dict[type, int]):
+    """By the type of the node: thousands of nodes are asked in every recorded step, of a few dozen types. Those of
+    Python functions, which may be made anew all the time, are not kept."""
 
     def __missing__(self, kind: type) -> int:
+        if issubclass(kind, BackwardCFunction):
+            return FUNCTION
         name = kind.__name__
-        found = LEAF if name == "AccumulateGrad" else PLAIN if name in AS_GIVEN else ASKED
-        self[kind] = FUNCTION if issubclass(kind, BackwardCFunction) else found
+        self[kind] = LEAF if name == "AccumulateGrad" else PLAIN if name in AS_GIVEN else ASKED
         return self[kind]
 
 
-_FLAVOURS = _Flavours()
+_KINDS = _Kinds()
 
 
 def graph_behind(*roots: Tensor, until: Iterable[Tensor] = ()) -> Graph:
     """Walk the autograd graph behind ``roots``, and no further than the tensors ``until``."""
     seen: set[Any] = {tensor.grad_fn for tensor in until} | {None}
     graph, used = Graph(), []
-    stack: list[Any] = [root.grad_fn for root in roots if root.grad_fn not in seen]
+    stack: list[Any] = list({root.grad_fn for root in roots} - seen)  # outputs of one node are one root
     seen.update(stack)
     while stack:
         node = stack.pop()
-        flavour = _FLAVOURS[type(node)]
-        if flavour == FUNCTION and isinstance(call := getattr(node, "call", None), Call):
+        kind = _KINDS[type(node)]
+        if kind == FUNCTION and isinstance(call := getattr(node, "call", None), Call):
             graph.calls.add(call)  # a tap, which gives what its module gave
-        elif flavour != PLAIN:
+        elif kind != PLAIN:
             graph.dtypes.update([output.dtype for output in node._input_metadata])
             if "CheckpointFunction" in type(node).__name__:
                 graph.checkpoints.append(node)
         for following, _ in node.next_functions:
             if following is None:
                 continue
-            if _FLAVOURS[type(following)] == LEAF:
+            if _KINDS[type(following)] == LEAF:
                 used.append(following)
             elif following not in seen:
                 seen.add(following)
                 stack.append(following)
     for node, count in Counter(used).items():
         leaf = node.variable
-        graph.uses[id(leaf)] = leaf, count
+        graph.uses[id(leaf)] = leaf, count + graph.used(leaf)
     return graph

@@ -174,10 +174,10 @@ class Probe(Recorder):
                 not together with ``update`` or pushes.
             mask: ``[2B, L]`` response tokens, with ``logps [2B, L]``. Pulls and predictions are null for pairs whose
                 loss weights the tokens of one response differently.
-            alone: whether the loss has no other rows than these pairs' (responses without a partner).
+            alone: whether the loss has no other rows than these pairs'.
             vanishing: whether a pull of this loss can be 0, or differ between a response's tokens: such pairs are then
-                looked for (one read in a step) and measured separately. With False they have no gradients, but where a
-                step reads anyway (self-check, full Gram, pushes, float16) or one was lost before.
+                looked for (one read in a step) and measured separately. With False they have no gradients, except where
+                a step reads anyway (self-check, full Gram, float16, pushes as applied) or after one was lost.
             columns: ``[B]`` further columns of the ``pairs`` table (``gate``, ``rho``, …).
         """
         given: dict[str, Any] = {"reference": reference, "lengths": lengths, "losses": losses, "scale": loss_scale}
@@ -201,7 +201,8 @@ class Probe(Recorder):
         Args:
             given: as for ``pairs``.
 
-        Returns: ``(‖g_w‖, ‖g_l‖)``, ``[B]`` each.
+        Returns:
+            ``(‖g_w‖, ‖g_l‖)``, ``[B]`` each.
         """
         if not self.recording:
             raise BadInput("probe.measure belongs inside probe.step(..., measure=True)")

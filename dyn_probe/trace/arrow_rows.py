@@ -126,12 +126,19 @@ def batch_of_columns(
     Args:
         columns: name → a value per row.
     """
-    sizes = {name: len(values) if hasattr(values, "__len__") else None for name, values in columns.items()}
+    sizes = {name: _size(values) for name, values in columns.items()}
     if len(set(sizes.values())) > 1 or None in sizes.values():
         found = ", ".join(f"{name}: {'no sequence' if size is None else size}" for name, size in sizes.items())
         raise TraceError(f"table {table.name!r} wants as many values in every column; got {found}")
     count = next(iter(sizes.values()), 0) or 0
     return _batch(table, columns, count, fill, _misnamed(table, [dict.fromkeys(columns)] * max(1, count)))
+
+
+def _size(values: Any) -> int | None:
+    try:
+        return len(values)
+    except TypeError:  # one number, or a generator
+        return None
 
 
 def _batch(

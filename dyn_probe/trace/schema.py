@@ -74,7 +74,7 @@ PAIRS = Table(
             "grad_norm_chosen",
             GRAD,
             "‖g_w‖, g_w = ∇a over all trained parameters; null, as all that follows from it, where the pull vanished "
-            "and nobody had said that it could (lost_rows in the table steps)",
+            "in a loss declared to have no such pulls (lost_rows in the table steps)",
         ),
         real("grad_norm_rejected", GRAD, "‖g_l‖, g_l = ∇b over all trained parameters"),
         real("grad_inner", INNER, "⟨g_w, g_l⟩"),

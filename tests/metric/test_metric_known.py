@@ -17,6 +17,7 @@ from tiny_runs import run
 
 from dyn_probe import BadInput, Probe, RunConfig, load_trace, sequence_logps
 from dyn_probe.attach.attach_options import AttachOptions
+from dyn_probe.engine.factors import Vector
 from dyn_probe.engine.kernels import pair_kernel
 from dyn_probe.engine.routes import blocks, weighed
 from dyn_probe.metric import previous
@@ -297,16 +298,82 @@ def test_a_gpu_does_not_thin_what_is_asked_of_every_step():
 
 
 def test_numbers_of_two_backwards_are_put_together_by_name() -> None:
-    one, other = (
-        weighed.Weighed(names, torch.rand(2, 3, 3), {"momentum": torch.rand(2, 6)})
-        for names in (["a", "b"], ["b", "a"])
-    )
+    """The training's reaches more parameters where its loss has other terms."""
+    directions = ({"momentum": torch.rand(2, 6)}, {"momentum": torch.rand(3, 6), "weights": torch.rand(3, 6)})
+    apart = weighed.Weighed(["a", "b"], torch.rand(2, 3, 3), directions[0])
+    training = weighed.Weighed(["b", "more", "a"], torch.rand(3, 3, 3), directions[1])
     chosen = torch.tensor([True, False, True])
-    found = one.where(chosen, other)
+    rows = chosen.repeat(2)
+    found = apart.where(chosen, training)
+    assert found.names == ["a", "b"] and found.along.keys() == {"momentum"}
     for name in found.names:
-        k, i, j = (each.names.index(name) for each in (found, one, other))
-        assert torch.equal(found.entries[k, chosen], one.entries[i, chosen])
-        assert torch.equal(found.entries[k, ~chosen], other.entries[j, ~chosen])
-        rows = chosen.repeat(2)
-        assert torch.equal(found.along["momentum"][k, rows], one.along["momentum"][i, rows])
-        assert torch.equal(found.along["momentum"][k, ~rows], other.along["momentum"][j, ~rows])
+        k, i, j = (each.names.index(name) for each in (found, apart, training))
+        assert torch.equal(found.entries[k, chosen], apart.entries[i, chosen])
+        assert torch.equal(found.entries[k, ~chosen], training.entries[j, ~chosen])
+        assert torch.equal(found.along["momentum"][k, rows], apart.along["momentum"][i, rows])
+        assert torch.equal(found.along["momentum"][k, ~rows], training.along["momentum"][j, ~rows])
+
+
+class WithHead(torch.nn.Module):
+    """Another head, which another term of the loss reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.head = make_model("llama"), torch.nn.Linear(8, 8).float()
+        self.config = self.model.config
+
+    def forward(self, *args, **kwargs):
+        found = self.model(*args, **kwargs)
+        self.seen = self.head(found.logits[..., :8].detach().float())
+        return found
+
+
+@pytest.mark.parametrize("pull", [0.0, 1.0])
+def test_parameters_of_another_term_have_no_part_in_pushes(pull, tmp_path) -> None:
+    """A separate backward, of the pair without a pull, does not reach them."""
+    model, batch = WithHead(), make_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    weights = torch.ones(2 * batch.pairs)
+    weights[1] = pull
+    with Probe(model, tmp_path / "run", optimizer=optimizer, metric="previous", certify=False) as probe:
+        for step in range(2):
+            with probe.step(step, batch.ids):
+                rows = sequence_logps(model, batch)
+                probe.pairs(rows)
+                ((rows * weights).mean() + model.seen.square().mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    trace = load_trace(tmp_path / "run")
+    assert len(trace.pushes) == 2 * 2 * batch.pairs and trace.pushes[PARTS].notna().all(axis=None)
+    assert trace.pairs["separate_backward"].sum() == (2 if pull == 0 else 0)
+
+
+class Changing:
+    """What is known of a parameter, in memory that changes in place."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.metric, self.momentum = (torch.rand(5, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def of(self, entries: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.metric[entries], {"momentum": self.momentum[entries]}
+
+
+@pytest.mark.parametrize("limit", [0, 30, 1 << 22])
+def test_small_gradients_are_weighed_together_as_they_are_alone(limit, monkeypatch) -> None:
+    """Whatever becomes of the optimizer's state afterwards, and however many wait."""
+    monkeypatch.setattr(weighed, "WAITING", limit)
+    generator = torch.Generator().manual_seed(0)
+    known = {name: Changing(generator) for name in "abc"}
+    factors = {name: Vector(torch.rand(4, 5, generator=generator, dtype=torch.float64)) for name in known}
+    waits, alone = (weighed.Weighing(known.__getitem__, 2, 2) for _ in range(2))
+    for name, factor in factors.items():
+        alone.use(name, factor)
+        waits.wait(name, factor)
+    wanted = alone.finish(None)
+    for one in known.values():
+        one.metric.zero_()
+        one.momentum.zero_()
+    found = waits.finish(None)
+    order = [found.names.index(name) for name in wanted.names]
+    torch.testing.assert_close(found.entries[order], wanted.entries, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.along["momentum"][order], wanted.along["momentum"], rtol=1e-12, atol=0)

@@ -65,6 +65,7 @@ def test_rows_and_their_columns_give_the_same(tmp_path: Path, table: Table) -> N
     [
         ({"step": [0, 1], "loss": [0.5]}, "as many values in every column; got step: 2, loss: 1"),
         ({"step": [0, 1], "loss": 0.5}, "step: 2, loss: no sequence"),
+        ({"step": np.array(3)}, "step: no sequence"),
         ({"step": [0, 1], "lost": [0.5, 0.5]}, r"'lost' does not exist \(in 2 of 2 rows\)"),
         ({"step": [0, None]}, "'step': wanted a value in every row, got none in row 1"),
         ({"step": [0, 1], "loss": ["a", 0.5]}, "'loss': wanted float64, got 'a'"),

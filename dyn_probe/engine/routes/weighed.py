@@ -18,6 +18,9 @@ from dyn_probe.engine.factors import ALL, Factor, Outer, Vector
 from dyn_probe.engine.products import cross, gram, may_fuse
 from dyn_probe.engine.routes.blocks import blocks_and_sum
 
+WAITING = 1 << 22
+"""Numbers of small gradients from which on they wait no longer."""
+
 
 class Known(Protocol):
     """What is known of one parameter before the backward."""
@@ -46,11 +49,13 @@ class Weighed:
     along: Mapping[str, Tensor]
 
     def where(self, pairs: Tensor, other: Weighed) -> Weighed:
-        """This one's numbers for ``pairs [B]``, the other's for the rest; of the same parameters and directions."""
-        order = [self.names.index(name) for name in other.names]
+        """This one's numbers for ``pairs [B]``, the other's for the rest; the other may have more parameters and
+        directions, which these pairs do not reach."""
+        places = {name: place for place, name in enumerate(other.names)}
+        order = torch.tensor([places[name] for name in self.names], device=self.entries.device)
         rows = pairs.repeat(2)
-        along = {d: torch.where(rows, self.along[d][order], found) for d, found in other.along.items()}
-        return Weighed(other.names, torch.where(pairs[:, None], self.entries[order], other.entries), along)
+        along = {d: torch.where(rows, found, other.along[d][order]) for d, found in self.along.items()}
+        return Weighed(self.names, torch.where(pairs[:, None], self.entries, other.entries[order]), along)
 
 
 class Weighing:
@@ -68,6 +73,7 @@ class Weighing:
         self._along: dict[str, Tensor] = {}
         self._directions: dict[str, tuple[str, ...]] = {}
         self._waiting: dict[tuple[int, bool, tuple[str, ...]], list[tuple[str, Tensor, list[Tensor]]]] = {}
+        self._numbers = 0
 
     def in_one_pass(self, name: str, factor: Outer, sum_up: bool) -> tuple[Tensor, Tensor | None]:
         """A parameter's only use: its plain products ``[G, n, n]`` and, if wanted, the sum of its rows."""
@@ -127,6 +133,9 @@ class Weighing:
         copies = [one.flatten().to(torch.float64, copy=True) for one in known]
         key = (factor.grads.shape[1], metric is None, tuple(directions))
         self._waiting.setdefault(key, []).append((name, factor.grads, copies))
+        self._numbers += factor.grads.numel()
+        if self._numbers > WAITING:
+            self._reduce()
 
     def _reduce(self) -> None:
         """Those that wait: ``k`` of one size as ``k`` times as many pairs."""
@@ -142,7 +151,7 @@ class Weighing:
                 self._add(name, found[:, k])
                 if along is not None:
                     self._add_along(name, directions, along[..., k])
-        self._waiting = {}
+        self._waiting, self._numbers = {}, 0
 
     def meet(self, name: str, earlier: Factor, factor: Factor) -> None:
         """Two uses of one parameter: what their rows have in common."""

@@ -241,11 +241,11 @@ def lost_rows(trace: Trace) -> list[Verdict]:
         return []
     return say(
         "note",
-        f"{count(rows, 'response')} {'has' if rows == 1 else 'have'} no gradients: the pull was zero, too small to "
-        "divide by or not finite, or differed between the tokens of a response, in a loss that was said to have no "
-        "such pulls (vanishing=False). Once one had been seen, such pairs were looked for.",
-        "lost_rows in the table steps",
-        Number("lost_rows", "responses without gradients", rows, "responses"),
+        f"{count(rows // 2, 'pair row')} without gradients: a pull of the pair was zero, too small to divide by or not "
+        "finite, or differed between the tokens of a response, in a loss that was said to have no such pulls "
+        "(vanishing=False). Once one had been seen, such pairs were looked for.",
+        "half of lost_rows in the table steps",
+        Number("lost_pairs", "pair rows without gradients", rows / 2, "rows"),
     )
 
 
