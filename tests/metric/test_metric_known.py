@@ -319,12 +319,12 @@ class WithHead(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model, self.head = make_model("llama"), torch.nn.Linear(8, 8).float()
+        self.model, self.head = make_model("llama"), torch.nn.Linear(8, 8).double()
         self.config = self.model.config
 
     def forward(self, *args, **kwargs):
         found = self.model(*args, **kwargs)
-        self.seen = self.head(found.logits[..., :8].detach().float())
+        self.seen = self.head(found.logits[..., :8].detach())
         return found
 
 
