@@ -44,8 +44,8 @@ class Probe(Recorder):
             recorded step that is not taken apart; with ``optimizer``, in one process.
         split_momentum: also tell all chosen from all rejected pushes of the present and past steps: every step is held
             then, and two more buffers of the model's size are kept.
-        layers, certify: also write the ``layers`` table; on the first recorded step, recompute one pair by plain
-            autograd and stop if it disagrees.
+        layers: also write the ``layers`` table.
+        certify: on the first recorded step, hold one pair against plain autograd and stop if it disagrees.
         tolerance: largest relative error of that check (default: by dtype, ``certificate.TOLERANCES``).
         separate: always measure in a separate backward pass: for losses that also reach the model in other ways.
         update: also record ``update_delta_*``, the first-order change under the optimizer's real step, at every
@@ -167,8 +167,7 @@ class Probe(Recorder):
                 (``[rows, L]`` where rows are packed), at the last ``L`` positions.
             reference, lengths: ``[2B]`` reference log-probabilities; response lengths in tokens.
             losses: ``[B]`` loss of each pair.
-            loss_scale: factor between the loss that is backpropagated and the mean over the ``B`` pairs
-                (``1 / accumulation steps``, a gradient scaler's scale).
+            loss_scale: backpropagated loss by the mean over the ``B`` pairs (``1 / accumulation steps``, a scaler's scale).
             predict: write cases and predicted changes. False where ``logps`` are other rows than the responses' own
                 log-probabilities, say masked ones (give those as columns ``logp_chosen``, ``logp_rejected`` then);
                 not together with ``update`` or pushes.

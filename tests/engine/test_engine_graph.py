@@ -70,5 +70,5 @@ def test_a_module_with_two_outputs_of_one_node_is_exact():
 
 
 def test_a_second_use_of_its_parameter_is_refused():
-    with pytest.raises(UnsupportedUse, match="fused.gain: used 2 times, 1 of them through its own module"):
+    with pytest.raises(UnsupportedUse, match=r"fused\.gain: used 2 times, 1 of them through its own module"):
         pair_gradients(TwoOutputsAndOutside(), make_batch())
