@@ -167,7 +167,7 @@ class Probe(Recorder):
                 (``[rows, L]`` where rows are packed), at the last ``L`` positions.
             reference, lengths: ``[2B]`` reference log-probabilities; response lengths in tokens.
             losses: ``[B]`` loss of each pair.
-            loss_scale: backpropagated loss by the mean over the ``B`` pairs (``1 / accumulation steps``, a scaler's scale).
+            loss_scale: backpropagated loss by the mean over the ``B`` pairs (1 / accumulation steps, a scaler's scale).
             predict: write cases and predicted changes. False where ``logps`` are other rows than the responses' own
                 log-probabilities, say masked ones (give those as columns ``logp_chosen``, ``logp_rejected`` then);
                 not together with ``update`` or pushes.
